@@ -1,0 +1,101 @@
+"""Every error this library raises on purpose.
+
+    DLPError
+    ├── InvalidRequest        400  a field of a request is wrong; `param` names it
+    │   └── PromptTooLong     400  prompt and max_tokens do not fit the context window
+    ├── UnknownModel          404  no model, adapter or bank of that name
+    ├── AdapterRefused        422  an adapter cannot be served exactly
+    │   └── DigestMismatch    422  bytes differ from what the bank manifest promises
+    ├── BankError             422  a bank manifest or its router is malformed or inconsistent
+    ├── Conflict              409  somebody else moved the pointer first
+    ├── EngineFull            429  the queue is at its limit; `retry_after` says when to come back
+    ├── EngineFailed          503  the generation loop stopped; the replica is replaced
+    ├── AdapterUnavailable    503  an adapter could not be fetched now; retrying may help
+    ├── StoreUnavailable      503  the object store did not answer
+    │   └── NotFound          404  the object is not there
+    └── DeadlineExceeded      504  the request ran out of time
+
+Each message names the thing (adapter, field, object), the limit and the next action. Errors cross
+process borders, so each one survives pickling: subclasses keep this constructor.
+"""
+
+from __future__ import annotations
+
+
+class DLPError(Exception):
+    """Base of the tree. `code` is the machine-readable name sent to clients, `status` the HTTP status."""
+
+    status = 500
+    code = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.retry_after = retry_after
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0])
+
+
+class InvalidRequest(DLPError):
+    status = 400
+    code = "invalid_value"
+
+
+class PromptTooLong(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class UnknownModel(DLPError):
+    status = 404
+    code = "model_not_found"
+
+
+class AdapterRefused(DLPError):
+    status = 422
+    code = "adapter_refused"
+
+
+class DigestMismatch(AdapterRefused):
+    code = "digest_mismatch"
+
+
+class BankError(DLPError):
+    status = 422
+    code = "bank_invalid"
+
+
+class Conflict(DLPError):
+    status = 409
+    code = "conflict"
+
+
+class EngineFull(DLPError):
+    status = 429
+    code = "queue_full"
+
+
+class EngineFailed(DLPError):
+    status = 503
+    code = "engine_failed"
+
+
+class AdapterUnavailable(DLPError):
+    status = 503
+    code = "adapter_unavailable"
+
+
+class StoreUnavailable(DLPError):
+    status = 503
+    code = "store_unavailable"
+
+
+class NotFound(StoreUnavailable):
+    status = 404
+    code = "object_not_found"
+
+
+class DeadlineExceeded(DLPError):
+    status = 504
+    code = "deadline_exceeded"

@@ -1,0 +1,109 @@
+"""A mix says which adapters serve a span of text and how much of each. No torch here.
+
+Top-p (DLP-LoRA, arXiv 2410.01497, section 3): sort the router's probabilities downwards, keep the
+smallest prefix whose sum reaches p, weigh what was kept by its renormalised probability.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from dlp_core.errors import InvalidRequest
+
+MAX_WEIGHT = 16.0
+"""Largest |weight| accepted in an explicit mix: beyond it a LoRA delta only destroys the output."""
+
+WeightRule = Literal["renormalise", "softmax"]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedAdapter:
+    """One adapter of a mix. `weight` multiplies the adapter's own scaling (alpha/r); it does not replace it."""
+
+    name: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Adapters and weights of one span, heaviest first. The empty mix is the plain backbone.
+
+    Picklable and hashable: it is sent by value from the ingress to the backbone.
+    """
+
+    adapters: tuple[WeightedAdapter, ...] = ()
+
+    @classmethod
+    def of(cls, weights: Mapping[str, float] | Iterable[tuple[str, float]]) -> Mix:
+        """Builds a mix from name -> weight. Zero weights are dropped, order is by falling |weight|, then as given.
+
+        Raises InvalidRequest if a weight is not finite or above MAX_WEIGHT, or a name comes twice.
+        """
+        items = list(weights.items()) if isinstance(weights, Mapping) else list(weights)
+        seen: set[str] = set()
+        for name, weight in items:
+            if not math.isfinite(weight) or abs(weight) > MAX_WEIGHT:
+                raise InvalidRequest(
+                    f"adapter {name!r}: weight {weight} must be a finite number between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}",
+                    param="dlp.adapters",
+                )
+            if name in seen:
+                raise InvalidRequest(f"adapter {name!r} is named twice; give it one weight", param="dlp.adapters")
+            seen.add(name)
+        kept = [WeightedAdapter(name, float(weight)) for name, weight in items if weight != 0.0]
+        return cls(tuple(sorted(kept, key=lambda part: -abs(part.weight))))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(part.name for part in self.adapters)
+
+    def __bool__(self) -> bool:
+        return bool(self.adapters)
+
+    def __str__(self) -> str:
+        """`name=0.80,other=0.20`, or `base` for the empty mix: the form of the x-dlp-adapters header."""
+        return ",".join(f"{part.name}={part.weight:.2f}" for part in self.adapters) or "base"
+
+
+EMPTY_MIX = Mix()
+
+
+def select_top_p(
+    probabilities: Mapping[str, float],
+    *,
+    top_p: float = 0.9,
+    max_adapters: int = 3,
+    weights: WeightRule = "renormalise",
+) -> Mix:
+    """Keeps the smallest set of adapters whose probabilities sum to `top_p`, at most `max_adapters`.
+
+    `probabilities` maps adapter name to probability, in bank order: ties break by that order, so the same
+    text always gives the same mix. They may sum to less than 1 where the router holds mass back for
+    "none of these"; top_p is a fraction of what the adapters have.
+
+    `weights="renormalise"` divides the kept probabilities by their sum. `weights="softmax"` takes a second
+    softmax over them, as the paper's released code does.
+
+    Raises InvalidRequest if top_p is not in (0, 1] or max_adapters is below 1.
+    """
+    if not (math.isfinite(top_p) and 0.0 < top_p <= 1.0):
+        raise InvalidRequest(f"top_p is {top_p}; it must be above 0 and at most 1", param="dlp.top_p")
+    if max_adapters < 1:
+        raise InvalidRequest(f"max_adapters is {max_adapters}; it must be at least 1", param="dlp.max_adapters")
+    ranked = sorted(((name, p) for name, p in probabilities.items() if p > 0.0), key=lambda item: -item[1])
+    target = top_p * sum(p for _, p in ranked)
+    kept: list[tuple[str, float]] = []
+    reached = 0.0
+    for name, p in ranked[:max_adapters]:
+        kept.append((name, p))
+        reached += p
+        if reached >= target - 1e-12:
+            break
+    if not kept:
+        return EMPTY_MIX
+    raw = [p for _, p in kept] if weights == "renormalise" else [math.exp(p) for _, p in kept]
+    total = sum(raw)
+    return Mix.of([(name, value / total) for (name, _), value in zip(kept, raw, strict=True)])
