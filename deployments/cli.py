@@ -1,0 +1,31 @@
+"""`dlp`: one command, a sub-command per noun. Exit 0 done, 1 failed, 2 bad usage or bad input."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.markup import escape
+
+from deployments import console
+from dlp_core.errors import DLPError
+
+app = typer.Typer(
+    name="dlp",
+    help="Serve a bank of LoRA adapters behind one endpoint.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Runs the command line; a mistake of the user ends in one line on stderr, never in a traceback."""
+    try:
+        app()
+    except DLPError as error:
+        console.err.print(f"[bold red]dlp:[/] {escape(error.message)}", highlight=False, soft_wrap=True)
+        sys.exit(2 if error.status < 500 else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""What every `dlp` command shares: one line for a mistake, one JSON object for a machine, one progress bar."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+out = Console()
+err = Console(stderr=True)
+
+
+def print_json(value: Any) -> None:
+    """Writes one JSON value and a newline to stdout, unstyled: safe to pipe."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def progress(title: str, *, total: float | None = None) -> Iterator[ProgressBar]:
+    """A progress bar on stderr that goes away when done; silent where stderr is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        yield ProgressBar(bar, bar.add_task(title, total=total))
+
+
+class ProgressBar:
+    """One task of a rich progress display."""
+
+    def __init__(self, bar: Progress, task: Any) -> None:
+        self._bar = bar
+        self._task = task
+
+    def update(self, completed: float, *, total: float | None = None, title: str | None = None) -> None:
+        fields: dict[str, Any] = {"completed": completed}
+        if total is not None:
+            fields["total"] = total
+        if title is not None:
+            fields["description"] = title
+        self._bar.update(self._task, **fields)
