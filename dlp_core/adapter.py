@@ -29,10 +29,16 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 _FLOAT_DTYPES = frozenset({"torch.float32", "torch.float16", "torch.bfloat16"})
 
-# What PEFT may write that changes the forward pass beyond w * s * B(Ax). Value that is harmless -> what to do.
-_MUST_BE_OFF: Mapping[str, str] = {
+# Fields of peft's LoraConfig that leave the forward pass at s * B(Ax), or that are read below. Any other
+# field that is set is refused, so a new PEFT variant is never served as if it were plain LoRA.
+_UNDERSTOOD = frozenset(
+    "alpha_pattern auto_mapping base_model_name_or_path bias corda_config ensure_weight_tying eva_config "
+    "exclude_modules fan_in_fan_out inference_mode init_lora_weights layers_pattern layers_to_transform "
+    "loftq_config lora_alpha lora_dropout lora_ga_config megatron_core peft_type peft_version qalora_group_size "
+    "r rank_pattern revision target_modules task_type use_rslora velora_config".split()
+)
+_ACTIONS: Mapping[str, str] = {
     "use_dora": "retrain it as plain LoRA or merge it into the base model",
-    "use_bdlora": "retrain it as plain LoRA",
     "alora_invocation_tokens": "activated LoRA changes weights inside a sequence; retrain it as plain LoRA",
     "arrow_config": "Arrow routes by itself; publish its experts as single adapters instead",
     "modules_to_save": "full copies of modules cannot be mixed; retrain it without modules_to_save",
@@ -41,8 +47,11 @@ _MUST_BE_OFF: Mapping[str, str] = {
     "layer_replication": "it changes the depth of the base model; use a base model of that depth",
     "megatron_config": "convert it to a plain PEFT LoRA first",
     "lora_bias": "retrain it with lora_bias=False",
-    "fan_in_fan_out": "adapters of Conv1D layers are not served",
 }
+
+# Initialisations that also change the base weights (peft/tuners/lora/layer.py): without PEFT's conversion
+# the adapter is only right on that changed base.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def validate_name(name: str) -> str:
@@ -165,13 +174,28 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
         raise AdapterRefused(f"adapter {name!r} is of PEFT type {peft_type!r}; only LORA is served")
     if config.get("bias", "none") != "none":
         raise AdapterRefused(f"adapter {name!r} trains biases (bias={config['bias']!r}); retrain it with bias='none'")
-    for field, action in _MUST_BE_OFF.items():
-        if config.get(field):
-            raise AdapterRefused(f"adapter {name!r} uses {field}, which is not served: {action}")
+    for field in sorted(field for field, value in config.items() if value and field not in _UNDERSTOOD):
+        action = _ACTIONS.get(field, "retrain it as plain LoRA")
+        raise AdapterRefused(f"adapter {name!r} uses {field}, which is not served: {action}")
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
+        raise AdapterRefused(
+            f"adapter {name!r} was initialised by {init!r}, which changes the base weights; save it as plain LoRA "
+            "with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
     for field in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(config.get(field) or {}, dict):
-            raise AdapterRefused(f"adapter {name!r}: {field} must be an object of pattern -> number")
+        _check_patterns(name, field, config.get(field) or {})
     return config
+
+
+def _check_patterns(name: str, field: str, patterns: Any) -> None:
+    if not isinstance(patterns, dict):
+        raise AdapterRefused(f"adapter {name!r}: {field} must be an object of pattern -> number")
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise AdapterRefused(f"adapter {name!r}: {field} has a bad pattern {pattern!r}: {error}") from None
 
 
 def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
@@ -206,7 +230,7 @@ def _weights(name: str, module: str, sides: Mapping[str, Tensor], config: Mappin
         missing = "B" if "A" in sides else "A"
         raise AdapterRefused(f"adapter {name!r}, {module}: lora_{missing} is missing")
     a_RD, b_OR = sides["A"], sides["B"]
-    if a_RD.ndim != 2 or b_OR.ndim != 2 or a_RD.shape[0] != b_OR.shape[1]:
+    if a_RD.ndim != 2 or b_OR.ndim != 2 or a_RD.shape[0] != b_OR.shape[1] or not a_RD.shape[0]:
         raise AdapterRefused(
             f"adapter {name!r}, {module}: lora_A {tuple(a_RD.shape)} and lora_B {tuple(b_OR.shape)} "
             "are not two factors of one rank"
