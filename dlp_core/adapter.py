@@ -212,14 +212,16 @@ def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     except OSError as error:
         raise AdapterRefused(f"adapter {name!r}: {WEIGHTS_FILE} cannot be read: {error}") from None
     try:
-        tensors = load(data)
+        tensors: dict[str, Tensor] = load(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise AdapterRefused(
             f"adapter {name!r}: {WEIGHTS_FILE} is not a whole safetensors file ({error}); upload it again"
         ) from None
     for key, tensor in tensors.items():
         if str(tensor.dtype) not in _FLOAT_DTYPES:
-            raise AdapterRefused(f"adapter {name!r}: tensor {key!r} is {tensor.dtype}; use float32, float16 or bfloat16")
+            raise AdapterRefused(
+                f"adapter {name!r}: tensor {key!r} is {tensor.dtype}; use float32, float16 or bfloat16"
+            )
         if not bool(tensor.isfinite().all()):
             raise AdapterRefused(f"adapter {name!r}: tensor {key!r} holds NaN or infinity; retrain it")
     return tensors

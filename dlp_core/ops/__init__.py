@@ -1,0 +1,1 @@
+"""Fused multi-LoRA maths. `reference` is the specification; every other op must agree with it."""

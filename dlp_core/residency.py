@@ -1,0 +1,173 @@
+"""Brings the adapters of a mix onto the device and keeps them there while a request uses them.
+
+    async with residency.pinned(mix.names) as slots:     # name -> slot
+        ...
+
+The source (a bank in a store behind a disk cache, or local folders) is read on a worker thread, once per
+adapter however many requests wait. A waiter that is cancelled hurts nobody else; a load that fails is told to
+those who wait for it and leaves the slot free. `Slots` decides; this file only moves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from dlp_core.adapter import WEIGHTS_FILE, Adapter, read_adapter
+from dlp_core.errors import AdapterUnavailable, DLPError, UnknownModel
+from dlp_core.layers import Fusion
+from dlp_core.slots import Load, Slots, Ticket
+
+log = logging.getLogger(__name__)
+
+
+class _Key(NamedTuple):
+    """An adapter's identity in the slots: the same name with other bytes is another adapter."""
+
+    name: str
+    digest: str
+
+
+_LOAD_THREADS = 4
+"""Adapters read at once: enough to hide the store's latency, few enough to leave the cores to the model."""
+
+
+class AdapterSource(Protocol):
+    """Where adapters come from. Implemented by `FolderSource` here and by the bank's source."""
+
+    def digest(self, name: str) -> str:
+        """The identity of what `name` stands for now; raises UnknownModel for a name outside the bank."""
+
+    def load(self, name: str) -> Adapter:
+        """Reads one adapter; may block. Raises AdapterRefused or AdapterUnavailable."""
+
+
+class FolderSource:
+    """Adapters from local PEFT folders, without a store."""
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self._folders = dict(folders)
+        self._digests: dict[str, str] = {}
+
+    def digest(self, name: str) -> str:
+        """Of the weights file as it was when first asked for."""
+        if name not in self._digests:
+            with (self._folder(name) / WEIGHTS_FILE).open("rb") as file:
+                self._digests[name] = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        return self._digests[name]
+
+    def load(self, name: str) -> Adapter:
+        return read_adapter(self._folder(name), name=name)
+
+    def _folder(self, name: str) -> Path:
+        try:
+            return self._folders[name]
+        except KeyError:
+            raise UnknownModel(f"there is no adapter {name!r}; there are: {', '.join(sorted(self._folders))}") from None
+
+
+class Residency:
+    """Adapters of one source in the slots of one model. Use from one event loop."""
+
+    def __init__(
+        self,
+        source: AdapterSource,
+        fusion: Fusion,
+        slots: int,
+        *,
+        on_load: Callable[[str, float], None] | None = None,
+    ) -> None:
+        """`on_load(name, seconds)` is called after each load from the source."""
+        self._source = source
+        self._fusion = fusion
+        self._slots = Slots(slots)
+        self._on_load = on_load
+        self._loads: dict[_Key, asyncio.Task[None]] = {}
+        self._in_line: dict[Ticket, asyncio.Event] = {}
+        self._threads = ThreadPoolExecutor(_LOAD_THREADS, thread_name_prefix="adapter-load")
+
+    @property
+    def resident(self) -> list[str]:
+        """Names of loaded adapters, sorted."""
+        return sorted({key.name for key in self._keys()})
+
+    @property
+    def pinned_count(self) -> int:
+        """Pins held by requests; 0 when nothing is in flight."""
+        return self._slots.pinned
+
+    @asynccontextmanager
+    async def pinned(self, names: Sequence[str]) -> AsyncIterator[dict[str, int]]:
+        """Waits until all `names` are resident, and keeps them so inside the block. Yields name -> slot.
+
+        Raises UnknownModel, AdapterRefused, AdapterUnavailable, or InvalidRequest if there are more names than
+        slots.
+        """
+        keys = [_Key(name, self._source.digest(name)) for name in names]
+        ticket, loads = self._slots.request(keys)
+        self._in_line[ticket] = asyncio.Event()
+        self._advance(loads)
+        try:
+            await self._in_line[ticket].wait()
+            for key in keys:
+                if key in self._loads:
+                    await asyncio.shield(self._loads[key])
+            yield {key.name: ticket.slots[key] for key in keys}
+        finally:
+            del self._in_line[ticket]
+            self._advance(self._slots.release(ticket))
+
+    def close(self) -> None:
+        """Stops the load threads; loads under way end first."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _keys(self) -> list[_Key]:
+        return [key for key in self._slots.ready if isinstance(key, _Key)]
+
+    def _advance(self, loads: Sequence[Load]) -> None:
+        """Starts the loads that bookkeeping asks for and wakes the requests it granted."""
+        for load in loads:
+            assert isinstance(load.key, _Key)
+            task = asyncio.create_task(self._load(load.key, load.slot), name=f"load {load.key.name}")
+            task.add_done_callback(_retrieve)
+            self._loads[load.key] = task
+        for ticket, event in self._in_line.items():
+            if ticket.granted:
+                event.set()
+
+    async def _load(self, key: _Key, slot: int) -> None:
+        began = time.perf_counter()
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._move, key.name, slot)
+        except Exception as error:
+            del self._loads[key]
+            self._advance(self._slots.failed(key))
+            if isinstance(error, DLPError):
+                log.error("adapter %s not loaded: %s", key.name, error.message)
+                raise
+            log.exception("adapter %s not loaded", key.name)
+            raise AdapterUnavailable(
+                f"adapter {key.name!r} could not be loaded ({error}); the replica's log has the cause"
+            ) from error
+        del self._loads[key]
+        self._slots.loaded(key)
+        seconds = time.perf_counter() - began
+        log.info("adapter %s is in slot %d after %.3f s", key.name, slot, seconds)
+        if self._on_load is not None:
+            self._on_load(key.name, seconds)
+
+    def _move(self, name: str, slot: int) -> None:
+        self._fusion.load(slot, self._source.load(name))
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Marks a load's error as seen: those who wait for it get it, and nobody may be left to."""
+    if not task.cancelled():
+        task.exception()

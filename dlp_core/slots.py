@@ -1,0 +1,159 @@
+"""Which adapter is in which slot: pins, eviction and the order of waiting requests. No torch, no I/O, no threads.
+
+A request asks for a set of adapters and gets a `Ticket`. The ticket is granted when every adapter of the set
+has a slot, all at once, so that no request holds some slots while it waits for others. Slots of granted
+tickets are pinned until the ticket is released. Tickets that need a slot none is free for wait in line; a
+later ticket never overtakes a waiting one, so nobody starves: everybody ahead finishes and unpins.
+
+Whoever drives this (residency.py) starts the loads it is told to start and reports them back. An adapter is
+loaded once however many tickets want it. The least recently used unpinned adapter is evicted first.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from dlp_core.errors import InvalidRequest
+
+
+class SlotState(Enum):
+    LOADING = "loading"
+    READY = "ready"
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    index: int
+    key: Hashable
+    state: SlotState = SlotState.LOADING
+    pins: int = 0
+    last_used: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A request's claim on a set of adapters. Filled by `Slots`; read by its holder."""
+
+    keys: tuple[Hashable, ...]
+    granted: bool = False
+    _held: list[_Slot] = field(default_factory=list)
+
+    @property
+    def slots(self) -> dict[Hashable, int]:
+        """Key to slot, once granted."""
+        return {slot.key: slot.index for slot in self._held}
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A load the driver must start: put `key` into `slot`, whose former adapter is gone."""
+
+    slot: int
+    key: Hashable
+
+
+class Slots:
+    """Bookkeeping of `count` slots."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._by_key: dict[Hashable, _Slot] = {}
+        self._free = deque(range(count))
+        self._waiting: deque[Ticket] = deque()
+        self._clock = 0
+
+    def request(self, keys: Iterable[Hashable]) -> tuple[Ticket, list[Load]]:
+        """Asks for `keys` together; duplicates count once. Returns the ticket and the loads to start now.
+
+        Raises InvalidRequest if the set is larger than the number of slots.
+        """
+        ticket = Ticket(tuple(dict.fromkeys(keys)))
+        if len(ticket.keys) > self._count:
+            raise InvalidRequest(
+                f"the mix has {len(ticket.keys)} adapters, this server holds {self._count} at once; "
+                "use fewer adapters or raise the number of slots",
+                param="dlp.adapters",
+            )
+        self._waiting.append(ticket)
+        return ticket, self._grant()
+
+    def release(self, ticket: Ticket) -> list[Load]:
+        """Unpins a granted ticket, or takes a waiting one out of line. Returns loads that can start now."""
+        if ticket.granted:
+            ticket.granted = False
+            while ticket._held:
+                ticket._held.pop().pins -= 1
+        elif ticket in self._waiting:
+            self._waiting.remove(ticket)
+        return self._grant()
+
+    def loaded(self, key: Hashable) -> None:
+        """The load of `key` is done."""
+        self._by_key[key].state = SlotState.READY
+
+    def failed(self, key: Hashable) -> list[Load]:
+        """The load of `key` failed: its slot is free for others, tickets that wait for it must be released.
+        Returns loads that can start now."""
+        slot = self._by_key.pop(key)
+        self._free.append(slot.index)
+        return self._grant()
+
+    def state(self, key: Hashable) -> SlotState | None:
+        """Where `key` stands, or None if it has no slot."""
+        slot = self._by_key.get(key)
+        return None if slot is None else slot.state
+
+    @property
+    def ready(self) -> list[Hashable]:
+        """Keys that are loaded, in no particular order."""
+        return [key for key, slot in self._by_key.items() if slot.state is SlotState.READY]
+
+    @property
+    def pinned(self) -> int:
+        """Pins over all slots; 0 when nothing is in flight."""
+        return sum(slot.pins for slot in self._by_key.values())
+
+    @property
+    def waiting(self) -> int:
+        """Tickets in line for a slot."""
+        return len(self._waiting)
+
+    def _grant(self) -> list[Load]:
+        loads: list[Load] = []
+        while self._waiting and self._fits(self._waiting[0]):
+            ticket = self._waiting.popleft()
+            ticket.granted = True
+            absent = [key for key in ticket.keys if key not in self._by_key]
+            for key in ticket.keys:
+                if key in self._by_key:  # pinned first, so that taking a slot cannot evict one of the set
+                    self._pin(self._by_key[key], ticket)
+            for key in absent:
+                slot = self._by_key[key] = _Slot(self._take(), key)
+                self._pin(slot, ticket)
+                loads.append(Load(slot.index, key))
+        return loads
+
+    def _fits(self, ticket: Ticket) -> bool:
+        absent = sum(key not in self._by_key for key in ticket.keys)
+        evictable = sum(self._evictable(slot) and slot.key not in ticket.keys for slot in self._by_key.values())
+        return absent <= len(self._free) + evictable
+
+    def _pin(self, slot: _Slot, ticket: Ticket) -> None:
+        self._clock += 1
+        slot.pins += 1
+        slot.last_used = self._clock
+        ticket._held.append(slot)
+
+    def _take(self) -> int:
+        if self._free:
+            return self._free.popleft()
+        victim = min((s for s in self._by_key.values() if self._evictable(s)), key=lambda s: s.last_used)
+        del self._by_key[victim.key]
+        return victim.index
+
+    @staticmethod
+    def _evictable(slot: _Slot) -> bool:
+        return slot.pins == 0 and slot.state is SlotState.READY
