@@ -9,6 +9,7 @@
     ├── BankError             422  a bank manifest or its router is malformed or inconsistent
     ├── Conflict              409  somebody else moved the pointer first
     ├── EngineFull            429  the queue is at its limit; `retry_after` says when to come back
+    ├── RequestAborted        499  the client or an operator ended the request
     ├── EngineFailed          503  the generation loop stopped; the replica is replaced
     ├── AdapterUnavailable    503  an adapter could not be fetched now; retrying may help
     ├── StoreUnavailable      503  the object store did not answer
@@ -74,6 +75,11 @@ class Conflict(DLPError):
 class EngineFull(DLPError):
     status = 429
     code = "queue_full"
+
+
+class RequestAborted(DLPError):
+    status = 499
+    code = "request_aborted"
 
 
 class EngineFailed(DLPError):
