@@ -157,7 +157,7 @@ class Residency:
                 f"adapter {key.name!r} could not be loaded ({error}); the replica's log has the cause"
             ) from error
         del self._loads[key]
-        self._slots.loaded(key)
+        self._advance(self._slots.loaded(key))
         seconds = time.perf_counter() - began
         log.info("adapter %s is in slot %d after %.3f s", key.name, slot, seconds)
         if self._on_load is not None:

@@ -90,9 +90,11 @@ class Slots:
             self._waiting.remove(ticket)
         return self._grant()
 
-    def loaded(self, key: Hashable) -> None:
-        """The load of `key` is done."""
+    def loaded(self, key: Hashable) -> list[Load]:
+        """The load of `key` is done. Returns loads that can start now: if nobody holds it any more, its slot can
+        be taken again."""
         self._by_key[key].state = SlotState.READY
+        return self._grant()
 
     def failed(self, key: Hashable) -> list[Load]:
         """The load of `key` failed: its slot is free for others, tickets that wait for it must be released.
