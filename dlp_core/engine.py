@@ -110,8 +110,13 @@ class FusedEngine:
         self._running = 0
 
     def start(self) -> None:
-        """Starts the generation thread."""
+        """Starts the generation thread and returns when it takes requests. Raises EngineFailed if it cannot, for
+        instance because the cache does not fit into memory."""
         self._manager.start()
+        self._manager.ready.wait()
+        if not self._manager.alive:
+            cause = self._manager.background_thread_status.fatal_error
+            raise EngineFailed(f"the engine did not start: {cause}") from cause
 
     async def stop(self) -> None:
         """Ends the generation thread; requests in flight get EngineFailed."""
@@ -170,7 +175,7 @@ class FusedEngine:
 
     def check_health(self) -> None:
         """Raises EngineFailed when the generation thread is gone, or has not finished a step for too long."""
-        if not self._manager.is_running():
+        if not self._manager.alive:
             raise EngineFailed("the generation thread has ended; replace this replica")
         idle = time.monotonic() - self._manager.last_step
         if self._running and idle > self._config.stall_seconds:
@@ -197,7 +202,7 @@ class FusedEngine:
                 f"this replica runs or queues {len(self._streams)} requests, its limit; try again shortly",
                 retry_after=1.0,
             )
-        if not self._manager.is_running():
+        if not self._manager.alive:
             raise EngineFailed("the generation thread has ended; this replica is being replaced, try again")
 
     async def _events(
@@ -262,12 +267,19 @@ class _FusedManager(ContinuousBatchingManager):  # type: ignore[misc]
             ),
         )
         self.last_step = time.monotonic()
+        self.ready = threading.Event()
+        """Set once the loop runs, or has ended."""
         self._fusion = fusion
         self._parts: dict[str, tuple[tuple[int, float], ...]] = {}
         self._greedy: dict[str, bool] = {}
         self._cancelling: dict[str, Callable[[], object]] = {}
         self._ended = False
         self._lock = threading.Lock()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the loop takes requests."""
+        return not self._ended and bool(self.is_running())
 
     def add(
         self,
@@ -326,6 +338,7 @@ class _FusedManager(ContinuousBatchingManager):  # type: ignore[misc]
             super()._generation_step()
 
     def _generation_loop_body(self, batch_processor: ContinuousBatchProcessor, bootstrapping: bool) -> bool:
+        self.ready.set()
         go_on = bool(super()._generation_loop_body(batch_processor, bootstrapping))
         self.last_step = time.monotonic()
         if self._cancelling:
@@ -338,6 +351,7 @@ class _FusedManager(ContinuousBatchingManager):  # type: ignore[misc]
             self._ended = True
             left = dict(self._cancelling)
             self._cancelling.clear()
+        self.ready.set()
         for request_id, done in left.items():
             self.forget(request_id)
             done()

@@ -24,7 +24,7 @@ def test_top_p_keeps_the_smallest_prefix_that_reaches_p() -> None:
 
 
 def test_max_adapters_bounds_the_mix_and_weights_still_sum_to_one() -> None:
-    mix = select_top_p({name: 0.2 for name in "abcde"}, top_p=0.99, max_adapters=2)
+    mix = select_top_p(dict.fromkeys("abcde", 0.2), top_p=0.99, max_adapters=2)
     assert [(part.name, part.weight) for part in mix.adapters] == [("a", 0.5), ("b", 0.5)]
 
 

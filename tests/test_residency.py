@@ -1,0 +1,190 @@
+"""Moving adapters into slots: single-flight, cancellation, failure, more adapters than slots."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from dlp_core.adapter import Adapter, read_adapter
+from dlp_core.errors import AdapterRefused, AdapterUnavailable, InvalidRequest, UnknownModel
+from dlp_core.layers import Fusion, install
+from dlp_core.residency import FolderSource, Residency
+from tests.tiny import peft_adapter, tiny_llama
+
+
+class SlowSource(FolderSource):
+    """Local folders whose reads can be held, counted and made to fail."""
+
+    def __init__(self, folders: dict[str, Path]) -> None:
+        super().__init__(folders)
+        self.open = threading.Event()
+        self.open.set()
+        self.reads: Counter[str] = Counter()
+        self.errors: dict[str, Exception] = {}
+
+    def load(self, name: str) -> Adapter:
+        self.reads[name] += 1
+        assert self.open.wait(10)
+        if name in self.errors:
+            raise self.errors[name]
+        return super().load(name)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("adapters")
+    return {name: peft_adapter(root / name, seed, r=2) for seed, name in enumerate("abcdef")}
+
+
+@pytest.fixture
+def source(folders: dict[str, Path]) -> SlowSource:
+    return SlowSource(folders)
+
+
+@pytest.fixture
+def fusion() -> Fusion:
+    return install(tiny_llama())
+
+
+async def test_many_requests_for_one_adapter_read_it_once(source: SlowSource, fusion: Fusion) -> None:
+    residency = Residency(source, fusion, 2)
+    source.open.clear()
+
+    async def use() -> int:
+        async with residency.pinned(["a"]) as slots:
+            return slots["a"]
+
+    users = [asyncio.create_task(use()) for _ in range(20)]
+    await asyncio.sleep(0.05)
+    assert residency.resident == []
+    source.open.set()
+    assert set(await asyncio.gather(*users)) == {0}
+    assert source.reads == {"a": 1}
+    assert residency.resident == ["a"]
+    assert residency.pinned_count == 0
+
+
+async def test_a_cancelled_waiter_hurts_nobody_else(source: SlowSource, fusion: Fusion) -> None:
+    residency = Residency(source, fusion, 1)
+    source.open.clear()
+
+    async def use() -> str:
+        async with residency.pinned(["a"]):
+            return "served"
+
+    first, second = asyncio.create_task(use()), asyncio.create_task(use())
+    await asyncio.sleep(0.05)
+    first.cancel()
+    await asyncio.sleep(0)
+    source.open.set()
+    assert await second == "served"
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert source.reads == {"a": 1}
+    assert residency.pinned_count == 0
+
+
+async def test_a_resident_adapter_serves_while_another_loads(source: SlowSource, fusion: Fusion) -> None:
+    residency = Residency(source, fusion, 2)
+    async with residency.pinned(["a"]):
+        pass
+    source.open.clear()
+
+    async def use_b() -> None:
+        async with residency.pinned(["b"]):
+            pass
+
+    waiting = asyncio.create_task(use_b())
+    await asyncio.sleep(0.02)
+    async with asyncio.timeout(1), residency.pinned(["a"]) as slots:
+        assert slots == {"a": 0}
+    assert not waiting.done()
+    source.open.set()
+    await waiting
+
+
+async def test_more_adapters_than_slots_are_served_in_turn(source: SlowSource, fusion: Fusion) -> None:
+    residency = Residency(source, fusion, 2)
+
+    async def use(*names: str) -> tuple[str, ...]:
+        async with residency.pinned(names) as slots:
+            assert len(set(slots.values())) == len(names)
+            await asyncio.sleep(0.001)
+        return names
+
+    sets = [("a", "b"), ("c",), ("d", "e"), ("f",), ("a", "f"), ("b", "c")] * 5
+    async with asyncio.timeout(20):
+        assert await asyncio.gather(*(use(*names) for names in sets)) == sets
+    assert residency.pinned_count == 0
+    assert len(residency.resident) == 2
+
+
+async def test_a_failed_load_is_told_to_every_waiter_and_can_be_retried(source: SlowSource, fusion: Fusion) -> None:
+    residency = Residency(source, fusion, 1)
+    source.errors["a"] = AdapterUnavailable("adapter 'a': the store is down")
+
+    async def use(name: str) -> None:
+        async with residency.pinned([name]):
+            pass
+
+    results = await asyncio.gather(use("a"), use("a"), return_exceptions=True)
+    assert [type(result) for result in results] == [AdapterUnavailable, AdapterUnavailable]
+    assert residency.pinned_count == 0
+    await use("b")
+    source.errors.clear()
+    await use("a")
+    assert residency.resident == ["a"]
+
+
+async def test_an_unexpected_error_becomes_a_typed_one(source: SlowSource, fusion: Fusion) -> None:
+    residency = Residency(source, fusion, 1)
+    source.errors["a"] = OSError("no space left")
+    with pytest.raises(AdapterUnavailable, match=r"'a' could not be loaded \(no space left\)"):
+        async with residency.pinned(["a"]):
+            pass
+
+
+async def test_an_adapter_of_another_model_is_refused_and_leaves_the_slot_free(
+    source: SlowSource, tmp_path: Path
+) -> None:
+    deep = tiny_llama(layers=1)
+    residency = Residency(source, install(deep), 1)
+    with pytest.raises(AdapterRefused, match="no linear layer of the base model"):
+        async with residency.pinned(["a"]):
+            pass
+    assert residency.resident == []
+    assert residency.pinned_count == 0
+
+
+async def test_unknown_names_and_sets_beyond_the_slots_are_refused(source: SlowSource, fusion: Fusion) -> None:
+    residency = Residency(source, fusion, 2)
+    with pytest.raises(UnknownModel, match="no adapter 'zzz'"):
+        async with residency.pinned(["a", "zzz"]):
+            pass
+    with pytest.raises(InvalidRequest, match="3 adapters"):
+        async with residency.pinned(["a", "b", "c"]):
+            pass
+    assert source.reads == {}
+    assert residency.pinned_count == 0
+
+
+async def test_loads_are_reported(source: SlowSource, fusion: Fusion) -> None:
+    loads: list[tuple[str, float]] = []
+    residency = Residency(source, fusion, 1, on_load=lambda name, seconds: loads.append((name, seconds)))
+    for name in ("a", "b", "a"):
+        async with residency.pinned([name]):
+            pass
+    assert [name for name, _ in loads] == ["a", "b", "a"]
+    assert all(seconds > 0 for _, seconds in loads)
+
+
+def test_a_folder_source_identifies_bytes_not_paths(folders: dict[str, Path], tmp_path: Path) -> None:
+    other = peft_adapter(tmp_path / "a", 0, r=2)
+    source = FolderSource({"x": folders["a"], "y": other, "z": folders["b"]})
+    assert source.digest("x") == source.digest("y")
+    assert source.digest("x") != source.digest("z")
+    assert read_adapter(other, name="y").rank == 2
