@@ -1,0 +1,18 @@
+"""The application graph. The only file that calls .bind().
+
+No postponed annotations here: Serve looks at the annotation of `args` to make AppArgs from a config's `args:`.
+"""
+
+from ray import serve
+
+from deployments.args import AppArgs
+from deployments.backbone import FusedBackbone
+from deployments.ingress import Ingress
+from deployments.router import Router
+
+
+def build_app(args: AppArgs) -> serve.Application:
+    """Ingress over a router pool and backbone replicas. Their sizes are in serve_config.yaml."""
+    router = serve.deployment(Router).bind(args)
+    backbone = serve.deployment(FusedBackbone).bind(args)
+    return serve.deployment(Ingress).bind(args, router, backbone)

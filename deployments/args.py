@@ -1,0 +1,87 @@
+"""What `args:` in serve_config.yaml may say. Unknown keys are refused; every value is checked before a replica starts.
+
+Replica counts, CPUs, GPUs and queue lengths of the deployments are Ray's business and stand beside
+`args:` in serve_config.yaml, not here.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from dlp_core.config import EngineConfig
+
+
+class _Args(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RoutingArgs(_Args):
+    """Defaults of a request's `dlp` field, and the most it may ask for."""
+
+    top_p: float = Field(default=0.9, gt=0, le=1)
+    max_adapters: int = Field(default=3, ge=1)
+    min_confidence: float | None = Field(
+        default=None, ge=0, le=1
+    )  # None: the router's own "none of these" decides alone
+    most_adapters: int = Field(default=8, ge=1)
+
+    @model_validator(mode="after")
+    def _default_within_the_limit(self) -> Self:
+        if self.max_adapters > self.most_adapters:
+            raise ValueError(f"max_adapters {self.max_adapters} is above most_adapters {self.most_adapters}")
+        return self
+
+
+class CacheArgs(_Args):
+    """The disk cache of downloaded adapters, one per node."""
+
+    path: Path = Path("~/.cache/dlp/adapters")
+    max_bytes: int = Field(default=20 * 1024**3, ge=1)
+
+
+class LimitArgs(_Args):
+    """What one HTTP request may cost."""
+
+    max_body_bytes: int = Field(default=1024**2, ge=1)
+    request_timeout_s: float = Field(default=300.0, gt=0)
+    default_max_tokens: int = Field(
+        default=512, ge=1
+    )  # of a chat completion that names none; less where less room is left
+
+
+class AppArgs(_Args):
+    """Arguments of `deployments.app:build_app`. `bank` and `base_model` default to DLP_BANK and DLP_BASE_MODEL."""
+
+    bank: str = Field(default_factory=lambda: os.environ.get("DLP_BANK", ""), validate_default=True)
+    """URI of the bank: s3://bucket/prefix/, a folder, or memory://name."""
+    base_model: str = Field(default_factory=lambda: os.environ.get("DLP_BASE_MODEL", ""), validate_default=True)
+    """Folder of the frozen backbone, the same on every node."""
+    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
+    threads: int | None = Field(
+        default=None, ge=1
+    )  # torch's CPU threads in a backbone replica; None keeps torch's choice
+    bank_poll_s: float = Field(default=5.0, gt=0)  # how soon a publish or rollback is noticed
+    engine: EngineConfig = EngineConfig()
+    cache: CacheArgs = CacheArgs()
+    routing: RoutingArgs = RoutingArgs()
+    limits: LimitArgs = LimitArgs()
+
+    @field_validator("bank", "base_model")
+    @classmethod
+    def _is_set(cls, value: str, info: ValidationInfo) -> str:
+        if not value:
+            raise ValueError(f"not set; give it as args.{info.field_name} or as DLP_{str(info.field_name).upper()}")
+        return value
+
+    @model_validator(mode="after")
+    def _every_mix_fits(self) -> Self:
+        if self.routing.most_adapters > self.engine.slots:
+            raise ValueError(
+                f"routing.most_adapters {self.routing.most_adapters} is above engine.slots {self.engine.slots}: "
+                "such a mix could never be resident"
+            )
+        return self

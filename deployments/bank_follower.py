@@ -1,0 +1,66 @@
+"""Keeps the ingress on the bank that `current.json` points at: waits for the first, follows publish and rollback."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from dlp_core.bank import BankManifest, current, load_manifest
+
+from dlp_core.errors import DLPError, StoreUnavailable
+from dlp_core.store import open_store
+
+log = logging.getLogger("ray.serve")
+
+FIRST_RETRY_S = 0.5
+
+
+class BankFollower:
+    """The manifest new requests use. A bank takes over only after `prepare(manifest)` succeeded for it.
+
+    A store that stops answering later changes nothing here: the manifest in memory goes on serving.
+    """
+
+    def __init__(self, uri: str, *, poll_s: float, prepare: Callable[[BankManifest], Awaitable[object]]) -> None:
+        self._uri = uri
+        self._poll_s = poll_s
+        self._prepare = prepare
+        self._manifest: BankManifest | None = None
+        self._reason = "it was not read yet"
+
+    def bank(self) -> BankManifest:
+        """Raises StoreUnavailable with the reason until a first bank is ready."""
+        if self._manifest is None:
+            raise StoreUnavailable(f"bank {self._uri} is not ready: {self._reason}", retry_after=self._poll_s)
+        return self._manifest
+
+    async def follow(self) -> None:
+        """Runs for ever: looks at the pointer every `poll_s`, sooner while there is no bank at all."""
+        wait = FIRST_RETRY_S
+        while True:
+            try:
+                await self._look()
+                wait = self._poll_s
+            except DLPError as error:
+                if error.message != self._reason:
+                    log.error("bank %s: %s", self._uri, error.message)
+                self._reason = error.message
+                wait = min(2 * wait, self._poll_s)
+            await asyncio.sleep(wait)
+
+    async def _look(self) -> None:
+        serving = None if self._manifest is None else self._manifest.version
+        manifest = await asyncio.to_thread(_newer, self._uri, serving)
+        if manifest is not None:
+            await self._prepare(manifest)
+            self._manifest = manifest
+            log.info("bank %s: version %s serves", self._uri, manifest.version)
+        self._reason = ""
+
+
+def _newer(uri: str, serving: str | None) -> BankManifest | None:
+    """The bank that serves now, or None if that is `serving`."""
+    store = open_store(uri)
+    pointer, _ = current(store)
+    return None if pointer.version == serving else load_manifest(store)

@@ -1,0 +1,100 @@
+"""Every metric this application exports, grouped by the process that records it.
+
+Ray adds the prefix `ray_` and the tags application, deployment and replica.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from ray.serve.metrics import Counter, Gauge, Histogram
+
+from deployments.generation import Finished
+from dlp_core.decision import Decision
+
+if TYPE_CHECKING:
+    from dlp_core.engine import EngineStats
+
+_MILLISECONDS = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
+_SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0]
+
+
+class RoutingMetrics:
+    """Recorded by the ingress, once a decision."""
+
+    def __init__(self) -> None:
+        self._seconds = Histogram("dlp_route_seconds", "Time to decide a mix, router call included.", _MILLISECONDS)
+        self._confidence = Histogram(
+            "dlp_route_confidence", "Confidence of the router.", [0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0]
+        )
+        self._size = Histogram("dlp_mix_size", "Adapters in a mix; 0 is the plain backbone.", [0, 1, 2, 3, 4, 6, 8])
+        self._hits = Counter("dlp_adapter_hits_total", "Requests an adapter took part in.", ("adapter",))
+        self._fallbacks = Counter("dlp_fallback_total", "Routed requests that the plain backbone serves.", ("reason",))
+
+    def decided(self, decision: Decision, seconds: float) -> None:
+        self._seconds.observe(seconds)
+        self._size.observe(len(decision.mix.adapters))
+        for part in decision.mix.adapters:
+            self._hits.inc(tags={"adapter": part.name})
+        if decision.confidence is not None:
+            self._confidence.observe(decision.confidence)
+        if decision.reason in ("none_of_these", "low_confidence"):
+            self._fallbacks.inc(tags={"reason": decision.reason})
+
+
+class EngineMetrics:
+    """Recorded by a backbone replica."""
+
+    def __init__(self) -> None:
+        self._first = Histogram(
+            "dlp_time_to_first_token_seconds", "From acceptance by the replica to the first token.", _SECONDS
+        )
+        self._between = Histogram("dlp_inter_token_seconds", "Mean time between the tokens of one event.", _SECONDS)
+        self._tokens = Counter("dlp_tokens_total", "Tokens read (prompt) and written (completion).", ("kind",))
+        self._loads = Counter("dlp_adapter_loads_total", "Adapters moved into a slot.", ("adapter",))
+        self._load_seconds = Histogram(
+            "dlp_adapter_load_seconds", "Time to make an adapter resident in a tier.", _SECONDS, ("tier",)
+        )
+        self._resident = Gauge("dlp_adapters_resident", "Adapters resident in a tier.", ("tier",))
+        self._running = Gauge("dlp_requests_running", "Requests in the batch.")
+        self._waiting = Gauge("dlp_requests_waiting", "Requests that wait for their adapters.")
+
+    def loaded(self, adapter: str, seconds: float) -> None:
+        """`adapter` as the engine names it, name@version."""
+        self._loads.inc(tags={"adapter": adapter.rpartition("@")[0]})
+        self._load_seconds.observe(seconds, tags={"tier": "device"})
+
+    def state(self, stats: EngineStats) -> None:
+        self._running.set(stats.running)
+        self._waiting.set(stats.waiting)
+        self._resident.set(len(stats.resident), tags={"tier": "device"})
+
+    def finished(self, finished: Finished) -> None:
+        self._tokens.inc(finished.prompt_tokens, tags={"kind": "prompt"})
+        if finished.completion_tokens:
+            self._tokens.inc(finished.completion_tokens, tags={"kind": "completion"})
+
+    def stopwatch(self) -> TokenStopwatch:
+        return TokenStopwatch(self._first, self._between)
+
+
+class TokenStopwatch:
+    """Times the tokens of one request from its creation on."""
+
+    def __init__(self, first: Histogram, between: Histogram) -> None:
+        self._first = first
+        self._between = between
+        self._last = time.perf_counter()
+        self._started = False
+
+    def tokens(self, count: int) -> None:
+        """`count` tokens arrived now, together."""
+        now = time.perf_counter()
+        if not count:
+            return
+        if self._started:
+            self._between.observe((now - self._last) / count)
+        else:
+            self._first.observe(now - self._last)
+        self._started, self._last = True, now

@@ -1,0 +1,54 @@
+"""The CPU pool that routes: text to probabilities, in batches. Holds the routers of the banks in use."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ray import serve
+
+from deployments.args import AppArgs
+from deployments.once import Once
+from dlp_core.bank import load_manifest
+from dlp_core.errors import UnknownModel
+from dlp_core.router import Router as BankRouter
+from dlp_core.router import Routing
+from dlp_core.store import open_store
+
+MAX_BATCH = 64
+BANKS_KEPT = 4
+"""Bank versions whose router stays in memory: the one in use, and those that requests under way began with."""
+
+
+class Router:
+    def __init__(self, args: AppArgs) -> None:
+        self._args = args
+        self._routers = Once(self._load, keep=BANKS_KEPT)
+
+    async def prepare(self, bank: str) -> None:
+        """Loads the router of a bank version. Raises StoreUnavailable or BankError."""
+        await self._routers.get(bank)
+
+    async def route(self, text: str, bank: str) -> Routing:
+        """What the router of bank version `bank` makes of `text`."""
+        return await self._batched(await self._routers.get(bank), text)
+
+    # Nobody waits for a batch to fill: whatever arrived while the last one ran is the next one.
+    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
+    async def _batched(self, routers: list[BankRouter], texts: list[str]) -> list[Routing]:
+        return await asyncio.to_thread(_route, routers, texts)
+
+    def _load(self, bank: str) -> BankRouter:
+        store = open_store(self._args.bank)
+        manifest = load_manifest(store, bank)
+        if manifest.router is None:
+            raise UnknownModel(f"bank {bank} has no router")
+        raise NotImplementedError
+
+
+def _route(routers: list[BankRouter], texts: list[str]) -> list[Routing]:
+    """A batch spans two routers only while a bank takes over from another."""
+    found: dict[int, Routing] = {}
+    for router in set(routers):
+        rows = [row for row, its_router in enumerate(routers) if its_router is router]
+        found.update(zip(rows, router.route([texts[row] for row in rows]), strict=True))
+    return [found[row] for row in range(len(texts))]

@@ -1,0 +1,64 @@
+"""Adapters of a bank for the engine: looked up in manifests, fetched through the disk cache.
+
+The engine knows an adapter as `name@version`. Versions come from the content, so several banks can be served side
+by side: a request that began under one bank keeps its bytes while the next one is already in use.
+"""
+
+from __future__ import annotations
+
+from dlp_core.adapter import Adapter, read_adapter
+from dlp_core.bank import AdapterEntry, BankManifest
+from dlp_core.disk_cache import DiskCache
+from dlp_core.errors import AdapterUnavailable, StoreUnavailable, UnknownModel
+from dlp_core.mix import Mix
+from dlp_core.store import AdapterStore
+
+
+class BankSource:
+    """An AdapterSource (dlp_core/residency.py) over a store. `add` before an adapter of a manifest is asked for."""
+
+    def __init__(self, store: AdapterStore, cache: DiskCache) -> None:
+        self._store = store
+        self._cache = cache
+        self._entries: dict[str, AdapterEntry] = {}
+
+    def add(self, manifest: BankManifest) -> None:
+        """Makes the adapters of a bank version known. Adding one twice is harmless."""
+        self._entries.update({_key(entry): entry for entry in manifest.adapters})
+
+    def digest(self, name: str) -> str:
+        return self._entry(name).digest
+
+    def load(self, name: str) -> Adapter:
+        """Reads one adapter, from disk if it was fetched before.
+
+        Raises AdapterUnavailable if the store does not have it now, AdapterRefused if it cannot be served.
+        """
+        entry = self._entry(name)
+        try:
+            with self._cache.lease(self._store, entry) as folder:
+                return read_adapter(folder, name=entry.name)
+        except StoreUnavailable as error:
+            raise AdapterUnavailable(
+                f"adapter {entry.name!r} is not on this replica and could not be fetched: {error.message}",
+                retry_after=5.0,
+            ) from error
+
+    def _entry(self, name: str) -> AdapterEntry:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise UnknownModel(f"adapter {name!r} is in no bank this replica has seen") from None
+
+
+def qualified(mix: Mix, manifest: BankManifest) -> Mix:
+    """`mix` with each adapter named `name@version`, as the engine knows it. Raises UnknownModel."""
+    keys = {entry.name: _key(entry) for entry in manifest.adapters}
+    for name in mix.names:
+        if name not in keys:
+            raise UnknownModel(f"adapter {name!r} does not exist in bank {manifest.version}")
+    return Mix.of([(keys[part.name], part.weight) for part in mix.adapters])
+
+
+def _key(entry: AdapterEntry) -> str:
+    return f"{entry.name}@{entry.version}"

@@ -1,0 +1,114 @@
+"""Which mix serves a request, and why. `/v1/route` and the completions both ask here, so they agree.
+
+model                         dlp.adapters   mix                              reason
+a name, or base:name          not given      that adapter alone               named
+the base model's id           not given      none                             base
+auto                          not given      top-p of the router              routed
+                                             none: no adapter fits            none_of_these
+                                             none: below min_confidence       low_confidence
+auto, or the base model's id  given          those weights, without a router  explicit
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Container, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from dlp_core.errors import InvalidRequest, UnknownModel
+from dlp_core.mix import EMPTY_MIX, Mix
+
+if TYPE_CHECKING:
+    from dlp_core.bank import BankManifest
+    from dlp_core.router import Routing
+
+AUTO = "auto"
+"""The model name that asks for routing."""
+
+Reason = Literal["routed", "named", "base", "explicit", "none_of_these", "low_confidence"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What one request says about adapters. Filled by the HTTP layer, defaults and limits already applied."""
+
+    model: str
+    top_p: float
+    max_adapters: int
+    min_confidence: float | None = None
+    adapters: tuple[tuple[str, float], ...] | None = None  # explicit (name, weight); None lets the model decide
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The mix of one request. The last four fields are None where no router was asked."""
+
+    wish: Wish
+    bank: str
+    mix: Mix
+    digests: Mapping[str, str]  # of the mix's adapters, as the bank promises them
+    reason: Reason
+    router: str | None = None
+    confidence: float | None = None
+    none: float | None = None
+    probabilities: Mapping[str, float] | None = None
+
+
+async def decide(bank: BankManifest, wish: Wish, text: str, route: Callable[[str], Awaitable[Routing]]) -> Decision:
+    """Chooses the mix that serves `text`. `route` asks the bank's router and is awaited only when needed.
+
+    Raises UnknownModel for a name the bank does not have, InvalidRequest for weights that cannot be used.
+    """
+    digests = {adapter.name: adapter.digest for adapter in bank.adapters}
+    base = bank.base_model.id
+    named = _named_adapter(wish.model, base=base, names=digests, bank=bank.version)
+
+    def decided(mix: Mix, reason: Reason) -> Decision:
+        return Decision(wish, bank.version, mix, {name: digests[name] for name in mix.names}, reason)
+
+    if wish.adapters is not None:
+        if named is not None:
+            raise InvalidRequest(
+                f"model {wish.model!r} and dlp.adapters both choose adapters; use model {AUTO!r} with dlp.adapters",
+                param="dlp.adapters",
+            )
+        return decided(_explicit_mix(wish.adapters, names=digests, bank=bank.version), "explicit")
+    if named is not None:
+        return decided(Mix.of({named: 1.0}), "named")
+    if wish.model == base:
+        return decided(EMPTY_MIX, "base")
+    if bank.router is None:
+        raise UnknownModel(
+            f"bank {bank.version} has no router, so model {AUTO!r} cannot choose; name an adapter or {base!r}",
+            param="model",
+        )
+    routing = await route(text)
+    fits = routing.mix(top_p=wish.top_p, max_adapters=wish.max_adapters)
+    sure = wish.min_confidence is None or routing.confidence >= wish.min_confidence
+    return replace(
+        decided(fits if sure else EMPTY_MIX, "none_of_these" if not fits else "routed" if sure else "low_confidence"),
+        router=bank.router.version,
+        confidence=routing.confidence,
+        none=routing.none,
+        probabilities=routing.probabilities,
+    )
+
+
+def _named_adapter(model: str, *, base: str, names: Container[str], bank: str) -> str | None:
+    """The adapter `model` names, or None for `auto` and the base model."""
+    if model in (AUTO, base):
+        return None
+    name = model.removeprefix(f"{base}:")
+    if name in names:
+        return name
+    raise UnknownModel(f"model {model!r} does not exist in bank {bank}; GET /v1/models lists what does", param="model")
+
+
+def _explicit_mix(adapters: tuple[tuple[str, float], ...], *, names: Container[str], bank: str) -> Mix:
+    for name, _ in adapters:
+        if name not in names:
+            raise UnknownModel(
+                f"adapter {name!r} does not exist in bank {bank}; GET /v1/bank lists what does",
+                param="dlp.adapters",
+            )
+    return Mix.of(adapters)

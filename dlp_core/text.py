@@ -1,0 +1,161 @@
+"""Text to tokens and back: chat templates, length limits, incremental decoding, stop strings.
+
+The engine sees token ids only. transformers owns the templates and tokenizers owns the byte-exact
+incremental decoder; what is here joins them to a stream of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from tokenizers.decoders import DecodeStream
+
+from dlp_core.chat import Message
+from dlp_core.errors import InvalidRequest, PromptTooLong
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_DECODER_CONTEXT = 6
+"""Prompt tokens the decoder starts from: enough for decoders that treat the first word of a text specially."""
+
+
+class TextCodec:
+    """One tokenizer and one context window. Tokenising is for one thread at a time.
+
+    `context` is the most tokens prompt and completion may have together.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, context: int) -> None:
+        self._tokenizer = tokenizer
+        self.context = context
+        self._longest_token = max(map(len, tokenizer.get_vocab()))
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of the conversation in the model's chat template, up to where the assistant begins to speak.
+
+        Raises PromptTooLong, or InvalidRequest where the template refuses the turns (jinja2 raises what it likes).
+        """
+        self._refuse_hopeless(sum(len(message.content) for message in messages), param="messages")
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            ids = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        except Exception as error:
+            raise InvalidRequest(f"the chat template refuses these messages: {error}", param="messages") from error
+        return self._within_context(list(ids), param="messages")
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of a bare prompt, with the special tokens the model starts a text with.
+
+        Raises PromptTooLong, or InvalidRequest for a prompt of no tokens.
+        """
+        self._refuse_hopeless(len(prompt), param="prompt")
+        return self._within_context(list(self._tokenizer(prompt).input_ids), param="prompt")
+
+    def room(self, prompt_tokens: int, wanted: int | None, *, default: int) -> int:
+        """Tokens the completion may have: `wanted`, or as much of `default` as the prompt leaves room for.
+
+        Raises PromptTooLong naming max_tokens if `wanted` does not fit.
+        """
+        left = self.context - prompt_tokens
+        if wanted is None:
+            return min(default, left)
+        if wanted > left:
+            raise PromptTooLong(
+                f"max_tokens is {wanted}, but the context window is {self.context} tokens and the prompt takes "
+                f"{prompt_tokens}; ask for at most {left}",
+                param="max_tokens",
+            )
+        return wanted
+
+    def stream(self, prompt_ids: Sequence[int], stop: Iterable[str] = ()) -> TextStream:
+        """The text of the completion that follows `prompt_ids`, up to the first of the `stop` strings."""
+        return TextStream(self._tokenizer, prompt_ids, stop)
+
+    def _refuse_hopeless(self, characters: int, *, param: str) -> None:
+        """No token stands for more characters than the longest vocabulary entry: no need to tokenise this."""
+        if characters > self.context * self._longest_token:
+            raise PromptTooLong(
+                f"{param} has {characters} characters, more than the context window of {self.context} tokens can hold",
+                param=param,
+            )
+
+    def _within_context(self, ids: list[int], *, param: str) -> list[int]:
+        if not ids:
+            raise InvalidRequest(f"{param} has no tokens; send some text", param=param)
+        if len(ids) >= self.context:
+            raise PromptTooLong(
+                f"{param} has {len(ids)} tokens; the context window is {self.context} tokens and the answer needs "
+                "some of them: send less text",
+                param=param,
+            )
+        return ids
+
+
+class TextStream:
+    """Turns the tokens of one completion into text that may be sent at once.
+
+    Held back are bytes that do not yet make a character and characters that may yet become a stop string.
+    What is left of the former at the end is half a character and is dropped.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, prompt_ids: Sequence[int], stop: Iterable[str] = ()) -> None:
+        self._tokenizer = tokenizer.backend_tokenizer
+        self._decoder = DecodeStream(ids=list(prompt_ids[-_DECODER_CONTEXT:]), skip_special_tokens=True)
+        self._stops = StopStrings(stop)
+        self.tokens = 0
+        """Tokens read so far, those of a stop string included."""
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string came; nothing follows what was returned."""
+        return self._stops.found
+
+    def push(self, token_ids: Iterable[int]) -> str:
+        """The text that these tokens release, without the stop string and what follows it."""
+        pieces = []
+        for token_id in token_ids:
+            self.tokens += 1
+            pieces.append(self._stops.push(self._decoder.step(self._tokenizer, token_id) or ""))
+            if self._stops.found:
+                break
+        return "".join(pieces)
+
+    def finish(self) -> str:
+        """The text held back for a stop string that did not come."""
+        return self._stops.finish()
+
+
+class StopStrings:
+    """Finds the stop string that is complete first, in a text that arrives in pieces. Pure text, no tokens.
+
+    How the text is cut into pieces makes no difference.
+    """
+
+    def __init__(self, stop: Iterable[str] = ()) -> None:
+        self._stop = tuple(stop)
+        self._held = ""
+        self.found = False
+
+    def push(self, text: str) -> str:
+        """What of the text so far can be part of no stop string any more."""
+        if self.found:
+            return ""
+        text = self._held + text
+        hits = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
+        if hits:
+            self.found, self._held = True, ""
+            return text[: min(hits)[1]]
+        keep = max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
