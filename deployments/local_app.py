@@ -1,0 +1,160 @@
+"""The application of serve_config.yaml on a Ray cluster that lives and dies with this process.
+
+    with LocalApp(load_config(Path("serve_config.yaml")), bank="s3://bank/", base_model=folder, port=8000) as app:
+        app.wait_until_ready()
+        ...
+
+A cluster that outlives its commands is started by `ray start` and `serve deploy`, or by KubeRay (k8s/).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import yaml
+
+from dlp_core.errors import DLPError, InvalidRequest
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ServeDeploySchema
+
+READY_SECONDS = 300.0
+_OBJECT_STORE_BYTES = 200 * 1024**2  # requests and tokens are small; Ray's default takes a third of the memory
+
+
+class AppFailed(DLPError):
+    """The application did not come up; the message says what Serve reports."""
+
+    code = "app_failed"
+
+
+def load_config(path: Path) -> dict[str, Any]:
+    """Reads a Serve config file. Raises InvalidRequest if it is missing or not YAML."""
+    try:
+        config = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise InvalidRequest(f"there is no {path} here; run this in a checkout, or name the file with --config") from None
+    except (OSError, yaml.YAMLError) as error:
+        raise InvalidRequest(f"{path} cannot be read: {error}") from None
+    if not isinstance(config, dict) or not config.get("applications"):
+        raise InvalidRequest(f"{path} has no applications; see serve_config.yaml in the project")
+    return config
+
+
+class LocalApp:
+    """One application, one cluster, one port. Raises AppFailed or InvalidRequest when it cannot start."""
+
+    def __init__(
+        self, config: dict[str, Any], *, bank: str, base_model: Path, port: int, host: str = "127.0.0.1"
+    ) -> None:
+        application = config["applications"][0]
+        args = {**application.get("args", {}), "bank": bank, "base_model": str(base_model.resolve())}
+        self._config = {
+            **config,
+            "http_options": {**config.get("http_options", {}), "host": host, "port": port},
+            "applications": [{**application, "args": args}],
+        }
+        self._name: str = application["name"]
+        self._host, self._port = host, port
+        self.url = f"http://{host}:{port}"
+
+    def __enter__(self) -> Self:
+        schema = self._schema()
+        self._check_port()
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+        from ray import serve
+
+        ray.init(
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            namespace="serve",
+        )
+        try:
+            logging.getLogger("ray.serve").setLevel(logging.ERROR)
+            serve.start(proxy_location="HeadOnly", http_options=schema.http_options.model_dump())
+            serve.context._get_global_client().deploy_apps(schema)  # what `serve run CONFIG` calls
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+        from ray import serve
+
+        try:
+            serve.shutdown()
+        finally:
+            ray.shutdown()
+
+    def wait_until_ready(self, report: Callable[[str], None] = lambda _: None) -> None:
+        """Returns when /health says 200. `report` is told what is being waited for. Raises AppFailed."""
+        from ray import serve
+
+        deadline = time.monotonic() + READY_SECONDS
+        while True:
+            reason = self._unready()
+            if reason is None:
+                return
+            status = serve.status().applications.get(self._name)
+            if status is not None and status.status == "DEPLOY_FAILED":
+                raise AppFailed(f"the application did not deploy: {_last_line(status.message)}")
+            for name, deployment in status.deployments.items() if status is not None else ():
+                if deployment.status == "DEPLOY_FAILED" or "failed to start" in deployment.message:
+                    raise AppFailed(f"{name} did not start: {_last_line(deployment.message)}")
+            if time.monotonic() > deadline:
+                raise AppFailed(f"the application was not ready within {READY_SECONDS:.0f} s: {reason}")
+            report(reason)
+            time.sleep(0.3)
+
+    def _unready(self) -> str | None:
+        """Why /health does not say 200 yet, or None if it does."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                return None
+        except urllib.error.HTTPError as error:
+            try:
+                return str(json.loads(error.read())["error"]["message"])
+            except (ValueError, KeyError, TypeError):
+                return f"the endpoint answers {error.code}"
+        except OSError:
+            return "starting replicas"
+
+    def _schema(self) -> ServeDeploySchema:
+        from pydantic import ValidationError
+        from ray.serve.schema import ServeDeploySchema
+
+        from deployments.args import AppArgs
+
+        try:
+            AppArgs.model_validate(self._config["applications"][0]["args"])
+            return ServeDeploySchema.model_validate(self._config)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise InvalidRequest(f"serve config: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+    def _check_port(self) -> None:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self._host, self._port))
+            except OSError as error:
+                raise InvalidRequest(f"port {self._port} is not free ({error.strerror}); choose one with --port") from None
+
+
+def _last_line(message: str) -> str:
+    lines = [line for line in message.strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "Serve gave no reason; see the logs under /tmp/ray/session_latest/logs/serve"
