@@ -1,0 +1,326 @@
+"""A bank: the versioned set of adapters with their router. What a manifest says, and how it is read.
+
+In the store:
+
+    adapters/<name>/<version>/{adapter_config.json,adapter_model.safetensors}
+    routers/<version>/{router.json,router.safetensors}
+    banks/<version>.json     the manifest: immutable, with size and sha256 of every file
+    current.json             the pointer: which manifest serves
+
+Versions of adapters, routers and (unless named) banks come from their content. What is read is checked: names,
+paths and digests in a manifest are as little trusted as any other input. `dlp_core.publish` writes all this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from dlp_core.adapter import CONFIG_FILE, WEIGHTS_FILE, validate_name
+from dlp_core.errors import BankError, DigestMismatch, InvalidRequest, NotFound, UnknownModel
+from dlp_core.store import AdapterStore
+
+POINTER_KEY = "current.json"
+ROUTER_CONFIG_FILE = "router.json"
+ROUTER_WEIGHTS_FILE = "router.safetensors"
+
+RESERVED_NAME = "auto"
+"""The model name that asks for routing; an adapter of that name could never be asked for."""
+
+_READERS = 8
+
+
+def _checked_name(name: str) -> str:
+    try:
+        return validate_name(name)
+    except InvalidRequest as error:
+        raise ValueError(error.message) from None
+
+
+Name = Annotated[str, AfterValidator(_checked_name)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+class Record(BaseModel):
+    """What is stored as JSON: immutable, and strict about types and unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FileEntry(Record):
+    """One file of an adapter or router. `path` is a bare file name, `size` is in bytes."""
+
+    path: str
+    size: int = Field(ge=0)
+    sha256: Sha256
+
+
+R = TypeVar("R", bound=Record)
+
+
+class _Blob(Record):
+    """A few files under one prefix that are only ever used together."""
+
+    FILES: ClassVar[tuple[str, ...]]
+
+    version: Name
+    files: tuple[FileEntry, ...]
+    digest: Digest
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    @model_validator(mode="after")
+    def _holds_its_files(self) -> Self:
+        if tuple(file.path for file in self.files) != self.FILES:
+            raise ValueError(f"files must be exactly {', '.join(self.FILES)}")
+        if self.digest != digest_of(self.files):
+            raise ValueError("digest is not that of the files")
+        return self
+
+
+class AdapterEntry(_Blob):
+    """One adapter of a bank. `rank` is the largest, `modules` the kinds of layers it changes (`q_proj`)."""
+
+    FILES: ClassVar[tuple[str, ...]] = (CONFIG_FILE, WEIGHTS_FILE)
+
+    name: Name
+    rank: int = Field(ge=1)
+    modules: tuple[str, ...]
+
+    def key(self, file: str) -> str:
+        """Where `file` lies in the store."""
+        return f"adapters/{self.name}/{self.version}/{file}"
+
+    def __str__(self) -> str:
+        return f"adapter {self.name!r} version {self.version}"
+
+
+class RouterEntry(_Blob):
+    """The router of a bank. `labels` are adapter names in the order of its outputs."""
+
+    FILES: ClassVar[tuple[str, ...]] = (ROUTER_CONFIG_FILE, ROUTER_WEIGHTS_FILE)
+
+    labels: tuple[Name, ...]
+
+    def key(self, file: str) -> str:
+        """Where `file` lies in the store."""
+        return f"routers/{self.version}/{file}"
+
+    def __str__(self) -> str:
+        return f"router version {self.version}"
+
+
+class BaseModelEntry(Record):
+    """The backbone all adapters of a bank were trained on."""
+
+    id: str = Field(min_length=1)
+
+
+class BankManifest(Record):
+    """Everything that serves under one version. Adapters stand in bank order: by name."""
+
+    format: Literal[1] = 1
+    version: Name
+    created: AwareDatetime
+    base_model: BaseModelEntry
+    adapters: tuple[AdapterEntry, ...] = Field(min_length=1)
+    router: RouterEntry | None
+    digest: Digest
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(blob.size for blob in self.blobs())
+
+    def blobs(self) -> Sequence[AdapterEntry | RouterEntry]:
+        """What the bank is made of in the store."""
+        return (*self.adapters, *([self.router] if self.router else []))
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        names = [adapter.name for adapter in self.adapters]
+        if names != sorted(set(names)):
+            raise ValueError("adapters must be in order of their names, each once")
+        for reserved in (RESERVED_NAME, self.base_model.id):
+            if reserved in names:
+                raise ValueError(f"an adapter cannot be called {reserved!r}: that model name means something else")
+        if self.router is not None and sorted(self.router.labels) != names:
+            raise ValueError(labels_problem(self.router.labels, names))
+        if self.digest != bank_digest(self.base_model, self.adapters, self.router):
+            raise ValueError("digest is not that of the content")
+        return self
+
+
+class Pointer(Record):
+    """`current.json`: which bank serves, which one did before, and since when."""
+
+    version: Name
+    previous: Name | None
+    manifest_sha256: Sha256
+    published: AwareDatetime
+
+
+@dataclass(frozen=True, slots=True)
+class BankVersion:
+    """One line of `list_versions`. `size` is in bytes."""
+
+    version: str
+    created: datetime
+    adapters: int
+    size: int
+    current: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BankDiff:
+    """What changes from one bank to another: adapter names, and whether router or base model differ."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+    router_changed: bool
+    base_changed: bool
+
+
+def current(store: AdapterStore) -> tuple[Pointer, str]:
+    """The pointer and its etag. Raises NotFound if nothing was ever published there, BankError if it is damaged."""
+    try:
+        stored = store.get(POINTER_KEY)
+    except NotFound:
+        raise NotFound(f"no bank is published in {store.uri}; run: dlp bank publish FOLDER --bank URI") from None
+    return _parse(Pointer, stored.data, POINTER_KEY, store), stored.etag
+
+
+def load_manifest(store: AdapterStore, version: str | None = None) -> BankManifest:
+    """The manifest of `version`, by default of the bank that serves.
+
+    Raises UnknownModel for an unknown version, DigestMismatch if the bytes are not those the pointer promises,
+    BankError if the manifest is malformed or inconsistent, NotFound if nothing is published.
+    """
+    if version is not None:
+        return read_version(store, version)[0]
+    pointer, _ = current(store)
+    manifest, raw = read_version(store, pointer.version)
+    found = hashlib.sha256(raw).hexdigest()
+    if found != pointer.manifest_sha256:
+        raise DigestMismatch(
+            f"{manifest_key(pointer.version)!r} in {store.uri}: {POINTER_KEY} promises sha256 "
+            f"{pointer.manifest_sha256}, found {found}; roll back or publish again"
+        )
+    return manifest
+
+
+def list_versions(store: AdapterStore) -> list[BankVersion]:
+    """Every bank in the store, newest first."""
+    before = find_current(store)
+    serving = before[0].version if before else None
+    versions = [info.key.removeprefix("banks/").removesuffix(".json") for info in store.list("banks/")]
+    with ThreadPoolExecutor(_READERS) as pool:
+        manifests = pool.map(lambda version: load_manifest(store, version), versions)
+        found = [BankVersion(m.version, m.created, len(m.adapters), m.size, m.version == serving) for m in manifests]
+    return sorted(found, key=lambda bank: bank.created, reverse=True)
+
+
+def diff(a: BankManifest, b: BankManifest) -> BankDiff:
+    """What changes when `b` takes over from `a`."""
+    old, new = ({adapter.name: adapter.digest for adapter in bank.adapters} for bank in (a, b))
+    return BankDiff(
+        added=tuple(name for name in new if name not in old),
+        removed=tuple(name for name in old if name not in new),
+        changed=tuple(name for name in new if name in old and new[name] != old[name]),
+        router_changed=(a.router and a.router.digest) != (b.router and b.router.digest),
+        base_changed=a.base_model != b.base_model,
+    )
+
+
+def digest_of(files: Iterable[FileEntry]) -> str:
+    """`sha256:<hex>` over the files' digests in `sha256sum` format, by path.
+
+    In a folder that holds just these files, `sha256sum * | sha256sum` prints the same.
+    """
+    lines = "".join(f"{file.sha256}  {file.path}\n" for file in sorted(files, key=lambda file: file.path))
+    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+
+
+def read_version(store: AdapterStore, version: str) -> tuple[BankManifest, bytes]:
+    """The manifest of `version` and the bytes it was read from. Raises UnknownModel or BankError."""
+    key = manifest_key(validate_name(version))
+    try:
+        raw = store.get(key).data
+    except NotFound:
+        raise UnknownModel(f"there is no bank version {version!r} in {store.uri}; see `dlp bank list`") from None
+    manifest = _parse(BankManifest, raw, key, store)
+    if manifest.version != version:
+        raise BankError(f"{key!r} in {store.uri} calls itself {manifest.version!r}; publish the bank again")
+    return manifest, raw
+
+
+def find_current(store: AdapterStore) -> tuple[Pointer, str] | None:
+    """`current`, or None if nothing was published yet."""
+    try:
+        return current(store)
+    except NotFound:
+        return None
+
+
+def _parse(kind: type[R], raw: bytes, key: str, store: AdapterStore) -> R:
+    try:
+        return kind.model_validate_json(raw)
+    except ValidationError as error:
+        raise BankError(
+            f"{key!r} in {store.uri} is damaged: {first_problem(error)}; roll back or publish again"
+        ) from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """One line of what may be pages."""
+    problem = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    return f"{place}: {problem['msg']}" if place else problem["msg"]
+
+
+def labels_problem(labels: Sequence[str], names: Sequence[str]) -> str:
+    """Says how a router's labels differ from the adapters it should choose from."""
+    unknown, missing = sorted(set(labels) - set(names)), sorted(set(names) - set(labels))
+    return f"router labels must be the adapters' names, each once (unknown: {unknown}, missing: {missing})"
+
+
+def bank_digest(base: BaseModelEntry, adapters: Sequence[AdapterEntry], router: RouterEntry | None) -> str:
+    """`sha256:<hex>` over the canonical JSON of what the bank holds, apart from its version and date."""
+    content = {
+        "base_model": base.id,
+        "adapters": {adapter.name: adapter.digest for adapter in adapters},
+        "router": router.digest if router else None,
+    }
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+
+
+def version_of(digest: str) -> str:
+    """The version that content names itself."""
+    return digest.removeprefix("sha256:")[:12]
+
+
+def manifest_key(version: str) -> str:
+    """Where the manifest of `version` lies in the store."""
+    return f"banks/{version}.json"

@@ -1,0 +1,224 @@
+"""Publishing: a local bank folder becomes the bank that serves; rollback, and verification of what is stored.
+
+The order of writes is blobs, manifest, pointer. Whatever stops a publish, the bank that served before still
+serves, and publishing again resumes: what is already stored is skipped. The pointer moves by a conditional
+write, so of two publishers at once one wins and the other is told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+from dlp_core.bank import (
+    POINTER_KEY,
+    BankManifest,
+    FileEntry,
+    Pointer,
+    current,
+    find_current,
+    load_manifest,
+    manifest_key,
+    read_version,
+)
+from dlp_core.bank_folder import Check, LocalFile, describe_files, read_folder
+from dlp_core.errors import AdapterRefused, BankError, Conflict, DigestMismatch, NotFound, UnknownModel
+from dlp_core.store import AdapterStore
+
+J = TypeVar("J")
+R = TypeVar("R")
+
+_TRANSFERS = 8
+"""Uploads or downloads at once: enough to hide a store's latency behind its bandwidth."""
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """Outcome of `verify`: what was read, and one line for each file that is not as promised."""
+
+    version: str
+    files: int
+    size: int
+    problems: tuple[str, ...]
+
+
+def publish(
+    store: AdapterStore,
+    folder: Path,
+    *,
+    version: str | None = None,
+    check: Check | None = None,
+    progress: Progress | None = None,
+) -> BankManifest:
+    """Makes a local bank folder the bank that serves, and returns its manifest.
+
+    The folder holds `bank.json` ({"base_model": "<id>"}), `adapters/<name>/` with PEFT files and, optionally,
+    `router/`. All of it is validated before the first byte is written. `version` names the bank; by default
+    its content does. Publishing what already serves changes nothing.
+
+    Raises AdapterRefused or BankError for content that cannot be served, Conflict if somebody else published
+    meanwhile or `version` is taken by another content, StoreUnavailable if the store fails: the bank that
+    served before then still does, and publishing again resumes.
+    """
+    before = find_current(store)
+    manifest, sources = read_folder(folder, version=version, check=check)
+    _upload(store, sources, progress)
+    manifest, raw = _write_manifest(store, manifest)
+    if before is None or before[0].version != manifest.version:
+        _move_pointer(store, before, manifest, raw)
+    return manifest
+
+
+def rollback(store: AdapterStore, version: str | None = None) -> BankManifest:
+    """Moves the pointer to `version`, by default to the bank that served before, and returns its manifest.
+
+    Raises UnknownModel if there is no such version, BankError if files of it are missing, Conflict if somebody
+    else moved the pointer meanwhile.
+    """
+    pointer, etag = current(store)
+    target = version or pointer.previous
+    if target is None:
+        raise BankError(f"{store.uri} has had no bank before {pointer.version}; name a version (`dlp bank list`)")
+    manifest, raw = read_version(store, target)
+    missing = [key for key, size in _objects(manifest) if not _present(store, key, size)]
+    if missing:
+        raise BankError(
+            f"bank {target} cannot serve: {len(missing)} of its files are missing or of another size, first "
+            f"{missing[0]!r}; publish it again"
+        )
+    if target != pointer.version:
+        _move_pointer(store, (pointer, etag), manifest, raw)
+    return manifest
+
+
+def verify(store: AdapterStore, version: str | None = None, *, progress: Progress | None = None) -> VerifyReport:
+    """Downloads every file of a bank and compares it with the manifest; keeps nothing.
+
+    Raises what `load_manifest` raises, and StoreUnavailable if the store fails; files that are missing or
+    different are the report's `problems`.
+    """
+    manifest = load_manifest(store, version)
+    files = [(blob.key(file.path), file) for blob in manifest.blobs() for file in blob.files]
+    with TemporaryDirectory(prefix="dlp-verify-") as folder:
+
+        def examine(number: int, key: str, file: FileEntry) -> tuple[int, str | None]:
+            target = Path(folder, str(number))
+            try:
+                store.download(key, target, size=file.size, sha256=file.sha256)
+            except (NotFound, DigestMismatch) as error:
+                return file.size, error.message
+            target.unlink()
+            return file.size, None
+
+        jobs = [(number, key, file) for number, (key, file) in enumerate(files)]
+        found = _in_parallel(lambda job: examine(*job), jobs, lambda done: done[0], manifest.size, progress)
+    problems = sorted(problem for _, problem in found if problem)
+    return VerifyReport(manifest.version, len(files), manifest.size, tuple(problems))
+
+
+def _upload(store: AdapterStore, sources: Sequence[LocalFile], progress: Progress | None) -> None:
+    def upload(source: LocalFile) -> int:
+        if not _present(store, source.key, source.entry.size):
+            store.put(source.key, source.path)
+            if describe_files(source.path.parent, [source.path.name]) != (source.entry,):
+                store.delete(source.key)
+                raise AdapterRefused(f"{source.path} changed while it was published; publish again when it is final")
+        return source.entry.size
+
+    total = sum(source.entry.size for source in sources)
+    _in_parallel(upload, sources, lambda size: size, total, progress)
+
+
+def _in_parallel(
+    work: Callable[[J], R],
+    jobs: Sequence[J],
+    size: Callable[[R], int],
+    total: int,
+    progress: Progress | None,
+) -> list[R]:
+    """Does all jobs, a few at once. The first error stops those not begun and is raised."""
+    results: list[R] = []
+    done = 0
+    with ThreadPoolExecutor(_TRANSFERS) as pool:
+        futures = [pool.submit(work, job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                results.append(future.result())
+                done += size(results[-1])
+                if progress is not None:
+                    progress(done, total)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return results
+
+
+def _write_manifest(store: AdapterStore, manifest: BankManifest) -> tuple[BankManifest, bytes]:
+    """Creates the manifest, or finds the one an earlier publish of the same content left."""
+    raw = manifest.model_dump_json(indent=2).encode() + b"\n"
+    try:
+        existing, found = read_version(store, manifest.version)
+    except UnknownModel:
+        try:
+            store.put(manifest_key(manifest.version), raw, if_none_match=True)
+            return manifest, raw
+        except Conflict:
+            existing, found = read_version(store, manifest.version)
+    if existing.digest != manifest.digest:
+        raise Conflict(f"bank version {manifest.version} is already in {store.uri} with other content; choose another")
+    return existing, found
+
+
+def _move_pointer(store: AdapterStore, before: tuple[Pointer, str] | None, manifest: BankManifest, raw: bytes) -> None:
+    """Lets `manifest` serve if the pointer is still as it was `before` (None: nothing was published)."""
+    _require_conditions(store, manifest_key(manifest.version), raw)
+    pointer = Pointer(
+        version=manifest.version,
+        previous=before[0].version if before else None,
+        manifest_sha256=hashlib.sha256(raw).hexdigest(),
+        published=datetime.now(UTC),
+    )
+    body = pointer.model_dump_json(indent=2).encode() + b"\n"
+    try:
+        if before is None:
+            store.put(POINTER_KEY, body, if_none_match=True)
+        else:
+            store.put(POINTER_KEY, body, if_match=before[1])
+    except Conflict:
+        # If only the answer to our own write was lost, the store's retry met that very write.
+        if store.get(POINTER_KEY).data != body:
+            raise Conflict(
+                f"another bank was published to {store.uri} meanwhile; see `dlp bank show`, then publish again"
+            ) from None
+
+
+def _require_conditions(store: AdapterStore, key: str, raw: bytes) -> None:
+    """Proves that the store honours conditions, by creating again what is there: harmless if it does not."""
+    try:
+        store.put(key, raw, if_none_match=True)
+    except Conflict:
+        return
+    raise BankError(
+        f"{store.uri} ignores conditional writes, so two publishers could overwrite each other; "
+        "use a server that honours If-None-Match and If-Match on PUT (AWS S3, MinIO, SeaweedFS do)"
+    )
+
+
+def _present(store: AdapterStore, key: str, size: int) -> bool:
+    try:
+        return store.head(key).size == size
+    except NotFound:
+        return False
+
+
+def _objects(manifest: BankManifest) -> list[tuple[str, int]]:
+    return [(blob.key(file.path), file.size) for blob in manifest.blobs() for file in blob.files]
