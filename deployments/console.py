@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.status import Status
 
 out = Console()
 err = Console(stderr=True)
@@ -43,3 +45,25 @@ class ProgressBar:
         if title is not None:
             fields["description"] = title
         self._bar.update(self._task, **fields)
+
+
+@contextmanager
+def step(title: str) -> Iterator[Step]:
+    """One step of a longer job on stderr: a spinner while it runs, its time when it is done."""
+    began = time.monotonic()
+    with err.status(title) as status:
+        if not err.is_terminal:
+            err.print(f"  … {title}", highlight=False)
+        yield Step(title, status)
+    err.print(f"  [green]✓[/] {title} [dim]{time.monotonic() - began:.1f} s[/]", highlight=False)
+
+
+class Step:
+    """A running step; `say` adds what it is doing now."""
+
+    def __init__(self, title: str, status: Status) -> None:
+        self._title = title
+        self._status = status
+
+    def say(self, what: str) -> None:
+        self._status.update(f"{self._title}: {what}")

@@ -42,7 +42,9 @@ def load_config(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise InvalidRequest(f"there is no {path} here; run this in a checkout, or name the file with --config") from None
+        raise InvalidRequest(
+            f"there is no {path} here; run this in a checkout, or name the file with --config"
+        ) from None
     except (OSError, yaml.YAMLError) as error:
         raise InvalidRequest(f"{path} cannot be read: {error}") from None
     if not isinstance(config, dict) or not config.get("applications"):
@@ -152,7 +154,9 @@ class LocalApp:
             try:
                 probe.bind((self._host, self._port))
             except OSError as error:
-                raise InvalidRequest(f"port {self._port} is not free ({error.strerror}); choose one with --port") from None
+                raise InvalidRequest(
+                    f"port {self._port} is not free ({error.strerror}); choose one with --port"
+                ) from None
 
 
 def _last_line(message: str) -> str:

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from dlp_core.adapter import Adapter, check_fits
+from dlp_core.errors import InvalidRequest
 from dlp_core.ops.cpu import CpuOp, Resident, Step, prepare
 from dlp_core.ops.segments import Segment
 
@@ -101,6 +103,21 @@ def install(model: nn.Module) -> Fusion:
         wrapped = FusedLoRALinear(module, path, _siblings(parent, name, linears), fusion)
         setattr(model.get_submodule(parent), name, wrapped)
     return fusion
+
+
+def read_shapes(folder: Path) -> Mapping[str, tuple[int, int]]:
+    """Shapes of the layers `install` would wrap in the model of this folder, without reading its weights.
+
+    Raises InvalidRequest if the folder holds no model transformers knows.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidRequest(f"{folder} is not a folder of a causal language model: {error}") from None
+    return install(model).shapes
 
 
 def _siblings(parent: str, name: str, linears: Mapping[str, nn.Linear]) -> tuple[str, ...]:
