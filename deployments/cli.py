@@ -8,6 +8,7 @@ import typer
 from rich.markup import escape
 
 from deployments import console
+from deployments.commands import bank
 from dlp_core.errors import DLPError
 
 app = typer.Typer(
@@ -16,6 +17,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(bank.app, name="bank")
 
 
 def main() -> None:
