@@ -11,7 +11,7 @@ if they had been met; `dlp_core.bank` finds that out before it moves a pointer, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
@@ -138,7 +138,7 @@ class S3Store:
             with self._errors(key):
                 answer = self._client.get_object(Bucket=self._bucket, Key=path)
                 try:
-                    with answer["Body"] as body:
+                    with closing(answer["Body"]) as body:
                         return consume(body, answer["ETag"])
                 except _CUT_OFF:
                     if attempt == ATTEMPTS:

@@ -1,0 +1,49 @@
+"""Fixtures of the whole suite: a real S3 server, and an environment no developer's AWS settings leak into."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deployments.local_s3 import LocalS3
+
+BUCKET = "dlp-test"
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The variables that reach the S3 server of this run, which has a bucket BUCKET.
+
+    SeaweedFS is started for the session; DLP_TEST_S3_ENDPOINT names another server (MinIO, AWS) to use
+    instead, with credentials in the usual AWS_* variables and a bucket of that name.
+    """
+    external = os.environ.get("DLP_TEST_S3_ENDPOINT")
+    if external:
+        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION")
+        yield {"AWS_ENDPOINT_URL_S3": external} | {name: os.environ[name] for name in names if name in os.environ}
+        return
+    with LocalS3(tmp_path_factory.mktemp("s3")) as server:
+        server.create_bucket(BUCKET)
+        yield server.environment
+
+
+@pytest.fixture
+def s3(s3_server: dict[str, str], aws_free: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of an empty place in the S3 server, which the environment now points to."""
+    for name, value in s3_server.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}/"
+
+
+@pytest.fixture
+def aws_free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No AWS setting of this machine reaches the test: no variables, no profile, no instance role."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-aws-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-aws-credentials"))
