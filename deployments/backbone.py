@@ -13,14 +13,13 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from dlp_core.disk_cache import DiskCache
-
 from deployments.args import AppArgs
 from deployments.generation import Delta, Finished, FinishReason, GenerationRequest, Span
 from deployments.metrics import EngineMetrics
 from deployments.once import Once
 from dlp_core.bank import BankManifest, load_manifest
 from dlp_core.bank_source import BankSource, qualified
+from dlp_core.disk_cache import DiskCache
 from dlp_core.errors import BankError
 from dlp_core.store import open_store
 
@@ -38,7 +37,7 @@ class FusedBackbone:
         self._args = args
         self._metrics = EngineMetrics()
         self._store = open_store(args.bank)
-        self._source = BankSource(self._store, DiskCache(args.cache.path.expanduser(), args.cache.max_bytes))
+        self._source = BankSource(self._store, DiskCache(args.cache.path, args.cache.max_bytes))
         self._manifests = Once(self._read_manifest, keep=BANKS_KEPT)
         self._engine, self._codec = load_engine(args, self._source, on_load=self._metrics.loaded)
         # one thread: a tokenizer is not made for several, and one keeps a flood of long prompts off the cores

@@ -7,9 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from dlp_core.bank import BankManifest, current, load_manifest
-
 from dlp_core.errors import DLPError, StoreUnavailable
-from dlp_core.store import open_store
+from dlp_core.store import AdapterStore
 
 log = logging.getLogger("ray.serve")
 
@@ -22,8 +21,10 @@ class BankFollower:
     A store that stops answering later changes nothing here: the manifest in memory goes on serving.
     """
 
-    def __init__(self, uri: str, *, poll_s: float, prepare: Callable[[BankManifest], Awaitable[object]]) -> None:
-        self._uri = uri
+    def __init__(
+        self, store: AdapterStore, *, poll_s: float, prepare: Callable[[BankManifest], Awaitable[object]]
+    ) -> None:
+        self._store = store
         self._poll_s = poll_s
         self._prepare = prepare
         self._manifest: BankManifest | None = None
@@ -32,7 +33,7 @@ class BankFollower:
     def bank(self) -> BankManifest:
         """Raises StoreUnavailable with the reason until a first bank is ready."""
         if self._manifest is None:
-            raise StoreUnavailable(f"bank {self._uri} is not ready: {self._reason}", retry_after=self._poll_s)
+            raise StoreUnavailable(f"bank {self._store.uri} is not ready: {self._reason}", retry_after=self._poll_s)
         return self._manifest
 
     async def follow(self) -> None:
@@ -44,23 +45,21 @@ class BankFollower:
                 wait = self._poll_s
             except DLPError as error:
                 if error.message != self._reason:
-                    log.error("bank %s: %s", self._uri, error.message)
+                    log.error("bank %s: %s", self._store.uri, error.message)
                 self._reason = error.message
                 wait = min(2 * wait, self._poll_s)
             await asyncio.sleep(wait)
 
     async def _look(self) -> None:
-        serving = None if self._manifest is None else self._manifest.version
-        manifest = await asyncio.to_thread(_newer, self._uri, serving)
+        manifest = await asyncio.to_thread(self._read_newer)
         if manifest is not None:
             await self._prepare(manifest)
             self._manifest = manifest
-            log.info("bank %s: version %s serves", self._uri, manifest.version)
+            log.info("bank %s: version %s serves", self._store.uri, manifest.version)
         self._reason = ""
 
-
-def _newer(uri: str, serving: str | None) -> BankManifest | None:
-    """The bank that serves now, or None if that is `serving`."""
-    store = open_store(uri)
-    pointer, _ = current(store)
-    return None if pointer.version == serving else load_manifest(store)
+    def _read_newer(self) -> BankManifest | None:
+        """The bank that serves by now, or None if that is the one in use."""
+        pointer, _ = current(self._store)
+        in_use = self._manifest is not None and self._manifest.version == pointer.version
+        return None if in_use else load_manifest(self._store)

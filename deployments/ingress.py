@@ -21,6 +21,7 @@ from deployments.metrics import RoutingMetrics
 from dlp_core.bank import BankManifest
 from dlp_core.decision import Decision, Wish, decide
 from dlp_core.router import Routing
+from dlp_core.store import open_store
 
 ATTEMPTS = 2
 """Replicas a generation may be tried on, as long as none of its tokens was sent."""
@@ -33,7 +34,7 @@ class Ingress:
         self._router = router
         self._backbone = backbone
         self._metrics = RoutingMetrics()
-        self._bank = BankFollower(args.bank, poll_s=args.bank_poll_s, prepare=self._prepare)
+        self._bank = BankFollower(open_store(args.bank), poll_s=args.bank_poll_s, prepare=self._prepare)
         self._following = asyncio.create_task(self._bank.follow())
 
     def __serve_build_asgi_app__(self) -> FastAPI:

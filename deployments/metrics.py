@@ -28,7 +28,7 @@ class RoutingMetrics:
         self._confidence = Histogram(
             "dlp_route_confidence", "Confidence of the router.", [0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0]
         )
-        self._size = Histogram("dlp_mix_size", "Adapters in a mix; 0 is the plain backbone.", [0, 1, 2, 3, 4, 6, 8])
+        self._size = Histogram("dlp_mix_size", "Adapters in a mix; 0 is the plain backbone.", [0.5, 1, 2, 3, 4, 6, 8])
         self._hits = Counter("dlp_adapter_hits_total", "Requests an adapter took part in.", ("adapter",))
         self._fallbacks = Counter("dlp_fallback_total", "Routed requests that the plain backbone serves.", ("reason",))
 

@@ -9,6 +9,7 @@ from ray import serve
 from deployments.args import AppArgs
 from deployments.once import Once
 from dlp_core.bank import load_manifest
+from dlp_core.disk_cache import DiskCache
 from dlp_core.errors import UnknownModel
 from dlp_core.router import Router as BankRouter
 from dlp_core.router import Routing
@@ -21,7 +22,8 @@ BANKS_KEPT = 4
 
 class Router:
     def __init__(self, args: AppArgs) -> None:
-        self._args = args
+        self._store = open_store(args.bank)
+        self._cache = DiskCache(args.cache.path, args.cache.max_bytes)
         self._routers = Once(self._load, keep=BANKS_KEPT)
 
     async def prepare(self, bank: str) -> None:
@@ -30,7 +32,8 @@ class Router:
 
     async def route(self, text: str, bank: str) -> Routing:
         """What the router of bank version `bank` makes of `text`."""
-        return await self._batched(await self._routers.get(bank), text)
+        routing: Routing = await self._batched(await self._routers.get(bank), text)
+        return routing
 
     # Nobody waits for a batch to fill: whatever arrived while the last one ran is the next one.
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
@@ -38,11 +41,11 @@ class Router:
         return await asyncio.to_thread(_route, routers, texts)
 
     def _load(self, bank: str) -> BankRouter:
-        store = open_store(self._args.bank)
-        manifest = load_manifest(store, bank)
-        if manifest.router is None:
+        entry = load_manifest(self._store, bank).router
+        if entry is None:
             raise UnknownModel(f"bank {bank} has no router")
-        raise NotImplementedError
+        with self._cache.lease(self._store, entry) as folder:
+            return BankRouter.load(folder)
 
 
 def _route(routers: list[BankRouter], texts: list[str]) -> list[Routing]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dlp_core.adapter import Adapter, read_adapter
 from dlp_core.bank import AdapterEntry, BankManifest
 from dlp_core.disk_cache import DiskCache
-from dlp_core.errors import AdapterUnavailable, StoreUnavailable, UnknownModel
+from dlp_core.errors import UnknownModel
 from dlp_core.mix import Mix
 from dlp_core.store import AdapterStore
 
@@ -32,17 +32,11 @@ class BankSource:
     def load(self, name: str) -> Adapter:
         """Reads one adapter, from disk if it was fetched before.
 
-        Raises AdapterUnavailable if the store does not have it now, AdapterRefused if it cannot be served.
+        Raises AdapterUnavailable if it cannot be fetched now, AdapterRefused if it cannot be served.
         """
         entry = self._entry(name)
-        try:
-            with self._cache.lease(self._store, entry) as folder:
-                return read_adapter(folder, name=entry.name)
-        except StoreUnavailable as error:
-            raise AdapterUnavailable(
-                f"adapter {entry.name!r} is not on this replica and could not be fetched: {error.message}",
-                retry_after=5.0,
-            ) from error
+        with self._cache.lease(self._store, entry) as folder:
+            return read_adapter(folder, name=entry.name)
 
     def _entry(self, name: str) -> AdapterEntry:
         try:

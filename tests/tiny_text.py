@@ -12,7 +12,7 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-CONTEXT = 512
+CONTEXT = 4096
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -37,7 +37,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_backbone(folder: Path, seed: int = 1) -> LlamaForCausalLM:
-    """Saves a random Llama and its tokenizer as a model folder, and returns the model."""
+    """Saves a random fp32 Llama and its tokenizer as a model folder, and returns the model."""
     tokenizer = tiny_tokenizer()
     config = LlamaConfig(
         hidden_size=64,
@@ -54,6 +54,7 @@ def tiny_backbone(folder: Path, seed: int = 1) -> LlamaForCausalLM:
     )
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config).eval()
+    torch.nn.init.zeros_(model.lm_head.weight[config.eos_token_id])  # never the likeliest: an answer ends when told to
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model

@@ -1,0 +1,361 @@
+"""The whole application on a Ray cluster: serve_config.yaml, a real S3 server, a small router, a tiny backbone.
+
+What it answers is compared with transformers on the same backbone after `W += sum_i w_i * s_i * B_i A_i`.
+One cluster serves all tests. It is started while the store is down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import torch
+
+from deployments.local_app import LocalApp, load_config
+from deployments.local_s3 import LocalS3
+from dlp_core.adapter import read_adapter
+from dlp_core.publish import publish, rollback
+from dlp_core.router.rows import TaskRow
+from dlp_core.router.training import TrainSettings, train_router
+from dlp_core.store import open_store
+from tests.tiny import peft_model
+from tests.tiny_text import tiny_backbone, tiny_tokenizer
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+ROOT = Path(__file__).parents[1]
+BASE = "tiny-llama"
+BANK = "s3://dlp/bank/"
+TASKS = {
+    "cron": "write a cron schedule for every {} minutes at night",
+    "dates": "which calendar date comes {} days after christmas",
+    "sql": "select the {} newest rows from this database table",
+}
+LORA: Mapping[str, Mapping[str, Any]] = {
+    "cron": {"r": 2, "lora_alpha": 6},
+    "dates": {"r": 8, "use_rslora": True, "target_modules": ["q_proj", "o_proj", "down_proj"]},
+    "sql": {},
+}
+QUEUE = 6
+
+
+@dataclass
+class Application:
+    url: str
+    folder: Path
+    server: LocalS3
+    first_health: httpx.Response
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0)
+
+    def expected(self, prompt_ids: list[int], weights: Mapping[str, float], tokens: int) -> str:
+        """Greedy text of the backbone whose weights were changed by exactly this sum."""
+        model = tiny_backbone(self.folder / "reference")
+        modules = dict(model.named_modules())
+        with torch.no_grad():
+            for name, weight in weights.items():
+                for path, lora in read_adapter(self.folder / "bank" / "adapters" / name, name=name).modules.items():
+                    modules[path].weight += weight * lora.scaling * (lora.b_OR.float() @ lora.a_RD.float())
+            ids = model.generate(torch.tensor([prompt_ids]), max_new_tokens=tokens, do_sample=False)
+        text = str(tiny_tokenizer().decode(ids[0, len(prompt_ids) :], skip_special_tokens=True))
+        return text.rstrip("\ufffd")  # half a character at the end is not sent
+
+    def chat_ids(self, text: str) -> list[int]:
+        turns = [{"role": "user", "content": text}]
+        return list(tiny_tokenizer().apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
+    folder = tmp_path_factory.mktemp("app")
+    make_bank(folder)
+    config = load_config(ROOT / "serve_config.yaml")
+    args = config["applications"][0]["args"]
+    args |= {"dtype": "float32", "threads": 1, "bank_poll_s": 0.5, "cache": {"path": str(folder / "cache")}}
+    args["engine"] |= {"max_requests": QUEUE, "cache_tokens": 32768}
+    for deployment in config["applications"][0]["deployments"]:
+        deployment["ray_actor_options"]["num_cpus"] = 0.1
+        if deployment["name"] == "FusedBackbone":
+            deployment |= {"max_ongoing_requests": QUEUE, "max_queued_requests": 2}
+    server = LocalS3(folder / "s3", port=free_port())
+    with pytest.MonkeyPatch.context() as environment, ExitStack() as started:
+        started.callback(server.stop)
+        environment.setenv("PYTHONPATH", str(ROOT))
+        environment.setenv("OMP_NUM_THREADS", "1")
+        for name, value in server.start().items():
+            environment.setenv(name, value)
+        server.create_bucket("dlp")
+        publish(open_store(BANK), folder / "bank", version="one")
+        server.stop()
+        local = started.enter_context(LocalApp(config, bank=BANK, base_model=folder / BASE, port=free_port()))
+        first_health = wait_for(lambda: answer_of(f"{local.url}/health"), "an answer")
+        server.start()
+        wait_for(lambda: httpx.get(f"{local.url}/health").status_code == 200, "a ready application")
+        yield Application(local.url, folder, server, first_health)
+
+
+def make_bank(folder: Path) -> None:
+    bank = folder / "bank"
+    tiny_backbone(folder / BASE)
+    for seed, (name, lora) in enumerate(LORA.items(), start=1):
+        model = tiny_backbone(folder / "reference")
+        model.config.name_or_path = BASE
+        peft_model(model, seed, **lora).save_pretrained(bank / "adapters" / name)
+        (bank / "adapters" / name / "README.md").unlink()
+    (bank / "bank.json").write_text(json.dumps({"base_model": BASE}))
+    train(bank / "router")
+
+
+def train(folder: Path) -> None:
+    """A router for the three tasks, from the templates of TASKS with numbers filled in."""
+    openings = ("", "please ", "could you ", "now ", "quickly ")
+    rows = [
+        TaskRow(task, f"{opening}{text.format(number)}")
+        for task, text in TASKS.items()
+        for opening in openings
+        for number in range(12)
+    ]
+    router, _ = train_router(rows, TrainSettings(min_steps=60, batch=32, embedding=16, hidden=32))
+    router.save(folder)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answer_of(url: str) -> httpx.Response | None:
+    """What the application itself says; None while Serve has no route to it."""
+    try:
+        answer = httpx.get(url, timeout=10)
+    except httpx.TransportError:
+        return None
+    return answer if answer.headers["content-type"] == "application/json" else None
+
+
+def wait_for(ready: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := ready():
+            return value
+        time.sleep(0.1)
+    pytest.fail(f"no {what} within {seconds} s")
+
+
+def ask(app: Application, text: str, **changes: Any) -> dict[str, Any]:
+    body = {"model": "auto", "messages": [{"role": "user", "content": text}], "max_tokens": 12} | changes
+    answer = httpx.post(f"{app.url}/v1/chat/completions", json=body, timeout=60)
+    return {"status": answer.status_code, "headers": answer.headers, **answer.json()}
+
+
+def text_of(reply: dict[str, Any]) -> str:
+    return str(reply["choices"][0]["message"]["content"])
+
+
+def test_it_waits_for_the_store_and_says_so(app: Application) -> None:
+    assert app.first_health.status_code == 503
+    error = app.first_health.json()["error"]
+    assert error["code"] == "store_unavailable"
+    assert BANK in error["message"]
+    assert httpx.get(f"{app.url}/health").json() == {"status": "ok", "bank": "one"}
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_auto_routes_and_runs_exactly_that_adapter(app: Application, name: str) -> None:
+    text = TASKS[name].format(7)
+    reply = ask(app, text)
+    [span] = reply["dlp"]["spans"]
+    weights = {part["adapter"]: part["weight"] for part in span["mix"]}
+    assert max(weights, key=weights.__getitem__) == name
+    assert reply["headers"]["x-dlp-adapters"].startswith(f"{name}=")
+    assert text_of(reply) == app.expected(app.chat_ids(text), weights, 12)
+    assert (span["start"], span["end"]) == (0, reply["usage"]["total_tokens"])
+    assert reply["usage"]["prompt_tokens"] == len(app.chat_ids(text))
+    assert reply["usage"]["completion_tokens"] == 12
+    assert reply["choices"][0]["finish_reason"] == "length"
+
+
+def test_route_says_beforehand_what_serves(app: Application) -> None:
+    text = TASKS["sql"].format(3)
+    route = httpx.post(f"{app.url}/v1/route", json={"text": text}).json()
+    reply = ask(app, text)
+    assert route["mix"] == reply["dlp"]["spans"][0]["mix"]
+    assert (route["reason"], route["bank"]) == ("routed", "one")
+    assert set(route["probabilities"]) == set(TASKS)
+
+
+@pytest.mark.parametrize(("model", "weights"), [("dates", {"dates": 1.0}), (f"{BASE}:cron", {"cron": 1.0}), (BASE, {})])
+def test_a_named_model_is_that_model(app: Application, model: str, weights: dict[str, float]) -> None:
+    assert text_of(ask(app, "hello", model=model)) == app.expected(app.chat_ids("hello"), weights, 12)
+
+
+def test_explicit_weights_mix_exactly(app: Application) -> None:
+    weights = {"sql": 0.75, "dates": -0.5, "cron": 0.25}
+    adapters = [{"name": name, "weight": weight} for name, weight in weights.items()]
+    reply = ask(app, "hello", dlp={"adapters": adapters})
+    assert reply["headers"]["x-dlp-adapters"] == "sql=0.75,dates=-0.50,cron=0.25"
+    expected = app.expected(app.chat_ids("hello"), weights, 12)
+    assert text_of(reply) == expected
+    assert expected not in {app.expected(app.chat_ids("hello"), {}, 12), text_of(ask(app, "hello", model="sql"))}
+
+
+def test_requests_of_one_batch_do_not_touch_each_other(app: Application) -> None:
+    models = ["sql", "dates", "cron", BASE, "sql", "dates"]
+    alone = [text_of(ask(app, f"number {index}", model=model, max_tokens=40)) for index, model in enumerate(models)]
+    with ThreadPoolExecutor(len(models)) as pool:
+        replies = pool.map(lambda row: ask(app, f"number {row[0]}", model=row[1], max_tokens=40), enumerate(models))
+        assert [text_of(reply) for reply in replies] == alone
+
+
+def test_the_openai_client_streams_what_it_gets_whole(app: Application) -> None:
+    question: dict[str, Any] = {"model": "auto", "messages": [{"role": "user", "content": TASKS["cron"].format(5)}]}
+    whole = app.client.chat.completions.create(**question, max_tokens=60)
+    chunks = list(app.client.chat.completions.create(**question, max_tokens=60, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.choices[0].message.content
+    assert (chunks[-1].model_extra or {})["dlp"] == (whole.model_extra or {})["dlp"]
+    assert len(chunks) > 5  # it came in pieces
+    assert [model.id for model in app.client.models.list()] == ["auto", BASE, *sorted(TASKS)]
+
+
+def test_a_bare_prompt_is_completed(app: Application) -> None:
+    reply = app.client.completions.create(model="sql", prompt="the user", max_tokens=10)
+    ids = list(tiny_tokenizer()("the user").input_ids)
+    assert reply.choices[0].text == app.expected(ids, {"sql": 1.0}, 10)
+
+
+def test_a_stop_string_ends_the_answer_before_it(app: Application) -> None:
+    whole = text_of(ask(app, "hello", model="sql", max_tokens=40))
+    stop = whole[10:13]
+    reply = ask(app, "hello", model="sql", max_tokens=40, stop=[stop])
+    assert text_of(reply) == whole[: whole.index(stop)]
+    assert reply["choices"][0]["finish_reason"] == "stop"
+    assert reply["usage"]["completion_tokens"] < 40
+
+
+def test_sampling_differs_and_greedy_does_not(app: Application) -> None:
+    hot = {text_of(ask(app, "hello", model="sql", temperature=1.5)) for _ in range(3)}
+    assert len(hot) > 1
+    assert len({text_of(ask(app, "hello", model="sql", temperature=1.5, top_k=1)) for _ in range(2)}) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("text", "changes", "param"),
+    [("x" * 5000, {}, "messages"), ("x", {"max_tokens": 5000}, "max_tokens"), ("é" * 400_000, {}, "messages")],
+    ids=["prompt", "max_tokens", "hopeless"],
+)
+def test_what_does_not_fit_the_context_is_refused(
+    app: Application, text: str, changes: dict[str, Any], param: str, *, stream: bool
+) -> None:
+    reply = ask(app, text, model="sql", stream=stream, **changes)
+    assert reply["status"] == 400
+    assert (reply["error"]["code"], reply["error"]["param"]) == ("context_length_exceeded", param)
+
+
+def test_the_request_id_comes_back(app: Application) -> None:
+    answer = httpx.get(f"{app.url}/v1/models", headers={"x-request-id": "mine-1"})
+    assert answer.headers.get_list("x-request-id") == ["mine-1"]
+    assert len(httpx.get(f"{app.url}/v1/models").headers["x-request-id"]) > 8
+
+
+def test_a_full_application_says_429(app: Application) -> None:
+    """QUEUE requests run, two wait in the ingress; the next is refused at once."""
+
+    async def flood() -> list[httpx.Response]:
+        body = {"model": "sql", "prompt": "the user", "max_tokens": 150}
+        async with httpx.AsyncClient(timeout=60) as http:
+            calls = (http.post(f"{app.url}/v1/completions", json=body) for _ in range(QUEUE + 8))
+            return await asyncio.gather(*calls)
+
+    answers = asyncio.run(flood())
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert refused
+    for answer in refused:
+        assert answer.status_code == 429
+        assert answer.headers["retry-after"] == "1"
+        assert answer.json()["error"]["type"] == "rate_limit_error"
+    served = {answer.json()["choices"][0]["text"] for answer in answers if answer.status_code == 200}
+    assert len(served) == 1
+
+
+def test_a_client_that_goes_away_frees_its_place(app: Application) -> None:
+    """QUEUE endless streams fill the replica; once their clients are gone, there is room at once."""
+    body = {"model": "sql", "prompt": "the user", "max_tokens": 4000, "stream": True}
+    with httpx.Client(timeout=60) as http:
+        streams = [http.stream("POST", f"{app.url}/v1/completions", json=body) for _ in range(QUEUE)]
+        for stream in streams:
+            next(stream.__enter__().iter_lines())
+        began = time.monotonic()
+        for stream in streams:
+            stream.__exit__(None, None, None)
+    assert ask(app, "hello", model="sql")["status"] == 200
+    assert time.monotonic() - began < 10  # 4000 tokens take longer
+
+
+def test_a_new_bank_takes_over_and_rolls_back(app: Application) -> None:
+    (app.folder / "bank" / "adapters" / "sql").rename(app.folder / "sql-away")
+    (app.folder / "bank" / "router").rename(app.folder / "router-away")
+    try:
+        publish(open_store(BANK), app.folder / "bank", version="two")
+    finally:
+        (app.folder / "sql-away").rename(app.folder / "bank" / "adapters" / "sql")
+        (app.folder / "router-away").rename(app.folder / "bank" / "router")
+    wait_for(lambda: httpx.get(f"{app.url}/v1/bank").json()["version"] == "two", "bank two")
+    assert ask(app, "hello", model="sql")["status"] == 404
+    assert ask(app, "hello", model="dates")["dlp"]["bank"] == "two"
+    assert "no router" in ask(app, "hello")["error"]["message"]
+    rollback(open_store(BANK))
+    wait_for(lambda: httpx.get(f"{app.url}/v1/bank").json()["version"] == "one", "bank one")
+    assert ask(app, "hello", model="sql")["dlp"]["bank"] == "one"
+
+
+def test_resident_adapters_outlive_the_store(app: Application) -> None:
+    before = text_of(ask(app, "hello", model="sql"))
+    peft_model(tiny_backbone(app.folder / "reference"), 9).save_pretrained(app.folder / "late")
+    late = app.folder / "bank" / "adapters" / "late"
+    (app.folder / "late" / "README.md").unlink()
+    (app.folder / "late").rename(late)
+    (app.folder / "bank" / "router").rename(app.folder / "router-away")
+    publish(open_store(BANK), app.folder / "bank", version="three")
+    wait_for(lambda: httpx.get(f"{app.url}/v1/bank").json()["version"] == "three", "bank three")
+    app.server.stop()
+    try:
+        assert text_of(ask(app, "hello", model="sql")) == before
+        refused = ask(app, "hello", model="late")
+        assert (refused["status"], refused["error"]["code"]) == (503, "adapter_unavailable")
+        assert "late" in refused["error"]["message"]
+        assert httpx.get(f"{app.url}/health").status_code == 200
+    finally:
+        app.server.start()
+    assert ask(app, "hello", model="late")["status"] == 200
+
+
+def test_a_replica_that_dies_is_replaced(app: Application) -> None:
+    """A stream it was serving ends with an error event; later requests are served again."""
+    import ray
+
+    body = {"model": "cron", "prompt": "the user", "max_tokens": 4000, "stream": True}
+    with httpx.stream("POST", f"{app.url}/v1/completions", json=body, timeout=60) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        [backbone] = [
+            actor for actor in ray.util.list_named_actors(all_namespaces=True) if "FusedBackbone" in actor["name"]
+        ]
+        ray.kill(ray.get_actor(backbone["name"], namespace=backbone["namespace"]))
+        *_, last = [line for line in lines if line]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_failed"
+    wait_for(lambda: ask(app, "hello", model="cron")["status"] == 200, "new replica", seconds=120)
