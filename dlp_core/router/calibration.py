@@ -1,0 +1,59 @@
+"""Makes the router's numbers mean what they say. Fitted on rows the network was not trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlp_core.router.network import Floats, softmax
+
+Values = NDArray[np.floating]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """`temperature` divides the logits. Novelty x becomes the none mass sigmoid(slope * (x - threshold))."""
+
+    temperature: float
+    threshold: float
+    slope: float
+
+    def none_mass(self, novelty_B: Floats) -> Floats:
+        return np.asarray(
+            1.0 / (1.0 + np.exp(-np.clip(self.slope * (novelty_B - self.threshold), -60, 60))), np.float32
+        )
+
+
+def fit_temperature(logits_BN: Floats, tasks_B: NDArray[np.int64]) -> float:
+    """The temperature with the least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599)."""
+    grid = np.geomspace(0.25, 4.0, 97)
+    rows = np.arange(len(tasks_B))
+    losses = [-np.log(softmax(logits_BN / np.float32(t))[rows, tasks_B] + 1e-9).mean() for t in grid]
+    return float(grid[int(np.argmin(losses))])
+
+
+def fit_none(novelty: dict[str, Values], keep: dict[str, float]) -> tuple[float, float]:
+    """Threshold and slope of the none mass.
+
+    `novelty` has values of texts that belong to the bank, by way ("plain" and others), `keep` the share of each
+    that must stay below the threshold. The slope gives the median plain text a none mass of one in a thousand.
+    """
+    threshold = max(float(np.quantile(novelty[way], share)) for way, share in keep.items())
+    distance = max(threshold - float(np.median(novelty["plain"])), 1e-3)
+    return threshold, float(np.log(999.0) / distance)
+
+
+def expected_calibration_error(confidence: Values, correct: NDArray[np.bool_], *, bins: int = 15) -> float:
+    """Mean over equal-width bins of |accuracy - confidence|, weighted by how many texts fall in (Guo et al. 2017)."""
+    which = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    gaps = np.bincount(which, weights=confidence, minlength=bins) - np.bincount(which, weights=correct, minlength=bins)
+    return float(np.abs(gaps).sum() / max(len(confidence), 1))
+
+
+def auroc(known: Values, unknown: Values) -> float:
+    """Chance that an unknown text scores above a known one, ties counting half (the Mann-Whitney statistic)."""
+    ordered = np.sort(known)
+    below = np.searchsorted(ordered, unknown, side="left") + np.searchsorted(ordered, unknown, side="right")
+    return float(below.mean() / (2 * len(known)))

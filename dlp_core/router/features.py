@@ -1,0 +1,102 @@
+"""Text to hashed features: the same buckets for the same text on every machine. numpy only.
+
+A token is a run of letters (any byte above 127 counts as one), a run of digits (every digit reads as 0), one
+punctuation mark or one line break. Letters are folded to lower case in ASCII only, so no Unicode table of a Python
+version decides a bucket. Each token gives three features: itself, itself with its successor, and its first
+four bytes (what a typo at the end of a word leaves intact). A token's hash is the sum of one table word per
+(position, byte), which numpy finds for all tokens of all texts at once.
+
+Of a long text the first HEAD and the last TAIL characters are read: instructions and questions stand there, and
+the cost of a prompt is bounded whatever its length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+BUCKETS = 1 << 16
+HEAD, TAIL = 3072, 1024
+PER_TOKEN = 3
+VERSION = 1
+"""Changes with anything above or below that changes a bucket; a saved router names the version it was trained on."""
+
+_PREFIX_BYTES = 4
+_MAX_POSITION = 32  # letters after it count whatever their order
+_SPACE, _LETTER, _DIGIT, _MARK = range(4)
+
+
+class Features(NamedTuple):
+    """Features of B texts, one after the other."""
+
+    buckets: NDArray[np.int64]  # (F,), each in [0, BUCKETS)
+    starts: NDArray[np.int64]  # (B,): where the features of a text begin; it may have none
+
+    def counts(self) -> NDArray[np.int64]:
+        """How many features each text has, (B,)."""
+        return np.diff(self.starts, append=len(self.buckets))
+
+
+def clip(text: str) -> str:
+    """What the router reads of `text`: all of it, or its head and tail."""
+    return text if len(text) <= HEAD + TAIL else f"{text[:HEAD]}\n{text[-TAIL:]}"
+
+
+def featurise(texts: Sequence[str]) -> Features:
+    """Hashes B texts. Text without a visible character has no features."""
+    pieces = [clip(text).encode("utf-8", "replace") for text in texts]
+    bytes_ = np.frombuffer(b"\0".join(pieces) + b"\0", np.uint8)
+    kinds = _KIND[bytes_]
+    edges = kinds == _MARK
+    edges[0] = True
+    edges[1:] |= kinds[1:] != kinds[:-1]
+    runs = np.flatnonzero(edges)
+    positions = np.arange(len(bytes_)) - np.repeat(runs, np.diff(runs, append=len(bytes_)))
+    words = _TABLE[(np.minimum(positions, _MAX_POSITION - 1) << 8) + bytes_]
+    is_token = kinds[runs] != _SPACE
+
+    whole = np.add.reduceat(words, runs)[is_token]
+    prefix = np.add.reduceat(np.where(positions < _PREFIX_BYTES, words, np.uint64(0)), runs)[is_token]
+    ends = np.searchsorted(runs[is_token], np.cumsum([len(piece) + 1 for piece in pieces]))
+    following = np.append(whole[1:], _END)[: len(whole)]
+    following[ends[ends > 0] - 1] = _END
+
+    hashes = np.stack((whole, (whole * _C1 + following) * _C2, (prefix + _C3) * _C4), axis=1)
+    buckets = (hashes >> np.uint64(64 - 16)).astype(np.int64).reshape(-1)
+    return Features(buckets, np.concatenate(([0], ends[:-1])) * PER_TOKEN)
+
+
+def _splitmix64(count: int) -> NDArray[np.uint64]:
+    """The first `count` outputs of SplitMix64 (Steele, Lea, Flood 2014) from state 1: uniform 64-bit words."""
+    x = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _kinds() -> NDArray[np.uint8]:
+    kinds = np.full(256, _SPACE, np.uint8)
+    kinds[33:127] = _MARK
+    kinds[10] = _MARK
+    kinds[128:] = _LETTER
+    for byte in range(128):
+        if chr(byte).isalpha():
+            kinds[byte] = _LETTER
+        elif chr(byte).isdigit():
+            kinds[byte] = _DIGIT
+    return kinds
+
+
+def _canonical() -> NDArray[np.int64]:
+    same = np.arange(256)
+    same[ord("A") : ord("Z") + 1] += 32
+    same[ord("0") : ord("9") + 1] = ord("0")
+    return same
+
+
+_KIND = _kinds()
+_TABLE = _splitmix64(_MAX_POSITION * 256).reshape(_MAX_POSITION, 256)[:, _canonical()].reshape(-1).copy()
+_END, _C1, _C2, _C3, _C4 = (np.uint64(int(word) | 1) for word in _splitmix64(_MAX_POSITION * 256 + 5)[-5:])

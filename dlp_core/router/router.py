@@ -1,0 +1,197 @@
+"""A trained router: a folder with `router.safetensors` (weights) and `router.json` (labels, calibration).
+
+The embedding table is stored as int8 with one scale a row, a quarter of its size; everything else is small.
+Training measures and calibrates what it saved, so the numbers in router.json hold for what is served.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from dlp_core.adapter import validate_name
+from dlp_core.errors import BankError, InvalidRequest
+from dlp_core.router.calibration import Calibration
+from dlp_core.router.features import BUCKETS, VERSION, featurise
+from dlp_core.router.network import Network, dequantise_rows, quantise_rows, softmax
+from dlp_core.router.novelty import PENALTY, Clouds
+from dlp_core.router.routing import Routing
+
+WEIGHTS_FILE = "router.safetensors"
+CONFIG_FILE = "router.json"
+FORMAT = 1
+
+_LAYERS = 4
+_CHUNK = 64  # texts whose features are in memory at once
+
+
+class Router:
+    """Routes texts over the adapters in `labels`. Immutable; may be used from several threads."""
+
+    def __init__(
+        self,
+        labels: Sequence[str],
+        network: Network,
+        clouds: Clouds,
+        calibration: Calibration,
+        training: dict[str, Any],
+    ) -> None:
+        self.labels = tuple(labels)
+        self.network = network
+        self.clouds = clouds
+        self.calibration = calibration
+        self.training = training
+        """What the training measured on rows it held back."""
+
+    def route(self, texts: Sequence[str]) -> list[Routing]:
+        """One Routing a text. Text without a visible character is "none of these". Raises nothing for any text."""
+        chunks = (texts[start : start + _CHUNK] for start in range(0, len(texts), _CHUNK))
+        return [routing for chunk in chunks for routing in self._route(chunk)]
+
+    def _route(self, texts: Sequence[str]) -> list[Routing]:
+        features = featurise(texts)
+        hidden, logits = self.network.forward(features)
+        novelty = self.clouds.novelty(hidden, softmax(logits)[:, :-1])
+        none = np.where(features.counts() > 0, self.calibration.none_mass(novelty), np.float32(1.0))
+        share = softmax(logits[:, :-1] / np.float32(self.calibration.temperature))
+        probabilities = share * (1.0 - none)[:, None]
+        return [
+            Routing(dict(zip(self.labels, row, strict=True)), none=mass, confidence=max(row))
+            for row, mass in zip(probabilities.tolist(), none.tolist(), strict=True)
+        ]
+
+    def save(self, folder: Path) -> None:
+        """Writes both files, the configuration last: a folder with a router.json is complete.
+
+        Raises InvalidRequest if the folder cannot be written.
+        """
+        tensors = pack(self.network, self.clouds)
+        config = {
+            "format": FORMAT,
+            "features": VERSION,
+            "labels": list(self.labels),
+            "calibration": asdict(self.calibration),
+            "training": self.training,
+        }
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(folder / WEIGHTS_FILE, save(tensors))
+            _write(folder / CONFIG_FILE, (json.dumps(config, indent=1, allow_nan=False) + "\n").encode())
+        except OSError as error:
+            raise InvalidRequest(f"{folder}: the router cannot be written ({error.strerror or error})") from error
+
+    @classmethod
+    def load(cls, folder: Path) -> Router:
+        """Reads a folder written by `save`. Only JSON and safetensors are ever read.
+
+        Raises BankError, naming the file and what to do, if a file is missing, damaged or of another version.
+        """
+        labels, calibration, training = _read_config(folder / CONFIG_FILE)
+        network, clouds = _read_weights(folder / WEIGHTS_FILE, len(labels))
+        return cls(labels, network, clouds, calibration, training)
+
+
+def pack(network: Network, clouds: Clouds) -> dict[str, NDArray[Any]]:
+    """The tensors of router.safetensors."""
+    values, scales = quantise_rows(network.table_VD)
+    tensors: dict[str, NDArray[Any]] = {"embedding.values": values, "embedding.scales": scales}
+    for layer, (weight, bias) in enumerate(zip(network.weights, network.biases, strict=True), start=1):
+        tensors[f"layer{layer}.weight"] = weight.astype(np.float16)
+        tensors[f"layer{layer}.bias"] = bias
+    tensors["clouds.whitening"] = clouds.whitening_WHH.astype(np.float16)
+    tensors["clouds.centres"] = clouds.centres_WNH.astype(np.float16)
+    return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+
+
+def unpack(tensors: dict[str, NDArray[Any]]) -> tuple[Network, Clouds]:
+    """Network and clouds as they will be served: the rounding of `pack` is in them."""
+    wide = {name: tensor.astype(np.float32) for name, tensor in tensors.items() if name != "embedding.values"}
+    layers = range(1, _LAYERS + 1)
+    network = Network(
+        dequantise_rows(tensors["embedding.values"], tensors["embedding.scales"]),
+        tuple(wide[f"layer{layer}.weight"] for layer in layers),
+        tuple(wide[f"layer{layer}.bias"] for layer in layers),
+    )
+    return network, Clouds(wide["clouds.whitening"], wide["clouds.centres"])
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BankError(f"{path}: cannot be read ({error.strerror or error}); `dlp router train` writes one") from error
+
+
+def _read_config(path: Path) -> tuple[tuple[str, ...], Calibration, dict[str, Any]]:
+    try:
+        config = json.loads(_read(path))
+        versions = (config["format"], config["features"])
+        if versions != (FORMAT, VERSION):
+            raise BankError(
+                f"{path}: format {versions[0]} with features {versions[1]}, this version reads format {FORMAT} with "
+                f"features {VERSION}; train the router again"
+            )
+        labels = tuple(validate_name(name) for name in config["labels"])
+        if len(labels) < 2 or len(set(labels)) != len(labels):
+            raise BankError(f"{path}: labels must be two or more different adapter names; train the router again")
+        fields = {name: float(config["calibration"][name]) for name in ("temperature", "threshold", "slope")}
+        if not (all(map(np.isfinite, fields.values())) and fields["temperature"] > 0 and fields["slope"] > 0):
+            raise BankError(f"{path}: calibration {fields} is out of range; train the router again")
+        return labels, Calibration(**fields), dict(config["training"])
+    except (ValueError, TypeError, KeyError, InvalidRequest) as error:
+        raise BankError(f"{path}: not a router configuration ({error}); train the router again") from error
+
+
+def _read_weights(path: Path, adapters: int) -> tuple[Network, Clouds]:
+    try:
+        tensors = load(_read(path))
+    except SafetensorError as error:
+        raise BankError(f"{path}: not a safetensors file ({error}); train the router again") from error
+    try:
+        problem = _problem(tensors, adapters)
+    except (KeyError, ValueError, IndexError) as error:
+        problem = f"tensor {error} is missing or has the wrong rank"
+    if problem:
+        raise BankError(f"{path}: {problem}; train the router again")
+    return unpack(tensors)
+
+
+def _problem(tensors: dict[str, NDArray[Any]], adapters: int) -> str | None:
+    """What is wrong with the tensors of a router over this many adapters."""
+    embedding = tensors["embedding.values"].shape[1]
+    widths = [embedding + 1, *(tensors[f"layer{layer}.weight"].shape[0] for layer in range(1, _LAYERS)), adapters + 1]
+    hidden, ways = widths[2], len(PENALTY)
+    expected: dict[str, tuple[tuple[int, ...], str]] = {
+        "embedding.values": ((BUCKETS, embedding), "int8"),
+        "embedding.scales": ((BUCKETS,), "float16"),
+        "clouds.whitening": ((ways, hidden, hidden), "float16"),
+        "clouds.centres": ((ways, adapters, hidden), "float16"),
+    }
+    for layer, (width_in, width_out) in enumerate(pairwise(widths), start=1):
+        expected[f"layer{layer}.weight"] = ((width_out, width_in), "float16")
+        expected[f"layer{layer}.bias"] = ((width_out,), "float32")
+    if set(tensors) != set(expected):
+        return f"its tensors are {sorted(tensors)}, not {sorted(expected)}"
+    for name, (shape, dtype) in expected.items():
+        tensor = tensors[name]
+        if tensor.shape != shape or tensor.dtype != dtype:
+            return f"{name} is {tensor.dtype} {list(tensor.shape)}, {adapters} labels need {dtype} {list(shape)}"
+        if not np.isfinite(tensor).all():
+            return f"{name} holds values that are not finite"
+    return None

@@ -1,0 +1,41 @@
+"""What the router says about one text. No numpy, no torch: it travels from the router's process to the ingress."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dlp_core.mix import EMPTY_MIX, Mix, WeightRule, select_top_p
+
+NONE_DECISION = 0.5
+"""The router fits `Routing.none` so that its decision lies here: from this mass on, no adapter fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Probabilities of one text. Filled by Router.route. Picklable.
+
+    `probabilities` has every adapter in bank order; with `none` they sum to 1.
+    """
+
+    probabilities: dict[str, float]
+    none: float
+    """Mass of "none of these": the text looks like nothing the bank was trained for."""
+    confidence: float
+    """The highest probability of one adapter. Calibrated: of the texts with 0.8, about 80% belong to it."""
+
+    def mix(
+        self,
+        *,
+        top_p: float = 0.9,
+        max_adapters: int = 3,
+        weights: WeightRule = "renormalise",
+        min_confidence: float | None = None,
+    ) -> Mix:
+        """The adapters that serve this text (see select_top_p); EMPTY_MIX where none fits or below `min_confidence`.
+
+        Raises InvalidRequest if top_p is not in (0, 1] or max_adapters is below 1.
+        """
+        mix = select_top_p(self.probabilities, top_p=top_p, max_adapters=max_adapters, weights=weights)
+        if self.none >= NONE_DECISION or (min_confidence is not None and self.confidence < min_confidence):
+            return EMPTY_MIX
+        return mix
