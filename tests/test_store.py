@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -199,18 +200,18 @@ def test_delete_forgets_and_may_be_repeated(store: AdapterStore) -> None:
     assert store.list() == []
 
 
-@pytest.mark.parametrize("key", BAD_KEYS)
-def test_a_key_that_could_leave_the_root_is_refused(store: AdapterStore, tmp_path: Path, key: str) -> None:
+def test_a_key_that_could_leave_the_root_is_refused(store: AdapterStore, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"outside")
-    for call in (
-        lambda: store.get(key),
-        lambda: store.head(key),
-        lambda: store.put(key, b"x"),
-        lambda: store.delete(key),
-        lambda: store.download(key, tmp_path / "t", size=1, sha256=sha256(b"x")),
-    ):
-        with pytest.raises(InvalidRequest, match="key"):
-            call()
+    for key in BAD_KEYS:
+        for call in (
+            partial(store.get, key),
+            partial(store.head, key),
+            partial(store.put, key, b"x"),
+            partial(store.delete, key),
+            partial(store.download, key, tmp_path / "t", size=1, sha256=sha256(b"x")),
+        ):
+            with pytest.raises(InvalidRequest, match="key"):
+                call()
     assert (tmp_path / "x").read_bytes() == b"outside"
 
 
