@@ -59,6 +59,7 @@ def run(*, port: int, config: Path, bank: Path, folder: Path) -> None:
         with console.step(f"publish {bank} to {BANK_URI}") as step:
             _publish(bank, base, step)
         args = settings["applications"][0].setdefault("args", {})
+        args["dtype"] = "float32"  # on CPUs bfloat16 answers vary with what else is in the batch (docs/log.md)
         args["cache"] = {"path": str((folder / "cache").resolve()), "max_bytes": CACHE_BYTES}
         with console.step("start Ray and Ray Serve"):
             app = started.enter_context(LocalApp(settings, bank=BANK_URI, base_model=base, port=port))
