@@ -2,7 +2,8 @@
 
     root/<sha256>/        one entry: its files, complete, checked and sealed
     root/.locks/<sha256>  held shared while an entry is in use, exclusively while it is filled or removed
-    root/.partial/<n>-*   a download under way that will need n bytes
+    root/.locks/room      held while bytes are counted, set aside, or freed
+    root/.partial/<n>-*   a download under way that will need n bytes; its folder is locked while that lasts
 
 An entry appears by one rename, after every byte was checked. Which process may do what is decided by file
 locks (flock), which the kernel drops with the process: a crash leaves nothing locked, and what it left half
@@ -19,7 +20,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from dlp_core.bank import AdapterEntry, RouterEntry
@@ -68,16 +69,12 @@ class DiskCache:
             )
         folder = self._root / entry.digest.removeprefix("sha256:")
         for _ in range(_ATTEMPTS):
-            with _reported(entry, self._root):
-                self._locks.mkdir(parents=True, exist_ok=True)
-                self._partial.mkdir(exist_ok=True)
-                lock = _Lock(self._locks / folder.name, fcntl.LOCK_SH)
-            with lock:
-                if _intact(folder, entry):
+            lock = self._open(entry, folder) or self._fill_once(store, entry, folder)
+            if lock is not None:
+                with lock:
                     os.utime(folder)
                     yield folder
                     return
-            self._fill_once(store, entry, folder)
         raise AdapterUnavailable(
             f"{entry} is evicted from {self._root} as fast as it is fetched; raise the cache's max_bytes "
             f"({self._max_bytes})",
@@ -90,22 +87,32 @@ class DiskCache:
         with self.lease(store, entry) as folder:
             return folder
 
-    def used_bytes(self) -> int:
-        """Bytes of all entries and of the downloads under way, by all processes."""
-        reserved = sum(int(path.name.partition("-")[0]) for path in self._matching(self._partial, _PARTIAL))
-        return reserved + sum(_size(path) for path in self._matching(self._root, _ENTRY))
+    def _open(self, entry: Entry, folder: Path) -> _Lock | None:
+        """A shared lock on an intact entry, or None. Never waits: who waits for a download joins it below."""
+        with _reported(entry, self._root), ExitStack() as undo:
+            self._locks.mkdir(parents=True, exist_ok=True)
+            self._partial.mkdir(exist_ok=True)
+            lock = _try_lock(self._locks / folder.name, fcntl.LOCK_SH)
+            if lock is not None:
+                undo.enter_context(lock)
+                if _intact(folder, entry):
+                    undo.pop_all()
+                    return lock
+        return None
 
-    def _fill_once(self, store: AdapterStore, entry: Entry, folder: Path) -> None:
-        """One thread fills; the others of this process wait for it and share its error."""
+    def _fill_once(self, store: AdapterStore, entry: Entry, folder: Path) -> _Lock | None:
+        """One thread fills and gets its lock; the others of this process wait for it and share its error."""
         with self._guard:
             waiting = self._filling.get(folder.name)
             mine = self._filling[folder.name] = Future() if waiting is None else waiting
         if waiting is not None:
-            return waiting.result()
+            waiting.result()
+            return None
         try:
             with _reported(entry, self._root):
-                self._fill(store, entry, folder)
+                lock = self._fill(store, entry, folder)
             mine.set_result(None)
+            return lock
         except BaseException as error:
             mine.set_exception(error)
             raise
@@ -113,24 +120,33 @@ class DiskCache:
             with self._guard:
                 del self._filling[folder.name]
 
-    def _fill(self, store: AdapterStore, entry: Entry, folder: Path) -> None:
-        with _Lock(self._locks / folder.name, fcntl.LOCK_EX):
-            if _intact(folder, entry):
-                return  # another process was faster
-            if folder.exists():
-                shutil.rmtree(folder)
-            with self._room(entry) as partial:
-                for file in entry.files:
-                    target = partial / file.path
-                    store.download(entry.key(file.path), target, size=file.size, sha256=file.sha256)
-                    target.chmod(0o444)
-                    os.utime(target, ns=(_SEAL_NS, _SEAL_NS))
-                partial.rename(folder)
+    def _fill(self, store: AdapterStore, entry: Entry, folder: Path) -> _Lock | None:
+        with ExitStack() as undo:
+            lock = _Lock(self._locks / folder.name, fcntl.LOCK_EX)
+            undo.enter_context(lock)
+            if not _intact(folder, entry):  # else another process was faster
+                if folder.exists():
+                    shutil.rmtree(folder)
+                with self._room(entry) as partial:
+                    for file in entry.files:
+                        target = partial / file.path
+                        store.download(entry.key(file.path), target, size=file.size, sha256=file.sha256)
+                        target.chmod(0o444)
+                        os.utime(target, ns=(_SEAL_NS, _SEAL_NS))
+                    with self._counting():
+                        partial.rename(folder)
+            # Kept, not released: a fresh entry must not be evicted before it was read once. The change of mode is
+            # not atomic (flock(2)), hence the second look.
+            lock.share()
+            if not _intact(folder, entry):
+                return None
+            undo.pop_all()
+            return lock
 
     @contextmanager
     def _room(self, entry: Entry) -> Iterator[Path]:
         """A folder to download into, whose bytes are set aside until it is gone or has become an entry."""
-        with _Lock(self._locks / "room", fcntl.LOCK_EX):
+        with self._counting():
             self._sweep()
             self._evict(entry)
             partial = self._partial / f"{entry.size}-{uuid.uuid4().hex}"
@@ -142,20 +158,29 @@ class DiskCache:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
 
+    def _counting(self) -> _Lock:
+        """Nobody sets bytes aside, turns them into an entry or evicts meanwhile."""
+        return _Lock(self._locks / "room", fcntl.LOCK_EX)
+
     def _sweep(self) -> None:
         """Removes what downloaders left that are no more: those alive hold a lock on their folder."""
         for path in self._matching(self._partial, _PARTIAL):
-            with suppress(BlockingIOError, FileNotFoundError), _Lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB, folder=True):
-                shutil.rmtree(path)
+            with suppress(FileNotFoundError):
+                if (lock := _try_lock(path, fcntl.LOCK_EX, folder=True)) is not None:
+                    with lock:
+                        shutil.rmtree(path)
 
     def _evict(self, entry: Entry) -> None:
-        excess = self.used_bytes() + entry.size - self._max_bytes
-        for path in sorted(self._matching(self._root, _ENTRY), key=_last_used):
+        entries = self._matching(self._root, _ENTRY)
+        reserved = sum(int(path.name.partition("-")[0]) for path in self._matching(self._partial, _PARTIAL))
+        excess = reserved + sum(map(_size, entries)) + entry.size - self._max_bytes
+        for path in sorted(entries, key=_last_used):
             if excess <= 0:
                 return
-            with suppress(BlockingIOError), _Lock(self._locks / path.name, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                excess -= _size(path)
-                shutil.rmtree(path)
+            if (lock := _try_lock(self._locks / path.name, fcntl.LOCK_EX)) is not None:
+                with lock:
+                    excess -= _size(path)
+                    shutil.rmtree(path)
         if excess > 0:
             raise AdapterUnavailable(
                 f"{entry} needs {entry.size} bytes; the disk cache {self._root} ({self._max_bytes} bytes) is full of "
@@ -181,10 +206,7 @@ def _intact(folder: Path, entry: Entry) -> bool:
 
 
 class _Lock:
-    """An flock on `path`, from construction to the end of its `with` block. A missing lock file is created.
-
-    Raises BlockingIOError if `mode` has LOCK_NB and another holds it.
-    """
+    """An flock on `path`, from construction to the end of its `with` block. A missing lock file is created."""
 
     def __init__(self, path: Path, mode: int, *, folder: bool = False) -> None:
         self._descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o644)
@@ -194,11 +216,23 @@ class _Lock:
             os.close(self._descriptor)
             raise
 
+    def share(self) -> None:
+        """Turns an exclusive lock into a shared one."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
+
+
+def _try_lock(path: Path, mode: int, *, folder: bool = False) -> _Lock | None:
+    """The lock, or None if another holds it."""
+    try:
+        return _Lock(path, mode | fcntl.LOCK_NB, folder=folder)
+    except BlockingIOError:
+        return None
 
 
 @contextmanager
