@@ -24,10 +24,10 @@ class RoutingArgs(_Args):
 
     top_p: float = Field(default=0.9, gt=0, le=1)
     max_adapters: int = Field(default=3, ge=1)
-    min_confidence: float | None = Field(
-        default=None, ge=0, le=1
-    )  # None: the router's own "none of these" decides alone
+    min_confidence: float | None = Field(default=None, ge=0, le=1)
+    """None: the router's own "none of these" decides alone."""
     most_adapters: int = Field(default=8, ge=1)
+    """The most a request may ask for, also with explicit weights."""
 
     @model_validator(mode="after")
     def _default_within_the_limit(self) -> Self:
@@ -48,23 +48,22 @@ class LimitArgs(_Args):
 
     max_body_bytes: int = Field(default=1024**2, ge=1)
     request_timeout_s: float = Field(default=300.0, gt=0)
-    default_max_tokens: int = Field(
-        default=512, ge=1
-    )  # of a chat completion that names none; less where less room is left
+    default_max_tokens: int = Field(default=512, ge=1)
+    """Of a chat completion that names none; less where the prompt leaves less room."""
 
 
 class AppArgs(_Args):
     """Arguments of `deployments.app:build_app`. `bank` and `base_model` default to DLP_BANK and DLP_BASE_MODEL."""
 
     bank: str = Field(default_factory=lambda: os.environ.get("DLP_BANK", ""), validate_default=True)
-    """URI of the bank: s3://bucket/prefix/, a folder, or memory://name."""
+    """s3://bucket/prefix/, or a folder that every node has."""
     base_model: str = Field(default_factory=lambda: os.environ.get("DLP_BASE_MODEL", ""), validate_default=True)
     """Folder of the frozen backbone, the same on every node."""
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
-    threads: int | None = Field(
-        default=None, ge=1
-    )  # torch's CPU threads in a backbone replica; None keeps torch's choice
-    bank_poll_s: float = Field(default=5.0, gt=0)  # how soon a publish or rollback is noticed
+    threads: int | None = Field(default=None, ge=1)
+    """torch's CPU threads in a backbone replica. None: one for each of its num_cpus, which Ray sees to."""
+    bank_poll_s: float = Field(default=5.0, gt=0)
+    """How soon a publish or rollback is noticed, in seconds."""
     engine: EngineConfig = EngineConfig()
     cache: CacheArgs = CacheArgs()
     routing: RoutingArgs = RoutingArgs()

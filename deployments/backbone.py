@@ -13,6 +13,8 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import ray
+
 from deployments.args import AppArgs
 from deployments.generation import Delta, Finished, FinishReason, GenerationRequest, Span
 from deployments.metrics import EngineMetrics
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 BANKS_KEPT = 4
 """Bank versions whose manifest stays in memory."""
 
+REPORT_S = 2.0
+"""How often gauges are set. Ray forgets a gauge that is not set again between two of its exports."""
+
 
 class FusedBackbone:
     def __init__(self, args: AppArgs) -> None:
@@ -39,10 +44,13 @@ class FusedBackbone:
         self._store = open_store(args.bank)
         self._source = BankSource(self._store, DiskCache(args.cache.path, args.cache.max_bytes))
         self._manifests = Once(self._read_manifest, keep=BANKS_KEPT)
-        self._engine, self._codec = load_engine(args, self._source, on_load=self._metrics.loaded)
+        # A GPU is used where serve_config.yaml gives this deployment one, and only there.
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
+        self._engine, self._codec = load_engine(args, self._source, device=device, on_load=self._metrics.loaded)
         # one thread: a tokenizer is not made for several, and one keeps a flood of long prompts off the cores
         self._tokenising = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
         self._engine.start()
+        self._reporting = asyncio.create_task(self._report())
 
     async def prepare(self, bank: str) -> None:
         """Makes the adapters of a bank version known. Raises StoreUnavailable or BankError."""
@@ -65,19 +73,15 @@ class FusedBackbone:
         text = self._codec.stream(prompt_ids, request.stop)
         reason: FinishReason = "stop"
         submitted = self._engine.submit(prompt_ids, mix, sampling, request_id=request.request_id)
-        try:
-            async with aclosing(cast("AsyncGenerator[TokenEvent, None]", submitted)) as events:
-                async for event in events:
-                    self._metrics.state(self._engine.stats())
-                    stopwatch.tokens(len(event.token_ids))
-                    if delta := text.push(event.token_ids):
-                        yield Delta(delta)
-                    if text.stopped:
-                        break
-                    if event.finish_reason is not None:
-                        reason = event.finish_reason
-        finally:
-            self._metrics.state(self._engine.stats())
+        async with aclosing(cast("AsyncGenerator[TokenEvent, None]", submitted)) as events:
+            async for event in events:
+                stopwatch.tokens(len(event.token_ids))
+                if delta := text.push(event.token_ids):
+                    yield Delta(delta)
+                if text.stopped:
+                    break
+                if event.finish_reason is not None:
+                    reason = event.finish_reason
         if rest := text.finish():
             yield Delta(rest)
         total = len(prompt_ids) + text.tokens
@@ -88,6 +92,13 @@ class FusedBackbone:
     def check_health(self) -> None:
         """Ray replaces the replica when this raises."""
         self._engine.check_health()
+        if self._reporting.done():
+            self._reporting.result()
+
+    async def _report(self) -> None:
+        while True:
+            self._metrics.state(self._engine.stats())
+            await asyncio.sleep(REPORT_S)
 
     def _encode(self, request: GenerationRequest) -> list[int]:
         if isinstance(request.source, str):

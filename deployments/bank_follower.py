@@ -29,6 +29,7 @@ class BankFollower:
         self._prepare = prepare
         self._manifest: BankManifest | None = None
         self._reason = "it was not read yet"
+        self._logged = ""
 
     def bank(self) -> BankManifest:
         """Raises StoreUnavailable with the reason until a first bank is ready."""
@@ -44,19 +45,20 @@ class BankFollower:
                 await self._look()
                 wait = self._poll_s
             except DLPError as error:
-                if error.message != self._reason:
+                if error.message != self._logged:
                     log.error("bank %s: %s", self._store.uri, error.message)
-                self._reason = error.message
+                self._reason = self._logged = error.message
                 wait = min(2 * wait, self._poll_s)
             await asyncio.sleep(wait)
 
     async def _look(self) -> None:
         manifest = await asyncio.to_thread(self._read_newer)
         if manifest is not None:
+            self._reason = f"version {manifest.version} waits for a router and a backbone replica to start"
             await self._prepare(manifest)
             self._manifest = manifest
             log.info("bank %s: version %s serves", self._store.uri, manifest.version)
-        self._reason = ""
+        self._logged = ""
 
     def _read_newer(self) -> BankManifest | None:
         """The bank that serves by now, or None if that is the one in use."""

@@ -20,12 +20,12 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Send
 
-from deployments import errors_http
+from deployments import errors_http, openapi_docs
 from deployments.args import LimitArgs, RoutingArgs
 from deployments.deadline import before, until
 from deployments.generation import Delta, Finished, GenerationRequest
 from deployments.http_input import AnyRequest, generation_of, parse, parse_route, read_json, wish_of
-from deployments.openai_api import ChatRequest, CompletionRequest
+from deployments.openai_api import ChatRequest, CompletionRequest, TextRequest
 from deployments.openai_replies import Reply, models_json, route_json
 from dlp_core.decision import Decision, Wish
 from dlp_core.errors import DLPError, UnknownModel
@@ -52,15 +52,15 @@ def create_api(service: Service, *, routing: RoutingArgs, limits: LimitArgs) -> 
     errors_http.install(api)
     started = int(time.time())
 
-    @api.post("/v1/chat/completions")
+    @api.post("/v1/chat/completions", openapi_extra=openapi_docs.body(ChatRequest))
     async def chat(request: Request) -> Response:
         return await complete(parse(ChatRequest, await read_json(request, limits.max_body_bytes)))
 
-    @api.post("/v1/completions")
+    @api.post("/v1/completions", openapi_extra=openapi_docs.body(CompletionRequest))
     async def completions(request: Request) -> Response:
         return await complete(parse(CompletionRequest, await read_json(request, limits.max_body_bytes)))
 
-    @api.post("/v1/route")
+    @api.post("/v1/route", openapi_extra=openapi_docs.body(TextRequest, ChatRequest, CompletionRequest))
     async def route(request: Request) -> Response:
         body = parse_route(await read_json(request, limits.max_body_bytes))
         return JSONResponse(route_json(await decide(body, deadline())))
@@ -111,6 +111,7 @@ def create_api(service: Service, *, routing: RoutingArgs, limits: LimitArgs) -> 
             return EventStream(events(reply, first, pieces), headers=headers)
         return JSONResponse(await collect(reply, pieces), headers=headers)
 
+    openapi_docs.describe(api, ChatRequest, CompletionRequest, TextRequest)
     return api
 
 

@@ -18,18 +18,20 @@ from dlp_core.text import TextCodec
 
 
 def load_engine(
-    args: AppArgs, source: AdapterSource, *, on_load: Callable[[str, float], None]
+    args: AppArgs, source: AdapterSource, *, device: str, on_load: Callable[[str, float], None]
 ) -> tuple[FusedEngine, TextCodec]:
-    """The engine, not started, and the codec that speaks its tokens. Raises InvalidRequest without a usable folder."""
+    """The engine on `device` ("cpu", "cuda"), not started, and the codec that speaks its tokens.
+
+    Raises InvalidRequest if the base model is not a folder with a model.
+    """
     folder = Path(args.base_model)
     if not (folder / "config.json").is_file():
         raise InvalidRequest(f"base model {str(folder)!r} is not a model folder on this node: it has no config.json")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, args.dtype))
-    if torch.cuda.is_available():
-        model = model.to("cuda")
-    fusion = install(model.eval())
+    model = model.to(device).eval()
+    fusion = install(model)
     residency = Residency(source, fusion, args.engine.slots, on_load=on_load)
     engine = FusedEngine(model, fusion, residency, args.engine)
     return engine, TextCodec(AutoTokenizer.from_pretrained(folder), context=engine.context)

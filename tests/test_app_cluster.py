@@ -32,7 +32,7 @@ from dlp_core.store import open_store
 from tests.tiny import peft_model
 from tests.tiny_text import tiny_backbone, tiny_tokenizer
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
 
 ROOT = Path(__file__).parents[1]
 BASE = "tiny-llama"
@@ -48,6 +48,11 @@ LORA: Mapping[str, Mapping[str, Any]] = {
     "sql": {},
 }
 QUEUE = 6
+METRICS = (
+    "dlp_route_seconds dlp_route_confidence dlp_mix_size dlp_adapter_hits_total dlp_fallback_total "
+    "dlp_adapter_loads_total dlp_adapter_load_seconds dlp_adapters_resident dlp_time_to_first_token_seconds "
+    "dlp_inter_token_seconds dlp_tokens_total dlp_requests_running dlp_requests_waiting"
+).split()
 
 
 @dataclass
@@ -101,9 +106,9 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
         publish(open_store(BANK), folder / "bank", version="one")
         server.stop()
         local = started.enter_context(LocalApp(config, bank=BANK, base_model=folder / BASE, port=free_port()))
-        first_health = wait_for(lambda: answer_of(f"{local.url}/health"), "an answer")
+        first_health = wait_for(lambda: answer_of(f"{local.url}/health"), "answer", seconds=200)
         server.start()
-        wait_for(lambda: httpx.get(f"{local.url}/health").status_code == 200, "a ready application")
+        wait_for(lambda: httpx.get(f"{local.url}/health").status_code == 200, "ready application", seconds=200)
         yield Application(local.url, folder, server, first_health)
 
 
@@ -342,6 +347,18 @@ def test_resident_adapters_outlive_the_store(app: Application) -> None:
     finally:
         app.server.start()
     assert ask(app, "hello", model="late")["status"] == 200
+
+
+def test_the_metrics_are_exported(app: Application) -> None:
+    import ray
+
+    def missing() -> set[str]:
+        text = httpx.get(f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics").text
+        return {name for name in METRICS if f"\nray_{name}" not in text}
+
+    ask(app, TASKS["sql"].format(2))
+    ask(app, "hello", dlp={"min_confidence": 1})
+    wait_for(lambda: not missing(), f"{missing()} among the metrics")
 
 
 def test_a_replica_that_dies_is_replaced(app: Application) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -216,6 +217,16 @@ def test_bank_and_health(http: TestClient, service: EchoService) -> None:
     for answer in (http.get("http://server/health"), http.get("/models"), http.post("/chat/completions", json=chat())):
         assert "connection refused" in refused(answer, 503, None, "store_unavailable")
         assert answer.headers["retry-after"] == "5"
+
+
+def test_the_api_describes_its_bodies(http: TestClient) -> None:
+    schema = http.get("http://server/openapi.json").json()
+    body = schema["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body == {"$ref": "#/components/schemas/ChatRequest"}
+    assert {"model", "messages", "dlp"} <= set(schema["components"]["schemas"]["ChatRequest"]["properties"])
+    references = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(schema)))
+    assert references <= set(schema["components"]["schemas"])
+    assert http.get("http://server/docs").status_code == 200
 
 
 # --- which mix
