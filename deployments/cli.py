@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from deployments import console
-from deployments.commands import adapter, bank
+from deployments.commands import adapter, bank, serve
 from dlp_core.errors import DLPError
 
 app = typer.Typer(
@@ -18,6 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.command()(serve.demo)
+app.command()(serve.serve)
 app.add_typer(adapter.app, name="adapter")
 app.add_typer(bank.app, name="bank")
 
