@@ -38,11 +38,12 @@ def fit_none(novelty: dict[str, Values], keep: dict[str, float]) -> tuple[float,
     """Threshold and slope of the none mass.
 
     `novelty` has values of texts that belong to the bank, by way ("plain" and others), `keep` the share of each
-    that must stay below the threshold. The slope gives the median plain text a none mass of one in a thousand.
+    that must stay below the threshold. The slope gives the median plain text a none mass of one in a hundred thousand:
+    steep, because a text that belongs should keep its whole confidence until it is close to the threshold.
     """
     threshold = max(float(np.quantile(novelty[way], share)) for way, share in keep.items())
     distance = max(threshold - float(np.median(novelty["plain"])), 1e-3)
-    return threshold, float(np.log(999.0) / distance)
+    return threshold, float(np.log(1e5) / distance)
 
 
 def expected_calibration_error(confidence: Values, correct: NDArray[np.bool_], *, bins: int = 15) -> float:

@@ -39,6 +39,21 @@ class Features(NamedTuple):
         """How many features each text has, (B,)."""
         return np.diff(self.starts, append=len(self.buckets))
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[Features]) -> Features:
+        """The texts of all parts, in order."""
+        offsets = np.cumsum([0, *(len(part.buckets) for part in parts[:-1])])
+        starts = [part.starts + offset for part, offset in zip(parts, offsets, strict=True)]
+        return cls(np.concatenate([part.buckets for part in parts]), np.concatenate(starts))
+
+    def ends(self, count: int) -> Features:
+        """The first `count` features of each text, or the last -`count`; all of a text that has fewer."""
+        bounds = zip(self.starts, [*self.starts[1:], len(self.buckets)], strict=True)
+        pieces = [
+            self.buckets[start:end][:count] if count > 0 else self.buckets[start:end][count:] for start, end in bounds
+        ]
+        return Features(np.concatenate(pieces), np.cumsum([0, *map(len, pieces[:-1])]))
+
 
 def clip(text: str) -> str:
     """What the router reads of `text`: all of it, or its head and tail."""

@@ -20,6 +20,9 @@ from dlp_core.router.features import Features
 
 Floats: TypeAlias = NDArray[np.float32]
 
+WINDOW = 96
+"""Features of the head and of the tail of a text, 32 tokens each."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Network:
@@ -44,10 +47,15 @@ class Network:
     def _embed(self, features: Features) -> Floats:
         counts = np.maximum(features.counts(), 1)
         starts = features.starts.tolist()
-        x = np.empty((len(starts), self.table_VD.shape[1] + 1), np.float32)
+        width = self.table_VD.shape[1]
+        x = np.empty((len(starts), 3 * width + 1), np.float32)
         for row, (start, end) in enumerate(zip(starts, [*starts[1:], len(features.buckets)], strict=True)):
-            self.table_VD.take(features.buckets[start:end], axis=0).sum(axis=0, out=x[row, :-1])
-        x[:, :-1] /= np.sqrt(counts)[:, None]
+            found = self.table_VD.take(features.buckets[start:end], axis=0)
+            found.sum(axis=0, out=x[row, :width])
+            found[:WINDOW].sum(axis=0, out=x[row, width : 2 * width])
+            found[-WINDOW:].sum(axis=0, out=x[row, 2 * width : -1])
+        x[:, :width] /= np.sqrt(counts)[:, None]
+        x[:, width:-1] /= np.sqrt(np.minimum(counts, WINDOW))[:, None]
         x[:, -1] = np.log(counts)
         return x
 

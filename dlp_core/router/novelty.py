@@ -85,4 +85,5 @@ def fit_clouds(
 
 
 def _unit(hidden_BH: Floats) -> Floats:
-    return hidden_BH / (np.sqrt(np.square(hidden_BH).sum(axis=1, keepdims=True)) + np.float32(1e-12))
+    norms = np.sqrt(np.square(hidden_BH).sum(axis=1, keepdims=True))
+    return np.asarray(hidden_BH / (norms + np.float32(1e-12)), np.float32)

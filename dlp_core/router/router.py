@@ -175,7 +175,11 @@ def _read_weights(path: Path, adapters: int) -> tuple[Network, Clouds]:
 def _problem(tensors: dict[str, NDArray[Any]], adapters: int) -> str | None:
     """What is wrong with the tensors of a router over this many adapters."""
     embedding = tensors["embedding.values"].shape[1]
-    widths = [embedding + 1, *(tensors[f"layer{layer}.weight"].shape[0] for layer in range(1, _LAYERS)), adapters + 1]
+    widths = [
+        3 * embedding + 1,
+        *(tensors[f"layer{layer}.weight"].shape[0] for layer in range(1, _LAYERS)),
+        adapters + 1,
+    ]
     hidden, ways = widths[2], len(PENALTY)
     expected: dict[str, tuple[tuple[int, ...], str]] = {
         "embedding.values": ((BUCKETS, embedding), "int8"),

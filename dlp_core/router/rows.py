@@ -23,8 +23,8 @@ class TaskRow:
     input: str
 
 
-def read_task_rows(paths: Iterable[Path]) -> list[TaskRow]:
-    """Reads all rows of the files, in order.
+def read_task_rows(paths: Iterable[Path], *, labelled: bool = True) -> list[TaskRow]:
+    """Reads all rows of the files, in order. With `labelled=False` the task is ignored and the input may be empty.
 
     Raises InvalidRequest, naming file and line, for a file that cannot be read, is no JSON lines or holds no rows, and
     for a row without "task" (a valid adapter name or null) or without text in "input".
@@ -36,7 +36,8 @@ def read_task_rows(paths: Iterable[Path]) -> list[TaskRow]:
             with (
                 gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file
             ):
-                rows.extend(_parse(line, f"{path}:{number}") for number, line in enumerate(file, 1) if line.strip())
+                lines = enumerate(file, start=1)
+                rows.extend(_parse(line, f"{path}:{number}", labelled) for number, line in lines if line.strip())
         except (OSError, EOFError) as error:
             raise InvalidRequest(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
         except UnicodeDecodeError as error:
@@ -46,21 +47,26 @@ def read_task_rows(paths: Iterable[Path]) -> list[TaskRow]:
     return rows
 
 
-def _parse(line: str, where: str) -> TaskRow:
+def _parse(line: str, where: str, labelled: bool) -> TaskRow:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise InvalidRequest(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
-    if not isinstance(record, dict) or "task" not in record:
-        raise InvalidRequest(f'{where}: a row is {{"task": adapter name or null, "input": text}}')
-    task, text = record["task"], record.get("input")
-    if not isinstance(text, str) or not text.strip():
-        raise InvalidRequest(f'{where}: "input" must be a text that is not empty')
-    if task is not None:
-        if not isinstance(task, str):
-            raise InvalidRequest(f'{where}: "task" must be an adapter name or null')
-        try:
-            validate_name(task)
-        except InvalidRequest as error:
-            raise InvalidRequest(f"{where}: {error.message}") from error
-    return TaskRow(task, text)
+    text = record.get("input") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise InvalidRequest(f'{where}: a row is an object with a text in "input"')
+    if not labelled:
+        return TaskRow(None, text)
+    if not text.strip():
+        raise InvalidRequest(f'{where}: "input" is empty; give the prompt or drop the row')
+    if "task" not in record:
+        raise InvalidRequest(f'{where}: "task" is missing; give an adapter name, or null for a prompt that fits none')
+    task = record["task"]
+    if task is None:
+        return TaskRow(None, text)
+    if not isinstance(task, str):
+        raise InvalidRequest(f'{where}: "task" must be an adapter name or null')
+    try:
+        return TaskRow(validate_name(task), text)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{where}: {error.message}") from error
