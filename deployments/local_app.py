@@ -77,13 +77,17 @@ class LocalApp:
         import ray
         from ray import serve
 
-        ray.init(
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            namespace="serve",
-        )
+        try:
+            ray.init(
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                namespace="serve",
+            )
+        except Exception as error:  # Ray raises a bare Exception here
+            ray.shutdown()
+            raise AppFailed(f"Ray did not start: {error}") from error
         try:
             logging.getLogger("ray.serve").setLevel(logging.ERROR)
             serve.start(proxy_location="HeadOnly", http_options=schema.http_options.model_dump())
