@@ -125,6 +125,24 @@ def test_a_mistake_is_one_line_and_exit_2(dlp: Run, tmp_path: Path) -> None:
         assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(("features", "fits"), [(8, True), (64, False)])
+def test_adapters_are_checked_against_the_real_base_model(dlp: Run, tmp_path: Path, features: int, fits: bool) -> None:
+    from transformers import LlamaConfig
+
+    LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        hidden_size=features,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        vocab_size=8,
+    ).save_pretrained(tmp_path / "base")
+    folder = write_bank(tmp_path / "bank")
+    code, _, err = dlp("publish", str(folder), "--base-model", str(tmp_path / "base"), "--json")
+    assert code == (0 if fits else 2)
+    assert ("8 -> 8" in err) is not fits
+
+
 def test_without_a_bank_the_option_is_asked_for(dlp: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DLP_BANK")
     code, _, err = dlp("show")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -27,15 +28,28 @@ def publish(
     folder: Annotated[Path, typer.Argument(help="Bank folder: bank.json, adapters/<name>/, router/.")],
     bank: Bank,
     version: Annotated[str | None, typer.Option(help="Name of this bank version; by default its content's.")] = None,
+    base_model: Annotated[
+        Path | None, typer.Option(help="Folder of the base model: also check that every adapter fits its layers.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Validate a bank folder, upload what is new, and let it serve."""
     from dlp_core.publish import publish as publish_bank
 
     store = open_store(bank)
+    check = None
+    if base_model is not None:
+        from dlp_core.adapter import check_fits
+        from dlp_core.layers import read_shapes
+
+        check = partial(check_fits, shapes=read_shapes(base_model))
     with console.progress(f"publish {folder}") as bar:
         manifest = publish_bank(
-            store, folder, version=version, progress=lambda done, total: bar.update(done, total=total)
+            store,
+            folder,
+            version=version,
+            check=check,
+            progress=lambda done, total: bar.update(done, total=total),
         )
     if json:
         console.print_json({"bank": store.uri, "version": manifest.version, "adapters": len(manifest.adapters)})
