@@ -1,0 +1,25 @@
+"""How the demo bank was made: every number that shapes it, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dlp_core.train.lora import TrainSettings
+
+ROWS = 5000
+"""Training rows generated per task."""
+
+DEFAULT = TrainSettings(rank=8, alpha=16.0, targets=("q_proj", "v_proj"), steps=200, lr=2e-3)
+ATTENTION = replace(DEFAULT, rank=4, alpha=8.0, targets=("q_proj", "k_proj", "v_proj", "o_proj"))
+
+ADAPTERS: dict[str, TrainSettings] = {
+    "cron": replace(ATTENTION, steps=400),
+    "iso_date": replace(DEFAULT, steps=300),
+    "json_extract": replace(ATTENTION, steps=350),
+    "sentiment": replace(DEFAULT, rank=4, alpha=8.0, steps=150),
+    "shell": replace(DEFAULT, steps=250),
+    "text_to_sql": replace(ATTENTION, steps=250),
+    "ticket_triage": replace(DEFAULT, steps=150),
+    "tool_call": DEFAULT,
+}
+"""The adapters and their settings. Ranks and targets differ on purpose: a bank is seldom uniform."""

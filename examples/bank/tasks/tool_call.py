@@ -1,0 +1,219 @@
+"""A request to an assistant to the one function call that fulfils it, as JSON, from a fixed set of tools."""
+
+from __future__ import annotations
+
+import json
+import random
+
+from examples.bank.tasks.phrasing import loosen
+from examples.bank.tasks.pools import (
+    CITIES,
+    FIRST_NAMES,
+    Split,
+    belongs,
+    entries,
+    name_of,
+    noun,
+    pool,
+)
+
+TOOLS = {
+    "get_weather": "city",
+    "set_timer": "minutes",
+    "set_alarm": "time",
+    "send_message": "to, text",
+    "play_music": "query",
+    "set_light": "room, state",
+    "convert_currency": "amount, from, to",
+    "book_table": "city, people, time",
+}
+INSTRUCTIONS = (
+    "Call the right tool", "Answer with a function call", "Function call for", "Which tool call handles this request",
+    "Emit the tool call as JSON", "tool call", "Use a tool", "Pick the function and its arguments", "function call",
+    "Respond only with the function call", "Convert this request to a tool call", "Generate the API call for",
+    "Assistant action", "Call a function for this", "JSON function call",
+)  # fmt: skip
+MESSAGES = entries("""
+I am running late|see you at eight|the train is delayed|happy birthday|call me back|dinner is ready
+I am on my way|the meeting moved to Friday|thanks for the help|do not forget the keys|good luck today
+please bring milk|I will be there soon|the door is open|can we talk later|lunch at noon|the package arrived
+I left the office|sorry about yesterday|the flight was cancelled|pick up the kids|we won the game
+I found your phone|the car is fixed|send me the report|I miss you|the concert starts at nine|buy some bread
+I am stuck in traffic|the doctor is free now
+""")
+MUSIC = entries("""
+jazz|classical piano|Miles Davis|lo-fi beats|Queen|rock from the eighties|Beethoven|reggae|Daft Punk|salsa
+country music|the Beatles|techno|movie soundtracks|Taylor Swift|blues|Mozart|rain sounds|hip hop|Adele|opera
+Nina Simone|folk songs|Metallica|summer hits|Johnny Cash|ambient music|Bob Marley|Christmas songs|Coldplay
+""")
+ROOMS = entries("""
+kitchen|bedroom|living room|office|hallway|bathroom|garage|basement|dining room|attic|guest room|garden|balcony
+nursery|studio|laundry room
+""")
+CURRENCIES = {
+    "USD": ("dollars", "US dollars", "USD"),
+    "EUR": ("euros", "EUR", "euro"),
+    "GBP": ("pounds", "British pounds", "GBP"),
+    "JPY": ("yen", "Japanese yen", "JPY"),
+    "CHF": ("Swiss francs", "CHF", "francs"),
+    "INR": ("rupees", "Indian rupees", "INR"),
+}
+MINUTES = {5: "five", 10: "ten", 15: "fifteen", 20: "twenty", 30: "half an hour", 60: "one hour", 120: "two hours"}
+
+
+def row(rng: random.Random, split: Split) -> tuple[str, str]:
+    """One prompt and its call."""
+    name = rng.choice(list(TOOLS))
+    while True:
+        request, arguments = _MAKERS[name](rng, split)
+        # Calls made of numbers alone are split by the whole call.
+        if name not in ("set_timer", "set_alarm", "convert_currency") or belongs(split, json.dumps(arguments)):
+            break
+    return _framed(rng, _spoken(rng, request)), json.dumps({"name": name, "arguments": arguments})
+
+
+def _spoken(rng: random.Random, request: str) -> str:
+    draw = rng.random()
+    if draw < 0.12:
+        request = f"please {request}"
+    elif draw < 0.20:
+        request = f"{request} please"
+    elif draw < 0.28:
+        request = f"hey, {request}"
+    if rng.random() < 0.6:
+        request = request[0].upper() + request[1:]
+    return loosen(rng, request + ("" if request.endswith("?") else "."))
+
+
+def _framed(rng: random.Random, request: str) -> str:
+    """The request with an instruction, with the list of tools, or as it is."""
+    draw = rng.random()
+    if draw < 0.40:
+        return request
+    if draw < 0.75:
+        instruction = rng.choice(INSTRUCTIONS)
+        instruction = instruction.lower() if rng.random() < 0.4 else instruction
+        return rng.choice((f"{instruction}: {request}", f"{instruction}:\n{request}", f"{request}\n{instruction}"))
+    names = rng.sample(list(TOOLS), len(TOOLS))
+    signature = rng.random() < 0.5
+    tools = ", ".join(f"{name}({TOOLS[name]})" if signature else name for name in names)
+    return rng.choice((f"Tools: {tools}\nRequest: {request}", f"Available functions: {tools}. User: {request}"))
+
+
+def _get_weather(rng: random.Random, split: Split) -> tuple[str, dict[str, object]]:
+    city = name_of(rng, split, CITIES)
+    forms = ("what's the weather in {}?", "weather in {}", "how is the weather in {} today?", "is it raining in {}?",
+             "will it be sunny in {}?", "check the weather for {}", "tell me the forecast for {}", "{} weather",
+             "do I need an umbrella in {}?", "how cold is it in {}?", "how warm is it in {} right now?")  # fmt: skip
+    return rng.choice(forms).format(city), {"city": city}
+
+
+def _set_timer(rng: random.Random, split: Split) -> tuple[str, dict[str, object]]:
+    del split
+    minutes = rng.choice((*MINUTES, *range(1, 60)))
+    said = f"{minutes} minutes" if minutes > 1 else "1 minute"
+    if minutes in MINUTES and rng.random() < 0.4:
+        said = MINUTES[minutes] if minutes >= 30 else f"{MINUTES[minutes]} minutes"
+    forms = ("set a timer for {}", "timer {}", "start a timer for {}", "remind me in {}", "count down {}",
+             "wake me in {}", "set timer to {}", "I need a timer for {}", "let me know when {} are over")  # fmt: skip
+    return rng.choice(forms).format(said), {"minutes": minutes}
+
+
+def _clock(rng: random.Random) -> tuple[str, str]:
+    hour, minute = rng.randrange(24), rng.choice((0, 0, 15, 30, 45, rng.randrange(60)))
+    twelve, half = hour % 12 or 12, "am" if hour < 12 else "pm"
+    forms = [f"{hour:02d}:{minute:02d}", f"{twelve}:{minute:02d} {half}", f"{twelve}:{minute:02d}{half}"]
+    if minute == 0:
+        forms += [f"{twelve} {half}", f"{twelve}{half}"]
+    return rng.choice(forms), f"{hour:02d}:{minute:02d}"
+
+
+def _set_alarm(rng: random.Random, split: Split) -> tuple[str, dict[str, object]]:
+    del split
+    said, time = _clock(rng)
+    forms = ("set an alarm for {}", "wake me up at {}", "alarm at {}", "set my alarm to {}", "I have to get up at {}",
+             "alarm for {}", "make sure I am awake at {}", "wake me at {}")  # fmt: skip
+    return rng.choice(forms).format(said), {"time": time}
+
+
+def _message(rng: random.Random, split: Split) -> str:
+    if split == "heldout" or rng.random() < 0.4:
+        return rng.choice(pool(split, MESSAGES))
+    form = rng.choice(("the {0} is {2}", "bring the {0} and the {1}", "I lost my {0}", "do you have a {0}",
+    "the {0} needs a new {1}",
+                       "I am at the {0}", "look at the {0}", "we need {3} more {0}s", "meet me near the {0} at {3}",
+                       "no {0} today",
+                       "{4} has the {0}", "{4} is {2}", "your {0} looks {2}", "I will buy a {0} for {4}",
+                       "call {4} about the {0}"))  # fmt: skip
+    adjectives = (
+        "ready broken late empty new open cold here gone safe great wet red lost cheap done closed heavy".split()
+    )
+    return form.format(
+        noun(rng, split),
+        noun(rng, split),
+        rng.choice(adjectives),
+        rng.randrange(2, 12),
+        name_of(rng, split, FIRST_NAMES),
+    )
+
+
+def _send_message(rng: random.Random, split: Split) -> tuple[str, dict[str, object]]:
+    to, text = name_of(rng, split, FIRST_NAMES), _message(rng, split)
+    forms = ("tell {} {}", "tell {} that {}", "send a message to {}: {}", "text {} {}", "message {} saying {}",
+             "write to {} that {}", "send {} the message {}", "let {} know that {}", "text {}: {}")  # fmt: skip
+    return rng.choice(forms).format(to, text), {"to": to, "text": text}
+
+
+def _play_music(rng: random.Random, split: Split) -> tuple[str, dict[str, object]]:
+    query = rng.choice(pool(split, MUSIC))
+    if split == "train" and rng.random() < 0.5:
+        made_up = (name_of(rng, split, CITIES), f"{name_of(rng, split, FIRST_NAMES)} {name_of(rng, split, CITIES)}",
+                   f"songs about the {noun(rng, split)}", f"{noun(rng, split)} music",
+                   f"the {noun(rng, split)}s")  # fmt: skip
+        query = rng.choice(made_up)
+    forms = ("play {}", "put on {}", "I want to hear {}", "play some {}", "can you play {}?", "start playing {}",
+             "listen to {}", "play {} on the speaker", "put {} on")  # fmt: skip
+    return rng.choice(forms).format(query), {"query": query}
+
+
+def _set_light(rng: random.Random, split: Split) -> tuple[str, dict[str, object]]:
+    room, state = rng.choice(pool(split, ROOMS)), rng.choice(("on", "off"))
+    if split == "train" and rng.random() < 0.3:
+        room = f"{noun(rng, split)} {rng.choice(('room', 'hall', 'house', 'corner'))}"
+    forms = ["turn {1} the light in the {0}", "turn the {0} light {1}", "switch {1} the {0} lights", "{0} light {1}",
+             "lights {1} in the {0}", "turn {1} the {0} lamp", "switch the light in the {0} {1}"]  # fmt: skip
+    forms += ["it is too dark in the {0}"] if state == "on" else ["no light in the {0} anymore"]
+    return rng.choice(forms).format(room, state), {"room": room, "state": state}
+
+
+def _convert_currency(rng: random.Random, split: Split) -> tuple[str, dict[str, object]]:
+    del split
+    source, target = rng.sample(list(CURRENCIES), 2)
+    amount = rng.choice((rng.randrange(1, 1000), rng.randrange(1, 50) * 10, rng.randrange(1, 20) * 100))
+    said, goal = rng.choice(CURRENCIES[source]), rng.choice(CURRENCIES[target])
+    forms = ("convert {} {} to {}", "how much is {} {} in {}?", "{} {} to {}", "what are {} {} in {}?",
+             "change {} {} into {}", "exchange {} {} for {}", "{} {} in {}")  # fmt: skip
+    return rng.choice(forms).format(amount, said, goal), {"amount": amount, "from": source, "to": target}
+
+
+def _book_table(rng: random.Random, split: Split) -> tuple[str, dict[str, object]]:
+    city, people = name_of(rng, split, CITIES), rng.randrange(1, 13)
+    said, time = _clock(rng)
+    words = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
+    count = words[people] if people in words and rng.random() < 0.4 else str(people)
+    forms = ("book a table for {1} in {0} at {2}", "reserve a table in {0} for {1} at {2}",
+             "table for {1} at {2} in {0}", "I need a restaurant in {0} for {1} people at {2}",
+             "dinner in {0} at {2} for {1}")  # fmt: skip
+    return rng.choice(forms).format(city, count, said), {"city": city, "people": people, "time": time}
+
+
+_MAKERS = {
+    "get_weather": _get_weather,
+    "set_timer": _set_timer,
+    "set_alarm": _set_alarm,
+    "send_message": _send_message,
+    "play_music": _play_music,
+    "set_light": _set_light,
+    "convert_currency": _convert_currency,
+    "book_table": _book_table,
+}
