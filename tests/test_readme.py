@@ -1,0 +1,100 @@
+"""The README and the docs tell the truth: what they show exists."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from deployments.args import LimitArgs, RoutingArgs
+from deployments.cli import app
+from deployments.http_api import create_api
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples/bank/README.md"]
+README = PAGES[0].read_text()
+
+
+def commands(page: Path, program: str) -> list[str]:
+    """Command lines of `program` in indented or fenced blocks, continued lines joined."""
+    text = page.read_text().replace("\\\n", " ")
+    found = re.findall(rf"^\s*(?:\$ )?(?:\.venv/bin/)?({program} .*?)(?:\s{{2,}}#.*)?$", text, flags=re.MULTILINE)
+    return [line for line in found if line.split()[1] != "..."]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_make_target_shown_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for line in commands(page, "make"):
+        assert line.split()[1] in targets, f"{page.name} shows `{line}`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_dlp_command_shown_exists_with_its_options(page: Path) -> None:
+    for line in commands(page, "dlp"):
+        words = shlex.split(line)[1:]
+        command: Any = typer.main.get_command(app)
+        while getattr(command, "commands", None):
+            assert words, f"{page.name} shows `{line}`, which is not a whole command"
+            assert words[0] in command.commands, f"{page.name} shows `{line}`: no {words[0]!r} in {command.name}"
+            command = command.commands[words.pop(0)]
+        known = {option for parameter in command.params for option in parameter.opts}
+        for word in words:
+            if word.startswith("--"):
+                assert word in known, f"{page.name} shows `{line}`: {word} is not an option"
+        for parameter in command.params:
+            if parameter.required and parameter.param_type_name == "option":
+                assert set(parameter.opts) & set(words), f"{page.name} shows `{line}` without {parameter.opts}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_shown_compiles_and_json_shown_parses(page: Path) -> None:
+    for kind, body in re.findall(r"```(python|json)\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        if kind == "python":
+            compile(body, page.name, "exec")
+        else:
+            json.loads(body)
+
+
+def test_curl_bodies_are_json() -> None:
+    bodies = re.findall(r"-d '(\{.*?\})'", README, flags=re.DOTALL)
+    assert bodies
+    for body in bodies:
+        assert "model" in json.loads(body)
+
+
+def test_the_file_map_names_files_that_exist() -> None:
+    tree = README.split("## Where things are", 1)[1].split("```")[1]
+    folder = ""
+    names = 0
+    for line in tree.strip().splitlines():
+        top = re.match(r"(\S+/)", line)
+        if top and not line.startswith(" "):
+            folder = top[1]
+        for name in re.findall(r"(?<![\w/.])([\w*]+(?:\.(?:py|yaml|md)|/))(?=\s|$)", line):
+            base = ROOT if not line.startswith(" ") and name.rstrip("/") == name and "/" not in folder else ROOT
+            candidates = [*base.glob(name), *(ROOT / folder).glob(name.rstrip("/"))]
+            assert candidates, f"the README's map names {name} in {folder or 'the top'}"
+            names += 1
+    assert names > 30
+
+
+def test_every_route_shown_exists() -> None:
+    api = create_api(None, routing=RoutingArgs(), limits=LimitArgs())  # type: ignore[arg-type]
+    routes = {route.path for route in api.routes}
+    for page in (ROOT / "README.md", ROOT / "docs/api.md"):
+        shown = set(re.findall(r"(?:GET|POST)[` ]+(/[\w/{}]+)", page.read_text()))
+        assert shown
+        for path in shown:
+            assert path in routes or path.replace("{name}", "{name:path}") in routes, f"{page.name} shows {path}"
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
