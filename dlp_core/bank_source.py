@@ -6,7 +6,7 @@ by side: a request that began under one bank keeps its bytes while the next one 
 
 from __future__ import annotations
 
-from dlp_core.adapter import Adapter, read_adapter
+from dlp_core.adapter import Adapter, check_base, read_adapter
 from dlp_core.bank import AdapterEntry, BankManifest
 from dlp_core.disk_cache import DiskCache
 from dlp_core.errors import UnknownModel
@@ -20,25 +20,27 @@ class BankSource:
     def __init__(self, store: AdapterStore, cache: DiskCache) -> None:
         self._store = store
         self._cache = cache
-        self._entries: dict[str, AdapterEntry] = {}
+        self._entries: dict[str, tuple[AdapterEntry, str]] = {}  # with the base model's id
 
     def add(self, manifest: BankManifest) -> None:
         """Makes the adapters of a bank version known. Adding one twice is harmless."""
-        self._entries.update({_key(entry): entry for entry in manifest.adapters})
+        self._entries.update({_key(entry): (entry, manifest.base_model.id) for entry in manifest.adapters})
 
     def digest(self, name: str) -> str:
-        return self._entry(name).digest
+        return self._entry(name)[0].digest
 
     def load(self, name: str) -> Adapter:
         """Reads one adapter, from disk if it was fetched before.
 
         Raises AdapterUnavailable if it cannot be fetched now, AdapterRefused if it cannot be served.
         """
-        entry = self._entry(name)
+        entry, base_id = self._entry(name)
         with self._cache.lease(self._store, entry) as folder:
-            return read_adapter(folder, name=entry.name)
+            adapter = read_adapter(folder, name=entry.name)
+        check_base(adapter, base_id)
+        return adapter
 
-    def _entry(self, name: str) -> AdapterEntry:
+    def _entry(self, name: str) -> tuple[AdapterEntry, str]:
         try:
             return self._entries[name]
         except KeyError:
