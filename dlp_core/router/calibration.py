@@ -14,23 +14,31 @@ Values = NDArray[np.floating]
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """`temperature` divides the logits. Novelty x becomes the none mass sigmoid(slope * (x - threshold))."""
+    """Temperatures divide the logits, novelty x becomes the none mass sigmoid(slope * (x - threshold)).
+
+    A text that joins two tasks has its own temperature: in a bag of features the longer part drowns the shorter
+    one, and the network is surer of it than it should be.
+    """
 
     temperature: float
+    joined_temperature: float
     threshold: float
     slope: float
 
+    def shares(self, logits_BN: Floats, joined_B: NDArray[np.bool_]) -> Floats:
+        """Calibrated distribution over the adapters, (B, N)."""
+        temperatures = np.where(joined_B, np.float32(self.joined_temperature), np.float32(self.temperature))
+        return softmax(np.asarray(logits_BN / temperatures[:, None], np.float32))
+
     def none_mass(self, novelty_B: Floats) -> Floats:
-        return np.asarray(
-            1.0 / (1.0 + np.exp(-np.clip(self.slope * (novelty_B - self.threshold), -60, 60))), np.float32
-        )
+        exponent = np.clip(self.slope * (novelty_B - self.threshold), -60, 60)
+        return np.asarray(1.0 / (1.0 + np.exp(-exponent)), np.float32)
 
 
-def fit_temperature(logits_BN: Floats, tasks_B: NDArray[np.int64]) -> float:
-    """The temperature with the least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599)."""
-    grid = np.geomspace(0.25, 4.0, 97)
-    rows = np.arange(len(tasks_B))
-    losses = [-np.log(softmax(logits_BN / np.float32(t))[rows, tasks_B] + 1e-9).mean() for t in grid]
+def fit_temperature(logits_BN: Floats, targets_BN: Floats) -> float:
+    """The temperature with the least cross-entropy to the target distributions (Guo et al. 2017, arXiv 1706.04599)."""
+    grid = np.geomspace(0.5, 4.0, 97)  # few rows that are all right would ask for 0
+    losses = [-(targets_BN * np.log(softmax(logits_BN / np.float32(t)) + 1e-9)).sum(axis=1).mean() for t in grid]
     return float(grid[int(np.argmin(losses))])
 
 

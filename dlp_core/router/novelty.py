@@ -41,8 +41,11 @@ class Clouds:
     whitening_WHH: Floats
     centres_WNH: Floats
 
-    def novelty(self, hidden_BH: Floats, probabilities_BN: Floats) -> Floats:
-        """Novelty of B texts, (B,): around 0 at the edge of what is known, higher is stranger."""
+    def novelty(self, hidden_BH: Floats, probabilities_BN: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+        """Novelty of B texts, (B,): around 0 at the edge of what is known, higher is stranger.
+
+        Also whether each is closest to the joined texts, (B,).
+        """
         unit = _unit(hidden_BH)
         ways, _, width = self.whitening_WHH.shape
         seen_BWH = (unit @ self.whitening_WHH.reshape(ways * width, width).T).reshape(-1, ways, width)
@@ -55,7 +58,9 @@ class Clouds:
         d2 = [np.square(seen_BWH[:, way, None] - centre).sum(axis=2) for way, centre in enumerate(centres)]
         doubt = 1.0 - np.concatenate(chances, axis=1)
         scores = np.log(np.concatenate(d2, axis=1) + 1e-12) + _SURENESS * np.log(np.maximum(doubt, 0) + _EPSILON)
-        return np.asarray(scores.min(axis=1), np.float32)
+        best = scores.argmin(axis=1)
+        nearest = np.take_along_axis(scores, best[:, None], axis=1)[:, 0]
+        return np.asarray(nearest, np.float32), best >= 2 * likely.shape[1]
 
 
 def fit_clouds(

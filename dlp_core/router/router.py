@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,9 @@ class Router:
     def _route(self, texts: Sequence[str]) -> list[Routing]:
         features = featurise(texts)
         hidden, logits = self.network.forward(features)
-        novelty = self.clouds.novelty(hidden, softmax(logits)[:, :-1])
+        novelty, joined = self.clouds.novelty(hidden, softmax(logits)[:, :-1])
         none = np.where(features.counts() > 0, self.calibration.none_mass(novelty), np.float32(1.0))
-        share = softmax(logits[:, :-1] / np.float32(self.calibration.temperature))
-        probabilities = share * (1.0 - none)[:, None]
+        probabilities = self.calibration.shares(logits[:, :-1], joined) * (1.0 - none)[:, None]
         return [
             Routing(dict(zip(self.labels, row, strict=True)), none=mass, confidence=max(row))
             for row, mass in zip(probabilities.tolist(), none.tolist(), strict=True)
@@ -150,10 +149,11 @@ def _read_config(path: Path) -> tuple[tuple[str, ...], Calibration, dict[str, An
         labels = tuple(validate_name(name) for name in config["labels"])
         if len(labels) < 2 or len(set(labels)) != len(labels):
             raise BankError(f"{path}: labels must be two or more different adapter names; train the router again")
-        fields = {name: float(config["calibration"][name]) for name in ("temperature", "threshold", "slope")}
-        if not (all(map(np.isfinite, fields.values())) and fields["temperature"] > 0 and fields["slope"] > 0):
-            raise BankError(f"{path}: calibration {fields} is out of range; train the router again")
-        return labels, Calibration(**fields), dict(config["training"])
+        values = {field.name: float(config["calibration"][field.name]) for field in fields(Calibration)}
+        positive = all(value > 0 for name, value in values.items() if name != "threshold")
+        if not (positive and all(map(np.isfinite, values.values()))):
+            raise BankError(f"{path}: calibration {values} is out of range; train the router again")
+        return labels, Calibration(**values), dict(config["training"])
     except (ValueError, TypeError, KeyError, InvalidRequest) as error:
         raise BankError(f"{path}: not a router configuration ({error}); train the router again") from error
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from random import Random
 from typing import Any, NamedTuple
@@ -45,7 +45,7 @@ class TrainSettings:
 
     seed: int = 0
     epochs: int = 6
-    min_steps: int = 300
+    min_steps: int = 200
     batch: int = 256
     strays: float = 0.2
     joined: float = 0.2
@@ -96,6 +96,7 @@ def train_router(
     labels, examples = _label(rows)
     rng = Random(settings.seed)
     training, held_back = _split(examples, rng)
+    settings = replace(settings, batch=min(settings.batch, len(training)))
     net, steps = _fit_network(training, len(labels), settings, rng, report or (lambda done, total: None))
     single = [example for example in training if example.tasks]
     clouds = _fit_clouds(net, single, len(labels), rng)
@@ -236,11 +237,8 @@ class _Batches:
         strays = int(self._settings.batch * self._settings.strays)
         examples = [self._next() for _ in range(self._settings.batch - strays)]
         examples += [Example(stray(self._texts, self._rng), ()) for _ in range(strays)]
-        targets = torch.zeros(len(examples), self._none + 1)
-        for row, example in enumerate(examples):
-            tasks = example.tasks or (self._none,)
-            targets[row, list(tasks)] = 1.0 / len(tasks)
-        return [example.text for example in examples], targets
+        wanted = [Example(text, tasks or (self._none,)) for text, tasks in examples]
+        return [example.text for example in wanted], torch.from_numpy(_targets(wanted, self._none + 1))
 
     def _next(self) -> Example:
         if not self._queue:
@@ -279,14 +277,24 @@ def _calibrate(network: Network, clouds: Clouds, held_back: list[Example], rng: 
         "worn": [Example(wear(example.text, rng), example.tasks) for example in held_back],
         "joined": _joined(held_back, len(held_back), rng),
     }
-    novelty = {}
+    novelty, logits = {}, {}
     for way, examples in ways.items():
-        hidden, logits = _forward(network, examples)
-        novelty[way] = clouds.novelty(hidden, softmax(logits)[:, :-1])
+        hidden, outputs = _forward(network, examples)
+        novelty[way], _ = clouds.novelty(hidden, softmax(outputs)[:, :-1])
+        logits[way] = outputs[:, :-1]
     threshold, slope = fit_none(novelty, KEEP)
-    _, logits = _forward(network, held_back)
-    tasks = np.array([example.tasks[0] for example in held_back])
-    return Calibration(fit_temperature(logits[:, :-1], tasks), threshold, slope)
+    temperature, joined_temperature = (
+        fit_temperature(logits[way], _targets(ways[way], logits[way].shape[1])) for way in ("plain", "joined")
+    )
+    return Calibration(temperature, joined_temperature, threshold, slope)
+
+
+def _targets(examples: Sequence[Example], outputs: int) -> Floats:
+    """The distribution each example asks for, (B, outputs): a joined text asks for half and half."""
+    targets = np.zeros((len(examples), outputs), np.float32)
+    for row, example in enumerate(examples):
+        targets[row, list(example.tasks)] = 1.0 / len(example.tasks)
+    return targets
 
 
 def _sample(examples: list[Example], count: int, rng: Random) -> list[Example]:

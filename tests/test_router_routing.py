@@ -1,0 +1,47 @@
+"""Routing: from probabilities to a mix, and what it needs installed."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from dlp_core.errors import InvalidRequest
+from dlp_core.mix import EMPTY_MIX
+from dlp_core.router import Routing
+
+SURE = Routing({"a": 0.05, "b": 0.90, "c": 0.03}, none=0.02, confidence=0.90)
+SPLIT = Routing({"a": 0.55, "b": 0.05, "c": 0.40}, none=0.0, confidence=0.55)
+
+
+def test_top_p_is_of_what_the_adapters_have() -> None:
+    assert SURE.mix().names == ("b",)
+    assert [(part.name, round(part.weight, 3)) for part in SPLIT.mix().adapters] == [("a", 0.579), ("c", 0.421)]
+    assert SPLIT.mix(max_adapters=1).names == ("a",)
+    assert len(SPLIT.mix(top_p=1.0).names) == 3
+
+
+def test_none_of_these_is_the_plain_backbone() -> None:
+    assert Routing({"a": 0.3, "b": 0.2}, none=0.5, confidence=0.3).mix() == EMPTY_MIX
+    assert Routing({"a": 0.3, "b": 0.21}, none=0.49, confidence=0.3).mix() != EMPTY_MIX
+
+
+def test_low_confidence_is_the_plain_backbone() -> None:
+    assert SPLIT.mix(min_confidence=0.56) == EMPTY_MIX
+    assert SPLIT.mix(min_confidence=0.55) == SPLIT.mix()
+
+
+def test_bad_settings_are_refused_even_where_nothing_fits() -> None:
+    with pytest.raises(InvalidRequest, match="top_p"):
+        Routing({"a": 0.0}, none=1.0, confidence=0.0).mix(top_p=0.0)
+
+
+def test_it_crosses_processes() -> None:
+    assert pickle.loads(pickle.dumps(SURE)) == SURE
+
+
+def test_serving_needs_no_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; from dlp_core.router import Router, Routing; print(Router.load)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
