@@ -60,6 +60,7 @@ def run(*, port: int, config: Path, bank: Path, folder: Path) -> None:
             _publish(bank, base, step)
         args = settings["applications"][0].setdefault("args", {})
         args["dtype"] = "float32"  # on CPUs bfloat16 answers vary with what else is in the batch (docs/log.md)
+        args["threads"] = os.cpu_count()  # Ray gives a replica as many threads as its num_cpus
         args["cache"] = {"path": str((folder / "cache").resolve()), "max_bytes": CACHE_BYTES}
         with console.step("start Ray and Ray Serve"):
             app = started.enter_context(LocalApp(settings, bank=BANK_URI, base_model=base, port=port))

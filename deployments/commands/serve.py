@@ -38,9 +38,13 @@ def serve(
 ) -> None:
     """Serve a published bank on this machine until Ctrl-C."""
     from deployments.local_app import LocalApp, load_config
+    from dlp_core.bank import load_manifest
+    from dlp_core.store import open_store
 
     settings = load_config(config)
     with until_interrupted(), ExitStack() as started:
+        with console.step(f"read the bank in {bank}"):
+            load_manifest(open_store(bank))
         with console.step("start Ray and Ray Serve"):
             app = started.enter_context(LocalApp(settings, bank=bank, base_model=base_model, port=port, host=host))
         with console.step("start the replicas") as step:
