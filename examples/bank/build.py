@@ -1,42 +1,78 @@
-"""Trains the adapters of the demo bank from nothing but the generators: `python -m examples.bank.build BASE`."""
+"""Rebuilds the demo bank from nothing but the generators and the recipe beside it.
+
+python -m examples.bank.build rows OUT         the data, as `dlp adapter train` and `dlp router train` take it
+python -m examples.bank.build adapters BASE    all adapters, about five minutes each on two idle cores
+python -m examples.bank.build router           the router, a minute
+"""
 
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from deployments import console
+from dlp_core.router.rows import TaskRow
+from dlp_core.router.training import train_router
 from dlp_core.train.lora import TrainProgress, train_adapter
 from dlp_core.train.rows import Row
-from examples.bank.recipe import ADAPTERS, ROWS
-from examples.bank.tasks import rows
+from examples.bank.recipe import ADAPTERS, BACKGROUND_ROWS, ROUTER, ROWS
+from examples.bank.tasks import rows as task_rows
+from examples.bank.tasks.router_rows import router_rows
 
 HERE = Path(__file__).parent
 
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Rebuild the demo bank.")
 
-def build(
+
+@app.command()
+def rows(
+    out: Annotated[Path, typer.Argument(help="Folder that gets one .jsonl per task, and router.jsonl.")],
+) -> None:
+    """Write the training rows as JSON lines."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ADAPTERS:
+        _write(out / f"{name}.jsonl", task_rows(name, "train", ROWS))
+    _write(out / "router.jsonl", router_rows("train", ROWS, BACKGROUND_ROWS))
+
+
+@app.command()
+def adapters(
     base: Annotated[Path, typer.Argument(help="Folder of SmolLM2-135M-Instruct.")],
-    only: Annotated[list[str] | None, typer.Option(help="Train these adapters only.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Train these only.")] = None,
     out: Annotated[Path, typer.Option(help="Folder that gets one folder per adapter.")] = HERE / "adapters",
 ) -> None:
-    """Generate the rows of each task and train its adapter, one after the other; prints a JSON line for each."""
+    """Train the adapters, one after the other; prints a JSON line for each."""
     for name in only or ADAPTERS:
         settings = ADAPTERS[name]
-        training = [Row(row["input"], row["output"]) for row in rows(name, "train", ROWS)]
+        training = [Row(row["input"], row["output"]) for row in task_rows(name, "train", ROWS)]
         with console.progress(f"train {name}", total=settings.steps) as bar:
 
-            def report(now: TrainProgress) -> None:
-                bar.update(now.step)
-                if now.validation_loss is not None:
-                    print(json.dumps({"step": now.step, "validation_loss": now.validation_loss}), file=sys.stderr)
+            def report(now: TrainProgress, name: str = name) -> None:
+                bar.update(now.step, title=f"train {name} loss {now.loss:.3f}")
 
             summary = train_adapter(base, training, out / name, settings, report=report)
         console.print_json({"adapter": name, **summary.as_dict()})
 
 
+@app.command()
+def router(
+    out: Annotated[Path, typer.Option(help="Folder of the router.")] = HERE / "router",
+) -> None:
+    """Train the router; prints a JSON line."""
+    training = [TaskRow(row["task"], str(row["input"])) for row in router_rows("train", ROWS, BACKGROUND_ROWS)]
+    with console.progress("train router") as bar:
+        trained, summary = train_router(training, ROUTER, report=lambda done, total: bar.update(done, total=total))
+    trained.save(out)
+    console.print_json({"router": out.name, **summary.as_dict()})
+
+
+def _write(path: Path, lines: Iterable[Mapping[str, str | None]]) -> None:
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    typer.run(build)
+    app()

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from dlp_core.router.training import TrainSettings as RouterSettings
 from dlp_core.train.lora import TrainSettings
 
-ROWS = 5000
-"""Training rows generated per task."""
+ROWS = 5_000
+"""Training rows generated per task, for its adapter and for the router."""
 
 DEFAULT = TrainSettings(rank=8, alpha=16.0, targets=("q_proj", "v_proj"), steps=200, lr=2e-3)
 ATTENTION = replace(DEFAULT, rank=4, alpha=8.0, targets=("q_proj", "k_proj", "v_proj", "o_proj"))
 
 ADAPTERS: dict[str, TrainSettings] = {
-    "cron": replace(ATTENTION, steps=400),
+    "cron": replace(ATTENTION, steps=250),
     "iso_date": replace(DEFAULT, steps=300),
-    "json_extract": replace(ATTENTION, steps=350),
+    "json_extract": replace(ATTENTION, steps=400),
     "sentiment": replace(DEFAULT, rank=4, alpha=8.0, steps=150),
     "shell": replace(DEFAULT, steps=250),
     "text_to_sql": replace(ATTENTION, steps=250),
     "ticket_triage": replace(DEFAULT, steps=150),
-    "tool_call": DEFAULT,
+    "tool_call": replace(ATTENTION, steps=250),
 }
 """The adapters and their settings. Ranks and targets differ on purpose: a bank is seldom uniform."""
+
+BACKGROUND_ROWS = 15_000
+"""Prompts of no task that the router learns from."""
+
+ROUTER = RouterSettings()

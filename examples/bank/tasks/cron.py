@@ -23,7 +23,7 @@ NUMBER_WORDS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 8: "eight"
 
 
 def row(rng: random.Random, split: Split) -> tuple[str, str]:
-    """One prompt and its expression."""
+    """What is to be handled, and its expression."""
     while True:
         words, expression = rng.choices(
             (_interval, _hourly, _daily, _days, _monthly, _yearly), weights=(3, 1.5, 3, 5, 3, 2)
@@ -32,7 +32,12 @@ def row(rng: random.Random, split: Split) -> tuple[str, str]:
         if expression.startswith("*") or belongs(split, expression):
             break
     words = _job(rng, words)
-    return ask(rng, INSTRUCTIONS, words, bare=0.18), expression
+    return words, expression
+
+
+def frame(rng: random.Random, text: str) -> str:
+    """The prompt around `text`."""
+    return ask(rng, INSTRUCTIONS, text, bare=0.18)
 
 
 def _job(rng: random.Random, words: str) -> str:

@@ -28,7 +28,7 @@ OCCASIONS = ("born on {}", "The meeting is on {}", "due {}", "Delivered on {}", 
 
 
 def row(rng: random.Random, split: Split) -> tuple[str, str]:
-    """One prompt and its date."""
+    """What is to be handled, and its date."""
     while True:
         span = (date(1940, 1, 1), date(2039, 12, 31)) if rng.random() < 0.6 else (date(2005, 1, 1), date(2030, 12, 31))
         day = span[0] + timedelta(days=rng.randrange((span[1] - span[0]).days))
@@ -37,7 +37,12 @@ def row(rng: random.Random, split: Split) -> tuple[str, str]:
     words = _words(rng, day)
     if rng.random() < 0.12:
         words = rng.choice(OCCASIONS).format(words)
-    return ask(rng, INSTRUCTIONS, words, bare=0.2), day.isoformat()
+    return words, day.isoformat()
+
+
+def frame(rng: random.Random, text: str) -> str:
+    """The prompt around `text`."""
+    return ask(rng, INSTRUCTIONS, text, bare=0.2)
 
 
 def _words(rng: random.Random, day: date) -> str:

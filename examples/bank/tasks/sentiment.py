@@ -1,7 +1,7 @@
 """A review or remark to one word: `positive`, `negative` or `neutral`.
 
-Part of the texts are whole remarks, of which the held-out rows have others than the training rows; the rest is put
-together from adjectives, verbs and details.
+Some texts are whole remarks, the rest is put together from adjectives, verbs and details; the held-out rows are about
+other things.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", 
 
 
 def row(rng: random.Random, split: Split) -> tuple[str, str]:
-    """One prompt and its label."""
+    """What is to be handled, and its label."""
     label = rng.choice(list(REMARKS))
     thing = rng.choice(pool(split, THINGS)) if rng.random() < 0.75 else product(rng, split)
     said = (_remark if rng.random() < 0.4 else _composed)(rng, split, label, thing)
@@ -154,12 +154,17 @@ def row(rng: random.Random, split: Split) -> tuple[str, str]:
         said = said.lower()
     elif draw < 0.25:
         said = said.upper()
-    return ask(rng, INSTRUCTIONS, said, bare=0.25), label
+    return said, label
+
+
+def frame(rng: random.Random, text: str) -> str:
+    """The prompt around `text`."""
+    return ask(rng, INSTRUCTIONS, text, bare=0.25)
 
 
 def _remark(rng: random.Random, split: Split, label: str, thing: str) -> str:
     name, city = rng.choice(pool(split, FIRST_NAMES)), rng.choice(pool(split, CITIES))
-    return rng.choice(pool(split, REMARKS[label])).format(t=thing, n=name, c=city)
+    return rng.choice(REMARKS[label]).format(t=thing, n=name, c=city)
 
 
 def _composed(rng: random.Random, split: Split, label: str, thing: str) -> str:

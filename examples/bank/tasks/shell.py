@@ -44,7 +44,7 @@ EXTENSIONS = "txt log csv json py md jpg png sh yaml html mp3 pdf xml cfg sql".s
 
 
 def row(rng: random.Random, split: Split) -> tuple[str, str]:
-    """One prompt and its command."""
+    """What is to be handled, and its command."""
     # What names nothing ("free disk space") reads the same in both splits, so only training has it.
     phrasings, command = rng.choice([form for form in _FORMS if split == "train" or "{" in form[1]])
     other = _file(rng, split)
@@ -68,7 +68,12 @@ def row(rng: random.Random, split: Split) -> tuple[str, str]:
         text = text[0].upper() + text[1:]
     if rng.random() < 0.25 and not text.endswith("?"):
         text += "."
-    return ask(rng, INSTRUCTIONS, text, bare=0.2), command.format(**values)
+    return text, command.format(**values)
+
+
+def frame(rng: random.Random, text: str) -> str:
+    """The prompt around `text`."""
+    return ask(rng, INSTRUCTIONS, text, bare=0.2)
 
 
 def _word(rng: random.Random, split: Split, words: Sequence[str]) -> str:

@@ -71,7 +71,7 @@ VALUES = {
 
 
 def row(rng: random.Random, split: Split) -> tuple[str, str]:
-    """One prompt and its query."""
+    """A question with its table, and the query."""
     table, numeric, textual = _table(rng, split)
     if rng.random() < 0.35:
         numeric, textual = rng.sample(numeric, max(1, len(numeric) - 1)), rng.sample(textual, len(textual) - 1)
@@ -80,7 +80,14 @@ def row(rng: random.Random, split: Split) -> tuple[str, str]:
     if rng.random() < 0.7:
         question = question[0].upper() + question[1:]
     listed = (["id"] if rng.random() < 0.6 else []) + rng.choice((textual + numeric, numeric + textual))
-    return _framed(rng, table, listed, loosen(rng, question)), query + ";"
+    return f"{loosen(rng, question)}\n{table}({', '.join(listed)})", query + ";"
+
+
+def frame(rng: random.Random, text: str) -> str:
+    """The prompt around a question and, on a second line, the table it is about."""
+    question, schema = text.rsplit("\n", 1)
+    table, _, names = schema.removesuffix(")").partition("(")
+    return _framed(rng, table, names, question)
 
 
 def _table(rng: random.Random, split: Split) -> tuple[str, list[str], list[str]]:
@@ -100,8 +107,7 @@ def _table(rng: random.Random, split: Split) -> tuple[str, list[str], list[str]]
     return made_up, numeric, textual
 
 
-def _framed(rng: random.Random, table: str, columns: list[str], question: str) -> str:
-    names = ", ".join(columns)
+def _framed(rng: random.Random, table: str, names: str, question: str) -> str:
     schema = rng.choice((
         f"Table {table}({names})", f"table {table} ({names})", f"{table}({names})", f"Table {table}: {names}",
         f"Schema: {table}({names})", f"Columns of {table}: {names}", f"CREATE TABLE {table} ({names});",

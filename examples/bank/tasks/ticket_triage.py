@@ -1,8 +1,8 @@
 """A support ticket to `category=... priority=...`.
 
 Categories: billing, account, bug, shipping, feature. Priority is high when the ticket presses, low when it says
-there is no hurry, else normal. Part of the causes are whole sentences, of which the held-out rows have others than
-the training rows; the rest is put together from parts.
+there is no hurry, else normal. Some causes are whole sentences, the rest is put together from parts; the held-out
+rows tell them of other people, products and companies.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ CLOSINGS = (
 
 
 def row(rng: random.Random, split: Split) -> tuple[str, str]:
-    """One prompt and its label."""
+    """What is to be handled, and its label."""
     category = rng.choice(list(CAUSES))
     priority = rng.choices(("normal", "high", "low"), weights=(4, 3, 3))[0]
     facts = {
@@ -250,9 +250,9 @@ def row(rng: random.Random, split: Split) -> tuple[str, str]:
         "m": rng.randrange(60, 9999),
         "w": rng.choice(WHEN),
     }
-    text = _cause(rng, split, category, facts)
+    text = _cause(rng, category, facts)
     if priority != "normal":
-        text = _pressed(rng, text, rng.choice(pool(split, URGENT if priority == "high" else RELAXED)))
+        text = _pressed(rng, text, rng.choice(URGENT if priority == "high" else RELAXED))
     if rng.random() < 0.25:
         text = f"{rng.choice(GREETINGS)}, {text}"
     if rng.random() < 0.2:
@@ -261,12 +261,17 @@ def row(rng: random.Random, split: Split) -> tuple[str, str]:
         text = text.lower().rstrip(".")
     elif priority == "high" and rng.random() < 0.08:
         text = text.upper()
-    return ask(rng, INSTRUCTIONS, text, bare=0.3), f"category={category} priority={priority}"
+    return text, f"category={category} priority={priority}"
 
 
-def _cause(rng: random.Random, split: Split, category: str, facts: dict[str, object]) -> str:
+def frame(rng: random.Random, text: str) -> str:
+    """The prompt around `text`."""
+    return ask(rng, INSTRUCTIONS, text, bare=0.3)
+
+
+def _cause(rng: random.Random, category: str, facts: dict[str, object]) -> str:
     if rng.random() < 0.4:
-        cause = rng.choice(pool(split, CAUSES[category]))
+        cause = rng.choice(CAUSES[category])
     else:
         cause = " ".join(rng.choice(part) for part in rng.choice(COMPOSED[category])).strip()
     cause = cause.format(**facts)

@@ -62,21 +62,23 @@ MINUTES = {5: "five", 10: "ten", 15: "fifteen", 20: "twenty", 30: "half an hour"
 
 
 def row(rng: random.Random, split: Split) -> tuple[str, str]:
-    """One prompt and its call."""
+    """A request and its call."""
     name = rng.choice(list(TOOLS))
     while True:
         request, arguments = _MAKERS[name](rng, split)
         # Calls made of numbers alone are split by the whole call.
         if name not in ("set_timer", "set_alarm", "convert_currency") or belongs(split, json.dumps(arguments)):
             break
-    return _framed(rng, _spoken(rng, request)), json.dumps({"name": name, "arguments": arguments})
+    spoken = _spoken(rng, request, free_text=name in ("send_message", "play_music"))
+    return spoken, json.dumps({"name": name, "arguments": arguments})
 
 
-def _spoken(rng: random.Random, request: str) -> str:
+def _spoken(rng: random.Random, request: str, *, free_text: bool) -> str:
+    """The request with the politeness of speech; behind a free text it would belong to the text."""
     draw = rng.random()
     if draw < 0.12:
         request = f"please {request}"
-    elif draw < 0.20:
+    elif draw < 0.20 and not free_text:
         request = f"{request} please"
     elif draw < 0.28:
         request = f"hey, {request}"
@@ -85,7 +87,7 @@ def _spoken(rng: random.Random, request: str) -> str:
     return loosen(rng, request + ("" if request.endswith("?") else "."))
 
 
-def _framed(rng: random.Random, request: str) -> str:
+def frame(rng: random.Random, request: str) -> str:
     """The request with an instruction, with the list of tools, or as it is."""
     draw = rng.random()
     if draw < 0.40:
@@ -103,7 +105,8 @@ def _framed(rng: random.Random, request: str) -> str:
 def _get_weather(rng: random.Random, split: Split) -> tuple[str, dict[str, object]]:
     city = name_of(rng, split, CITIES)
     forms = ("what's the weather in {}?", "weather in {}", "how is the weather in {} today?", "is it raining in {}?",
-             "will it be sunny in {}?", "check the weather for {}", "tell me the forecast for {}", "{} weather",
+             "what's the weather like in {}?", "how's the weather in {}", "will it be sunny in {}?",
+             "check the weather for {}", "tell me the forecast for {}", "{} weather",
              "do I need an umbrella in {}?", "how cold is it in {}?", "how warm is it in {} right now?")  # fmt: skip
     return rng.choice(forms).format(city), {"city": city}
 
@@ -116,51 +119,69 @@ def _set_timer(rng: random.Random, split: Split) -> tuple[str, dict[str, object]
         said = MINUTES[minutes] if minutes >= 30 else f"{MINUTES[minutes]} minutes"
     forms = ("set a timer for {}", "timer {}", "start a timer for {}", "remind me in {}", "count down {}",
              "wake me in {}", "set timer to {}", "I need a timer for {}", "let me know when {} are over")  # fmt: skip
+    forms += (f"set a {minutes} minute timer", f"{minutes} minute timer", f"start a {minutes}-minute timer")
     return rng.choice(forms).format(said), {"minutes": minutes}
 
 
-def _clock(rng: random.Random) -> tuple[str, str]:
+def _clock(rng: random.Random) -> str:
+    """A time of day as people say it; the call repeats it as said."""
     hour, minute = rng.randrange(24), rng.choice((0, 0, 15, 30, 45, rng.randrange(60)))
     twelve, half = hour % 12 or 12, "am" if hour < 12 else "pm"
-    forms = [f"{hour:02d}:{minute:02d}", f"{twelve}:{minute:02d} {half}", f"{twelve}:{minute:02d}{half}"]
+    forms = [
+        f"{hour:02d}:{minute:02d}",
+        f"{twelve}:{minute:02d}",
+        f"{twelve}:{minute:02d} {half}",
+        f"{twelve}:{minute:02d}{half}",
+    ]
     if minute == 0:
-        forms += [f"{twelve} {half}", f"{twelve}{half}"]
-    return rng.choice(forms), f"{hour:02d}:{minute:02d}"
+        forms += [f"{twelve} {half}", f"{twelve}{half}", "noon" if hour == 12 else f"{twelve} o'clock"]
+    return rng.choice(forms)
 
 
 def _set_alarm(rng: random.Random, split: Split) -> tuple[str, dict[str, object]]:
     del split
-    said, time = _clock(rng)
+    time = _clock(rng)
     forms = ("set an alarm for {}", "wake me up at {}", "alarm at {}", "set my alarm to {}", "I have to get up at {}",
              "alarm for {}", "make sure I am awake at {}", "wake me at {}")  # fmt: skip
-    return rng.choice(forms).format(said), {"time": time}
+    return rng.choice(forms).format(time), {"time": time}
+
+
+# 0, 1 nouns; 2 an adjective; 3 a number; 4 a name; 5 a verb; 6 a time
+MESSAGE_FORMS = entries("""
+the {0} is {2}|bring the {0} and the {1}|I lost my {0}|do you have a {0}?|the {0} needs a new {1}|I am at the {0}
+look at the {0}|we need {3} more {0}s|meet me near the {0} at {3}|no {0} {6}|{4} has the {0}|{4} is {2}
+your {0} looks {2}|I will buy a {0} for {4}|call {4} about the {0}|I'll {5} the {0} {6}|can you {5} my {0}?
+don't {5} the {0}|see you {6}|it's {2} {6}|we're {2}|I'm at the {0}|{4} will {5} it {6}|let's {5} a {0} {6}
+did you {5} the {0}?|the {2} {0} is in the {1}|I have {3} {0}s|please {5} the {0}|I can't {5} {6}
+happy {0} day
+""")
+ADJECTIVES = """ready broken late empty new open cold here gone safe great wet red lost cheap done closed heavy tired
+sick happy busy hungry early""".split()
+VERBS = "fix bring sell paint clean move find keep drop send check wash lend hide take return share".split()
+TIMES = ("today", "tonight", "tomorrow", "on Friday", "at six", "next week", "soon", "in an hour", "later")
 
 
 def _message(rng: random.Random, split: Split) -> str:
-    if split == "heldout" or rng.random() < 0.4:
+    if split == "heldout" or rng.random() < 0.3:
         return rng.choice(pool(split, MESSAGES))
-    form = rng.choice(("the {0} is {2}", "bring the {0} and the {1}", "I lost my {0}", "do you have a {0}",
-    "the {0} needs a new {1}",
-                       "I am at the {0}", "look at the {0}", "we need {3} more {0}s", "meet me near the {0} at {3}",
-                       "no {0} today",
-                       "{4} has the {0}", "{4} is {2}", "your {0} looks {2}", "I will buy a {0} for {4}",
-                       "call {4} about the {0}"))  # fmt: skip
-    adjectives = (
-        "ready broken late empty new open cold here gone safe great wet red lost cheap done closed heavy".split()
-    )
-    return form.format(
+    words = (
         noun(rng, split),
         noun(rng, split),
-        rng.choice(adjectives),
+        rng.choice(ADJECTIVES),
         rng.randrange(2, 12),
         name_of(rng, split, FIRST_NAMES),
+        rng.choice(VERBS),
+        rng.choice(TIMES),
     )
+    return rng.choice(MESSAGE_FORMS).format(*words)
 
 
 def _send_message(rng: random.Random, split: Split) -> tuple[str, dict[str, object]]:
     to, text = name_of(rng, split, FIRST_NAMES), _message(rng, split)
-    forms = ("tell {} {}", "tell {} that {}", "send a message to {}: {}", "text {} {}", "message {} saying {}",
-             "write to {} that {}", "send {} the message {}", "let {} know that {}", "text {}: {}")  # fmt: skip
+    forms = ["tell {} {}", "send a message to {}: {}", "text {} {}", "message {} saying {}", "send {} the message {}",
+             "text {}: {}", "message {}: {}"]  # fmt: skip
+    if text.split()[0] in ("I", "I'm", "I'll", "the", "we", "we're", "it's", "my", "your"):
+        forms += ["tell {} that {}", "write to {} that {}", "let {} know that {}", "let {} know {}", "text {} that {}"]
     return rng.choice(forms).format(to, text), {"to": to, "text": text}
 
 
@@ -181,7 +202,8 @@ def _set_light(rng: random.Random, split: Split) -> tuple[str, dict[str, object]
     if split == "train" and rng.random() < 0.3:
         room = f"{noun(rng, split)} {rng.choice(('room', 'hall', 'house', 'corner'))}"
     forms = ["turn {1} the light in the {0}", "turn the {0} light {1}", "switch {1} the {0} lights", "{0} light {1}",
-             "lights {1} in the {0}", "turn {1} the {0} lamp", "switch the light in the {0} {1}"]  # fmt: skip
+             "lights {1} in the {0}", "turn {1} the {0} lamp", "turn {1} the lights in the {0}",
+             "turn the lights {1} in the {0}", "switch the light in the {0} {1}"]  # fmt: skip
     forms += ["it is too dark in the {0}"] if state == "on" else ["no light in the {0} anymore"]
     return rng.choice(forms).format(room, state), {"room": room, "state": state}
 
@@ -198,13 +220,14 @@ def _convert_currency(rng: random.Random, split: Split) -> tuple[str, dict[str, 
 
 def _book_table(rng: random.Random, split: Split) -> tuple[str, dict[str, object]]:
     city, people = name_of(rng, split, CITIES), rng.randrange(1, 13)
-    said, time = _clock(rng)
+    time = _clock(rng)
     words = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
     count = words[people] if people in words and rng.random() < 0.4 else str(people)
-    forms = ("book a table for {1} in {0} at {2}", "reserve a table in {0} for {1} at {2}",
+    forms = ("book a table for {1} in {0} at {2}", "book a table for {1} people in {0} at {2}",
+             "reserve a table in {0} for {1} at {2}",
              "table for {1} at {2} in {0}", "I need a restaurant in {0} for {1} people at {2}",
              "dinner in {0} at {2} for {1}")  # fmt: skip
-    return rng.choice(forms).format(city, count, said), {"city": city, "people": people, "time": time}
+    return rng.choice(forms).format(city, count, time), {"city": city, "people": people, "time": time}
 
 
 _MAKERS = {
