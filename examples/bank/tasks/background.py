@@ -67,6 +67,14 @@ get over a cold|improve my handwriting|take better photos|negotiate a salary|pla
 remember names|manage my time|write clean code|start a business|raise backyard chickens|fix a leaking tap
 paint a wall
 """)
+UNITS = entries("""
+miles|kilometers|pounds|kilos|inches|feet|meters|yards|ounces|grams|liters|gallons|cups|celsius|fahrenheit|acres|hectares
+knots|kilowatts|horsepower|bytes|megabytes|seconds|centimeters|stones|pints|joules|calories
+""")
+KINDS = entries("""
+country|animal|city|planet|bird|mountain|language|company|river|island|insect|dog|tree|university|continent|car|computer
+dinosaur|desert|bridge|building|number|star|fish|flower|lake|newspaper|museum|ocean|restaurant|book|song|team|train
+""")
 CHAT = entries("""
 hello|hi there|how are you?|good morning|what's up?|thanks for your help|who are you?|what can you do?
 tell me a joke|I am bored|good night|are you a robot?|do you like music?|I had a long day|what is your name?
@@ -129,7 +137,12 @@ when should I use awk?|why is vim so popular?
 # {t} topic, {h} theme, {c} country, {l} language, {p} phrase, {d} dish, {s} skill, {u} subject, {n} name, {j} job,
 # {i} product, {y} city, {a} and {b} numbers
 FORMS = entries("""
-Is it healthy to {s}?|is it better to {s} or to {s2}?|Should I {s} or {s2}?|Convert {a} miles to kilometers
+Convert {a} {m} to {m2}|convert {a} {m} into {m2} please|how many {m} are {a} {m2}?|{a} {m} in {m2}|what is {a} {m} in {m2}?
+How do I get from {m} to {m2}?|what is longer, {a} {m} or {b} {m2}?|change {b} {m} to {m2}|{b} {m} to {m2}?
+What is the smallest {k}?|what is the largest {k} in {c}?|which {k} is the oldest?|What is the fastest {k}?|name the biggest {k}
+what is the most famous {k} of {c}?|how many kinds of {k} are there?|Who discovered the first {k}?|the best {k} ever?
+debate {u}: yes or no?|Discuss: {u}|let us debate {t}|start a discussion about {t}|Good night, {n}|good morning {n}!|hello {n}
+Is it healthy to {s}?|is it better to {s} or to {s2}?|Should I {s} or {s2}?
 how many grams are {a} ounces?|convert {a} celsius to fahrenheit|How tall is {h}?
 who is better at chess, a {j} or a {j2}?|recommend {b2} books about {t}|Recommend a movie about {h}
 Fix the grammar: {n} go to {y} yesterday|paraphrase: {p}|Write a cover letter for a {j}|Draft a tweet about {u}
@@ -193,7 +206,7 @@ def row(rng: random.Random, split: Split) -> str:
         text = one(FORMS).format(
             t=one(TOPICS), t2=one(TOPICS), h=one(THEMES), h2=one(THEMES), c=one(COUNTRIES), c2=one(COUNTRIES),
             l=one(LANGUAGES), p=one(PHRASES), d=one(DISHES), s=one(SKILLS), s2=one(SKILLS), u=one(SUBJECTS),
-            n=one(FIRST_NAMES), j=job, j2=one(JOBS), i=one(PRODUCTS), y=one(CITIES),
+            n=one(FIRST_NAMES), j=job, j2=one(JOBS), i=one(PRODUCTS), y=one(CITIES), m=one(UNITS), m2=one(UNITS), k=one(KINDS),
             a=rng.randrange(12, 200), b=rng.randrange(200, 1000), b2=low,
         )  # fmt: skip
     return _typed(rng, text)

@@ -52,7 +52,10 @@ def router_rows(split: Split, count: int, background: int, *, seed: int = 0) -> 
     }
     prompts[None] = [str(row["input"]) for row in background_rows(split, background, seed=seed)]
     things = {task: _things(texts) for task, texts in prompts.items()}
-    any_thing = sorted(set().union(*things.values()))
+    # As often as they occur: a word that one task uses much must turn up much in the others, too.
+    any_thing = [
+        word for task, texts in prompts.items() for text in texts for word in _words(text) if word in things[task]
+    ]
     made: list[dict[str, str | None]] = []
     for task, texts in prompts.items():
         for prompt in texts:
