@@ -23,6 +23,10 @@ def test_top_p_is_of_what_the_adapters_have() -> None:
     assert len(SPLIT.mix(top_p=1.0).names) == 3
 
 
+def test_the_best_adapter_is_the_likeliest_one() -> None:
+    assert (SURE.best, SPLIT.best) == ("b", "a")
+
+
 def test_none_of_these_is_the_plain_backbone() -> None:
     assert Routing({"a": 0.3, "b": 0.2}, none=0.5, confidence=0.3).mix() == EMPTY_MIX
     assert Routing({"a": 0.3, "b": 0.21}, none=0.49, confidence=0.3).mix() != EMPTY_MIX

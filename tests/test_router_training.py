@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from dlp_core.errors import InvalidRequest
-from dlp_core.router import Routing
 from dlp_core.router.augment import mistype, strip_instruction
 from dlp_core.router.evaluation import evaluate
 from dlp_core.router.features import featurise
@@ -51,7 +50,7 @@ def test_worn_prompts_still_find_their_adapter(damage: object) -> None:
     router, _ = trained()
     assert callable(damage)
     routings = router.route([damage(row.input) for row in FRESH])
-    assert np.mean([_best(routing) == row.task for routing, row in zip(routings, FRESH, strict=True)]) >= 0.95
+    assert np.mean([routing.best == row.task for routing, row in zip(routings, FRESH, strict=True)]) >= 0.95
 
 
 def test_what_no_adapter_was_trained_for_is_none_of_these() -> None:
@@ -146,10 +145,6 @@ def test_evaluation_wants_rows_of_known_tasks() -> None:
     router, _ = trained()
     with pytest.raises(InvalidRequest, match="flight_json"):
         evaluate(router, [TaskRow("elsewhere", "Hello")])
-
-
-def _best(routing: Routing) -> str:
-    return max(routing.probabilities, key=routing.probabilities.__getitem__)
 
 
 def _pairs(rng: Random) -> list[tuple[str, ...]]:

@@ -61,8 +61,7 @@ def evaluate(router: Router, rows: Sequence[TaskRow]) -> Evaluation:
             f"no row is of a task this router knows, such as {', '.join(router.labels[:3])}; give rows of its tasks"
         )
     routings = router.route([row.input for row in known])
-    best = [max(routing.probabilities, key=routing.probabilities.__getitem__) for routing in routings]
-    correct = np.array([name == row.task for name, row in zip(best, known, strict=True)])
+    correct = np.array([routing.best == row.task for routing, row in zip(routings, known, strict=True)])
     mixes = [routing.mix() for routing in routings]
     strange = router.route([row.input for row in unknown])
     seconds = _time_alone(router, rows)

@@ -24,6 +24,7 @@ PER_TOKEN = 3
 VERSION = 1
 """Changes with anything above or below that changes a bucket; a saved router names the version it was trained on."""
 
+_SHIFT = np.uint64(64 - 16)  # the upper bits of a product are the well mixed ones
 _PREFIX_BYTES = 4
 _MAX_POSITION = 32  # letters after it count whatever their order
 _SPACE, _LETTER, _DIGIT, _MARK = range(4)
@@ -37,7 +38,7 @@ class Features(NamedTuple):
 
     def counts(self) -> NDArray[np.int64]:
         """How many features each text has, (B,)."""
-        return np.diff(self.starts, append=len(self.buckets))
+        return _steps(self.starts, len(self.buckets))
 
     @classmethod
     def concatenate(cls, parts: Sequence[Features]) -> Features:
@@ -69,19 +70,34 @@ def featurise(texts: Sequence[str]) -> Features:
     edges[0] = True
     edges[1:] |= kinds[1:] != kinds[:-1]
     runs = np.flatnonzero(edges)
-    positions = np.arange(len(bytes_)) - np.repeat(runs, np.diff(runs, append=len(bytes_)))
+    lengths = _steps(runs, len(bytes_))
+    positions = np.arange(len(bytes_)) - np.repeat(runs, lengths)
     words = _TABLE[(np.minimum(positions, _MAX_POSITION - 1) << 8) + bytes_]
     is_token = kinds[runs] != _SPACE
 
     whole = np.add.reduceat(words, runs)[is_token]
-    prefix = np.add.reduceat(np.where(positions < _PREFIX_BYTES, words, np.uint64(0)), runs)[is_token]
+    words[positions >= _PREFIX_BYTES] = 0
+    prefix = np.add.reduceat(words, runs)[is_token]
     ends = np.searchsorted(runs[is_token], np.cumsum([len(piece) + 1 for piece in pieces]))
-    following = np.append(whole[1:], _END)[: len(whole)]
+    following = np.empty_like(whole)
+    following[:-1] = whole[1:]
     following[ends[ends > 0] - 1] = _END
 
-    hashes = np.stack((whole, (whole * _C1 + following) * _C2, (prefix + _C3) * _C4), axis=1)
-    buckets = (hashes >> np.uint64(64 - 16)).astype(np.int64).reshape(-1)
-    return Features(buckets, np.concatenate(([0], ends[:-1])) * PER_TOKEN)
+    hashes = np.empty((len(whole), PER_TOKEN), np.uint64)
+    hashes[:, 0] = whole
+    hashes[:, 1] = (whole * _C1 + following) * _C2
+    hashes[:, 2] = (prefix + _C3) * _C4
+    starts = np.zeros(len(pieces), np.int64)
+    starts[1:] = ends[:-1] * PER_TOKEN
+    return Features((hashes >> _SHIFT).astype(np.int64).reshape(-1), starts)
+
+
+def _steps(starts: NDArray[np.int64], end: int) -> NDArray[np.int64]:
+    """From each start to the next one, the last one to `end`: np.diff with append, in a third of its time."""
+    steps = np.empty_like(starts)
+    steps[:-1] = starts[1:] - starts[:-1]
+    steps[-1:] = end - starts[-1:]
+    return steps
 
 
 def _splitmix64(count: int) -> NDArray[np.uint64]:

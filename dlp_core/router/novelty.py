@@ -8,16 +8,19 @@ covariance). A text may be seen in three ways, each with its own clouds:
     worn     the same without its instruction, or with typos                        m'_i
     joined   the prompts of two tasks in one text          centre of tasks i, j:    a_i + a_j
 
-    novelty = min over ways and the likeliest tasks of   log d2 + SURENESS * log(1 - p + EPSILON)
+    novelty = min over ways and the likeliest tasks of   log d2 - spread + SURENESS * log(1 - p + EPSILON)
 
-where d2 is the squared distance over its 90% quantile on training rows, and p what the network gives to the task(s).
+where d2 is the squared distance over its 90% quantile on training rows, p what the network gives to the task(s), and
+spread how much wider the task's cloud is than others on rows the network has not seen. Without it one task of single
+odd words sets the threshold for all: measured on 4 tasks of 26 left out, AUROC 0.986 without and 0.996 with it.
 Shape letters: B texts, H hidden, N adapters, W ways.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -28,7 +31,10 @@ from dlp_core.router.network import Floats
 PENALTY: Mapping[str, float] = {"plain": 1.0, "worn": 1.3, "joined": 1.6}
 """d2 counts this much more: text that misses half of its task is likelier to be of no task."""
 
+_JOINED = list(PENALTY).index("joined")
 _CANDIDATES = 3
+_TYPICAL = 0.9
+_DOUBTED_ROWS = 5  # a task's own spread counts half at this many rows
 _SURENESS = 0.2
 _EPSILON = 1e-4
 _SHRINKAGE = 0.03  # share of the mean variance added to each direction, so that none is infinitely narrow
@@ -40,27 +46,56 @@ class Clouds:
 
     whitening_WHH: Floats
     centres_WNH: Floats
+    spreads_WN: Floats
+    """log of a task's usual d2 over that of all tasks; 0 for joined texts."""
 
     def novelty(self, hidden_BH: Floats, probabilities_BN: Floats) -> tuple[Floats, NDArray[np.bool_]]:
         """Novelty of B texts, (B,): around 0 at the edge of what is known, higher is stranger.
 
         Also whether each is closest to the joined texts, (B,).
         """
-        unit = _unit(hidden_BH)
-        ways, _, width = self.whitening_WHH.shape
-        seen_BWH = (unit @ self.whitening_WHH.reshape(ways * width, width).T).reshape(-1, ways, width)
+        ways, adapters, width = self.centres_WNH.shape
+        texts = np.arange(len(hidden_BH))[:, None]
+        seen_BWH = (_unit(hidden_BH) @ self.whitening_WHH.reshape(-1, width).T).reshape(-1, ways, width)
         likely = np.argsort(-probabilities_BN, axis=1, kind="stable")[:, :_CANDIDATES]
-        p = np.take_along_axis(probabilities_BN, likely, axis=1)
-        left, right = map(list, zip(*combinations(range(likely.shape[1]), 2), strict=True))
-        plain, worn, joined = self.centres_WNH
-        centres = (plain[likely], worn[likely], joined[likely[:, left]] + joined[likely[:, right]])
-        chances = (p, p, p[:, left] + p[:, right])
-        d2 = [np.square(seen_BWH[:, way, None] - centre).sum(axis=2) for way, centre in enumerate(centres)]
-        doubt = 1.0 - np.concatenate(chances, axis=1)
-        scores = np.log(np.concatenate(d2, axis=1) + 1e-12) + _SURENESS * np.log(np.maximum(doubt, 0) + _EPSILON)
+        way, first, second = _hypotheses(min(_CANDIDATES, adapters))
+        i, j = likely[:, first], likely[:, second]
+        pair = way == _JOINED
+
+        offset = seen_BWH[:, way] - self.centres_WNH[way, i]
+        offset[:, pair] -= self.centres_WNH[_JOINED, j[:, pair]]
+        p = probabilities_BN[texts, i]
+        p[:, pair] += probabilities_BN[texts, j[:, pair]]
+        d2 = np.einsum("bkh,bkh->bk", offset, offset)
+        scores = np.log(d2 + 1e-12) - self.spreads_WN[way, i] + _SURENESS * np.log(np.maximum(1.0 - p, 0.0) + _EPSILON)
         best = scores.argmin(axis=1)
-        nearest = np.take_along_axis(scores, best[:, None], axis=1)[:, 0]
-        return np.asarray(nearest, np.float32), best >= 2 * likely.shape[1]
+        return np.asarray(scores[texts[:, 0], best], np.float32), pair[best]
+
+    def widened(self, held_back: Mapping[str, tuple[Floats, NDArray[np.int64]]]) -> Clouds:
+        """With spreads fitted to held-back hidden vectors (B, H) and their tasks (B,), of plain and worn texts."""
+        ways, adapters, _ = self.centres_WNH.shape
+        spreads = np.zeros((ways, adapters), np.float32)
+        for way, name in enumerate(PENALTY):
+            if name not in held_back:
+                continue
+            hidden, tasks = held_back[name]
+            offset = _unit(hidden) @ self.whitening_WHH[way].T - self.centres_WNH[way, tasks]
+            log_d2 = np.log(np.square(offset).sum(axis=1) + 1e-12)
+            usual = np.quantile(log_d2, _TYPICAL)
+            for task in range(adapters):
+                own = log_d2[tasks == task]
+                trust = len(own) / (len(own) + _DOUBTED_ROWS)
+                spreads[way, task] = trust * (np.quantile(own, _TYPICAL) - usual)
+        return replace(self, spreads_WN=spreads)
+
+
+@cache
+def _hypotheses(candidates: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Every way to see a text: the way, the rank of its likeliest task and, where joined, of its other task."""
+    single = [(way, rank, rank) for way in range(_JOINED) for rank in range(candidates)]
+    joined = [(_JOINED, *ranks) for ranks in combinations(range(candidates), 2)]
+    way, first, second = np.array(single + joined).T
+    return way, first, second
 
 
 def fit_clouds(
@@ -70,7 +105,7 @@ def fit_clouds(
     joined: tuple[Floats, NDArray[np.int64]],
     adapters: int,
 ) -> Clouds:
-    """Fits clouds to hidden vectors (B, H) with their tasks: (B,) for plain and worn, (B, 2) for joined."""
+    """Fits clouds, all of the same spread, to hidden vectors (B, H) and tasks: (B,), or (B, 2) for joined."""
     whitening, centres = [], []
     for way, (hidden, tasks) in {"plain": plain, "worn": worn, "joined": joined}.items():
         unit = _unit(hidden).astype(np.float64)
@@ -82,11 +117,15 @@ def fit_clouds(
         covariance = residual.T @ residual / len(unit)
         covariance += (_SHRINKAGE * np.trace(covariance) / len(covariance) + 1e-9) * np.eye(len(covariance))
         whiten = np.linalg.cholesky(np.linalg.inv(covariance)).T
-        typical = np.quantile(np.square(residual @ whiten.T).sum(axis=1), 0.9)
+        typical = np.quantile(np.square(residual @ whiten.T).sum(axis=1), _TYPICAL)
         whiten *= np.sqrt(PENALTY[way] / typical)
         whitening.append(whiten)
         centres.append(centre @ whiten.T)
-    return Clouds(np.stack(whitening).astype(np.float32), np.stack(centres).astype(np.float32))
+    return Clouds(
+        np.stack(whitening).astype(np.float32),
+        np.stack(centres).astype(np.float32),
+        np.zeros((len(PENALTY), adapters), np.float32),
+    )
 
 
 def _unit(hidden_BH: Floats) -> Floats:

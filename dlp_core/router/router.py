@@ -109,6 +109,7 @@ def pack(network: Network, clouds: Clouds) -> dict[str, NDArray[Any]]:
         tensors[f"layer{layer}.bias"] = bias
     tensors["clouds.whitening"] = clouds.whitening_WHH.astype(np.float16)
     tensors["clouds.centres"] = clouds.centres_WNH.astype(np.float16)
+    tensors["clouds.spreads"] = clouds.spreads_WN
     return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 
 
@@ -121,7 +122,7 @@ def unpack(tensors: dict[str, NDArray[Any]]) -> tuple[Network, Clouds]:
         tuple(wide[f"layer{layer}.weight"] for layer in layers),
         tuple(wide[f"layer{layer}.bias"] for layer in layers),
     )
-    return network, Clouds(wide["clouds.whitening"], wide["clouds.centres"])
+    return network, Clouds(wide["clouds.whitening"], wide["clouds.centres"], wide["clouds.spreads"])
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -186,6 +187,7 @@ def _problem(tensors: dict[str, NDArray[Any]], adapters: int) -> str | None:
         "embedding.scales": ((BUCKETS,), "float16"),
         "clouds.whitening": ((ways, hidden, hidden), "float16"),
         "clouds.centres": ((ways, adapters, hidden), "float16"),
+        "clouds.spreads": ((ways, adapters), "float32"),
     }
     for layer, (width_in, width_out) in enumerate(pairwise(widths), start=1):
         expected[f"layer{layer}.weight"] = ((width_out, width_in), "float16")

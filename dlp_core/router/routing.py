@@ -23,6 +23,11 @@ class Routing:
     confidence: float
     """The highest probability of one adapter. Calibrated: of the texts with 0.8, about 80% belong to it."""
 
+    @property
+    def best(self) -> str:
+        """The likeliest adapter, whether or not it fits well enough to serve."""
+        return max(self.probabilities, key=self.probabilities.__getitem__)
+
     def mix(
         self,
         *,

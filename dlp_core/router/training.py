@@ -102,15 +102,11 @@ def train_router(
     clouds = _fit_clouds(net, single, len(labels), rng)
     network, clouds = unpack(pack(net, clouds))
     known = [example for example in held_back if example.tasks]
-    calibration = _calibrate(network, clouds, known, rng)
+    clouds, calibration = _calibrate(network, clouds, known, rng)
 
-    router = Router(labels, network, clouds, calibration, training={})
-    routings = router.route([example.text for example in known])
+    routings = Router(labels, network, clouds, calibration, {}).route([example.text for example in known])
     correct = np.array(
-        [
-            max(r.probabilities, key=r.probabilities.__getitem__) == labels[e.tasks[0]]
-            for r, e in zip(routings, known, strict=True)
-        ]
+        [routing.best == labels[example.tasks[0]] for routing, example in zip(routings, known, strict=True)]
     )
     summary = TrainSummary(
         rows=len(rows),
@@ -120,13 +116,13 @@ def train_router(
         steps=steps,
         held_back=len(known),
         accuracy=float(correct.mean()),
-        ece=expected_calibration_error(np.array([r.confidence for r in routings]), correct),
-        kept=float(np.mean([bool(r.mix()) for r in routings])),
+        ece=expected_calibration_error(np.array([routing.confidence for routing in routings]), correct),
+        kept=float(np.mean([bool(routing.mix()) for routing in routings])),
         seed=settings.seed,
         seconds=time.monotonic() - began,
     )
-    router.training = {name: value for name, value in summary.as_dict().items() if name != "seconds"}
-    return router, summary
+    lasting = {name: value for name, value in summary.as_dict().items() if name != "seconds"}
+    return Router(labels, network, clouds, calibration, lasting), summary
 
 
 def _label(rows: Sequence[TaskRow]) -> tuple[list[str], list[Example]]:
@@ -271,22 +267,23 @@ def _fit_clouds(network: Network, examples: list[Example], adapters: int, rng: R
     )
 
 
-def _calibrate(network: Network, clouds: Clouds, held_back: list[Example], rng: Random) -> Calibration:
+def _calibrate(network: Network, clouds: Clouds, held_back: list[Example], rng: Random) -> tuple[Clouds, Calibration]:
+    """Spreads, thresholds and temperatures, on texts the network has not seen."""
     ways = {
         "plain": held_back,
         "worn": [Example(wear(example.text, rng), example.tasks) for example in held_back],
         "joined": _joined(held_back, len(held_back), rng),
     }
-    novelty, logits = {}, {}
-    for way, examples in ways.items():
-        hidden, outputs = _forward(network, examples)
-        novelty[way], _ = clouds.novelty(hidden, softmax(outputs)[:, :-1])
-        logits[way] = outputs[:, :-1]
+    seen = {way: _forward(network, examples) for way, examples in ways.items()}
+    tasks = np.array([example.tasks[0] for example in held_back])
+    clouds = clouds.widened({way: (seen[way][0], tasks) for way in ("plain", "worn")})
+    novelty = {way: clouds.novelty(hidden, softmax(logits)[:, :-1])[0] for way, (hidden, logits) in seen.items()}
     threshold, slope = fit_none(novelty, KEEP)
     temperature, joined_temperature = (
-        fit_temperature(logits[way], _targets(ways[way], logits[way].shape[1])) for way in ("plain", "joined")
+        fit_temperature(seen[way][1][:, :-1], _targets(ways[way], seen[way][1].shape[1] - 1))
+        for way in ("plain", "joined")
     )
-    return Calibration(temperature, joined_temperature, threshold, slope)
+    return clouds, Calibration(temperature, joined_temperature, threshold, slope)
 
 
 def _targets(examples: Sequence[Example], outputs: int) -> Floats:
