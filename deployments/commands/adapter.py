@@ -77,6 +77,8 @@ def check(
         return
     table = Table(show_header=False, box=None)
     for key, value in facts.items():
+        if key == "served":  # said in words below
+            continue
         if isinstance(value, list):
             shown = ", ".join(map(str, value))
         else:
