@@ -47,7 +47,7 @@ class Mix:
         for name, weight in items:
             if not math.isfinite(weight) or abs(weight) > MAX_WEIGHT:
                 raise InvalidRequest(
-                    f"adapter {name!r}: weight {weight} must be a finite number between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}",
+                    f"adapter {name!r}: weight {weight} must be a finite number of at most {MAX_WEIGHT:g} either way",
                     param="dlp.adapters",
                 )
             if name in seen:

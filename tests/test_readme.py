@@ -77,8 +77,7 @@ def test_the_file_map_names_files_that_exist() -> None:
         if top and not line.startswith(" "):
             folder = top[1]
         for name in re.findall(r"(?<![\w/.])([\w*]+(?:\.(?:py|yaml|md)|/))(?=\s|$)", line):
-            base = ROOT if not line.startswith(" ") and name.rstrip("/") == name and "/" not in folder else ROOT
-            candidates = [*base.glob(name), *(ROOT / folder).glob(name.rstrip("/"))]
+            candidates = [*ROOT.glob(name.rstrip("/")), *(ROOT / folder).glob(name.rstrip("/"))]
             assert candidates, f"the README's map names {name} in {folder or 'the top'}"
             names += 1
     assert names > 30

@@ -5,8 +5,8 @@ Semantics, for every token t of a segment with parts {(i, w_i)}:
     y[t] += sum_i  w_i * s_i * B_i (A_i x[t])
 
 x_TD input, y_TO output of the frozen layer, A_i [R_i, D], B_i [O, R_i], s_i the adapter's own scaling for this
-module. Computed and added in float32, rounded once to the dtype of y. Ranks may differ between adapters; an adapter without
-weights for this module adds nothing; a segment without parts leaves y as it is, bit for bit.
+module. Computed and added in float32, rounded once to the dtype of y. Ranks may differ between adapters; an adapter
+without weights for this module adds nothing; a segment without parts leaves y as it is, bit for bit.
 
 Two known ways to get it wrong, both in published code: one adapter's scaling for all, and w applied to A and B
 both (which squares the weights and adds cross terms).
