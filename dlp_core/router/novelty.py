@@ -59,17 +59,17 @@ class Clouds:
         seen_BWH = (_unit(hidden_BH) @ self.whitening_WHH.reshape(-1, width).T).reshape(-1, ways, width)
         likely = np.argsort(-probabilities_BN, axis=1, kind="stable")[:, :_CANDIDATES]
         way, first, second = _hypotheses(min(_CANDIDATES, adapters))
+        singles = len(way) - len(second)
         i, j = likely[:, first], likely[:, second]
-        pair = way == _JOINED
 
         offset = seen_BWH[:, way] - self.centres_WNH[way, i]
-        offset[:, pair] -= self.centres_WNH[_JOINED, j[:, pair]]
+        offset[:, singles:] -= self.centres_WNH[_JOINED, j]
         p = probabilities_BN[texts, i]
-        p[:, pair] += probabilities_BN[texts, j[:, pair]]
+        p[:, singles:] += probabilities_BN[texts, j]
         d2 = np.einsum("bkh,bkh->bk", offset, offset)
         scores = np.log(d2 + 1e-12) - self.spreads_WN[way, i] + _SURENESS * np.log(np.maximum(1.0 - p, 0.0) + _EPSILON)
         best = scores.argmin(axis=1)
-        return np.asarray(scores[texts[:, 0], best], np.float32), pair[best]
+        return np.asarray(scores[texts[:, 0], best], np.float32), best >= singles
 
     def widened(self, held_back: Mapping[str, tuple[Floats, NDArray[np.int64]]]) -> Clouds:
         """With spreads fitted to held-back hidden vectors (B, H) and their tasks (B,), of plain and worn texts."""
@@ -91,11 +91,11 @@ class Clouds:
 
 @cache
 def _hypotheses(candidates: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Every way to see a text: the way, the rank of its likeliest task and, where joined, of its other task."""
-    single = [(way, rank, rank) for way in range(_JOINED) for rank in range(candidates)]
-    joined = [(_JOINED, *ranks) for ranks in combinations(range(candidates), 2)]
-    way, first, second = np.array(single + joined).T
-    return way, first, second
+    """Every way to see a text: its way, the rank of its task. Joined ones come last, with the rank of the other task."""
+    single = [(way, rank) for way in range(_JOINED) for rank in range(candidates)]
+    first, second = zip(*combinations(range(candidates), 2), strict=True)
+    way, rank = np.array([*single, *((_JOINED, rank) for rank in first)]).T
+    return way, rank, np.array(second)
 
 
 def fit_clouds(
@@ -129,5 +129,5 @@ def fit_clouds(
 
 
 def _unit(hidden_BH: Floats) -> Floats:
-    norms = np.sqrt(np.square(hidden_BH).sum(axis=1, keepdims=True))
-    return np.asarray(hidden_BH / (norms + np.float32(1e-12)), np.float32)
+    norms = np.sqrt(np.einsum("bh,bh->b", hidden_BH, hidden_BH)) + np.float32(1e-12)
+    return np.asarray(hidden_BH / norms[:, None], np.float32)
