@@ -49,3 +49,11 @@ def test_it_crosses_processes() -> None:
 def test_serving_needs_no_torch() -> None:
     code = "import sys; sys.modules['torch'] = None; from dlp_core.router import Router, Routing; print(Router.load)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_last_bits_of_a_probability_do_not_change_the_mix() -> None:
+    """What a batch does to a matrix product: the same text, a few 1e-8 apart."""
+    alone = Routing({"a": 0.6123412, "b": 0.2511108, "c": 0.1}, none=0.03, confidence=0.6123412)
+    batched = Routing({"a": 0.6123413, "b": 0.2511107, "c": 0.1}, none=0.03, confidence=0.6123413)
+    assert alone.mix() == batched.mix()
+    assert len(alone.mix().adapters) == 3

@@ -9,6 +9,10 @@ from dlp_core.mix import EMPTY_MIX, Mix, WeightRule, select_top_p
 NONE_DECISION = 0.5
 """The router fits `Routing.none` so that its decision lies here: from this mass on, no adapter fits."""
 
+_DECIMALS = 4
+"""What of a probability decides a mix. A batch changes the last bits of a matrix product; the same text shall
+nevertheless get the same mix, alone and beside others."""
+
 
 @dataclass(frozen=True, slots=True)
 class Routing:
@@ -40,7 +44,8 @@ class Routing:
 
         Raises InvalidRequest if top_p is not in (0, 1] or max_adapters is below 1.
         """
-        mix = select_top_p(self.probabilities, top_p=top_p, max_adapters=max_adapters, weights=weights)
+        probabilities = {name: round(p, _DECIMALS) for name, p in self.probabilities.items()}
+        mix = select_top_p(probabilities, top_p=top_p, max_adapters=max_adapters, weights=weights)
         if self.none >= NONE_DECISION or (min_confidence is not None and self.confidence < min_confidence):
             return EMPTY_MIX
         return mix
