@@ -209,6 +209,12 @@ class ChatRequest(_Generation):
     max_completion_tokens: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
+    def _somebody_says_something(self) -> Self:
+        if not routing_text(self.source).strip():
+            raise InvalidRequest("messages: the last user turn is empty; say something", param="messages")
+        return self
+
+    @model_validator(mode="after")
     def _one_limit(self) -> Self:
         if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
             raise InvalidRequest("max_tokens and max_completion_tokens differ; give one", param="max_tokens")
