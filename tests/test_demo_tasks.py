@@ -15,7 +15,6 @@ from examples.bank.recipe import ADAPTERS
 from examples.bank.tasks import (
     TASKS,
     background_rows,
-    json_extract,
     pools,
     rows,
     sentiment,
@@ -73,7 +72,7 @@ def test_no_name_of_a_held_out_answer_is_known_from_training(task: str) -> None:
 LISTS = (
     *(pools.FIRST_NAMES, pools.LAST_NAMES, pools.CITIES, pools.COMPANIES, pools.PRODUCTS, pools.JOBS, pools.NOUNS),
     *(shell.STEMS, shell.FOLDERS, shell.WORDS, shell.PROCESSES, text_to_sql.TABLES, sentiment.THINGS),
-    *(tool_call.MESSAGES, tool_call.MUSIC, tool_call.ROOMS, json_extract.NAMES, json_extract.TOWNS),
+    *(tool_call.MESSAGES, tool_call.MUSIC, tool_call.ROOMS),
 )
 
 

@@ -91,7 +91,7 @@ class Clouds:
 
 @cache
 def _hypotheses(candidates: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Every way to see a text: its way, the rank of its task. Joined ones come last, with the rank of the other task."""
+    """Every way to see a text: its way, the rank of its task; the joined ones last, with the rank of the other task."""
     single = [(way, rank) for way in range(_JOINED) for rank in range(candidates)]
     first, second = zip(*combinations(range(candidates), 2), strict=True)
     way, rank = np.array([*single, *((_JOINED, rank) for rank in first)]).T

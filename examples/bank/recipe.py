@@ -14,9 +14,9 @@ DEFAULT = TrainSettings(rank=8, alpha=16.0, targets=("q_proj", "v_proj"), steps=
 ATTENTION = replace(DEFAULT, rank=4, alpha=8.0, targets=("q_proj", "k_proj", "v_proj", "o_proj"))
 
 ADAPTERS: dict[str, TrainSettings] = {
-    "cron": replace(ATTENTION, steps=400),
+    "cron": replace(ATTENTION, steps=250),
     "iso_date": replace(DEFAULT, steps=300),
-    "json_extract": replace(ATTENTION, steps=400),
+    "json_extract": replace(ATTENTION, steps=350),
     "sentiment": replace(DEFAULT, rank=4, alpha=8.0, steps=150),
     "shell": replace(DEFAULT, steps=250),
     "text_to_sql": replace(ATTENTION, steps=250),
@@ -25,7 +25,7 @@ ADAPTERS: dict[str, TrainSettings] = {
 }
 """The adapters and their settings. Ranks and targets differ on purpose: a bank is seldom uniform."""
 
-BACKGROUND_ROWS = 15_000
+BACKGROUND_ROWS = 20_000
 """Prompts of no task that the router learns from."""
 
 ROUTER = RouterSettings()

@@ -137,41 +137,45 @@ when should I use awk?|why is vim so popular?
 # {t} topic, {h} theme, {c} country, {l} language, {p} phrase, {d} dish, {s} skill, {u} subject, {n} name, {j} job,
 # {i} product, {y} city, {a} and {b} numbers
 FORMS = entries("""
-Convert {a} {m} to {m2}|convert {a} {m} into {m2} please|how many {m} are {a} {m2}?|{a} {m} in {m2}|what is {a} {m} in {m2}?
-How do I get from {m} to {m2}?|what is longer, {a} {m} or {b} {m2}?|change {b} {m} to {m2}|{b} {m} to {m2}?
-What is the smallest {k}?|what is the largest {k} in {c}?|which {k} is the oldest?|What is the fastest {k}?|name the biggest {k}
-what is the most famous {k} of {c}?|how many kinds of {k} are there?|Who discovered the first {k}?|the best {k} ever?
-debate {u}: yes or no?|Discuss: {u}|let us debate {t}|start a discussion about {t}|Good night, {n}|good morning {n}!|hello {n}
-Is it healthy to {s}?|is it better to {s} or to {s2}?|Should I {s} or {s2}?
-how many grams are {a} ounces?|convert {a} celsius to fahrenheit|How tall is {h}?
-who is better at chess, a {j} or a {j2}?|recommend {b2} books about {t}|Recommend a movie about {h}
-Fix the grammar: {n} go to {y} yesterday|paraphrase: {p}|Write a cover letter for a {j}|Draft a tweet about {u}
-write a speech about {t}|Plan a {b2} day trip to {y}|Describe {y} in winter|What does the idiom "{p}" mean?
-why do {i}s cost so much?|give me synonyms of {p}|what is the difference between {t} and {t2}?
-Compare {c} and {c2}|Name {b2} {i}s|Who would win, {h} or {h2}?|what are the health benefits of {d}?
-is {d} healthy?|How long does it take to {s}?|Write a function that sorts a list of {i}s|debug my code about {t}
-What are the rules of {t}?|tell me a fun fact about {y}|tell me a joke about a {j}|I am {n} and I love {t}
-my name is {n}, nice to meet you|{n} asked me about {t} and I did not know what to say|Let's talk about {t}
-let's play a game about {h}|I feel like I should {s}|My neighbour told me about {h}, it was a long story
-Explain {t}|explain {t} in simple terms|What is {t}?|Tell me about {t}|why does {t} matter?
-Write a short essay about {t}|Summarise the history of {t}|Give me three facts about {t}|how does {t} work?
-Explain {t} to a five-year-old|What are the pros and cons of {t}?|I do not understand {t}, help me
-What should I read about {t}?|Write a quiz question about {t}|what's the big deal with {t}
-Who contributed most to {t}?|Compare {t} and {t2}|what is the link between {t} and {t2}?|Is {t} related to {t2}?
-define {t}|Write a poem about {h}|Write a haiku about {h}|Tell me a story about {h}|poem about {h}
-a short story with {h} in it|Write a song about {h}|Give me a metaphor for {h}|write a limerick about {h}
-Describe {h} in one sentence|Continue the story: once upon a time there was {h}|What does {h} symbolise?
-a bedtime story about {h} please|What is the capital of {c}?|Tell me about the food in {c}|What is {c} famous for?
-is {c} expensive to visit?|Plan a trip to {c}|How many people live in {c}?|best time to visit {c}
-What language do they speak in {c}?|Describe the flag of {c}|who is the president of {c}?
-what should I see in {y}?|Tell me about the history of {y}|is {y} a good place to live?
-what is the best museum in {y}?|Translate to {l}: {p}|How do you say "{p}" in {l}?|translate "{p}" into {l}
-{p} in {l}|Say {p} in {l}|How do I make {d}?|Give me a recipe for {d}|recipe {d}|What goes well with {d}?
-What is the origin of {d}?|ingredients for {d}|How can I {s}?|tips to {s}|Give me advice: how do I {s}?
-I want to {s}. Where do I start?|what is the first step to {s}?|Make a plan to help me {s}
-What do you think about {u}?|Argue for and against {u}|Write a paragraph about {u}|give your opinion on {u}
-Is {u} a good idea?|debate: {u}|What is {a} plus {b}?|{a} + {b}|calculate {a} times {b}|{a} * {b}
-what is {a} percent of {b}?|What is {b} divided by {a}?|Solve: x + {a} = {b}|Is {a} a prime number?
+Essay: {u}|topic: {t}|story: {h}|poem: {h}|explain: {t}|question: what is {t}?|Recipe: {d}|summary: {t}|idea: {u}
+pros and cons: {u}|translate: {p}|Definition: {t}|opinion: {u}|thoughts on {u}?|argue: {u}|For or against {u}?
+chat: {u}|title for a novel about {h}|Continue this story: {h} was all she could see|continue: it was about {h}
+rephrase: {p}|say it differently: {p}|Write the next line: {p}|I need help to {s}|how can I finally {s}
+Convert {a} {m} to {m2}|convert {a} {m} into {m2} please|how many {m} are {a} {m2}?|{a} {m} in {m2}
+what is {a} {m} in {m2}?|How do I get from {m} to {m2}?|what is longer, {a} {m} or {b} {m2}?
+change {b} {m} to {m2}|{b} {m} to {m2}?|What is the smallest {k}?|what is the largest {k} in {c}?
+which {k} is the oldest?|What is the fastest {k}?|name the biggest {k}|what is the most famous {k} of {c}?
+how many kinds of {k} are there?|Who discovered the first {k}?|the best {k} ever?|debate {u}: yes or no?
+Discuss: {u}|let us debate {t}|start a discussion about {t}|Good night, {n}|good morning {n}!|hello {n}
+Is it healthy to {s}?|is it better to {s} or to {s2}?|Should I {s} or {s2}?|how many grams are {a} ounces?
+convert {a} celsius to fahrenheit|How tall is {h}?|who is better at chess, a {j} or a {j2}?
+recommend {b2} books about {t}|Recommend a movie about {h}|Fix the grammar: {n} go to {y} yesterday
+paraphrase: {p}|Write a cover letter for a {j}|Draft a tweet about {u}|write a speech about {t}
+Plan a {b2} day trip to {y}|Describe {y} in winter|What does the idiom "{p}" mean?|why do {i}s cost so much?
+give me synonyms of {p}|what is the difference between {t} and {t2}?|Compare {c} and {c2}|Name {b2} {i}s
+Who would win, {h} or {h2}?|what are the health benefits of {d}?|is {d} healthy?|How long does it take to {s}?
+Write a function that sorts a list of {i}s|debug my code about {t}|What are the rules of {t}?
+tell me a fun fact about {y}|tell me a joke about a {j}|I am {n} and I love {t}|my name is {n}, nice to meet you
+{n} asked me about {t} and I did not know what to say|Let's talk about {t}|let's play a game about {h}
+I feel like I should {s}|My neighbour told me about {h}, it was a long story|Explain {t}
+explain {t} in simple terms|What is {t}?|Tell me about {t}|why does {t} matter?|Write a short essay about {t}
+Summarise the history of {t}|Give me three facts about {t}|how does {t} work?|Explain {t} to a five-year-old
+What are the pros and cons of {t}?|I do not understand {t}, help me|What should I read about {t}?
+Write a quiz question about {t}|what's the big deal with {t}|Who contributed most to {t}?|Compare {t} and {t2}
+what is the link between {t} and {t2}?|Is {t} related to {t2}?|define {t}|Write a poem about {h}
+Write a haiku about {h}|Tell me a story about {h}|poem about {h}|a short story with {h} in it
+Write a song about {h}|Give me a metaphor for {h}|write a limerick about {h}|Describe {h} in one sentence
+Continue the story: once upon a time there was {h}|What does {h} symbolise?|a bedtime story about {h} please
+What is the capital of {c}?|Tell me about the food in {c}|What is {c} famous for?|is {c} expensive to visit?
+Plan a trip to {c}|How many people live in {c}?|best time to visit {c}|What language do they speak in {c}?
+Describe the flag of {c}|who is the president of {c}?|what should I see in {y}?|Tell me about the history of {y}
+is {y} a good place to live?|what is the best museum in {y}?|Translate to {l}: {p}|How do you say "{p}" in {l}?
+translate "{p}" into {l}|{p} in {l}|Say {p} in {l}|How do I make {d}?|Give me a recipe for {d}|recipe {d}
+What goes well with {d}?|What is the origin of {d}?|ingredients for {d}|How can I {s}?|tips to {s}
+Give me advice: how do I {s}?|I want to {s}. Where do I start?|what is the first step to {s}?
+Make a plan to help me {s}|What do you think about {u}?|Argue for and against {u}|Write a paragraph about {u}
+give your opinion on {u}|Is {u} a good idea?|debate: {u}|What is {a} plus {b}?|{a} + {b}|calculate {a} times {b}
+{a} * {b}|what is {a} percent of {b}?|What is {b} divided by {a}?|Solve: x + {a} = {b}|Is {a} a prime number?
 If I have {a} apples and eat {b2}, how many are left?|what is the square of {a}?|count from {a} to {b}
 Write a Python function that adds {a} to a number
 write a function in JavaScript that checks if a string is a palindrome|Write an email to {n} about {u}
@@ -206,7 +210,8 @@ def row(rng: random.Random, split: Split) -> str:
         text = one(FORMS).format(
             t=one(TOPICS), t2=one(TOPICS), h=one(THEMES), h2=one(THEMES), c=one(COUNTRIES), c2=one(COUNTRIES),
             l=one(LANGUAGES), p=one(PHRASES), d=one(DISHES), s=one(SKILLS), s2=one(SKILLS), u=one(SUBJECTS),
-            n=one(FIRST_NAMES), j=job, j2=one(JOBS), i=one(PRODUCTS), y=one(CITIES), m=one(UNITS), m2=one(UNITS), k=one(KINDS),
+            n=one(FIRST_NAMES), j=job, j2=one(JOBS), i=one(PRODUCTS), y=one(CITIES), k=one(KINDS),
+            m=rng.choice(UNITS), m2=rng.choice(UNITS),
             a=rng.randrange(12, 200), b=rng.randrange(200, 1000), b2=low,
         )  # fmt: skip
     return _typed(rng, text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
 
 from examples.bank.tasks.phrasing import ask, loosen
 from examples.bank.tasks.pools import (
@@ -13,11 +12,9 @@ from examples.bank.tasks.pools import (
     FIRST_NAMES,
     LAST_NAMES,
     Split,
-    entries,
     job,
     name_of,
     plural,
-    pool,
     product,
 )
 
@@ -28,73 +25,6 @@ INSTRUCTIONS = (
     "Represent this as JSON", "Read the text and output JSON", "JSON only", "Extract structured data",
     "Get the key facts in JSON format", "Fill a JSON object from this text", "What are the fields, as JSON",
 )  # fmt: skip
-
-# The tokenizer spells a word differently behind a quote than behind a space, so copying into JSON must be learnt
-# on many words, not only on many rows.
-NAMES = (
-    FIRST_NAMES
-    + """Abigail Adele Ahmed Aisha Alan Albert Alice Alicia Amelia Amy Andrea Andrew Angela Anthony
-Arthur Ashley Astrid Barbara Beatrice Benjamin Bernard Bianca Bob Bonnie Brandon Brian Bruce Camille Carla Caroline
-Catherine Celine Charles Charlotte Christian Claire Claudia Colin Connor Cynthia Damian Dean Deborah Dennis Derek Dora
-Doris Dylan Eddie Edgar Edith Edward Elias Elliot Emily Eric Erika Esther Eva Evelyn Felix Fernando Florence Frances
-Francis Frank Fred Gabriel Gary Gemma Gerald Gina Gloria Gordon Gregory Hannah Harold Harry Heather Hector Helen Henry
-Holly Howard Ian Ida Imran Irene Iris Isaac Isabel Jack Jacob Jane Janet Jason Jean Jeffrey Jennifer Jerome Jessica Joan
-Joel Jose Joseph Joshua Joyce Judith Justin Kate Keith Kenneth Kim Kyle Larry Laurence Lee Leo Leonard Leslie Lewis Lily
-Lisa Louis Louise Lucy Luis Luke Lydia Malik Marcel Margaret Marie Marina Mark Martha Martin Matthew Maurice Max Maya
-Melanie Melissa Michael Michelle Mike Milan Molly Monica Nancy Naomi Natalie Nathan Neil Nicholas Nicole Noah Norman
-Oliver Pamela Patricia Patrick Paul Paula Pauline Philip Phoebe Ralph Ramon Rebecca Regina Rita Roger Roland Rose Roy
-Ruth Ryan Sally Sam Samuel Sandra Sara Scott Sean Sharon Simon Sophie Stanley Stella Stephen Steven Stuart Sylvia Tanya
-Teresa Tim Tina Tom Tony Tracy Valerie Vanessa Veronica Vincent Virginia Walter Wayne William Yusuf""".split()
-)
-SURNAMES = (
-    LAST_NAMES
-    + """Adams Allen Anderson Armstrong Bailey Baker Barnes Bell Bennett Bishop Black Bond Boyd Bradley
-Burke Burns Butler Byrne Campbell Carlson Carpenter Carroll Carter Chapman Coleman Collins Connor Cook Cooper Cox Craig
-Crawford Cruz Cunningham Curtis Diaz Dixon Douglas Doyle Duncan Dunn Edwards Farmer Ferguson Field Fletcher Ford Foster
-Fox Franklin Freeman Garcia Gardner Gibson Gordon Gray Green Griffin Hall Hamilton Hansen Hanson Harper Harris Harrison
-Hart Harvey Hayes Henderson Hernandez Hill Hoffman Holmes Howard Hudson Hunt Hunter Jackson Jacobs James Jenkins Johnson
-Johnston Jordan Kaya Kelly Kennedy King Knight Lambert Lane Lawrence Lawson Lee Lewis Long Marshall Martin Martinez
-Mason Matthews Meyer Mills Mitchell Moore Morgan Morris Morrison Murray Myers Nelson Newman Nguyen Oliver Palmer Parker
-Payne
-Perez Perry Peters Phillips Porter Powell Price Ray Reed Reynolds Rice Richards Richardson Riley Rivera Roberts Robinson
-Rogers Rose Ross Russell Ryan Sanchez Sanders Scott Shaw Simmons Simpson Singh Snyder Spencer Stewart Stone Sullivan
-Thomas Thompson Tucker Walker Wallace Ward Warren Watson Webb Wells West Wheeler White Williams Wood Wright""".split()
-)
-TOWNS = CITIES + entries("""
-Aberdeen|Adelaide|Amsterdam|Antwerp|Atlanta|Auckland|Baltimore|Barcelona|Belfast|Belgrade|Birmingham|Bologna
-Bordeaux|Bremen|Brisbane|Brussels|Bucharest|Budapest|Buffalo|Cambridge|Canberra|Casablanca|Charlotte|Chennai
-Cleveland|Cologne|Columbus|Copenhagen|Damascus|Dortmund|Dresden|Dubai|Durban|Exeter|Geneva|Genoa|Granada|Hanover
-Hong Kong|Honolulu|Indianapolis|Jerusalem|Johannesburg|Kansas City|Karachi|Kiev|Kingston|Lagos|Lausanne|Leicester
-Lille|Liverpool|Luxembourg|Malaga|Manchester|Marseille|Melbourne|Memphis|Mexico City|Milan|Minneapolis|Moscow
-Nagoya|Nashville|New Orleans|Newcastle|Norwich|Nottingham|Oakland|Oxford|Palermo|Philadelphia|Phoenix|Pittsburgh
-Plymouth|Portland|Portsmouth|Pretoria|Reading|Reykjavik|Richmond|Rio de Janeiro|Sacramento|Salzburg|San Francisco
-Sao Paulo|Sarajevo|Sheffield|Shanghai|Singapore|Sofia|Southampton|Stockholm|Strasbourg|Stuttgart|Swansea|Taipei
-Tampa|Tehran|Tel Aviv|Toulouse|Trieste|Tucson|Vancouver|Verona|Washington|Wellington|Winnipeg|Wuhan
-""")
-WORDS = """actor adviser agent ankle army artist aunt autumn bandage barrel battle beach beard beer bicycle blade
-blood board bomb border bowl boy brain branch breakfast breath brother building bullet bus bush butter cafe camera
-camp captain carrot castle cat ceiling cell century chapter cheese chicken child chip chocolate church cigarette
-circus city class classroom clay clerk client climate club coach coal coast coffee college colour column comedy
-computer concert contract cookie copper corn cottage council country couple cousin cow crab cream cricket crime crop
-crowd crystal customer dad danger daughter desert device diamond dictionary dinner doctor document dog dollar
-dolphin dragon drawer dream dress drink driver duck ear earth elbow elephant email enemy evening eye fabric face
-factory family fan farm father fence festival fever fiction finger fire fish flood floor flour foot forest freezer
-friend frog fruit furniture garage garden gas ghost giant gift girl goal goose grandfather grass guest guide guitar
-hair hall hand hardware hat head heart heat heel herb hero highway holiday hospital hotel house hunter husband ice
-industry insect jacket jail jeans job joke journal juice king kitchen kitten knight lady laundry lawn lawyer leader
-leather leg lesson library lip liquid list lunch machine magazine mail mall manager market marriage match meat
-medicine metal meter milk mirror missile mobile money monkey moon mother motor mouth movie museum mushroom music
-neck neighbor nephew newspaper night noise nose notebook novel nurse ocean office oil opera orchestra package page
-pain palace parade parent park party passenger path patient peanut people person pet photo picture pie pill pillow
-pin pirate pizza plane plant plastic platform player pocket poem police pool post powder prince prison prize
-professor program property puppy queen question radio rain rat recipe record refrigerator report restaurant ribbon
-rice road robot rock room route rubber sauce scene school scientist scissors season secretary server shadow sheep
-shirt shop shoulder sign signal sister skin smoke snow soldier song soup space speech speed staff stage stair
-station stick stomach store story street student studio subject suit summer sun surgery sweater switch tailor tape
-taxi tea team telephone temple tennis test theater throat ticket tie tool tooth tourist town toy track trade traffic
-train transport travel tree trial trip truck tube twin uncle uniform university vacation vegetable vehicle video
-village visitor voice volcano volume waist waiter wall war wardrobe water weapon weather wedding weekend window
-winter witch woman worker world writer year""".split()
 
 
 def row(rng: random.Random, split: Split) -> tuple[str, str]:
@@ -109,18 +39,13 @@ def frame(rng: random.Random, text: str) -> str:
 
 
 def _name(rng: random.Random, split: Split) -> str:
-    first = name_of(rng, split, NAMES)
-    return first if rng.random() < 0.2 else f"{first} {name_of(rng, split, SURNAMES)}"
-
-
-def _plain(rng: random.Random, split: Split, word: Callable[[random.Random, Split], str]) -> str:
-    """What `word` says; in training, half the time any word at all: to copy it, nothing need be known about it."""
-    return rng.choice(pool(split, WORDS)) if split == "train" and rng.random() < 0.5 else word(rng, split)
+    first = name_of(rng, split, FIRST_NAMES)
+    return first if rng.random() < 0.2 else f"{first} {name_of(rng, split, LAST_NAMES)}"
 
 
 def _person(rng: random.Random, split: Split) -> tuple[str, dict[str, object]]:
-    name, age, city = _name(rng, split), rng.randrange(18, 95), name_of(rng, split, TOWNS)
-    work, company = _plain(rng, split, job), name_of(rng, split, COMPANIES)
+    name, age, city = _name(rng, split), rng.randrange(18, 95), name_of(rng, split, CITIES)
+    work, company = job(rng, split), name_of(rng, split, COMPANIES)
     a_job = f"{'an' if work[0] in 'aeiou' else 'a'} {work}"
     forms = (
         (f"{name} is {age} years old and lives in {city}.", "name age city"),
@@ -150,7 +75,7 @@ def _person(rng: random.Random, split: Split) -> tuple[str, dict[str, object]]:
 
 
 def _order(rng: random.Random, split: Split) -> tuple[str, dict[str, object]]:
-    name, item, city = _name(rng, split), _plain(rng, split, product), name_of(rng, split, TOWNS)
+    name, item, city = _name(rng, split), product(rng, split), name_of(rng, split, CITIES)
     quantity = rng.choice((1, 1, 2, 3, 4, 5, 6, 8, 10, 12, rng.randrange(2, 100)))
     price: float | int = rng.choice(
         (rng.randrange(2, 500), rng.randrange(200, 30000) / 100, rng.randrange(1, 99) + 0.99)
