@@ -7,12 +7,18 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from dlp_core.bank import BankManifest, current, load_manifest
-from dlp_core.errors import DLPError, StoreUnavailable
+from dlp_core.errors import AdapterRefused, BankError, DLPError, StoreUnavailable
 from dlp_core.store import AdapterStore
 
 log = logging.getLogger("ray.serve")
 
 FIRST_RETRY_S = 0.5
+
+
+class NoUsableBank(StoreUnavailable):
+    """There is a bank, and waiting will not make it fit to serve: another has to be published."""
+
+    code = "bank_invalid"
 
 
 class BankFollower:
@@ -28,13 +34,15 @@ class BankFollower:
         self._poll_s = poll_s
         self._prepare = prepare
         self._manifest: BankManifest | None = None
-        self._reason = "it was not read yet"
+        self._obstacle: DLPError = StoreUnavailable("it was not read yet")
         self._logged = ""
 
     def bank(self) -> BankManifest:
-        """Raises StoreUnavailable with the reason until a first bank is ready."""
+        """Raises StoreUnavailable with the reason until a first bank is ready, NoUsableBank if it cannot be."""
         if self._manifest is None:
-            raise StoreUnavailable(f"bank {self._store.uri} is not ready: {self._reason}", retry_after=self._poll_s)
+            kind = NoUsableBank if isinstance(self._obstacle, BankError | AdapterRefused) else StoreUnavailable
+            reason = f"bank {self._store.uri} is not ready: {self._obstacle.message}"
+            raise kind(reason, retry_after=self._poll_s)
         return self._manifest
 
     async def follow(self) -> None:
@@ -47,14 +55,16 @@ class BankFollower:
             except DLPError as error:
                 if error.message != self._logged:
                     log.error("bank %s: %s", self._store.uri, error.message)
-                self._reason = self._logged = error.message
+                self._obstacle, self._logged = error, error.message
                 wait = min(2 * wait, self._poll_s)
             await asyncio.sleep(wait)
 
     async def _look(self) -> None:
         manifest = await asyncio.to_thread(self._read_newer)
         if manifest is not None:
-            self._reason = f"version {manifest.version} waits for a router and a backbone replica to start"
+            self._obstacle = StoreUnavailable(
+                f"version {manifest.version} waits for a router and a backbone replica to start"
+            )
             await self._prepare(manifest)
             self._manifest = manifest
             log.info("bank %s: version %s serves", self._store.uri, manifest.version)

@@ -136,10 +136,8 @@ EOF
 
 def _publish(bank: Path, base: Path, step: console.Step) -> None:
     from dlp_core.layers import read_shapes
-    from dlp_core.router import Router
 
     shapes = read_shapes(base)
-    Router.load(bank / "router")  # a router that cannot be read is refused here, not by the replicas
     publish(
         open_store(BANK_URI),
         bank,

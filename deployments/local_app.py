@@ -9,6 +9,7 @@ A cluster that outlives its commands is started by `ray start` and `serve deploy
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -17,11 +18,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import yaml
 
+from deployments.bank_follower import NoUsableBank
 from dlp_core.errors import DLPError, InvalidRequest
 
 if TYPE_CHECKING:
@@ -101,10 +104,12 @@ class LocalApp:
         import ray
         from ray import serve
 
-        try:
-            serve.shutdown()
-        finally:
-            ray.shutdown()
+        # Ray prints that its killed controller did not return from being shut down; nobody else prints here
+        with redirect_stdout(io.StringIO()):
+            try:
+                serve.shutdown()
+            finally:
+                ray.shutdown()
 
     def wait_until_ready(self, report: Callable[[str], None] = lambda _: None) -> None:
         """Returns when /health says 200. `report` is told what is being waited for. Raises AppFailed."""
@@ -112,9 +117,12 @@ class LocalApp:
 
         deadline = time.monotonic() + READY_SECONDS
         while True:
-            reason = self._unready()
-            if reason is None:
+            health = self._health()
+            if health is None:
                 return
+            reason, code = health
+            if code == NoUsableBank.code:
+                raise AppFailed(reason)
             status = serve.status().applications.get(self._name)
             if status is not None and status.status == "DEPLOY_FAILED":
                 raise AppFailed(f"the application did not deploy: {_last_line(status.message)}")
@@ -126,18 +134,19 @@ class LocalApp:
             report(reason)
             time.sleep(0.3)
 
-    def _unready(self) -> str | None:
-        """Why /health does not say 200 yet, or None if it does."""
+    def _health(self) -> tuple[str, str] | None:
+        """Why /health does not say 200 yet and the code of that error, or None if it does."""
         try:
             with urllib.request.urlopen(f"{self.url}/health", timeout=5):
                 return None
         except urllib.error.HTTPError as error:
             try:
-                return str(json.loads(error.read())["error"]["message"])
+                found = json.loads(error.read())["error"]
+                return found["message"], found["code"]
             except (ValueError, KeyError, TypeError):
-                return f"the endpoint answers {error.code}"
+                return f"the endpoint answers {error.code}", ""
         except OSError:
-            return "starting replicas"
+            return "starting replicas", ""
 
     def _schema(self) -> ServeDeploySchema:
         from pydantic import ValidationError

@@ -7,6 +7,7 @@ refused by name. Types are strict: no booleans for numbers, no numbers in string
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -127,9 +128,9 @@ class _Choice(_Body):
     dlp: DLPOptions = DLPOptions()
 
     @property
+    @abstractmethod
     def routing_text(self) -> str:
         """What the router reads of this request."""
-        raise NotImplementedError
 
 
 class _Generation(_Choice):
@@ -160,9 +161,9 @@ class _Generation(_Choice):
     prompt_cache_key: str | None = None
 
     @property
+    @abstractmethod
     def source(self) -> tuple[Message, ...] | str:
         """What the completion continues."""
-        raise NotImplementedError
 
     @property
     def wanted_tokens(self) -> int | None:

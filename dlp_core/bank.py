@@ -34,11 +34,10 @@ from pydantic import (
 
 from dlp_core.adapter import CONFIG_FILE, WEIGHTS_FILE, validate_name
 from dlp_core.errors import BankError, DigestMismatch, InvalidRequest, NotFound, UnknownModel
+from dlp_core.router import router
 from dlp_core.store import AdapterStore
 
 POINTER_KEY = "current.json"
-ROUTER_CONFIG_FILE = "router.json"
-ROUTER_WEIGHTS_FILE = "router.safetensors"
 
 RESERVED_NAME = "auto"
 """The model name that asks for routing; an adapter of that name could never be asked for."""
@@ -118,7 +117,7 @@ class AdapterEntry(_Blob):
 class RouterEntry(_Blob):
     """The router of a bank. `labels` are adapter names in the order of its outputs."""
 
-    FILES: ClassVar[tuple[str, ...]] = (ROUTER_CONFIG_FILE, ROUTER_WEIGHTS_FILE)
+    FILES: ClassVar[tuple[str, ...]] = (router.CONFIG_FILE, router.WEIGHTS_FILE)
 
     labels: tuple[Name, ...]
 

@@ -11,7 +11,6 @@ can run code has no place near a bank.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,8 +20,6 @@ from pydantic import Field, ValidationError
 
 from dlp_core.adapter import CONFIG_FILE, Adapter, check_base, read_adapter
 from dlp_core.bank import (
-    ROUTER_CONFIG_FILE,
-    ROUTER_WEIGHTS_FILE,
     AdapterEntry,
     BankManifest,
     BaseModelEntry,
@@ -36,6 +33,7 @@ from dlp_core.bank import (
     version_of,
 )
 from dlp_core.errors import AdapterRefused, BankError
+from dlp_core.router import Router
 
 FOLDER_FILE = "bank.json"
 
@@ -121,23 +119,12 @@ def _describe_adapter(folder: Path, base_id: str, check: Check | None) -> Adapte
 
 
 def _describe_router(folder: Path, names: Sequence[str]) -> RouterEntry:
-    from safetensors import SafetensorError, safe_open
-
     _refuse_pickles(folder, "the router")
-    try:
-        labels = json.loads((folder / ROUTER_CONFIG_FILE).read_bytes())["labels"]
-        with safe_open(folder / ROUTER_WEIGHTS_FILE, framework="numpy"):
-            pass  # opening checks that the header fits the file's length
-        files = describe_files(folder, RouterEntry.FILES)
-        entry = RouterEntry(
-            version=version_of(digest_of(files)), files=files, digest=digest_of(files), labels=tuple(labels)
-        )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        reason = first_problem(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
-        raise BankError(f"the router in {folder} cannot be read ({reason}); train it again") from None
-    if sorted(entry.labels) != sorted(names):
-        raise BankError(f"{folder}: {labels_problem(entry.labels, names)}; train the router for these adapters")
-    return entry
+    labels = Router.load(folder).labels
+    if sorted(labels) != sorted(names):
+        raise BankError(f"{folder}: {labels_problem(labels, names)}; train the router for these adapters")
+    files = describe_files(folder, RouterEntry.FILES)
+    return RouterEntry(version=version_of(digest_of(files)), files=files, digest=digest_of(files), labels=labels)
 
 
 def _refuse_pickles(folder: Path, what: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from dlp_core.errors import StoreUnavailable
+from dlp_core.router import Router
+from dlp_core.router.calibration import Calibration
+from dlp_core.router.features import BUCKETS
+from dlp_core.router.network import Network
+from dlp_core.router.novelty import PENALTY, Clouds
 from dlp_core.store import AdapterStore
 
 BASE_ID = "org/tiny-base"
@@ -47,10 +53,26 @@ def write_bank(folder: Path, names: Sequence[str] = ADAPTERS, *, seed: int = 0, 
     for number, name in enumerate(names):
         write_adapter(folder / "adapters" / name, seed=1000 * seed + number)
     if router:
-        (folder / "router").mkdir(exist_ok=True)
-        (folder / "router" / "router.json").write_text(json.dumps({"labels": list(reversed(names))}))
-        save_file({"w": np.full(4, seed, np.float32)}, folder / "router" / "router.safetensors")
+        write_router(folder / "router", list(reversed(names)), seed=seed)
     return folder
+
+
+def write_router(folder: Path, labels: Sequence[str], *, seed: int = 0) -> None:
+    """A router of random weights, as small as a router can be; it needs two labels or more."""
+    random = np.random.default_rng(seed)
+
+    def floats(*shape: int) -> Any:
+        return random.normal(size=shape).astype(np.float32)
+
+    widths = [4, 2, 2, 2, len(labels) + 1]  # one number per feature, thrice, and how many features there are
+    network = Network(
+        floats(BUCKETS, 1),
+        tuple(floats(out, width) for width, out in pairwise(widths)),
+        tuple(floats(out) for out in widths[1:]),
+    )
+    ways = len(PENALTY)
+    clouds = Clouds(floats(ways, 2, 2), floats(ways, len(labels), 2), floats(ways, len(labels)))
+    Router(labels, network, clouds, Calibration(1.0, 1.0, 0.0, 1.0), {}).save(folder)
 
 
 class Spy:

@@ -15,7 +15,7 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.metrics import Histogram
 
-from deployments.bank_follower import BankFollower
+from deployments.bank_follower import BankFollower, NoUsableBank
 from deployments.deadline import until
 from deployments.errors_ray import from_ray
 from deployments.generation import Finished, Span
@@ -25,7 +25,7 @@ from dlp_core.bank import BankManifest
 from dlp_core.bank_source import BankSource, qualified
 from dlp_core.decision import Decision, Wish
 from dlp_core.disk_cache import DiskCache
-from dlp_core.errors import DeadlineExceeded, EngineFailed, EngineFull, StoreUnavailable, UnknownModel
+from dlp_core.errors import BankError, DeadlineExceeded, EngineFailed, EngineFull, StoreUnavailable, UnknownModel
 from dlp_core.mix import EMPTY_MIX, Mix
 from dlp_core.publish import publish
 from dlp_core.store import AdapterStore, MemoryStore
@@ -154,6 +154,25 @@ async def test_the_follower_waits_follows_and_survives(store: AdapterStore, tmp_
     assert follower.bank().version == "two"
     assert prepared == ["one", "two"]
     assert not following.done()
+    following.cancel()
+
+
+async def test_a_bank_that_no_waiting_makes_fit_is_told_apart(store: AdapterStore, tmp_path: Path) -> None:
+    """A command that waits for the application gives up at once on the code `bank_invalid`."""
+
+    async def prepare(bank: BankManifest) -> None:
+        if bank.version == "one":
+            raise BankError("bank one is for base model 'other'; this replica runs 'tiny'")
+
+    publish_bank(store, tmp_path, {"sql": 1}, "one")
+    follower = BankFollower(store, poll_s=0.02, prepare=prepare)
+    following = asyncio.create_task(follower.follow())
+    await asyncio.sleep(0.1)
+    with pytest.raises(NoUsableBank, match="this replica runs 'tiny'") as refused:
+        follower.bank()
+    assert (refused.value.status, refused.value.code) == (503, "bank_invalid")
+    publish_bank(store, tmp_path, {"sql": 2}, "two")
+    await serving(follower, "two")
     following.cancel()
 
 

@@ -37,7 +37,7 @@ from dlp_core.errors import (
 )
 from dlp_core.publish import publish, rollback, verify
 from dlp_core.store import AdapterStore, open_store
-from tests.banks import ADAPTERS, BASE_ID, Spy, write_adapter, write_bank
+from tests.banks import ADAPTERS, BASE_ID, Spy, write_adapter, write_bank, write_router
 
 
 @pytest.fixture
@@ -247,6 +247,19 @@ def truncate(path: str) -> Callable[[Path], None]:
     return lambda folder: [None, (folder / path).write_bytes((folder / path).read_bytes()[:-3])][0]
 
 
+def relabel(*labels: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / "router" / "router.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"labels": labels}))
+
+    return damage
+
+
+def route(*labels: str) -> Callable[[Path], None]:
+    """A sound router, but for these adapters."""
+    return lambda folder: write_router(folder / "router", labels)
+
+
 @pytest.mark.parametrize(
     ("damage", "error", "says"),
     [
@@ -264,12 +277,13 @@ def truncate(path: str) -> Callable[[Path], None]:
         (write("adapters/beta/optimizer.PT", b"\x80\x04"), AdapterRefused, "optimizer.PT"),
         (write("router/model.pkl", b"\x80\x04"), AdapterRefused, "model.pkl"),
         (remove("router/router.json"), BankError, "router"),
-        (truncate("router/router.safetensors"), BankError, "train it again"),
-        (write("router/router.json", '{"labels": ["alpha", "beta"]}'), BankError, r"missing: \['gamma'\]"),
-        (write("router/router.json", '{"labels": ["alpha", "alpha", "beta", "gamma"]}'), BankError, "each once"),
-        (write("router/router.json", '{"labels": ["alpha", "beta", "../gamma"]}'), BankError, "gamma"),
-        (write("router/router.json", '{"labels": "alpha"}'), BankError, "labels"),
-        (write("router/router.json", "[]"), BankError, "router"),
+        (truncate("router/router.safetensors"), BankError, "train the router again"),
+        (write("router/router.json", "[]"), BankError, "not a router"),
+        (relabel("alpha", "alpha", "gamma"), BankError, "different adapter names"),
+        (relabel("alpha", "beta", "../gamma"), BankError, "gamma"),
+        (relabel("alpha", "beta", "gamma", "delta"), BankError, "labels need"),
+        (route("alpha", "beta"), BankError, r"missing: \['gamma'\]"),
+        (route("alpha", "beta", "delta"), BankError, r"unknown: \['delta'\], missing: \['gamma'\]"),
     ],
 )
 def test_a_folder_that_cannot_be_served_is_refused_before_a_byte_is_written(
@@ -433,12 +447,12 @@ def test_verify_names_every_file_that_is_not_as_published(store: AdapterStore, f
 def test_list_is_newest_first_and_marks_what_serves(store: AdapterStore, tmp_path: Path) -> None:
     assert list_versions(store) == []
     first = publish(store, write_bank(tmp_path / "a"), version="a")
-    second = publish(store, write_bank(tmp_path / "b", ["one"], seed=1), version="b")
+    second = publish(store, write_bank(tmp_path / "b", ["one", "two"], seed=1), version="b")
     tamper(store, "a", lambda m: m.update(created="2001-01-01T00:00:00Z"))
 
     found = list_versions(store)
 
-    assert [(bank.version, bank.adapters, bank.current) for bank in found] == [("b", 1, True), ("a", 3, False)]
+    assert [(bank.version, bank.adapters, bank.current) for bank in found] == [("b", 2, True), ("a", 3, False)]
     assert [bank.size for bank in found] == [second.size, first.size]
 
 

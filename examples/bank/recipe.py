@@ -14,9 +14,9 @@ DEFAULT = TrainSettings(rank=8, alpha=16.0, targets=("q_proj", "v_proj"), steps=
 ATTENTION = replace(DEFAULT, rank=4, alpha=8.0, targets=("q_proj", "k_proj", "v_proj", "o_proj"))
 
 ADAPTERS: dict[str, TrainSettings] = {
-    "cron": replace(ATTENTION, steps=250),
+    "cron": replace(ATTENTION, steps=500),
     "iso_date": replace(DEFAULT, steps=300),
-    "json_extract": replace(ATTENTION, steps=350),
+    "json_extract": replace(ATTENTION, steps=800),
     "sentiment": replace(DEFAULT, rank=4, alpha=8.0, steps=150),
     "shell": replace(DEFAULT, steps=250),
     "text_to_sql": replace(ATTENTION, steps=250),
