@@ -25,7 +25,7 @@ ADAPTERS: dict[str, TrainSettings] = {
 }
 """The adapters and their settings. Ranks and targets differ on purpose: a bank is seldom uniform."""
 
-BACKGROUND_ROWS = 20_000
+BACKGROUND_ROWS = 17_000
 """Prompts of no task that the router learns from."""
 
 ROUTER = RouterSettings()
