@@ -32,8 +32,9 @@ from pydantic import (
     model_validator,
 )
 
-from dlp_core.adapter import CONFIG_FILE, WEIGHTS_FILE, validate_name
+from dlp_core.adapter import WEIGHTS_FILE, validate_name
 from dlp_core.errors import BankError, DigestMismatch, InvalidRequest, NotFound, UnknownModel
+from dlp_core.peft_config import CONFIG_FILE
 from dlp_core.router import router
 from dlp_core.store import AdapterStore
 

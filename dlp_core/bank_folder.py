@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from dlp_core.adapter import CONFIG_FILE, Adapter, check_base, read_adapter
+from dlp_core.adapter import Adapter, check_base, read_adapter
 from dlp_core.bank import (
     AdapterEntry,
     BankManifest,
@@ -33,6 +33,7 @@ from dlp_core.bank import (
     version_of,
 )
 from dlp_core.errors import AdapterRefused, BankError
+from dlp_core.peft_config import CONFIG_FILE
 from dlp_core.router import Router
 
 FOLDER_FILE = "bank.json"

@@ -1,62 +1,60 @@
-"""Puts fusion into a model: wraps its linear layers once, then each forward pass carries its own mixes.
+"""Puts fusion into a model: once installed, each forward pass carries its own mixes.
 
     fusion = install(model)
     fusion.load(0, adapter)
     with fusion.batch((Segment(length=5, parts=((0, 0.7),)),)):
         model(input_ids)                       # five tokens, each with 0.7 of the adapter in slot 0
 
-Outside `batch`, and for segments without parts, the model computes what it computed before, bit for bit.
+`install` replaces the `forward` of each layer object and leaves the modules themselves in place: what a layer is made
+of (plain, tied, quantised) stays its own business. Outside `batch`, and for segments without parts, the model
+computes what it computed before, bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from dlp_core.adapter import Adapter, check_fits
-from dlp_core.errors import InvalidRequest
+from dlp_core.adapter import Adapter, LayerShape, LoRAWeights, check_fits
+from dlp_core.errors import AdapterRefused, InvalidRequest
 from dlp_core.ops.cpu import CpuOp, Resident, Step, prepare
+from dlp_core.ops.reference import Delta
 from dlp_core.ops.segments import Segment
 
 _SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Projections that read the same hidden state in every model that has them by these names."""
 
 
-class FusedLoRALinear(nn.Module):
-    """A frozen linear layer plus the mixed LoRA deltas of the batch in flight: y = W x + sum_i w_i s_i B_i (A_i x)."""
+class FusedForward:
+    """A layer's own forward plus the mixed deltas of the batch in flight: y = f(x) + sum_i w_i delta_i(x)."""
 
-    def __init__(self, base: nn.Linear, path: str, siblings: tuple[str, ...], fusion: Fusion) -> None:
-        super().__init__()
-        self.base = base
-        self.path = path
-        self.siblings = siblings
-        self.fusion = fusion
+    __slots__ = ("_forward", "_fusion", "_path", "_siblings")
 
-    @property
-    def weight(self) -> Tensor:
-        return self.base.weight
+    def __init__(self, forward: Callable[..., Tensor], path: str, siblings: tuple[str, ...], fusion: Fusion) -> None:
+        self._forward = forward
+        self._path = path
+        self._siblings = siblings
+        self._fusion = fusion
 
-    @property
-    def bias(self) -> Tensor | None:
-        return self.base.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.base(x)
-        step = self.fusion.step
-        return y if step is None else step.add(y, x, self.path, self.siblings)
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self._forward(x)
+        step = self._fusion.step
+        return y if step is None else step.add(y, x, self._path, self._siblings)
 
 
 class Fusion:
     """The adapters in a model's slots and the batch in flight. One per model; made by `install`."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, int]], device: torch.device) -> None:
-        self.shapes = shapes
-        """Module path to (D in, O out) of every layer an adapter may target."""
+    def __init__(self, layers: Mapping[str, nn.Module], device: torch.device) -> None:
+        self.shapes: Mapping[str, LayerShape] = {path: _shape(layer) for path, layer in layers.items()}
+        """Module path to shape of every layer an adapter may change."""
         self.step: Step | None = None
+        self._layers = layers
         self._device = device
         self._op = CpuOp()
         self._residents: dict[int, Resident] = {}
@@ -65,7 +63,8 @@ class Fusion:
         """Puts an adapter into a slot, replacing what was there; returns its bytes on the device. Safe beside a
         running batch as long as no token of that batch uses the slot. Raises AdapterRefused if it does not fit."""
         check_fits(adapter, self.shapes)
-        resident = prepare(adapter, self._device)
+        deltas = self._deltas(adapter)
+        resident = prepare(deltas, {path: self.shapes[path].d_in for path in deltas}, self._device)
         self._residents[slot] = resident
         return resident.nbytes
 
@@ -74,39 +73,58 @@ class Fusion:
         self._residents.pop(slot, None)
 
     @contextmanager
-    def batch(self, segments: tuple[Segment, ...]) -> Iterator[None]:
-        """Scopes one forward pass. The segments cover its tokens in order. Batches do not nest."""
+    def batch(self, segments: tuple[Segment, ...], head_rows: Sequence[int] | None = None) -> Iterator[None]:
+        """Scopes one forward pass. The segments cover its tokens in order. `head_rows` are the tokens whose logits
+        are computed (the model's `logits_to_keep`), None for all. Batches do not nest."""
         if self.step is not None:
             raise RuntimeError("a fused batch is already in flight on this model")
-        self.step = self._op.begin(segments, self._residents)
+        self.step = self._op.begin(segments, self._residents, head_rows)
         try:
             yield
         finally:
             self.step = None
 
+    def _deltas(self, adapter: Adapter) -> dict[str, Delta]:
+        for path, copy in adapter.copies.items():
+            weight = getattr(self._layers[path], "weight", None)
+            if weight is None or not torch.equal(copy.to(weight.dtype).float(), _host(weight)):
+                raise AdapterRefused(
+                    f"adapter {adapter.name!r} brings its own weight for {path!r}, which is not the base model's; "
+                    "a base model that was changed has to be served as such"
+                )
+        deltas = {}
+        for path in {**adapter.modules, **adapter.biases}:
+            layer, lora, bias = self._layers[path], adapter.modules.get(path), adapter.biases.get(path)
+            if lora is not None and (scale := getattr(layer, "embed_scale", None)) is not None:
+                # Gemma's embeddings scale what they look up, LoRA included
+                lora = LoRAWeights(lora.a_RD, lora.b_OR, lora.scaling * float(scale))
+            shift = None if bias is None else bias.float() - _host(layer.bias)
+            deltas[path] = Delta(lora, shift)
+        return deltas
+
 
 def install(model: nn.Module) -> Fusion:
-    """Wraps every linear layer of `model`, its output head excepted, in place.
+    """Lets every linear layer, embedding and biased LayerNorm of `model` take mixed deltas, in place.
 
-    Raises ValueError if the model is installed already or has no linear layer to wrap.
+    Layers of a mixture's experts are left alone: they see some of the tokens only. Raises ValueError if the model
+    is installed already or has no such layer.
     """
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    linears = {
-        path: module for path, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
-    }
-    if not linears or any(isinstance(module, FusedLoRALinear) for module in model.modules()):
-        raise ValueError("this model has no plain linear layers: is fusion installed already?")
-    device = next(iter(linears.values())).weight.device
-    fusion = Fusion({path: (m.in_features, m.out_features) for path, m in linears.items()}, device)
-    for path, module in linears.items():
-        parent, _, name = path.rpartition(".")
-        wrapped = FusedLoRALinear(module, path, _siblings(parent, name, linears), fusion)
-        setattr(model.get_submodule(parent), name, wrapped)
+    layers = {path: module for path, module in model.named_modules() if _takes_deltas(path, module)}
+    if not layers:
+        raise ValueError("this model has no linear layers that could take adapters")
+    if any(isinstance(module.forward, FusedForward) for module in layers.values()):
+        raise ValueError("fusion is installed on this model already")
+    fusion = Fusion(layers, next(model.parameters()).device)
+    known: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for path, module in layers.items():
+        siblings = _siblings(path, layers)
+        siblings = known.setdefault(siblings, siblings)  # one object for all of them: a step compares by identity
+        module.forward = FusedForward(module.forward, path, siblings, fusion)
     return fusion
 
 
-def read_shapes(folder: Path) -> Mapping[str, tuple[int, int]]:
-    """Shapes of the layers `install` would wrap in the model of this folder, without reading its weights.
+def read_shapes(folder: Path) -> Mapping[str, LayerShape]:
+    """Shapes of the layers an adapter may change in the model of this folder, without reading its weights.
 
     Raises InvalidRequest if the folder holds no model transformers knows.
     """
@@ -120,8 +138,44 @@ def read_shapes(folder: Path) -> Mapping[str, tuple[int, int]]:
     return install(model).shapes
 
 
-def _siblings(parent: str, name: str, linears: Mapping[str, nn.Linear]) -> tuple[str, ...]:
+def _host(parameter: Any) -> Tensor:
+    return cast("Tensor", parameter.detach().float().cpu())
+
+
+def _takes_deltas(path: str, module: nn.Module) -> bool:
+    if "experts" in path.split("."):
+        return False
+    if isinstance(module, nn.LayerNorm):
+        return module.bias is not None
+    return isinstance(module, nn.Linear) or _is_conv1d(module) or _is_embedding(module)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
+
+
+def _is_embedding(module: nn.Module) -> bool:
+    """A lookup of token or position ids; subclasses may do anything, those known here scale what they look up."""
+    return type(module) is nn.Embedding or (isinstance(module, nn.Embedding) and hasattr(module, "embed_scale"))
+
+
+def _shape(module: Any) -> LayerShape:
+    bias = getattr(module, "bias", None) is not None
+    if isinstance(module, nn.LayerNorm):
+        width = int(module.normalized_shape[-1])
+        return LayerShape(width, width, lora=False, bias=bias)
+    if isinstance(module, nn.Embedding):
+        return LayerShape(module.num_embeddings, module.embedding_dim, lora=True, bias=bias)
+    if isinstance(module, nn.Linear):
+        return LayerShape(module.in_features, module.out_features, lora=True, bias=bias)
+    return LayerShape(int(module.nx), int(module.nf), lora=True, bias=bias)
+
+
+def _siblings(path: str, layers: Mapping[str, nn.Module]) -> tuple[str, ...]:
+    parent, _, name = path.rpartition(".")
     for names in _SHARED_INPUT:
         if name in names:
-            return tuple(path for other in names if (path := f"{parent}.{other}") in linears)
-    return (f"{parent}.{name}" if parent else name,)
+            return tuple(path for other in names if (path := f"{parent}.{other}") in layers)
+    return (path,)

@@ -1,6 +1,6 @@
 """Brings the adapters of a mix onto the device and keeps them there while a request uses them.
 
-    async with residency.pinned(mix.names) as slots:     # name -> slot
+    async with residency.pinned(mix.names) as pins:     # name -> Pin
         ...
 
 The source (a bank in a store behind a disk cache, or local folders) is read on a worker thread, once per
@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -26,6 +27,14 @@ from dlp_core.layers import Fusion
 from dlp_core.slots import Load, Slots, Ticket
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Where an adapter is, and which bytes it is, as long as it is pinned."""
+
+    slot: int
+    digest: str
 
 
 class _Key(NamedTuple):
@@ -104,8 +113,8 @@ class Residency:
         return self._slots.pinned
 
     @asynccontextmanager
-    async def pinned(self, names: Sequence[str]) -> AsyncIterator[dict[str, int]]:
-        """Waits until all `names` are resident, and keeps them so inside the block. Yields name -> slot.
+    async def pinned(self, names: Sequence[str]) -> AsyncIterator[dict[str, Pin]]:
+        """Waits until all `names` are resident, and keeps them so inside the block. Yields name -> Pin.
 
         Raises UnknownModel, AdapterRefused, AdapterUnavailable, or InvalidRequest if there are more names than
         slots.
@@ -119,7 +128,7 @@ class Residency:
             for key in keys:
                 if key in self._loads:
                     await asyncio.shield(self._loads[key])
-            yield {key.name: ticket.slots[key] for key in keys}
+            yield {key.name: Pin(ticket.slots[key], key.digest) for key in keys}
         finally:
             del self._in_line[ticket]
             self._advance(self._slots.release(ticket))

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dlp_core.adapter import CONFIG_FILE, WEIGHTS_FILE, check_base, check_fits, read_adapter, validate_name
+from dlp_core.adapter import WEIGHTS_FILE, LayerShape, check_base, check_fits, read_adapter, validate_name
 from dlp_core.errors import AdapterRefused, InvalidRequest
 from dlp_core.layers import install
+from dlp_core.peft_config import CONFIG_FILE
 from tests.tiny import peft_adapter, peft_model, tiny_llama
 
 Q0 = "model.layers.0.self_attn.q_proj"
@@ -80,7 +81,8 @@ def test_safe_names_pass(name: str) -> None:
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
         ({"lora_bias": True}, "lora_bias"),
-        ({"bias": "lora_only"}, "bias"),
+        ({"bias": "vera_only"}, "bias"),
+        ({"use_qalora": True}, "use_qalora"),
         ({"some_future_variant": {"x": 1}}, "some_future_variant"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa"),
         ({"peft_type": "IA3"}, "IA3"),
@@ -116,7 +118,7 @@ def _set_nan(tensors: dict[str, torch.Tensor]) -> None:
         (lambda t: t.pop(f"base_model.model.{Q0}.lora_B.weight"), "lora_B is missing"),
         (lambda t: t.update({f"base_model.model.{Q0}.lora_A.weight": torch.ones(3, 64)}), "not two factors"),
         (lambda t: t.update({f"base_model.model.{Q0}.lora_A.weight": torch.ones(4)}), "not two factors"),
-        (lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(2, 2)}), "is not a LoRA factor"),
+        (lambda t: t.update({f"base_model.model.{Q0}.base_layer.bias": torch.ones(64)}), "is not a LoRA factor"),
         (lambda t: t.update({f"base_model.model.{Q0}.lora_magnitude_vector": torch.ones(2)}), "is not a LoRA factor"),
         (dict.clear, "holds no LoRA weights"),
         (_swap_dtype, "int8"),
@@ -169,9 +171,9 @@ def test_an_adapter_of_another_shape_does_not_fit(folder: Path) -> None:
     shapes = dict(install(tiny_llama()).shapes)
     check_fits(adapter, shapes)
     with pytest.raises(AdapterRefused, match="the base model has 32 -> 64"):
-        check_fits(adapter, shapes | {Q0: (32, 64)})
+        check_fits(adapter, shapes | {Q0: LayerShape(32, 64, lora=True, bias=False)})
     del shapes[Q0]
-    with pytest.raises(AdapterRefused, match="no linear layer of the base model"):
+    with pytest.raises(AdapterRefused, match="no layer of the base model that LoRA is served on"):
         check_fits(adapter, shapes)
 
 

@@ -60,11 +60,10 @@ async def generate(
 
 def assert_nothing_leaked(engine: FusedEngine) -> None:
     stats = engine.stats()
-    assert (stats.running, stats.waiting, stats.pinned, stats.cache_free) == (0, 0, 0, 1.0)
-    manager = engine._manager
-    assert manager._parts == manager._greedy == manager._cancelling == {}
-    assert manager.output_router.result_handlers == {}
-    assert manager.output_router.output_queue.empty()
+    assert (stats.running, stats.waiting, stats.pinned, stats.cache_free) == (0, 0, 0, pytest.approx(1.0))
+    batching = engine._batching
+    assert batching._requests == batching._cancelling == batching.output_router.result_handlers == {}
+    assert batching.output_router.output_queue.empty()
 
 
 JOBS = [
@@ -169,7 +168,7 @@ async def test_closing_a_stream_frees_everything_at_once(engine: FusedEngine) ->
     stream = engine.submit(*JOBS[1], Sampling(max_tokens=900, ignore_eos=True), request_id="gone")
     await first_event(stream)
     await stream.aclose()
-    assert "gone" not in engine._manager._parts
+    assert "gone" not in engine._batching._requests
     tokens, _ = await other
     assert tokens == (await generate(engine, "again", *JOBS[5], max_tokens=60))[0]
     assert_nothing_leaked(engine)
@@ -220,12 +219,12 @@ async def test_a_failing_step_ends_every_request_with_a_typed_error(
 ) -> None:
     engine.check_health()
 
-    def explode(segments: object) -> None:
+    def explode(*_: object) -> None:
         raise RuntimeError("device lost")
 
     tasks = [asyncio.create_task(generate(engine, f"r{i}", *job, max_tokens=800)) for i, job in enumerate(JOBS)]
     await asyncio.sleep(0.05)
-    monkeypatch.setattr(engine._manager._fusion, "batch", explode)
+    monkeypatch.setattr(engine._batching._fusion, "batch", explode)
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert {type(result) for result in results if not isinstance(result, tuple)} == {EngineFailed}
     assert any("device lost" in str(result) for result in results)
@@ -242,12 +241,12 @@ async def test_a_stalled_step_is_unhealthy(folders: dict[str, Path]) -> None:
         stream = engine.submit(*JOBS[1], Sampling(max_tokens=800, ignore_eos=True), request_id="r")
         await first_event(stream)
         engine.check_health()
-        with engine._manager.pause():
-            engine._manager.last_step -= 61
+        with engine._batching.pause():
+            engine._batching.last_step -= 61
             with pytest.raises(EngineFailed, match="no step finished for 61 s with 1 requests"):
                 engine.check_health()
         await stream.aclose()
-        engine._manager.last_step -= 61
+        engine._batching.last_step -= 61
         engine.check_health()  # an idle engine need not make progress
     finally:
         await engine.stop()

@@ -8,22 +8,31 @@ import inspect
 from importlib.metadata import version
 
 from transformers import ContinuousBatchingConfig
-from transformers.generation.continuous_batching import continuous_api, requests, scheduler
+from transformers.generation.continuous_batching import (
+    cache,
+    continuous_api,
+    offloading_manager,
+    requests,
+    scheduler,
+)
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
+from transformers.generation.continuous_batching.cache_allocators.cache_allocator import BlockLedger
 from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
 from transformers.generation.continuous_batching.model_runner import ModelRunner
+from transformers.generation.continuous_batching.offloading_manager import OffloadingManager
 
-from dlp_core.engine import _FusedManager
+from dlp_core.engine.batching import Batching
 
 MANAGER = continuous_api.ContinuousBatchingManager
 
 
 def test_the_tested_version_is_installed() -> None:
-    assert version("transformers").startswith("5.23."), "read engine.py's docstring, then this file, before moving on"
+    assert version("transformers").startswith("5.23."), "read dlp_core/engine/batching.py, then adapt this file"
 
 
 def test_every_overridden_method_exists_with_the_same_arguments() -> None:
     for name in ("_generation_step", "_generation_loop_body", "_run_generation_loop", "_create_batch_processor"):
-        theirs, ours = getattr(MANAGER, name), getattr(_FusedManager, name)
+        theirs, ours = getattr(MANAGER, name), getattr(Batching, name)
         assert ours is not theirs, name
         assert list(inspect.signature(ours).parameters) == list(inspect.signature(theirs).parameters), name
     assert list(inspect.signature(ModelRunner._sample).parameters) == ["self", "scores", "output_ids"]
@@ -47,11 +56,42 @@ def test_the_manager_takes_the_calls_the_engine_makes() -> None:
 
 def test_the_records_carry_the_fields_that_are_read() -> None:
     assert {"state", "has_new_token", "query_length"} <= set(requests.FutureRequestState.__slots__)
+    assert {"initial_tokens", "generated_tokens", "position_offset", "_status"} <= {
+        f.name for f in dataclasses.fields(requests.RequestState)
+    }
     assert {"generated_tokens", "error", "status"} <= {f.name for f in dataclasses.fields(requests.GenerationOutput)}
     assert "requests_in_batch" in inspect.getsource(ContinuousBatchingIOs.prepare_batch_tensors)
     source = inspect.getsource(scheduler.Scheduler.reset)
     assert "self.active_requests" in source
     assert "self.waiting_requests" in source
+    assert "self.block_new_requests" in source
+    # a batch's positions have moved on by the time its forward pass runs
+    assert "state.position_offset += query_length" in inspect.getsource(ContinuousBatchingIOs.prepare_batch_tensors)
+
+
+def test_a_request_leaves_the_batch_as_a_preempted_one_does() -> None:
+    source = inspect.getsource(OffloadingManager.offload_requests)
+    for line in (
+        "new_state = state.create_equivalent_initial_request()",
+        "state._status = RequestStatus.FINISHED",
+        "scheduler.finish_request(request_id)",
+        "scheduler.add_waiting_request(new_state)",
+    ):
+        assert line in source
+    assert "free_blocks(request_id)" in inspect.getsource(scheduler.Scheduler.finish_request)
+
+
+def test_blocks_are_matched_and_marked_through_the_two_wrapped_calls_only() -> None:
+    assert "search_prefix_match(state.request_id, state.remaining_prefill_tokens)" in inspect.getsource(
+        scheduler.Scheduler._infer_request_tokens
+    )
+    source = inspect.getsource(continuous_api.ContinuousBatchProcessor.update_batch)
+    assert source.count("self.cache.mark_complete_blocks(state, future_state.complete_blocks)") == 2
+    mark = inspect.getsource(PagedAttentionCache.mark_complete_blocks)
+    assert "token_ids = state.initial_tokens + state.generated_tokens" in mark
+    for module in (continuous_api, scheduler, cache, offloading_manager):
+        assert "compute_block_hash" not in inspect.getsource(module)
+    assert {"cached_blocks"} <= set(vars(BlockLedger()))
 
 
 def test_the_settings_exist() -> None:
@@ -64,5 +104,4 @@ def test_the_settings_exist() -> None:
         "allow_block_sharing",
         "use_async_batching",
         "use_cuda_graph",
-        "per_request_processors",
     } <= names

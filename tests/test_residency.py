@@ -55,8 +55,8 @@ async def test_many_requests_for_one_adapter_read_it_once(source: SlowSource, fu
     source.open.clear()
 
     async def use() -> int:
-        async with residency.pinned(["a"]) as slots:
-            return slots["a"]
+        async with residency.pinned(["a"]) as pins:
+            return pins["a"].slot
 
     users = [asyncio.create_task(use()) for _ in range(20)]
     await asyncio.sleep(0.05)
@@ -100,8 +100,8 @@ async def test_a_resident_adapter_serves_while_another_loads(source: SlowSource,
 
     waiting = asyncio.create_task(use_b())
     await asyncio.sleep(0.02)
-    async with asyncio.timeout(1), residency.pinned(["a"]) as slots:
-        assert slots == {"a": 0}
+    async with asyncio.timeout(1), residency.pinned(["a"]) as pins:
+        assert pins["a"].slot == 0
     assert not waiting.done()
     source.open.set()
     await waiting
@@ -111,8 +111,8 @@ async def test_more_adapters_than_slots_are_served_in_turn(source: SlowSource, f
     residency = Residency(source, fusion, 2)
 
     async def use(*names: str) -> tuple[str, ...]:
-        async with residency.pinned(names) as slots:
-            assert len(set(slots.values())) == len(names)
+        async with residency.pinned(names) as pins:
+            assert len({pin.slot for pin in pins.values()}) == len(names)
             await asyncio.sleep(0.001)
         return names
 

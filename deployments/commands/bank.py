@@ -42,7 +42,7 @@ def publish(
         from dlp_core.adapter import check_fits
         from dlp_core.layers import read_shapes
 
-        check = partial(check_fits, shapes=read_shapes(base_model))
+        check = partial(check_fits, layers=read_shapes(base_model))
     with console.progress(f"publish {folder}") as bar:
         manifest = publish_bank(
             store,

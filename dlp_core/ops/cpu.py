@@ -6,11 +6,12 @@ Semantics: those of `ops.reference`. The active adapters' factors lie side by si
 
 so that with W_TR[t, r] = weight of token t for the adapter that column r belongs to (0 if it has none)
 
-    y_TO += ((x_TD A_RD^T) * W_TR) B_RO
+    y_TO += ((x_TD A_RD^T + c_R) * W_TR) B_RO
 
-is exactly the weighted sum, for any mixture of ranks and without padding. Modules that read the same input
-(q, k and v; gate and up) share one product with A. Low-rank products run in float32: at these sizes a bfloat16
-product costs more (its fixed cost is some 20 us), and the sum is rounded once.
+is exactly the weighted sum, for any mixture of ranks and without padding. A trained bias is one more row: zero in A,
+one in c, the bias in B. Modules that read the same input (q, k and v; gate and up) share one product with A.
+Low-rank products run in float32: at these sizes a bfloat16 product costs more (its fixed cost is some 20 us), and the
+sum is rounded once.
 
 The side-by-side matrices are built when the set of active adapters changes, not at every step. Everything here
 runs on the thread that runs the model, except `prepare`.
@@ -20,13 +21,13 @@ Shape letters: T tokens, D in, O out, R rank, S active slots.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from dlp_core.adapter import Adapter
+from dlp_core.ops.reference import Delta
 from dlp_core.ops.segments import Segment, active_slots
 
 _SLACK = 4
@@ -34,39 +35,54 @@ _SLACK = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Factors:
+    """One adapter's part in one module: A_RD and s * B^T as RO. The last row is the bias if there is a `shift`."""
+
+    a_RD: Tensor
+    b_RO: Tensor
+    shift: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Resident:
-    """One adapter on the device: views into one contiguous float32 buffer, scaling folded into B."""
+    """One adapter on the device: views into one contiguous float32 buffer."""
 
     buffer: Tensor
-    modules: Mapping[str, tuple[Tensor, Tensor]]
-    """Module path to (A_RD, s * B^T as RO)."""
+    modules: Mapping[str, _Factors]
 
     @property
     def nbytes(self) -> int:
         return int(self.buffer.nbytes)
 
 
-def prepare(adapter: Adapter, device: torch.device) -> Resident:
-    """Copies an adapter to the device in one transfer. Safe on any thread."""
-    host = torch.empty(adapter.parameters, dtype=torch.float32)
-    spans: dict[str, tuple[int, int, int, int, int]] = {}
-    end = 0
-    for path, lora in adapter.modules.items():
-        rank, d_in, d_out = lora.rank, int(lora.a_RD.shape[1]), int(lora.b_OR.shape[0])
-        middle = end + rank * d_in
-        host[end:middle].view(rank, d_in).copy_(lora.a_RD)
-        torch.mul(lora.b_OR.T, lora.scaling, out=host[middle : middle + rank * d_out].view(rank, d_out))
-        spans[path] = (end, middle, rank, d_in, d_out)
-        end = middle + rank * d_out
-    buffer = host.to(device)
+def prepare(deltas: Mapping[str, Delta], d_in: Mapping[str, int], device: torch.device) -> Resident:
+    """Copies what an adapter adds to each module to the device, in one transfer. `d_in` maps those modules to the
+    width of their input. Safe on any thread."""
+    parts: list[Tensor] = []
+    shapes: list[tuple[str, int, int, int, bool]] = []
+    for path, delta in deltas.items():
+        a_RD, b_RO, shift = _factors(delta, d_in[path])
+        parts += [a_RD.flatten(), b_RO.flatten()]
+        shapes.append((path, *a_RD.shape, b_RO.shape[1], shift))
+    buffer = torch.cat(parts).to(device)
+    pieces = iter(torch.split(buffer, [part.numel() for part in parts]))
     modules = {
-        path: (
-            buffer[start:middle].view(rank, d_in),
-            buffer[middle : middle + rank * d_out].view(rank, d_out),
-        )
-        for path, (start, middle, rank, d_in, d_out) in spans.items()
+        path: _Factors(next(pieces).view(rank, d_in), next(pieces).view(rank, d_out), shift)
+        for path, rank, d_in, d_out, shift in shapes
     }
     return Resident(buffer=buffer, modules=modules)
+
+
+def _factors(delta: Delta, d_in: int) -> tuple[Tensor, Tensor, bool]:
+    rows_a: list[Tensor] = []
+    rows_b: list[Tensor] = []
+    if delta.lora is not None:
+        rows_a.append(delta.lora.a_RD.float())
+        rows_b.append(delta.lora.b_OR.T.float() * delta.lora.scaling)
+    if delta.shift_O is not None:
+        rows_a.append(torch.zeros(1, d_in))
+        rows_b.append(delta.shift_O.float()[None])
+    return torch.cat(rows_a), torch.cat(rows_b), delta.shift_O is not None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,6 +90,7 @@ class _Group:
     """The packed factors of modules that read one input. `layout[c]` is the slot position of A's row c."""
 
     a_RD: Tensor
+    c_R: Tensor | None
     layout: tuple[int, ...]
     outs: Mapping[str, tuple[int, int, Tensor]]
     """Module path to (first column, end column, B_RO)."""
@@ -94,37 +111,45 @@ class _Pack:
 
     def _build(self, paths: tuple[str, ...]) -> _Group | None:
         rows: list[Tensor] = []
+        constants: list[float] = []
         layout: list[int] = []
         outs: dict[str, tuple[int, int, Tensor]] = {}
         for path in paths:
             first = len(layout)
             backs: list[Tensor] = []
             for position, resident in enumerate(self.residents):
-                if path in resident.modules:
-                    a_RD, b_RO = resident.modules[path]
-                    rows.append(a_RD)
-                    backs.append(b_RO)
-                    layout.extend([position] * a_RD.shape[0])
+                if (factors := resident.modules.get(path)) is not None:
+                    rank = factors.a_RD.shape[0]
+                    rows.append(factors.a_RD)
+                    backs.append(factors.b_RO)
+                    layout += [position] * rank
+                    constants += [0.0] * (rank - factors.shift) + [1.0] * factors.shift
             if backs:
                 outs[path] = (first, len(layout), torch.cat(backs))
-        return _Group(torch.cat(rows), tuple(layout), outs) if rows else None
+        if not rows:
+            return None
+        a_RD = torch.cat(rows)
+        c_R = torch.tensor(constants, device=a_RD.device) if any(constants) else None
+        return _Group(a_RD, c_R, tuple(layout), outs)
 
 
 class Step:
     """One forward pass: the weights of its tokens over a pack. Made by `CpuOp.begin`, dropped after the pass."""
 
-    def __init__(self, pack: _Pack, w_TS: Tensor) -> None:
+    def __init__(self, pack: _Pack, w_TS: Tensor, head_rows: Tensor | None) -> None:
         self._pack = pack
         self._w_TS = w_TS
-        self._w_TR: dict[tuple[int, ...], Tensor] = {}
-        self._input: Tensor | None = None
+        self._head_rows = head_rows
+        self._w_TR: dict[tuple[tuple[int, ...], int], Tensor] = {}
+        self._input: tuple[Tensor | None, tuple[str, ...]] = (None, ())
         self._shrunk: tuple[_Group | None, Tensor | None] = (None, None)
 
     def add(self, y: Tensor, x: Tensor, path: str, siblings: tuple[str, ...]) -> Tensor:
-        """Returns y plus the mixed delta of module `path`. x [..., D], y [..., O]; leading dimensions hold the T
-        tokens. `siblings` are the modules, `path` among them, that read this same x one after the other."""
-        if x is not self._input:
-            self._input = x
+        """Returns y plus the mixed delta of module `path`. y [..., O]; x [..., D], or token ids [...]; the leading
+        dimensions hold the T tokens. `siblings` are the modules, `path` among them, that read this same x one after
+        the other."""
+        if x is not self._input[0] or siblings is not self._input[1]:
+            self._input = (x, siblings)
             self._shrunk = self._shrink(x, siblings)
         group, z_TR = self._shrunk
         if group is None or z_TR is None or path not in group.outs:
@@ -137,12 +162,26 @@ class Step:
         group = self._pack.group(siblings)
         if group is None:
             return None, None
-        w_TR = self._w_TR.get(group.layout)
+        if not x.is_floating_point():
+            z_TR = group.a_RD[:, x.reshape(-1)].T
+            z_TR = z_TR.clone() if group.c_R is None else z_TR + group.c_R
+        else:
+            x_TD = x.reshape(-1, x.shape[-1]).float()
+            z_TR = x_TD @ group.a_RD.T if group.c_R is None else torch.addmm(group.c_R, x_TD, group.a_RD.T)
+        return group, z_TR.mul_(self._weights(group.layout, z_TR.shape[0]))
+
+    def _weights(self, layout: tuple[int, ...], tokens: int) -> Tensor:
+        """W_TR for all tokens, or for those the output head is computed for."""
+        w_TR = self._w_TR.get((layout, tokens))
         if w_TR is None:
-            columns = torch.tensor(group.layout, device=self._w_TS.device)
-            w_TR = self._w_TR[group.layout] = self._w_TS.index_select(1, columns)
-        z_TR = torch.mm(x.reshape(-1, x.shape[-1]).float(), group.a_RD.T)
-        return group, z_TR.mul_(w_TR)
+            w_TS = self._w_TS
+            if tokens != w_TS.shape[0] and self._head_rows is not None:
+                w_TS = w_TS.index_select(0, self._head_rows)
+            if tokens != w_TS.shape[0]:
+                raise RuntimeError(f"a layer sees {tokens} tokens, the batch's segments cover {self._w_TS.shape[0]}")
+            columns = torch.tensor(layout, device=w_TS.device)
+            w_TR = self._w_TR[layout, tokens] = w_TS.index_select(1, columns)
+        return w_TR
 
 
 class CpuOp:
@@ -151,8 +190,14 @@ class CpuOp:
     def __init__(self) -> None:
         self._pack: _Pack | None = None
 
-    def begin(self, segments: tuple[Segment, ...], residents: Mapping[int, Resident]) -> Step | None:
-        """The step for these segments, or None if no token uses an adapter. `residents` maps slot to adapter."""
+    def begin(
+        self,
+        segments: tuple[Segment, ...],
+        residents: Mapping[int, Resident],
+        head_rows: Sequence[int] | None = None,
+    ) -> Step | None:
+        """The step for these segments, or None if no token uses an adapter. `residents` maps slot to adapter;
+        `head_rows` are the tokens the output head is computed for, None for all."""
         active = active_slots(segments)
         if not active:
             return None
@@ -165,7 +210,9 @@ class CpuOp:
             for slot, weight in segment.parts:
                 row[position[slot]] += weight
             rows.extend([row] * segment.length)
-        return Step(pack, torch.tensor(rows, dtype=torch.float32, device=pack.residents[0].buffer.device))
+        device = pack.residents[0].buffer.device
+        w_TS = torch.tensor(rows, dtype=torch.float32, device=device)
+        return Step(pack, w_TS, None if head_rows is None else torch.tensor(head_rows, device=device))
 
     def _reusable(self, active: tuple[int, ...], residents: Mapping[int, Resident]) -> _Pack | None:
         pack = self._pack

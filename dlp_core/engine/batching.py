@@ -1,0 +1,336 @@
+"""transformers' continuous batching (5.23) with fusion in its step. The only file that touches its internals.
+
+It is the scheduler and the paged cache. What is added:
+
+    before a forward pass   which tokens run under which slots and weights
+    after it                rows of requests that do not take the plain argmax are picked by their own sampler
+    between two passes      mixes change at sentence ends; a request whose next mix needs adapters that are not
+                            pinned leaves the batch until they are, as if it had been preempted
+    its block hashes        are of (token, mix), not of tokens alone: K and V depend on both
+
+The seams used are held by tests/test_engine_seam.py. Everything private here runs on the generation thread, except
+where it says otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from types import SimpleNamespace
+from typing import Any
+
+from torch import Tensor
+from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers.generation.continuous_batching.continuous_api import (
+    ContinuousBatchingManager,
+    ContinuousBatchProcessor,
+)
+from transformers.generation.continuous_batching.requests import (
+    FutureRequestState,
+    GenerationOutput,
+    RequestState,
+    RequestStatus,
+)
+
+from dlp_core.config import EngineConfig
+from dlp_core.engine.sampling import Sampler, Sampling, TokenLogprob
+from dlp_core.engine.timeline import Plan, Span, Timeline
+from dlp_core.errors import EngineFailed
+from dlp_core.layers import Fusion
+from dlp_core.mix import Mix
+from dlp_core.residency import Pin
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """All tokens of a request so far. Each output repeats the earlier ones: the newest says it all."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    finished: bool
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """The request waits, out of the batch, until these adapters are pinned and `resume` is called."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """What the batch does not know about a request."""
+
+    timeline: Timeline
+    sampler: Sampler
+    notify: Callable[[Needs], object]
+    follow: Callable[[int], Mix | None] | None
+    followed: int
+    """Tokens that `follow` need not be told any more: the prompt's, and those it was told."""
+    parked: tuple[RequestState, int, Mix] | None = None
+    """Its state, the position where its mix changes, and to what."""
+
+
+class Batching(ContinuousBatchingManager):  # type: ignore[misc]
+    """transformers' manager, its step extended by mixes, with a cancellation that says when it is done."""
+
+    def __init__(self, model: Any, fusion: Fusion, config: EngineConfig, eos: frozenset[int]) -> None:
+        super().__init__(
+            model=model,
+            generation_config=GenerationConfig(do_sample=False, eos_token_id=sorted(eos) or -1),
+            continuous_batching_config=ContinuousBatchingConfig(
+                page_size=config.page_tokens,
+                num_blocks=-(-config.cache_tokens // config.page_tokens),
+                max_batch_tokens=config.batch_tokens,
+                max_requests_per_batch=min(config.max_requests, config.batch_tokens),
+                allow_block_sharing=True,
+                use_async_batching=False,
+                use_cuda_graph=False,
+            ),
+        )
+        self.last_step = time.monotonic()
+        self.ready = threading.Event()
+        """Set once the loop runs, or has ended."""
+        self.shared_tokens = 0
+        """Prompt tokens that were not computed because another request's cache had them, since the start."""
+        self._fusion = fusion
+        self._slots = config.slots
+        self._eos = eos
+        self._requests: dict[str, _Request] = {}
+        self._resumed: queue.SimpleQueue[tuple[str, Mapping[str, Pin]]] = queue.SimpleQueue()
+        self._cancelling: dict[str, Callable[[], object]] = {}
+        self._ended = False
+        self._lock = threading.Lock()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the loop takes requests."""
+        return not self._ended and bool(self.is_running())
+
+    # ------------------------------------------------------------------ called from the event loop
+
+    def add(
+        self,
+        request_id: str,
+        prompt_ids: list[int],
+        sampling: Sampling,
+        *,
+        plan: Plan,
+        pins: Mapping[str, Pin],
+        deliver: Callable[[Output | Needs], None],
+    ) -> None:
+        """Queues a request; `deliver` is called on the current event loop. Raises EngineFailed if the loop ended."""
+        loop = asyncio.get_running_loop()
+        request = _Request(
+            timeline=Timeline(plan, pins),
+            sampler=Sampler(sampling, len(prompt_ids), self._eos, self.model.device),
+            notify=lambda needs: loop.call_soon_threadsafe(deliver, needs),
+            follow=plan.follow,
+            followed=len(prompt_ids),
+        )
+        self._requests[request_id] = request
+        self.register_result_handler(request_id, lambda output: deliver(_converted(output, request.sampler)))
+        accepted = self.add_request(
+            prompt_ids,
+            request_id=request_id,
+            max_new_tokens=sampling.max_tokens,
+            streaming=True,
+            eos_token_id=-1 if sampling.ignore_eos else None,
+        )
+        if accepted is None:
+            raise EngineFailed("the generation thread has ended; this replica is being replaced, try again")
+
+    def resume(self, request_id: str, pins: Mapping[str, Pin]) -> None:
+        """Takes a request back into the batch that asked for adapters. Raises EngineFailed if the loop ended."""
+        with self._lock:
+            if self._ended:
+                raise EngineFailed("the generation thread has ended; this replica is being replaced, try again")
+            self._resumed.put((request_id, pins))
+        self._wake_up_loop.set()
+
+    def cancel(self, request_id: str, done: Callable[[], object]) -> None:
+        """Cancels and forgets a request. `done` is called, on any thread, once no later step can touch it."""
+        with self._lock:
+            if not self._ended:
+                self._cancelling[request_id] = done
+                self.cancel_request(request_id)
+                return
+        self.forget(request_id)
+        done()
+
+    def forget(self, request_id: str) -> None:
+        """Drops what is kept about a request that no later step can touch."""
+        self._requests.pop(request_id, None)
+        with self.output_router._lock:
+            self.output_router.result_handlers.pop(request_id, None)
+
+    def spans(self, request_id: str, tokens: int) -> tuple[Span, ...]:
+        """What a request that has ended with that many tokens ran under. Before `forget`."""
+        return self._requests[request_id].timeline.spans(tokens)
+
+    def cache_free(self) -> float:
+        """Share of the cache that no request holds; blocks kept for sharing count as free."""
+        processor = self.batch_processor
+        if processor is None:
+            return 1.0
+        cache = processor.cache
+        kept = sum(len(a.ledger.cached_blocks) * a.bytes_per_block for a in cache.cache_allocators.values())
+        return float(cache.compute_free_capacity() + kept / (cache.num_sectors * cache.bytes_per_sector))
+
+    # ------------------------------------------------------------------ the step
+
+    def _generation_step(self) -> None:
+        batch: list[FutureRequestState] = self.batch_processor.inputs_and_outputs.requests_in_batch
+        segments = tuple(
+            segment
+            for r in batch
+            for segment in self._requests[r.state.request_id].timeline.segments(
+                r.state.position_offset - r.query_length, r.query_length
+            )
+        )
+        ends = accumulate(r.query_length for r in batch)
+        head_rows = [end - 1 for end, r in zip(ends, batch, strict=True) if r.has_new_token]
+        with self._fusion.batch(segments, head_rows):
+            super()._generation_step()
+
+    def _sample(self, library_sample: Callable[[Tensor, Tensor], None], scores: Tensor, output_ids: Tensor) -> None:
+        """The library's argmax for all rows, then the rows that want something else."""
+        library_sample(scores, output_ids)
+        batch: list[FutureRequestState] = self.batch_processor.inputs_and_outputs.requests_in_batch
+        for row, state in enumerate(r.state for r in batch if r.has_new_token):
+            sampler = self._requests[state.request_id].sampler
+            if not sampler.is_argmax:
+                output_ids[0, row] = sampler.pick(scores[0, row], state.initial_tokens + state.generated_tokens)
+
+    def _generation_loop_body(self, batch_processor: ContinuousBatchProcessor, bootstrapping: bool) -> bool:
+        self.ready.set()
+        self._take_back(batch_processor)
+        go_on = bool(super()._generation_loop_body(batch_processor, bootstrapping))
+        self.last_step = time.monotonic()
+        self._follow(batch_processor)
+        if self._cancelling:
+            self._settle(batch_processor)
+        return go_on
+
+    def _run_generation_loop(self) -> None:
+        super()._run_generation_loop()
+        with self._lock:
+            self._ended = True
+            left = dict(self._cancelling)
+            self._cancelling.clear()
+        self.ready.set()
+        for request_id, done in left.items():
+            self.forget(request_id)
+            done()
+
+    def _create_batch_processor(self) -> ContinuousBatchProcessor:
+        processor = super()._create_batch_processor()
+        runner, cache = processor.model_runner, processor.cache
+        runner._sample = partial(self._sample, runner._sample)
+        cache.search_prefix_match = partial(self._search_prefix_match, cache.search_prefix_match)
+        cache.mark_complete_blocks = partial(self._mark_complete_blocks, cache.mark_complete_blocks)
+        return processor
+
+    # ------------------------------------------------------------------ mixes that change
+
+    def _follow(self, processor: ContinuousBatchProcessor) -> None:
+        """Tells the followers the tokens of the last step, and changes mixes where they say so."""
+        for request_id, request in list(self._requests.items()):
+            state = processor.scheduler.active_requests.get(request_id) if request.follow else None
+            if state is None or request.follow is None:
+                continue
+            tokens = state.initial_tokens + state.generated_tokens
+            for position in range(request.followed, len(tokens)):
+                mix = request.follow(tokens[position])
+                if mix is not None:
+                    self._change(processor, request, state, position, mix)
+            request.followed = len(tokens)
+
+    def _change(
+        self, processor: ContinuousBatchProcessor, request: _Request, state: RequestState, position: int, mix: Mix
+    ) -> None:
+        names = tuple(dict.fromkeys((*request.timeline.names, *mix.names)))
+        if request.timeline.holds(mix):
+            request.timeline.change(position, mix)
+        elif len(names) <= self._slots:
+            # Out of the batch, as the library does when memory is short: its complete blocks stay cached, so it will
+            # compute little again. It must not keep its adapters while it waits for others: two such requests could
+            # wait for each other.
+            again = state.create_equivalent_initial_request()
+            state._status = RequestStatus.FINISHED
+            processor.scheduler.finish_request(state.request_id)
+            processor.scheduler.block_new_requests = False
+            request.parked = (again, position, mix)
+            log.debug("request %s waits for adapters %s", state.request_id, names)
+            request.notify(Needs(names))
+        # else it would need more adapters than there are slots to be computed again: the mix stays as it is
+
+    def _take_back(self, processor: ContinuousBatchProcessor) -> None:
+        while True:
+            try:
+                request_id, pins = self._resumed.get_nowait()
+            except queue.Empty:
+                return
+            request = self._requests.get(request_id)
+            if request is not None and request.parked is not None:
+                (state, position, mix), request.parked = request.parked, None
+                request.timeline.place(pins)
+                request.timeline.change(position, mix)
+                processor.scheduler.add_waiting_request(state)
+
+    def _settle(self, processor: ContinuousBatchProcessor) -> None:
+        """Reports the cancelled requests that are out of the queue and the scheduler. One that slipped past its own
+        cancellation (it was queued while the queues were being drained) is cancelled again."""
+        scheduler = processor.scheduler
+        # The library waits for a request to finish before it takes new ones after a preemption. A cancelled one
+        # never finishes.
+        scheduler.block_new_requests = False
+        queued = {state.request_id for state in list(self.input_queue.queue)}
+        for request_id in list(self._cancelling):
+            if request_id in scheduler.active_requests or request_id in scheduler.waiting_requests:
+                scheduler.set_request_cancellation(request_id)
+            elif request_id not in queued:
+                with self._lock:
+                    done = self._cancelling.pop(request_id)
+                self.forget(request_id)
+                done()
+
+    # ------------------------------------------------------------------ blocks shared by token and mix
+
+    def _search_prefix_match(
+        self, library_search: Callable[[str, list[int]], int], request_id: str, prompt_ids: list[int]
+    ) -> int:
+        found = library_search(request_id, self._requests[request_id].timeline.salted(prompt_ids))
+        self.shared_tokens += found
+        return found
+
+    def _mark_complete_blocks(
+        self,
+        library_mark: Callable[[Any, dict[str, int]], None],
+        state: RequestState,
+        complete_blocks: dict[str, int],
+    ) -> None:
+        if complete_blocks:
+            tokens = (state.initial_tokens + state.generated_tokens)[: state.position_offset]
+            salted = self._requests[state.request_id].timeline.salted(tokens)
+            library_mark(
+                SimpleNamespace(
+                    request_id=state.request_id, status=state.status, initial_tokens=salted, generated_tokens=[]
+                ),
+                complete_blocks,
+            )
+
+
+def _converted(output: GenerationOutput, sampler: Sampler) -> Output:
+    tokens = tuple(output.generated_tokens)
+    return Output(tokens, tuple(sampler.logprobs[: len(tokens)]), output.is_finished(), output.error)

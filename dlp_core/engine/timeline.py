@@ -1,0 +1,135 @@
+"""Which tokens of a request run under which mix, in positions of prompt and completion together.
+
+A token "runs under" the mix its own forward pass carries: the pass that stores its keys and values and predicts
+the token after it. Positions that were computed never change their mix; what lies ahead may.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from dlp_core.errors import InvalidRequest
+from dlp_core.mix import Mix
+from dlp_core.ops.segments import Segment
+from dlp_core.residency import Pin
+
+_KEY = os.urandom(16)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The mixes of a request.
+
+    `spans` are (first position, mix), ascending from 0; the last may start right after the prompt. `follow`, if
+    there is one, is told each completion token in order and returns the mix from that token on, or None for no
+    change. It is called on the generation thread, so it must be quick and must not raise.
+    """
+
+    spans: tuple[tuple[int, Mix], ...]
+    follow: Callable[[int], Mix | None] | None = None
+
+    @classmethod
+    def of(cls, mix: Mix) -> Plan:
+        """One mix for the whole request."""
+        return cls(((0, mix),))
+
+    def check(self, prompt_tokens: int) -> None:
+        """Raises InvalidRequest if the spans do not fit a prompt of that many tokens."""
+        starts = [start for start, _ in self.spans]
+        if not starts or starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] > prompt_tokens:
+            raise InvalidRequest(
+                f"spans start at {starts}; they must ascend from 0 to at most the {prompt_tokens} tokens of the prompt"
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Adapters of all spans, each once."""
+        return tuple(dict.fromkeys(name for _, mix in self.spans for name in mix.names))
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens `start` to `end` of prompt and completion together ran under `mix`."""
+
+    start: int
+    end: int
+    mix: Mix
+
+
+class Timeline:
+    """A plan as it is carried out, with the slots its adapters are in."""
+
+    def __init__(self, plan: Plan, pins: Mapping[str, Pin]) -> None:
+        self._starts = [start for start, _ in plan.spans]
+        self._mixes = [mix for _, mix in plan.spans]
+        self._salted: list[int] = []
+        self.place(pins)
+
+    def place(self, pins: Mapping[str, Pin]) -> None:
+        """Takes note of where the adapters are now: `pins` has those of all spans, and perhaps more."""
+        self._pins = pins
+        self._parts = [self._parts_of(mix) for mix in self._mixes]
+        self._identities = [self._identity(mix) for mix in self._mixes]
+
+    def change(self, position: int, mix: Mix) -> None:
+        """Tokens from `position` on run under `mix`. They must not have run yet."""
+        if mix == self._mixes[-1]:
+            return
+        keep = len(self._starts) - (position == self._starts[-1])
+        self._starts[keep:] = [position]
+        self._mixes[keep:] = [mix]
+        self._parts[keep:] = [self._parts_of(mix)]
+        self._identities[keep:] = [self._identity(mix)]
+        del self._salted[position:]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Adapters of all spans so far, each once: what it takes to compute the request again."""
+        return tuple(dict.fromkeys(name for mix in self._mixes for name in mix.names))
+
+    def holds(self, mix: Mix) -> bool:
+        """Whether the adapters of `mix` are among the pinned ones."""
+        return all(name in self._pins for name in mix.names)
+
+    def segments(self, start: int, length: int) -> list[Segment]:
+        """The mixes of `length` tokens from `start` on."""
+        found = []
+        index = bisect_right(self._starts, start) - 1
+        end = start + length
+        while start < end:
+            stop = min(end, self._starts[index + 1]) if index + 1 < len(self._starts) else end
+            found.append(Segment(stop - start, self._parts[index]))
+            start, index = stop, index + 1
+        return found
+
+    def spans(self, tokens: int) -> tuple[Span, ...]:
+        """The mixes of a request that ended with that many tokens."""
+        starts = [start for start in self._starts if start < tokens]
+        return tuple(
+            Span(start, end, mix) for start, end, mix in zip(starts, [*starts[1:], tokens], self._mixes, strict=False)
+        )
+
+    def salted(self, token_ids: list[int]) -> list[int]:
+        """A number for each token that is equal only for the same token under the same mix of the same adapters.
+
+        Keys and values depend on both, so blocks of the cache may be shared by these numbers and never by token ids.
+        32 bits each, keyed anew in every process; the cache hashes a block of them to 64 bits.
+        """
+        for position in range(len(self._salted), len(token_ids)):
+            index = bisect_right(self._starts, position) - 1
+            token = token_ids[position].to_bytes(4, "little")
+            digest = hashlib.blake2b(token + self._identities[index], digest_size=4, key=_KEY).digest()
+            self._salted.append(int.from_bytes(digest, "little", signed=True))
+        return self._salted[: len(token_ids)]
+
+    def _parts_of(self, mix: Mix) -> tuple[tuple[int, float], ...]:
+        return tuple((self._pins[part.name].slot, part.weight) for part in mix.adapters)
+
+    def _identity(self, mix: Mix) -> bytes:
+        """What K and V depend on beside the tokens: the adapters' bytes and weights, in whatever order."""
+        parts = sorted((self._pins[part.name].digest, part.weight) for part in mix.adapters)
+        return repr(parts).encode()
