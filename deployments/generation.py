@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dlp_core.chat import Message
+from dlp_core.decision import Wish
 from dlp_core.mix import Mix
 
 FinishReason = Literal["stop", "length"]
@@ -21,12 +22,36 @@ class GenerationRequest:
     request_id: str
     bank: str  # the version that `mix` was chosen from
     mix: Mix
+    by_sentence: Wish | None  # how to choose a mix for each sentence; None: `mix` is for all of them
     source: tuple[Message, ...] | str  # a conversation, or a bare prompt
     max_tokens: int | None  # None: the replica's default, or what room the prompt leaves
+    min_tokens: int
     temperature: float
     top_p: float
     top_k: int
+    repetition_penalty: float
+    seed: int | None
+    logprobs: int | None  # alternatives beside each token; None: no logprobs
+    ignore_eos: bool
     stop: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenText:
+    """One token by itself, and the natural logarithm of the probability the model gave it."""
+
+    text: str
+    bytes: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """One token of the completion, and the likeliest tokens in its place, best first."""
+
+    token: TokenText
+    top: tuple[TokenText, ...]
+    offset: int  # of the token's text in the completion's
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +59,7 @@ class Delta:
     """Text that follows what was sent before. Never splits a character, never part of a stop string."""
 
     text: str
+    logprobs: tuple[Logprob, ...] = ()  # of tokens whose text is sent by now, if they were asked for
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,12 @@ from starlette.types import Send
 
 from deployments import errors_http, openapi_docs
 from deployments.args import LimitArgs, RoutingArgs
+from deployments.choices import merged
 from deployments.deadline import before, until
 from deployments.generation import Delta, Finished, GenerationRequest
-from deployments.http_input import AnyRequest, generation_of, parse, parse_route, read_json, wish_of
+from deployments.http_input import AnyRequest, generations_of, parse, parse_route, read_json, wish_of
 from deployments.openai_api import ChatRequest, CompletionRequest, TextRequest
-from deployments.openai_replies import Reply, models_json, route_json
+from deployments.openai_replies import Answer, Reply, models_json, route_json
 from dlp_core.decision import Decision, Wish
 from dlp_core.errors import DLPError, UnknownModel
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from dlp_core.bank import BankManifest
 
 Piece = Delta | Finished
+IndexedPiece = tuple[int, Piece]
+"""With the number of its choice."""
 
 
 class Service(Protocol):
@@ -101,15 +104,17 @@ def create_api(service: Service, *, routing: RoutingArgs, limits: LimitArgs) -> 
             created=int(time.time()),
             kind="chat" if chat else "text",
             decision=decision,
+            with_logprobs=body.wanted_logprobs is not None,
             include_usage=body.include_usage,
         )
-        pieces = until(end, service.generate(generation_of(body, decision, reply.id)))
+        generations = [service.generate(one) for one in generations_of(body, decision, reply.id)]
+        pieces = until(end, merged(generations))
         headers = {"x-dlp-adapters": str(decision.mix)}
         if body.stream:
             # the first piece is waited for here, so that a refusal still has its status and headers
             first = await anext(pieces)
-            return EventStream(events(reply, first, pieces), headers=headers)
-        return JSONResponse(await collect(reply, pieces), headers=headers)
+            return EventStream(events(reply, body.n, first, pieces), headers=headers)
+        return JSONResponse(await collect(reply, body.n, pieces), headers=headers)
 
     openapi_docs.describe(api, ChatRequest, CompletionRequest, TextRequest)
     return api
@@ -129,25 +134,36 @@ class EventStream(StreamingResponse):
             await super().stream_response(send)
 
 
-async def collect(reply: Reply, pieces: AsyncGenerator[Piece, None]) -> dict[str, Any]:
-    texts: list[str] = []
+async def collect(reply: Reply, choices: int, pieces: AsyncGenerator[IndexedPiece, None]) -> dict[str, Any]:
+    answers = [Answer() for _ in range(choices)]
     async with aclosing(pieces):
-        async for piece in pieces:
+        async for index, piece in pieces:
             if isinstance(piece, Finished):
-                return reply.whole("".join(texts), piece)
-            texts.append(piece.text)
-    raise DLPError("the backbone ended a generation without saying why")
+                answers[index].finished = piece
+            else:
+                answers[index].add(piece)
+    if any(answer.finished is None for answer in answers):
+        raise DLPError("the backbone ended a generation without saying why")
+    return reply.whole(answers)
 
 
-async def events(reply: Reply, first: Piece, rest: AsyncGenerator[Piece, None]) -> AsyncGenerator[str, None]:
+async def events(
+    reply: Reply, choices: int, first: IndexedPiece, rest: AsyncGenerator[IndexedPiece, None]
+) -> AsyncGenerator[str, None]:
     """The answer as server-sent events. An error after the first token becomes the last event, without [DONE]."""
+    finished: dict[int, Finished] = {}
     async with aclosing(rest):
         try:
-            for chunk in reply.opening():
+            for chunk in reply.opening(choices):
                 yield event(chunk)
-            async for piece in chain(first, rest):
-                chunks = reply.closing(piece) if isinstance(piece, Finished) else [reply.delta(piece.text)]
-                for chunk in chunks:
+            async for index, piece in chain(first, rest):
+                if isinstance(piece, Delta):
+                    yield event(reply.delta(index, piece))
+                    continue
+                finished[index] = piece
+                end = reply.ending(index, piece)
+                ended = len(finished) == choices
+                for chunk in reply.closing(end, [finished[i] for i in range(choices)]) if ended else [end]:
                     yield event(chunk)
         except Exception as error:
             yield event(errors_http.body_of(errors_http.from_any(error)))
@@ -160,7 +176,7 @@ def event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, separators=(',', ':'), allow_nan=False)}\n\n"
 
 
-async def chain(first: Piece, rest: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
+async def chain(first: IndexedPiece, rest: AsyncIterator[IndexedPiece]) -> AsyncIterator[IndexedPiece]:
     yield first
     async for piece in rest:
         yield piece

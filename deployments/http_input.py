@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TypeVar
 
 from fastapi import Request
@@ -72,19 +73,33 @@ def wish_of(body: AnyRequest, routing: RoutingArgs) -> Wish:
         top_p=routing.top_p if options.top_p is None else options.top_p,
         max_adapters=most,
         min_confidence=routing.min_confidence if options.min_confidence is None else options.min_confidence,
+        by_sentence=options.granularity == "sentence",
         adapters=None if explicit is None else tuple((part.name, part.weight) for part in explicit),
     )
 
 
-def generation_of(body: ChatRequest | CompletionRequest, decision: Decision, request_id: str) -> GenerationRequest:
-    return GenerationRequest(
+def generations_of(
+    body: ChatRequest | CompletionRequest, decision: Decision, request_id: str
+) -> list[GenerationRequest]:
+    """One for each of the `n` choices. A seed makes them repeatable and still different from each other."""
+    first = GenerationRequest(
         request_id=request_id,
         bank=decision.bank,
         mix=decision.mix,
+        by_sentence=decision.wish if decision.by_sentence else None,
         source=body.source,
         max_tokens=body.wanted_tokens,
+        min_tokens=body.min_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
         top_k=body.top_k,
+        repetition_penalty=body.repetition_penalty,
+        seed=body.seed,
+        logprobs=body.wanted_logprobs,
+        ignore_eos=body.ignore_eos,
         stop=tuple(body.stop),
     )
+    return [
+        replace(first, request_id=f"{request_id}-{index}", seed=None if body.seed is None else body.seed + index)
+        for index in range(body.n)
+    ]

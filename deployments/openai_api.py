@@ -20,6 +20,12 @@ from dlp_core.errors import InvalidRequest
 MAX_STOPS = 4
 """Stop strings of one request, as in OpenAI's API."""
 
+MAX_CHOICES = 16
+"""Completions of one request (`n`)."""
+
+MAX_LOGPROBS = 20
+"""Alternatives per token, as in OpenAI's API and in dlp_core/engine/sampling.py, which needs torch to be imported."""
+
 
 def unsupported(field: str, why: str) -> PydanticCustomError:
     """A field of OpenAI's API that is refused; from_validation() names it by its full path."""
@@ -69,12 +75,6 @@ class DLPOptions(_Body):
     min_confidence: float | None = Field(default=None, ge=0, le=1)
     granularity: Literal["request", "sentence"] = "request"
     adapters: list[AdapterWeight] | None = None
-
-    @model_validator(mode="after")
-    def _granularity_is_served(self) -> Self:
-        if self.granularity == "sentence":
-            raise unsupported("granularity", '"sentence" is not supported by this server yet; use "request"')
-        return self
 
 
 def _text_of(content: object) -> object:
@@ -135,7 +135,6 @@ class _Choice(_Body):
 
 class _Generation(_Choice):
     neutral = {
-        "n": (1,),
         "frequency_penalty": (0, 0.0),
         "presence_penalty": (0, 0.0),
         "logit_bias": ({},),
@@ -143,16 +142,20 @@ class _Generation(_Choice):
         "store": (False,),
     }
 
+    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
     max_tokens: int | None = Field(default=None, ge=1)
+    min_tokens: int = Field(default=0, ge=0)
     temperature: float = Field(default=0.0, ge=0, le=2)  # absent means greedy
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)  # 0 keeps every token
+    repetition_penalty: float = Field(default=1.0, gt=0, le=100)
+    ignore_eos: bool = False
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_stops_of)] = Field(
         default_factory=list, max_length=MAX_STOPS
     )
     stream: bool = False
     stream_options: StreamOptions | None = None
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=-(2**62), lt=2**62)
 
     # accepted and not used: they say who asks, not what to answer
     user: str | None = None
@@ -178,9 +181,17 @@ class _Generation(_Choice):
     def _fields_agree(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options needs stream: true", param="stream_options")
-        if self.seed is not None and self.temperature > 0:
-            raise unsupported("seed", "it is not supported with a temperature above 0; greedy answers need no seed")
+        if self.wanted_tokens is not None and self.min_tokens > self.wanted_tokens:
+            raise InvalidRequest(
+                f"min_tokens is {self.min_tokens}, above the {self.wanted_tokens} the completion may have",
+                param="min_tokens",
+            )
         return self
+
+    @property
+    @abstractmethod
+    def wanted_logprobs(self) -> int | None:
+        """Alternatives reported beside each token; None for no log-probabilities at all."""
 
 
 class ChatRequest(_Generation):
@@ -190,7 +201,6 @@ class ChatRequest(_Generation):
         "audio": (),
         "function_call": ("none", "auto"),
         "functions": ([],),
-        "logprobs": (False,),
         "modalities": (["text"],),
         "moderation": (),
         "parallel_tool_calls": (True, False),
@@ -201,13 +211,14 @@ class ChatRequest(_Generation):
         "response_format": ({"type": "text"},),
         "tool_choice": ("none", "auto"),
         "tools": ([],),
-        "top_logprobs": (0,),
         "verbosity": (),
         "web_search_options": (),
     }
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int = Field(default=0, ge=0, le=MAX_LOGPROBS)
 
     @model_validator(mode="after")
     def _somebody_says_something(self) -> Self:
@@ -220,6 +231,16 @@ class ChatRequest(_Generation):
         if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
             raise InvalidRequest("max_tokens and max_completion_tokens differ; give one", param="max_tokens")
         return self
+
+    @model_validator(mode="after")
+    def _top_logprobs_of_something(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+        return self
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        return self.top_logprobs if self.logprobs else None
 
     @property
     def source(self) -> tuple[Message, ...]:
@@ -248,12 +269,16 @@ class CompletionRequest(_Generation):
     neutral = _Generation.neutral | {
         "best_of": (1,),
         "echo": (False,),
-        "logprobs": (),
         "suffix": ("",),
     }
 
     prompt: Annotated[str, BeforeValidator(_one_prompt), Field(min_length=1)]
     max_tokens: int | None = Field(default=16, ge=1)  # OpenAI's default here
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        return self.logprobs
 
     @property
     def source(self) -> str:

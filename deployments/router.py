@@ -9,8 +9,8 @@ from ray import serve
 from deployments.args import AppArgs
 from deployments.once import Once
 from dlp_core.bank import load_manifest
+from dlp_core.bank_source import read_router
 from dlp_core.disk_cache import DiskCache
-from dlp_core.errors import UnknownModel
 from dlp_core.router import Router as BankRouter
 from dlp_core.router import Routing
 from dlp_core.store import open_store
@@ -41,11 +41,7 @@ class Router:
         return await asyncio.to_thread(_route, routers, texts)
 
     def _load(self, bank: str) -> BankRouter:
-        entry = load_manifest(self._store, bank).router
-        if entry is None:
-            raise UnknownModel(f"bank {bank} has no router")
-        with self._cache.lease(self._store, entry) as folder:
-            return BankRouter.load(folder)
+        return read_router(self._store, self._cache, load_manifest(self._store, bank))
 
 
 def _route(routers: list[BankRouter], texts: list[str]) -> list[Routing]:

@@ -11,6 +11,7 @@ from dlp_core.bank import AdapterEntry, BankManifest
 from dlp_core.disk_cache import DiskCache
 from dlp_core.errors import UnknownModel
 from dlp_core.mix import Mix
+from dlp_core.router import Router
 from dlp_core.store import AdapterStore
 
 
@@ -47,6 +48,15 @@ class BankSource:
             raise UnknownModel(f"adapter {name!r} is in no bank this replica has seen") from None
 
 
+def read_router(store: AdapterStore, cache: DiskCache, manifest: BankManifest) -> Router:
+    """The router of a bank, through the disk cache. Raises UnknownModel if the bank has none, AdapterUnavailable if
+    it cannot be fetched now, BankError if it cannot be read."""
+    if manifest.router is None:
+        raise UnknownModel(f"bank {manifest.version} has no router")
+    with cache.lease(store, manifest.router) as folder:
+        return Router.load(folder)
+
+
 def qualified(mix: Mix, manifest: BankManifest) -> Mix:
     """`mix` with each adapter named `name@version`, as the engine knows it. Raises UnknownModel."""
     keys = {entry.name: _key(entry) for entry in manifest.adapters}
@@ -54,6 +64,11 @@ def qualified(mix: Mix, manifest: BankManifest) -> Mix:
         if name not in keys:
             raise UnknownModel(f"adapter {name!r} does not exist in bank {manifest.version}")
     return Mix.of([(keys[part.name], part.weight) for part in mix.adapters])
+
+
+def unqualified(mix: Mix) -> Mix:
+    """`mix` with each adapter named as in its bank: what `qualified` was given."""
+    return Mix.of([(part.name.rpartition("@")[0], part.weight) for part in mix.adapters])
 
 
 def _key(entry: AdapterEntry) -> str:

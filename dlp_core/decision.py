@@ -36,6 +36,7 @@ class Wish:
     top_p: float
     max_adapters: int
     min_confidence: float | None = None
+    by_sentence: bool = False  # each sentence under a mix of its own, where the router decides
     adapters: tuple[tuple[str, float], ...] | None = None  # explicit (name, weight); None lets the model decide
 
 
@@ -46,12 +47,17 @@ class Decision:
     wish: Wish
     bank: str
     mix: Mix
-    digests: Mapping[str, str]  # of the mix's adapters, as the bank promises them
+    digests: Mapping[str, str]  # of the bank's adapters, as it promises them
     reason: Reason
     router: str | None = None
     confidence: float | None = None
     none: float | None = None
     probabilities: Mapping[str, float] | None = None
+
+    @property
+    def by_sentence(self) -> bool:
+        """Whether the request's sentences are routed one by one: asked for, and nobody chose the adapters."""
+        return self.wish.by_sentence and self.probabilities is not None
 
 
 async def decide(bank: BankManifest, wish: Wish, text: str, route: Callable[[str], Awaitable[Routing]]) -> Decision:
@@ -64,7 +70,7 @@ async def decide(bank: BankManifest, wish: Wish, text: str, route: Callable[[str
     named = _named_adapter(wish.model, base=base, names=digests, bank=bank.version)
 
     def decided(mix: Mix, reason: Reason) -> Decision:
-        return Decision(wish, bank.version, mix, {name: digests[name] for name in mix.names}, reason)
+        return Decision(wish, bank.version, mix, digests, reason)
 
     if wish.adapters is not None:
         if named is not None:
@@ -83,15 +89,23 @@ async def decide(bank: BankManifest, wish: Wish, text: str, route: Callable[[str
             param="model",
         )
     routing = await route(text)
-    fits = routing.mix(top_p=wish.top_p, max_adapters=wish.max_adapters)
-    sure = wish.min_confidence is None or routing.confidence >= wish.min_confidence
     return replace(
-        decided(fits if sure else EMPTY_MIX, "none_of_these" if not fits else "routed" if sure else "low_confidence"),
+        decided(*choose(wish, routing)),
         router=bank.router.version,
         confidence=routing.confidence,
         none=routing.none,
         probabilities=routing.probabilities,
     )
+
+
+def choose(wish: Wish, routing: Routing) -> tuple[Mix, Reason]:
+    """The mix of a text that the router made this of, and why."""
+    mix = routing.mix(top_p=wish.top_p, max_adapters=wish.max_adapters)
+    if not mix:
+        return EMPTY_MIX, "none_of_these"
+    if wish.min_confidence is not None and routing.confidence < wish.min_confidence:
+        return EMPTY_MIX, "low_confidence"
+    return mix, "routed"
 
 
 def _named_adapter(model: str, *, base: str, names: Container[str], bank: str) -> str | None:

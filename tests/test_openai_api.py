@@ -19,7 +19,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from deployments.args import LimitArgs, RoutingArgs
-from deployments.generation import Delta, Finished, GenerationRequest, Span
+from deployments.generation import Delta, Finished, GenerationRequest, Logprob, Span, TokenText
 from deployments.http_api import create_api
 from dlp_core.decision import Decision, Wish, decide
 from dlp_core.errors import AdapterUnavailable, EngineFailed, EngineFull, PromptTooLong, StoreUnavailable
@@ -89,7 +89,9 @@ class EchoService:
                 await asyncio.sleep(self.delay)
                 if self.fail is not None and index == self.fail_after:
                     raise self.fail
-                yield Delta(f"{word} ")
+                token = TokenText(f"{word} ", f"{word} ".encode(), -0.5)
+                found = Logprob(token, (token,)[: request.logprobs], sum(len(word) + 1 for word in words[:index]))
+                yield Delta(f"{word} ", () if request.logprobs is None else (found,))
             yield Finished("stop", 7, len(words), (Span(0, 7 + len(words), request.mix),))
         finally:
             self.closed += 1
@@ -328,6 +330,89 @@ def test_parameters_reach_the_backbone(http: TestClient, service: EchoService) -
     assert len({request.request_id for request in service.asked}) == 3
 
 
+def test_the_rarer_parameters_reach_the_backbone(http: TestClient, service: EchoService) -> None:
+    rare = {"min_tokens": 2, "repetition_penalty": 1.1, "seed": 7, "ignore_eos": True}
+    http.post("/chat/completions", json=chat(logprobs=True, top_logprobs=3, **rare))
+    http.post("/chat/completions", json=chat(logprobs=True))
+    http.post("/completions", json={"model": "auto", "prompt": "a", "logprobs": 0})
+    http.post("/completions", json={"model": "auto", "prompt": "a"})
+    assert [request.logprobs for request in service.asked] == [3, 0, 0, None]
+    assert {key: getattr(service.asked[0], key) for key in rare} == rare
+
+
+@pytest.mark.parametrize(
+    ("changes", "routed"),
+    [
+        ({}, True),
+        ({"model": BASE}, False),
+        ({"model": "sql"}, False),
+        ({"dlp": {"granularity": "sentence", "adapters": [{"name": "sql"}]}}, False),
+        ({"dlp": {"granularity": "request"}}, False),
+    ],
+)
+def test_sentences_are_routed_where_the_router_decides(
+    http: TestClient, service: EchoService, changes: dict[str, Any], routed: bool
+) -> None:
+    body = {"dlp": {"granularity": "sentence", "top_p": 0.6, "min_confidence": 0.2}} | changes
+    assert http.post("/chat/completions", json=chat(**body)).status_code == 200
+    wish = service.asked[0].by_sentence
+    assert (wish is not None) == routed
+    if wish is not None:
+        assert (wish.top_p, wish.max_adapters, wish.min_confidence) == (0.6, 3, 0.2)
+
+
+def test_several_choices(client: openai.OpenAI, service: EchoService) -> None:
+    reply = client.chat.completions.create(**chat("sql it", n=3, seed=5, temperature=0.5))
+    assert [(choice.index, choice.message.content) for choice in reply.choices] == [(i, "sql it ") for i in range(3)]
+    assert [request.seed for request in service.asked] == [5, 6, 7]
+    assert len({request.request_id for request in service.asked}) == 3
+    assert reply.usage is not None
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (7, 6)
+    assert reply.model_extra is not None
+    assert [spans[0]["end"] for spans in reply.model_extra["dlp"]["choices"]] == [9, 9, 9]
+
+
+def test_several_choices_in_a_stream(client: openai.OpenAI, service: EchoService) -> None:
+    chunks = list(client.chat.completions.create(**chat("a b c", n=2, stream=True)))
+    texts = {0: "", 1: ""}
+    for chunk in chunks:
+        texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert texts == {0: "a b c ", 1: "a b c "}
+    assert [chunk.choices[0].finish_reason for chunk in chunks].count("stop") == 2
+    assert [chunk.model_extra is not None and "dlp" in chunk.model_extra for chunk in chunks] == [
+        *[False] * (len(chunks) - 1),
+        True,
+    ]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_choice_that_fails_closes_the_others(http: TestClient, service: EchoService, stream: bool) -> None:
+    service.fail, service.fail_after, service.delay = EngineFailed("gone"), 1, 0.01
+    answer = http.post("/chat/completions", json=chat("a b c d", n=4, stream=stream))
+    assert answer.status_code == (200 if stream else 503)
+    assert "gone" in answer.text
+    assert "[DONE]" not in answer.text
+    assert service.closed == 4
+
+
+def test_log_probabilities(client: openai.OpenAI, service: EchoService) -> None:
+    chat_reply = client.chat.completions.create(**chat("sql é", logprobs=True, top_logprobs=1))
+    assert chat_reply.choices[0].logprobs is not None
+    first, second = chat_reply.choices[0].logprobs.content or ()
+    assert (first.token, first.logprob, first.bytes) == ("sql ", -0.5, list(b"sql "))
+    assert second.bytes == list("é ".encode())
+    assert [(other.token, other.logprob) for other in second.top_logprobs] == [("é ", -0.5)]
+    text_reply = client.completions.create(model="auto", prompt="sql it", logprobs=1)
+    found = text_reply.choices[0].logprobs
+    assert found is not None
+    assert (found.tokens, found.token_logprobs, found.text_offset) == (["sql ", "it "], [-0.5, -0.5], [0, 4])
+    assert found.top_logprobs == [{"sql ": -0.5}, {"it ": -0.5}]
+    assert client.chat.completions.create(**chat()).choices[0].logprobs is None
+    streamed = client.chat.completions.create(**chat("a b", logprobs=True, stream=True))
+    contents = [chunk.choices[0].logprobs.content for chunk in streamed if chunk.choices[0].logprobs]
+    assert [one.token for content in contents for one in content or ()] == ["a ", "b "]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -359,13 +444,9 @@ def test_an_answer_may_be_passed_back_as_a_turn(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
-        ({"n": 2}, "n"),
-        ({"n": True}, "n"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"functions": [{}]}, "functions"),
-        ({"logprobs": True}, "logprobs"),
-        ({"top_logprobs": 3}, "top_logprobs"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"frequency_penalty": -1}, "frequency_penalty"),
@@ -375,8 +456,6 @@ def test_an_answer_may_be_passed_back_as_a_turn(client: openai.OpenAI) -> None:
         ({"reasoning_effort": "low"}, "reasoning_effort"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"prediction": {}}, "prediction"),
-        ({"seed": 1, "temperature": 0.5}, "seed"),
-        ({"dlp": {"granularity": "sentence"}}, "dlp.granularity"),
         ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages.0.tool_calls"),
     ],
 )
@@ -427,6 +506,18 @@ def test_a_missing_field_is_named(http: TestClient, field: str) -> None:
         ({"top_p": 0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
         ({"top_k": -1}, "top_k"),
+        ({"n": 0}, "n"),
+        ({"n": 17}, "n"),
+        ({"n": True}, "n"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"min_tokens": 6, "max_tokens": 5}, "min_tokens"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"ignore_eos": 1}, "ignore_eos"),
+        ({"logprobs": 2}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"seed": 0.5}, "seed"),
+        ({"seed": 2**64}, "seed"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
         ({"stop": ""}, "stop.0"),
         ({"stop": ["a", ""]}, "stop.1"),

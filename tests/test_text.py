@@ -16,10 +16,43 @@ CODEC = TextCodec(TOKENIZER, context=64)
 
 
 def test_a_chat_is_encoded_by_the_models_template() -> None:
-    ids = CODEC.encode_chat([Message("system", "Be brief."), Message("user", "Hi")])
-    assert TOKENIZER.decode(ids) == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    turns = [Message("system", "Be brief."), Message("user", "  Hi ")]
+    prompt = CODEC.encode_chat(turns)
+    assert (
+        prompt.text
+        == TOKENIZER.decode(prompt.ids)
+        == ("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n  Hi <|im_end|>\n<|im_start|>assistant\n")
     )
+    assert [prompt.text[start:end] for start, end in prompt.turns] == ["Be brief.", "Hi"]
+    same = [{"role": turn.role, "content": turn.content} for turn in turns]
+    assert prompt.ids == TOKENIZER.apply_chat_template(same, add_generation_prompt=True, return_dict=False)
+
+
+def test_a_prompt_knows_where_its_tokens_are() -> None:
+    prompt = CODEC.encode("the user. 日本")
+    assert prompt.turns == ((0, 12),)
+    for offset, character in enumerate(prompt.text):
+        assert character in TOKENIZER.decode(prompt.ids[: prompt.token_at(offset) + 1]) or ord(character) > 127
+    assert prompt.token_at(len(prompt.text)) == len(prompt.ids)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
+def test_token_bytes_are_the_text(text: str) -> None:
+    ids = TOKENIZER(text).input_ids
+    assert b"".join(CODEC.token_text(token)[1] for token in ids) == text.encode()
+
+
+@given(st.text("ab#", max_size=20), st.sampled_from([["#"], ["b#a"], ["ab", "ba#"], []]))
+def test_released_tokens_are_those_whose_text_was_sent(text: str, stop: list[str]) -> None:
+    stream = CODEC.stream(CODEC.encode("x"), stop)
+    ids = TOKENIZER(text).input_ids
+    sent = ""
+    for token in ids:
+        sent += stream.push([token])
+        assert sent.startswith(TOKENIZER.decode(ids[: stream.released]))
+    sent += stream.finish()
+    assert sent.startswith(TOKENIZER.decode(ids[: stream.released]))
+    assert stream.stopped or stream.released == len(ids)
 
 
 def test_a_template_may_refuse_the_turns() -> None:
@@ -31,7 +64,7 @@ def test_a_template_may_refuse_the_turns() -> None:
 
 
 def test_a_prompt_of_too_many_tokens_is_refused() -> None:
-    assert len(CODEC.encode("é" * 30)) < 64
+    assert len(CODEC.encode("é" * 30).ids) < 64
     with pytest.raises(PromptTooLong, match="64") as refused:
         CODEC.encode("é" * 60)
     assert refused.value.param == "prompt"

@@ -175,7 +175,7 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
             self.output_router.result_handlers.pop(request_id, None)
 
     def spans(self, request_id: str, tokens: int) -> tuple[Span, ...]:
-        """What a request that has ended with that many tokens ran under. Before `forget`."""
+        """What the first `tokens` tokens of a request ran under. Before `forget`."""
         return self._requests[request_id].timeline.spans(tokens)
 
     def cache_free(self) -> float:

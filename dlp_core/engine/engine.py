@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dlp_core.config import EngineConfig
@@ -33,7 +33,7 @@ class TokenEvent:
     """One for each of `token_ids`, if the request asked for them."""
     finish_reason: FinishReason | None = None
     spans: tuple[Span, ...] = ()
-    """With the finish reason: which tokens of prompt and completion ran under which mix."""
+    """Which tokens of prompt and completion, up to this event's last, ran under which mix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,16 +196,13 @@ class FusedEngine:
             tokens = output.token_ids
             stopped = output.finished and not sampling.ignore_eos and bool(tokens) and tokens[-1] in self._eos
             count = len(tokens) - stopped
+            spans = self._batching.spans(request_id, prompt_tokens + count)
+            event = TokenEvent(tokens[sent:count], output.logprobs[sent:count], spans=spans)
             if output.finished:
-                yield TokenEvent(
-                    tokens[sent:count],
-                    output.logprobs[sent:count],
-                    "stop" if stopped else "length",
-                    self._batching.spans(request_id, prompt_tokens + count),
-                )
+                yield replace(event, finish_reason="stop" if stopped else "length")
                 return
             if count > sent:
-                late = TokenEvent(tokens[sent:count], output.logprobs[sent:count])
+                late = event
                 if results.empty():  # else a newer output may say it all
                     yield late
                     sent, late = count, None

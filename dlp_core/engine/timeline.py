@@ -60,36 +60,44 @@ class Span:
     mix: Mix
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One span as it is carried out."""
+
+    start: int
+    mix: Mix
+    parts: tuple[tuple[int, float], ...]
+    identity: bytes
+    """What keys and values depend on beside the tokens: the adapters' bytes and weights, in whatever order."""
+
+
 class Timeline:
-    """A plan as it is carried out, with the slots its adapters are in."""
+    """A plan as it is carried out, with the slots its adapters are in.
+
+    Changed on the generation thread only; `spans` may be asked on any.
+    """
 
     def __init__(self, plan: Plan, pins: Mapping[str, Pin]) -> None:
-        self._starts = [start for start, _ in plan.spans]
-        self._mixes = [mix for _, mix in plan.spans]
+        self._pins = pins
+        self._entries = tuple(self._entry(start, mix) for start, mix in plan.spans)
         self._salted: list[int] = []
-        self.place(pins)
 
     def place(self, pins: Mapping[str, Pin]) -> None:
         """Takes note of where the adapters are now: `pins` has those of all spans, and perhaps more."""
         self._pins = pins
-        self._parts = [self._parts_of(mix) for mix in self._mixes]
-        self._identities = [self._identity(mix) for mix in self._mixes]
+        self._entries = tuple(self._entry(entry.start, entry.mix) for entry in self._entries)
 
     def change(self, position: int, mix: Mix) -> None:
         """Tokens from `position` on run under `mix`. They must not have run yet."""
-        if mix == self._mixes[-1]:
-            return
-        keep = len(self._starts) - (position == self._starts[-1])
-        self._starts[keep:] = [position]
-        self._mixes[keep:] = [mix]
-        self._parts[keep:] = [self._parts_of(mix)]
-        self._identities[keep:] = [self._identity(mix)]
-        del self._salted[position:]
+        if mix != self._entries[-1].mix:
+            kept = tuple(entry for entry in self._entries if entry.start < position)
+            self._entries = (*kept, self._entry(position, mix))
+            del self._salted[position:]
 
     @property
     def names(self) -> tuple[str, ...]:
         """Adapters of all spans so far, each once: what it takes to compute the request again."""
-        return tuple(dict.fromkeys(name for mix in self._mixes for name in mix.names))
+        return tuple(dict.fromkeys(name for entry in self._entries for name in entry.mix.names))
 
     def holds(self, mix: Mix) -> bool:
         """Whether the adapters of `mix` are among the pinned ones."""
@@ -98,20 +106,19 @@ class Timeline:
     def segments(self, start: int, length: int) -> list[Segment]:
         """The mixes of `length` tokens from `start` on."""
         found = []
-        index = bisect_right(self._starts, start) - 1
         end = start + length
-        while start < end:
-            stop = min(end, self._starts[index + 1]) if index + 1 < len(self._starts) else end
-            found.append(Segment(stop - start, self._parts[index]))
-            start, index = stop, index + 1
+        for entry, until in zip(self._entries, (*(e.start for e in self._entries[1:]), end), strict=True):
+            stop = min(end, until)
+            if stop > start:
+                found.append(Segment(stop - start, entry.parts))
+                start = stop
         return found
 
     def spans(self, tokens: int) -> tuple[Span, ...]:
-        """The mixes of a request that ended with that many tokens."""
-        starts = [start for start in self._starts if start < tokens]
-        return tuple(
-            Span(start, end, mix) for start, end, mix in zip(starts, [*starts[1:], tokens], self._mixes, strict=False)
-        )
+        """What the first `tokens` tokens ran under."""
+        entries = [entry for entry in self._entries if entry.start < tokens]
+        ends = [*(entry.start for entry in entries[1:]), tokens]
+        return tuple(Span(entry.start, end, entry.mix) for entry, end in zip(entries, ends, strict=True))
 
     def salted(self, token_ids: list[int]) -> list[int]:
         """A number for each token that is equal only for the same token under the same mix of the same adapters.
@@ -120,16 +127,17 @@ class Timeline:
         32 bits each, keyed anew in every process; the cache hashes a block of them to 64 bits.
         """
         for position in range(len(self._salted), len(token_ids)):
-            index = bisect_right(self._starts, position) - 1
+            entry = self._entries[bisect_right(self._entries, position, key=lambda entry: entry.start) - 1]
             token = token_ids[position].to_bytes(4, "little")
-            digest = hashlib.blake2b(token + self._identities[index], digest_size=4, key=_KEY).digest()
+            digest = hashlib.blake2b(token + entry.identity, digest_size=4, key=_KEY).digest()
             self._salted.append(int.from_bytes(digest, "little", signed=True))
         return self._salted[: len(token_ids)]
 
-    def _parts_of(self, mix: Mix) -> tuple[tuple[int, float], ...]:
-        return tuple((self._pins[part.name].slot, part.weight) for part in mix.adapters)
-
-    def _identity(self, mix: Mix) -> bytes:
-        """What K and V depend on beside the tokens: the adapters' bytes and weights, in whatever order."""
-        parts = sorted((self._pins[part.name].digest, part.weight) for part in mix.adapters)
-        return repr(parts).encode()
+    def _entry(self, start: int, mix: Mix) -> _Entry:
+        pinned = [(self._pins[part.name], part.weight) for part in mix.adapters]
+        return _Entry(
+            start,
+            mix,
+            parts=tuple((pin.slot, weight) for pin, weight in pinned),
+            identity=repr(sorted((pin.digest, weight) for pin, weight in pinned)).encode(),
+        )

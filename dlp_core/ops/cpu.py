@@ -212,7 +212,7 @@ class CpuOp:
             rows.extend([row] * segment.length)
         device = pack.residents[0].buffer.device
         w_TS = torch.tensor(rows, dtype=torch.float32, device=device)
-        return Step(pack, w_TS, None if head_rows is None else torch.tensor(head_rows, device=device))
+        return Step(pack, w_TS, None if head_rows is None else torch.tensor(head_rows, dtype=torch.long, device=device))
 
     def _reusable(self, active: tuple[int, ...], residents: Mapping[int, Resident]) -> _Pack | None:
         pack = self._pack
