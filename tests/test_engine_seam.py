@@ -65,6 +65,9 @@ def test_the_records_carry_the_fields_that_are_read() -> None:
     assert "self.active_requests" in source
     assert "self.waiting_requests" in source
     assert "self.block_new_requests" in source
+    source = inspect.getsource(ContinuousBatchingIOs)
+    assert "logits_indices.append(cumulative_seqlens_q[-1] - 1)" in source
+    assert "logits_indices=self.logits_indices[:num_sequences]" in source
     # a batch's positions have moved on by the time its forward pass runs
     assert "state.position_offset += query_length" in inspect.getsource(ContinuousBatchingIOs.prepare_batch_tensors)
 

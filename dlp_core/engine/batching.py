@@ -200,6 +200,7 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         )
         ends = accumulate(r.query_length for r in batch)
         head_rows = [end - 1 for end, r in zip(ends, batch, strict=True) if r.has_new_token]
+        head_rows += [0] * (len(batch) - len(head_rows))  # a row per request: the library leaves the rest at token 0
         with self._fusion.batch(segments, head_rows):
             super()._generation_step()
 
