@@ -22,18 +22,18 @@ class GenerationRequest:
     request_id: str
     bank: str  # the version that `mix` was chosen from
     mix: Mix
-    by_sentence: Wish | None  # how to choose a mix for each sentence; None: `mix` is for all of them
     source: tuple[Message, ...] | str  # a conversation, or a bare prompt
-    max_tokens: int | None  # None: the replica's default, or what room the prompt leaves
-    min_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    repetition_penalty: float
-    seed: int | None
-    logprobs: int | None  # alternatives beside each token; None: no logprobs
-    ignore_eos: bool
-    stop: tuple[str, ...]
+    max_tokens: int | None = None  # None: the replica's default, or what room the prompt leaves
+    min_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    logprobs: int | None = None  # alternatives beside each token; None: no logprobs
+    ignore_eos: bool = False
+    stop: tuple[str, ...] = ()
+    by_sentence: Wish | None = None  # how to choose a mix for each sentence; None: `mix` is for all of them
 
 
 @dataclass(frozen=True, slots=True)

@@ -252,6 +252,55 @@ def test_a_stop_string_ends_the_answer_before_it(app: Application) -> None:
     assert reply["usage"]["completion_tokens"] < 40
 
 
+def test_sentences_run_under_mixes_of_their_own(app: Application) -> None:
+    first, second = TASKS["sql"].format(3).capitalize(), TASKS["dates"].format(4).capitalize()
+    text = f"{first}. {second}."
+    question = {"dlp": {"granularity": "sentence", "max_adapters": 1}, "max_tokens": 60}
+    reply = ask(app, text, **question)
+    spans = reply["dlp"]["spans"]
+    assert [part["adapter"] for span in spans[:2] for part in span["mix"]] == ["sql", "dates"]
+    assert [span["start"] for span in spans] == [0, *(span["end"] for span in spans[:-1])]
+    assert spans[-1]["end"] == reply["usage"]["total_tokens"]
+    border = tiny_tokenizer().decode(app.chat_ids(text)[: spans[0]["end"]])
+    assert border.endswith(f"{first}. ")
+    assert all(part["digest"].startswith("sha256:") for span in spans for part in span["mix"])
+    with ThreadPoolExecutor(4) as pool:
+        others = [pool.submit(ask, app, text, **question), pool.submit(ask, app, text)]
+        assert others[0].result()["dlp"]["spans"] == spans
+        assert text_of(others[0].result()) == text_of(reply) != text_of(others[1].result())
+
+
+def test_several_choices_of_a_seed_can_be_had_again(app: Application) -> None:
+    question: dict[str, Any] = {"model": "sql", "messages": [{"role": "user", "content": "hello"}], "temperature": 1.5}
+    runs = [app.client.chat.completions.create(**question, n=3, seed=11, max_tokens=20) for _ in range(2)]
+    texts = [[choice.message.content for choice in run.choices] for run in runs]
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) == 3
+    one = app.client.chat.completions.create(**question, seed=12, max_tokens=20)
+    assert one.choices[0].message.content == texts[0][1]
+    chunks = list(app.client.chat.completions.create(**question, n=3, seed=11, max_tokens=20, stream=True))
+    streamed = ["", "", ""]
+    for chunk in chunks:
+        streamed[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert streamed == texts[0]
+
+
+def test_log_probabilities_are_of_the_tokens_sent(app: Application) -> None:
+    question: dict[str, Any] = {"model": "sql", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 20}
+    whole = app.client.chat.completions.create(**question, logprobs=True, top_logprobs=2).choices[0]
+    assert whole.logprobs is not None
+    found = whole.logprobs.content or []
+    said = b"".join(bytes(one.bytes or ()) for one in found).decode(errors="ignore")
+    assert said == str(whole.message.content).replace("\ufffd", "")  # a random model writes what is no text
+    assert all(one.logprob == one.top_logprobs[0].logprob < 0 for one in found), "greedy picks the likeliest"
+    stop = said[6:9]
+    cut = app.client.chat.completions.create(**question, logprobs=True, stop=[stop]).choices[0]
+    assert cut.logprobs is not None
+    said = b"".join(bytes(one.bytes or ()) for one in cut.logprobs.content or []).decode(errors="ignore")
+    assert str(cut.message.content).replace("\ufffd", "").startswith(said)
+    assert stop not in said
+
+
 def test_sampling_differs_and_greedy_does_not(app: Application) -> None:
     hot = {text_of(ask(app, "hello", model="sql", temperature=1.5)) for _ in range(3)}
     assert len(hot) > 1

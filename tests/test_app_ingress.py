@@ -18,7 +18,7 @@ from dlp_core.errors import EngineFailed, EngineFull
 from dlp_core.mix import EMPTY_MIX
 
 FINISHED = Finished("stop", 1, 2, (Span(0, 3, EMPTY_MIX),))
-REQUEST = GenerationRequest("id", "one", EMPTY_MIX, "hello", 5, 0.0, 1.0, 0, ())
+REQUEST = GenerationRequest("id", "one", EMPTY_MIX, "hello", 5)
 
 
 class Replicas:
