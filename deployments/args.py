@@ -65,6 +65,8 @@ class AppArgs(_Args):
     bank_poll_s: float = Field(default=5.0, gt=0)
     """How soon a publish or rollback is noticed, in seconds."""
     engine: EngineConfig = EngineConfig()
+    pinned_adapters: tuple[str, ...] = ()
+    """Adapters every backbone replica loads at once and never evicts, by their names in the bank."""
     cache: CacheArgs = CacheArgs()
     routing: RoutingArgs = RoutingArgs()
     limits: LimitArgs = LimitArgs()
@@ -82,5 +84,10 @@ class AppArgs(_Args):
             raise ValueError(
                 f"routing.most_adapters {self.routing.most_adapters} is above engine.slots {self.engine.slots}: "
                 "such a mix could never be resident"
+            )
+        if len(self.pinned_adapters) + self.routing.most_adapters > self.engine.slots:
+            raise ValueError(
+                f"{len(self.pinned_adapters)} pinned_adapters and routing.most_adapters {self.routing.most_adapters} "
+                f"together are above engine.slots {self.engine.slots}: some mixes could never be resident"
             )
         return self

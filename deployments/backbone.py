@@ -14,7 +14,7 @@ from deployments.generation import Delta, Finished, GenerationRequest
 from deployments.metrics import EngineMetrics
 from deployments.once import Once
 from dlp_core.bank import BankManifest, load_manifest
-from dlp_core.bank_source import BankSource, read_router
+from dlp_core.bank_source import BankSource, qualified_names, read_router
 from dlp_core.disk_cache import DiskCache
 from dlp_core.errors import BankError
 from dlp_core.router import Router
@@ -47,8 +47,10 @@ class FusedBackbone:
         self._reporting = asyncio.create_task(self._report())
 
     async def prepare(self, bank: str) -> None:
-        """Makes the adapters of a bank version known. Raises StoreUnavailable or BankError."""
-        await self._manifests.get(bank)
+        """Makes the adapters of a bank version known, and loads those that are pinned. Raises StoreUnavailable,
+        BankError, AdapterRefused or AdapterUnavailable."""
+        manifest = await self._manifests.get(bank)
+        await self._engine.keep(qualified_names(self._args.pinned_adapters, manifest))
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Finished, None]:
         """The pieces of one completion. Closing the generator aborts it in the engine."""

@@ -18,7 +18,7 @@ from dlp_core.text import TextCodec
 
 
 def load_engine(
-    args: AppArgs, source: AdapterSource, *, device: str, on_load: Callable[[str, float], None]
+    args: AppArgs, source: AdapterSource, *, device: str, on_load: Callable[[str, str, float], None]
 ) -> tuple[FusedEngine, TextCodec]:
     """The engine on `device` ("cpu", "cuda"), not started, and the codec that speaks its tokens.
 
@@ -32,6 +32,9 @@ def load_engine(
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, args.dtype))
     model = model.to(device).eval()
     fusion = install(model)
-    residency = Residency(source, fusion, args.engine.slots, on_load=on_load)
-    engine = FusedEngine(model, fusion, residency, args.engine)
+    config = args.engine
+    residency = Residency(
+        source, fusion, config.slots, slot_bytes=config.slot_bytes, host_bytes=config.host_bytes, on_load=on_load
+    )
+    engine = FusedEngine(model, fusion, residency, config)
     return engine, TextCodec(AutoTokenizer.from_pretrained(folder), context=engine.context)

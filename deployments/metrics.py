@@ -60,15 +60,17 @@ class EngineMetrics:
         self._running = Gauge("dlp_requests_running", "Requests in the batch.")
         self._waiting = Gauge("dlp_requests_waiting", "Requests that wait for their adapters.")
 
-    def loaded(self, adapter: str, seconds: float) -> None:
+    def loaded(self, adapter: str, tier: str, seconds: float) -> None:
         """`adapter` as the engine names it, name@version."""
-        self._loads.inc(tags={"adapter": adapter.rpartition("@")[0]})
-        self._load_seconds.observe(seconds, tags={"tier": "device"})
+        if tier == "device":
+            self._loads.inc(tags={"adapter": adapter.rpartition("@")[0]})
+        self._load_seconds.observe(seconds, tags={"tier": tier})
 
     def state(self, stats: EngineStats) -> None:
         self._running.set(stats.running)
         self._waiting.set(stats.waiting)
         self._resident.set(len(stats.resident), tags={"tier": "device"})
+        self._resident.set(stats.host_adapters, tags={"tier": "host"})
 
     def finished(self, finished: Finished) -> None:
         self._tokens.inc(finished.prompt_tokens, tags={"kind": "prompt"})

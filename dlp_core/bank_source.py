@@ -6,10 +6,12 @@ by side: a request that began under one bank keeps its bytes while the next one 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from dlp_core.adapter import Adapter, check_base, read_adapter
 from dlp_core.bank import AdapterEntry, BankManifest
 from dlp_core.disk_cache import DiskCache
-from dlp_core.errors import UnknownModel
+from dlp_core.errors import BankError, UnknownModel
 from dlp_core.mix import Mix
 from dlp_core.router import Router
 from dlp_core.store import AdapterStore
@@ -29,6 +31,9 @@ class BankSource:
 
     def digest(self, name: str) -> str:
         return self._entry(name)[0].digest
+
+    def size(self, name: str) -> int:
+        return self._entry(name)[0].size
 
     def load(self, name: str) -> Adapter:
         """Reads one adapter, from disk if it was fetched before.
@@ -64,6 +69,15 @@ def qualified(mix: Mix, manifest: BankManifest) -> Mix:
         if name not in keys:
             raise UnknownModel(f"adapter {name!r} does not exist in bank {manifest.version}")
     return Mix.of([(keys[part.name], part.weight) for part in mix.adapters])
+
+
+def qualified_names(names: Iterable[str], manifest: BankManifest) -> list[str]:
+    """Adapters of a bank by the names the engine knows them by. Raises BankError for one the bank does not have."""
+    keys = {entry.name: _key(entry) for entry in manifest.adapters}
+    missing = [name for name in names if name not in keys]
+    if missing:
+        raise BankError(f"bank {manifest.version} has no adapter {missing[0]!r}, which pinned_adapters names")
+    return [keys[name] for name in names]
 
 
 def unqualified(mix: Mix) -> Mix:

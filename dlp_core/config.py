@@ -13,6 +13,10 @@ class EngineConfig:
 
     slots: int = 16
     """Adapters on the device at once. A mix never needs more than this."""
+    slot_bytes: int | None = None
+    """And at most so many bytes of them, as they are stored; None sets no limit."""
+    host_bytes: int = 2**30
+    """Adapters kept in host memory, ready to be copied to the device, in bytes."""
     max_requests: int = 64
     """Requests admitted or waiting; one more is told EngineFull."""
     page_tokens: int = 32
@@ -27,13 +31,15 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for field in (
             "slots",
+            "slot_bytes",
+            "host_bytes",
             "max_requests",
             "page_tokens",
             "cache_tokens",
             "batch_tokens",
             "stall_seconds",
         ):
-            if getattr(self, field) < 1:
-                raise InvalidRequest(f"engine setting {field} is {getattr(self, field)}; it must be at least 1")
+            if (value := getattr(self, field)) is not None and value < 1:
+                raise InvalidRequest(f"engine setting {field} is {value}; it must be at least 1")
         if self.page_tokens < 4:
             raise InvalidRequest(f"engine setting page_tokens is {self.page_tokens}; the paged cache needs at least 4")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dlp_core.adapter import Adapter, LayerShape, LoRAWeights, check_fits
 from dlp_core.errors import AdapterRefused, InvalidRequest
-from dlp_core.ops.cpu import CpuOp, Resident, Step, prepare
+from dlp_core.ops.cpu import CpuOp, Packed, Resident, Step, pack, place
 from dlp_core.ops.reference import Delta
 from dlp_core.ops.segments import Segment
 
@@ -62,9 +62,18 @@ class Fusion:
     def load(self, slot: int, adapter: Adapter) -> int:
         """Puts an adapter into a slot, replacing what was there; returns its bytes on the device. Safe beside a
         running batch as long as no token of that batch uses the slot. Raises AdapterRefused if it does not fit."""
+        return self.place(slot, self.pack(adapter))
+
+    def pack(self, adapter: Adapter) -> Packed:
+        """The first half of `load`: checks an adapter and gets it ready in host memory. Safe on any thread."""
         check_fits(adapter, self.shapes)
         deltas = self._deltas(adapter)
-        resident = prepare(deltas, {path: self.shapes[path].d_in for path in deltas}, self._device)
+        d_in = {path: self.shapes[path].d_in for path in deltas}
+        return pack(deltas, d_in, pinned=self._device.type == "cuda")
+
+    def place(self, slot: int, packed: Packed) -> int:
+        """The second half of `load`: one copy to the device. Safe on any thread, as `load` is."""
+        resident = place(packed, self._device)
         self._residents[slot] = resident
         return resident.nbytes
 

@@ -16,13 +16,14 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from dlp_core.adapter import WEIGHTS_FILE, Adapter, read_adapter
 from dlp_core.errors import AdapterUnavailable, DLPError, UnknownModel
+from dlp_core.host_memory import HostMemory
 from dlp_core.layers import Fusion
 from dlp_core.slots import Load, Slots, Ticket
 
@@ -54,6 +55,9 @@ class AdapterSource(Protocol):
     def digest(self, name: str) -> str:
         """The identity of what `name` stands for now; raises UnknownModel for a name outside the bank."""
 
+    def size(self, name: str) -> int:
+        """Bytes of its files; raises what `digest` raises."""
+
     def load(self, name: str) -> Adapter:
         """Reads one adapter; may block. Raises AdapterRefused or AdapterUnavailable."""
 
@@ -71,6 +75,9 @@ class FolderSource:
             with (self._folder(name) / WEIGHTS_FILE).open("rb") as file:
                 self._digests[name] = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
         return self._digests[name]
+
+    def size(self, name: str) -> int:
+        return (self._folder(name) / WEIGHTS_FILE).stat().st_size
 
     def load(self, name: str) -> Adapter:
         return read_adapter(self._folder(name), name=name)
@@ -91,13 +98,21 @@ class Residency:
         fusion: Fusion,
         slots: int,
         *,
-        on_load: Callable[[str, float], None] | None = None,
+        slot_bytes: int | None = None,
+        host_bytes: int = 2**30,
+        on_load: Callable[[str, str, float], None] | None = None,
     ) -> None:
-        """`on_load(name, seconds)` is called after each load from the source."""
+        """At most `slots` adapters and `slot_bytes` bytes of them, as stored, are on the device at once; at most
+        `host_bytes` are kept packed in host memory. `on_load(name, tier, seconds)` is called after each load: with
+        "host" for the way from the source to host memory, if it had to be gone, and with "device" for all the way
+        into the slot."""
         self._source = source
         self._fusion = fusion
-        self._slots = Slots(slots)
+        self._slots = Slots(slots, slot_bytes)
+        self._host = HostMemory(host_bytes)
         self._on_load = on_load
+        self._kept = AsyncExitStack()
+        self._kept_names: tuple[str, ...] = ()
         self._loads: dict[_Key, asyncio.Task[None]] = {}
         self._in_line: dict[Ticket, asyncio.Event] = {}
         self._threads = ThreadPoolExecutor(_LOAD_THREADS, thread_name_prefix="adapter-load")
@@ -120,7 +135,7 @@ class Residency:
         slots.
         """
         keys = [_Key(name, self._source.digest(name)) for name in names]
-        ticket, loads = self._slots.request(keys)
+        ticket, loads = self._slots.request({key: self._source.size(key.name) for key in keys})
         self._in_line[ticket] = asyncio.Event()
         self._advance(loads)
         try:
@@ -133,6 +148,27 @@ class Residency:
             del self._in_line[ticket]
             self._advance(self._slots.release(ticket))
 
+    async def keep(self, names: Sequence[str]) -> None:
+        """Loads these adapters and keeps them resident, instead of those kept before. Raises what `pinned` raises;
+        those kept before are kept on then."""
+        await self._kept.aclose()  # both together might need more slots than there are
+        try:
+            await self._kept.enter_async_context(self.pinned(names))
+        except BaseException:
+            await self._kept.enter_async_context(self.pinned(self._kept_names))
+            raise
+        self._kept_names = tuple(names)
+
+    async def preload(self, names: Sequence[str]) -> None:
+        """Loads these adapters together, and lets them be evicted like any other. Raises what `pinned` raises."""
+        async with self.pinned(names):
+            pass
+
+    @property
+    def host_count(self) -> int:
+        """Adapters in host memory."""
+        return len(self._host)
+
     def close(self) -> None:
         """Stops the load threads; loads under way end first."""
         self._threads.shutdown(wait=True, cancel_futures=True)
@@ -142,6 +178,8 @@ class Residency:
 
     def _advance(self, loads: Sequence[Load]) -> None:
         """Starts the loads that bookkeeping asks for and wakes the requests it granted."""
+        for slot in self._slots.emptied():
+            self._fusion.unload(slot)
         for load in loads:
             assert isinstance(load.key, _Key)
             task = asyncio.create_task(self._load(load.key, load.slot), name=f"load {load.key.name}")
@@ -154,7 +192,7 @@ class Residency:
     async def _load(self, key: _Key, slot: int) -> None:
         began = time.perf_counter()
         try:
-            await asyncio.get_running_loop().run_in_executor(self._threads, self._move, key.name, slot)
+            from_source = await asyncio.get_running_loop().run_in_executor(self._threads, self._move, key, slot)
         except Exception as error:
             del self._loads[key]
             self._advance(self._slots.failed(key))
@@ -170,10 +208,20 @@ class Residency:
         seconds = time.perf_counter() - began
         log.info("adapter %s is in slot %d after %.3f s", key.name, slot, seconds)
         if self._on_load is not None:
-            self._on_load(key.name, seconds)
+            if from_source is not None:
+                self._on_load(key.name, "host", from_source)
+            self._on_load(key.name, "device", seconds)
 
-    def _move(self, name: str, slot: int) -> None:
-        self._fusion.load(slot, self._source.load(name))
+    def _move(self, key: _Key, slot: int) -> float | None:
+        """Returns the seconds from the source to host memory, or None if the adapter was there."""
+        packed, seconds = self._host.get(key), None
+        if packed is None:
+            began = time.perf_counter()
+            packed = self._fusion.pack(self._source.load(key.name))
+            self._host.put(key, packed)
+            seconds = time.perf_counter() - began
+        self._fusion.place(slot, packed)
+        return seconds
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:

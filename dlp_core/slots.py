@@ -6,13 +6,15 @@ tickets are pinned until the ticket is released. Tickets that need a slot none i
 later ticket never overtakes a waiting one, so nobody starves: everybody ahead finishes and unpins.
 
 Whoever drives this (residency.py) starts the loads it is told to start and reports them back. An adapter is
-loaded once however many tickets want it. The least recently used unpinned adapter is evicted first.
+loaded once however many tickets want it. The least recently used unpinned adapters are evicted first, as many
+as it takes: slots are bounded by their number and, where a limit is given, by the bytes of what is in them.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -28,6 +30,7 @@ class SlotState(Enum):
 class _Slot:
     index: int
     key: Hashable
+    size: int
     state: SlotState = SlotState.LOADING
     pins: int = 0
     last_used: int = 0
@@ -37,9 +40,14 @@ class _Slot:
 class Ticket:
     """A request's claim on a set of adapters. Filled by `Slots`; read by its holder."""
 
-    keys: tuple[Hashable, ...]
+    sizes: Mapping[Hashable, int]
+    """Bytes of each adapter of the set."""
     granted: bool = False
     _held: list[_Slot] = field(default_factory=list)
+
+    @property
+    def keys(self) -> tuple[Hashable, ...]:
+        return tuple(self.sizes)
 
     @property
     def slots(self) -> dict[Hashable, int]:
@@ -56,25 +64,34 @@ class Load:
 
 
 class Slots:
-    """Bookkeeping of `count` slots."""
+    """Bookkeeping of `count` slots that hold at most `max_bytes` together; None sets no limit."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, max_bytes: int | None = None) -> None:
         self._count = count
+        self._max_bytes = math.inf if max_bytes is None else max_bytes
+        self._emptied: list[int] = []
         self._by_key: dict[Hashable, _Slot] = {}
         self._free = deque(range(count))
         self._waiting: deque[Ticket] = deque()
         self._clock = 0
 
-    def request(self, keys: Iterable[Hashable]) -> tuple[Ticket, list[Load]]:
-        """Asks for `keys` together; duplicates count once. Returns the ticket and the loads to start now.
+    def request(self, sizes: Mapping[Hashable, int]) -> tuple[Ticket, list[Load]]:
+        """Asks for the adapters that `sizes` maps to their bytes, together. Returns the ticket and the loads to start
+        now.
 
-        Raises InvalidRequest if the set is larger than the number of slots.
+        Raises InvalidRequest if the set is larger than all slots together.
         """
-        ticket = Ticket(tuple(dict.fromkeys(keys)))
+        ticket = Ticket(dict(sizes))
         if len(ticket.keys) > self._count:
             raise InvalidRequest(
                 f"the mix has {len(ticket.keys)} adapters, this server holds {self._count} at once; "
-                "use fewer adapters or raise the number of slots",
+                "use fewer adapters or raise engine.slots",
+                param="dlp.adapters",
+            )
+        if sum(ticket.sizes.values()) > self._max_bytes:
+            raise InvalidRequest(
+                f"the mix has {sum(ticket.sizes.values())} bytes of adapters, this server holds {self._max_bytes} at "
+                "once; use fewer adapters or raise engine.slot_bytes",
                 param="dlp.adapters",
             )
         self._waiting.append(ticket)
@@ -102,6 +119,12 @@ class Slots:
         slot = self._by_key.pop(key)
         self._free.append(slot.index)
         return self._grant()
+
+    def emptied(self) -> list[int]:
+        """Slots whose adapter was evicted since this was last asked, without another to take its place."""
+        found = [index for index in self._emptied if index in self._free]
+        self._emptied.clear()
+        return found
 
     def state(self, key: Hashable) -> SlotState | None:
         """Where `key` stands, or None if it has no slot."""
@@ -133,15 +156,16 @@ class Slots:
                 if key in self._by_key:  # pinned first, so that taking a slot cannot evict one of the set
                     self._pin(self._by_key[key], ticket)
             for key in absent:
-                slot = self._by_key[key] = _Slot(self._take(), key)
+                slot = self._by_key[key] = _Slot(self._take(ticket.sizes[key]), key, ticket.sizes[key])
                 self._pin(slot, ticket)
                 loads.append(Load(slot.index, key))
         return loads
 
     def _fits(self, ticket: Ticket) -> bool:
-        absent = sum(key not in self._by_key for key in ticket.keys)
-        evictable = sum(self._evictable(slot) and slot.key not in ticket.keys for slot in self._by_key.values())
-        return absent <= len(self._free) + evictable
+        stays = [slot for slot in self._by_key.values() if slot.key in ticket.sizes or not self._evictable(slot)]
+        absent = [size for key, size in ticket.sizes.items() if key not in self._by_key]
+        fits = sum(slot.size for slot in stays) + sum(absent) <= self._max_bytes
+        return fits and len(stays) + len(absent) <= self._count
 
     def _pin(self, slot: _Slot, ticket: Ticket) -> None:
         self._clock += 1
@@ -149,12 +173,13 @@ class Slots:
         slot.last_used = self._clock
         ticket._held.append(slot)
 
-    def _take(self) -> int:
-        if self._free:
-            return self._free.popleft()
-        victim = min((s for s in self._by_key.values() if self._evictable(s)), key=lambda s: s.last_used)
-        del self._by_key[victim.key]
-        return victim.index
+    def _take(self, size: int) -> int:
+        while not self._free or sum(slot.size for slot in self._by_key.values()) + size > self._max_bytes:
+            victim = min((s for s in self._by_key.values() if self._evictable(s)), key=lambda s: s.last_used)
+            del self._by_key[victim.key]
+            self._free.appendleft(victim.index)
+            self._emptied.append(victim.index)
+        return self._free.popleft()
 
     @staticmethod
     def _evictable(slot: _Slot) -> bool:

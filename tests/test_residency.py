@@ -173,13 +173,62 @@ async def test_unknown_names_and_sets_beyond_the_slots_are_refused(source: SlowS
 
 
 async def test_loads_are_reported(source: SlowSource, fusion: Fusion) -> None:
-    loads: list[tuple[str, float]] = []
-    residency = Residency(source, fusion, 1, on_load=lambda name, seconds: loads.append((name, seconds)))
+    loads: list[tuple[str, str, float]] = []
+    residency = Residency(source, fusion, 1, on_load=lambda name, tier, seconds: loads.append((name, tier, seconds)))
     for name in ("a", "b", "a"):
         async with residency.pinned([name]):
             pass
-    assert [name for name, _ in loads] == ["a", "b", "a"]
-    assert all(seconds > 0 for _, seconds in loads)
+    assert [(name, tier) for name, tier, _ in loads] == [
+        ("a", "host"), ("a", "device"), ("b", "host"), ("b", "device"), ("a", "device")
+    ]  # fmt: skip
+    assert all(seconds > 0 for _, _, seconds in loads)
+    assert source.reads == {"a": 1, "b": 1}, "the second time it came out of host memory"
+
+
+async def test_host_memory_is_bounded_by_bytes(source: SlowSource, fusion: Fusion) -> None:
+    one = fusion.pack(source.load("a")).nbytes
+    source.reads.clear()
+    residency = Residency(source, fusion, 1, host_bytes=2 * one)
+    for name in "abcabc":
+        async with residency.pinned([name]):
+            pass
+    assert source.reads == {"a": 2, "b": 2, "c": 2}, "three adapters go round in room for two"
+    assert residency.host_count == 2
+    tiny = Residency(source, fusion, 1, host_bytes=one - 1)
+    async with tiny.pinned(["a"]):
+        assert tiny.host_count == 0
+
+
+async def test_slots_are_bounded_by_bytes(source: SlowSource, fusion: Fusion) -> None:
+    size = source.size("a")
+    residency = Residency(source, fusion, 4, slot_bytes=2 * size)
+    for name in "abc":
+        async with residency.pinned([name]):
+            pass
+    assert residency.resident == ["b", "c"]
+    assert len(fusion._residents) == 2
+    with pytest.raises(InvalidRequest, match="bytes of adapters"):
+        async with residency.pinned(["a", "b", "c"]):
+            pass
+
+
+async def test_kept_adapters_stay_until_others_are_kept(source: SlowSource, fusion: Fusion) -> None:
+    residency = Residency(source, fusion, 2)
+    await residency.keep(["a"])
+    for name in "bcd":
+        async with residency.pinned([name]):
+            assert "a" in residency.resident
+    await residency.keep(["b"])
+    source.errors["e"] = AdapterUnavailable("the store is down")
+    with pytest.raises(AdapterUnavailable):
+        await residency.keep(["e"])
+    for name in "cd":
+        async with residency.pinned([name]):
+            assert residency.resident == ["b", name]
+    await residency.keep([])
+    await residency.preload(["a", "c"])
+    assert residency.resident == ["a", "c"]
+    assert residency.pinned_count == 0
 
 
 def test_a_folder_source_identifies_bytes_not_paths(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from dlp_core.slots import Load, Slots, SlotState, Ticket
 
 def take(slots: Slots, *keys: str) -> Ticket:
     """A request whose loads finish at once."""
-    ticket, loads = slots.request(keys)
+    ticket, loads = slots.request(dict.fromkeys(keys, 1))
     for load in loads:
         slots.loaded(load.key)
     return ticket
@@ -21,8 +21,8 @@ def take(slots: Slots, *keys: str) -> Ticket:
 
 def test_an_absent_adapter_is_loaded_once_for_all_who_ask() -> None:
     slots = Slots(2)
-    first, loads = slots.request(["a"])
-    second, again = slots.request(["a"])
+    first, loads = slots.request(dict.fromkeys(["a"], 1))
+    second, again = slots.request(dict.fromkeys(["a"], 1))
     assert loads == [Load(0, "a")]
     assert again == []
     assert first.granted
@@ -46,7 +46,7 @@ def test_the_least_recently_used_unpinned_adapter_is_evicted() -> None:
 def test_a_pinned_adapter_is_never_evicted_and_the_newcomer_waits() -> None:
     slots = Slots(1)
     held = take(slots, "a")
-    ticket, loads = slots.request(["b"])
+    ticket, loads = slots.request(dict.fromkeys(["b"], 1))
     assert not ticket.granted
     assert loads == []
     assert slots.waiting == 1
@@ -57,9 +57,9 @@ def test_a_pinned_adapter_is_never_evicted_and_the_newcomer_waits() -> None:
 
 def test_a_loading_adapter_is_not_evicted_even_when_nobody_holds_it_any_more() -> None:
     slots = Slots(1)
-    ticket, _ = slots.request(["a"])
+    ticket, _ = slots.request(dict.fromkeys(["a"], 1))
     slots.release(ticket)
-    waiting, loads = slots.request(["b"])
+    waiting, loads = slots.request(dict.fromkeys(["b"], 1))
     assert not waiting.granted
     assert loads == []
     assert slots.loaded("a") == [Load(0, "b")]
@@ -69,7 +69,7 @@ def test_a_loading_adapter_is_not_evicted_even_when_nobody_holds_it_any_more() -
 def test_a_set_is_granted_whole_or_not_at_all() -> None:
     slots = Slots(2)
     held = take(slots, "a")
-    pair, loads = slots.request(["b", "c"])
+    pair, loads = slots.request(dict.fromkeys(["b", "c"], 1))
     assert not pair.granted
     assert loads == []
     assert slots.pinned == 1, "a waiting set must not hold the slot that is free"
@@ -80,8 +80,8 @@ def test_a_set_is_granted_whole_or_not_at_all() -> None:
 def test_a_later_request_does_not_overtake_a_waiting_one() -> None:
     slots = Slots(2)
     held = take(slots, "a")
-    pair, _ = slots.request(["b", "c"])
-    late, loads = slots.request(["a"])
+    pair, _ = slots.request(dict.fromkeys(["b", "c"], 1))
+    late, loads = slots.request(dict.fromkeys(["a"], 1))
     assert not late.granted
     assert loads == []
     slots.release(held)
@@ -103,14 +103,14 @@ def test_taking_a_slot_does_not_evict_another_adapter_of_the_same_set() -> None:
 
 def test_a_failed_load_frees_the_slot_and_old_holders_cannot_unpin_the_next_owner() -> None:
     slots = Slots(1)
-    failed, _ = slots.request(["a"])
-    waiting, _ = slots.request(["b"])
+    failed, _ = slots.request(dict.fromkeys(["a"], 1))
+    waiting, _ = slots.request(dict.fromkeys(["b"], 1))
     assert slots.failed("a") == [Load(0, "b")]
     assert waiting.granted
     slots.loaded("b")
     slots.release(failed)
     assert slots.pinned == 1
-    again, loads = slots.request(["a"])
+    again, loads = slots.request(dict.fromkeys(["a"], 1))
     assert not again.granted
     assert loads == []
 
@@ -118,8 +118,8 @@ def test_a_failed_load_frees_the_slot_and_old_holders_cannot_unpin_the_next_owne
 def test_leaving_the_line_lets_the_next_one_in() -> None:
     slots = Slots(2)
     take(slots, "a")
-    pair, _ = slots.request(["b", "c"])
-    single, _ = slots.request(["d"])
+    pair, _ = slots.request(dict.fromkeys(["b", "c"], 1))
+    single, _ = slots.request(dict.fromkeys(["d"], 1))
     assert slots.release(pair) == [Load(1, "d")]
     assert single.granted
 
@@ -136,22 +136,43 @@ def test_releasing_twice_unpins_once() -> None:
 
 def test_a_set_larger_than_the_device_is_refused_at_once() -> None:
     with pytest.raises(InvalidRequest, match="3 adapters, this server holds 2"):
-        Slots(2).request(["a", "b", "c"])
+        Slots(2).request(dict.fromkeys("abc", 1))
 
 
 def test_the_empty_set_is_granted_even_when_all_slots_are_pinned() -> None:
     slots = Slots(1)
     take(slots, "a")
-    ticket, _ = slots.request([])
+    ticket, _ = slots.request(dict.fromkeys([], 1))
     assert ticket.granted
 
 
+def test_bytes_bound_the_slots_too() -> None:
+    slots = Slots(8, max_bytes=10)
+    for key, size in (("a", 4), ("b", 3), ("c", 3)):
+        ticket, loads = slots.request({key: size})
+        slots.loaded(loads[0].key)
+        slots.release(ticket)
+    _, loads = slots.request({"d": 6})
+    assert sorted(map(str, slots.ready)) == ["c"], "the two oldest made room"
+    assert loads[0].slot in (0, 1)
+    assert slots.emptied() == [({0, 1} - {loads[0].slot}).pop()]
+    assert slots.emptied() == []
+    waiting, loads = slots.request({"e": 5})
+    assert not waiting.granted
+    with pytest.raises(InvalidRequest, match="11 bytes of adapters, this server holds 10"):
+        slots.request({"x": 5, "y": 6})
+
+
+SIZES = dict(zip("abcdef", (1, 2, 3, 4, 5, 6), strict=True))
+MOST_BYTES = 9
+
+
 class AnyOrder(RuleBasedStateMachine):
-    """Random requests, loads, failures and releases on three slots."""
+    """Random requests, loads, failures and releases on three slots that hold nine bytes together."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.slots = Slots(3)
+        self.slots = Slots(3, MOST_BYTES)
         self.tickets: list[Ticket] = []
         self.loading: dict[str, int] = {}
         self.asked: list[Ticket] = []
@@ -162,9 +183,11 @@ class AnyOrder(RuleBasedStateMachine):
             assert load.slot not in self.loading.values()
             self.loading[str(load.key)] = load.slot
 
-    @rule(keys=st.sets(st.sampled_from("abcdef"), max_size=3))
+    @rule(
+        keys=st.sets(st.sampled_from("abcdef"), max_size=3).filter(lambda keys: sum(map(SIZES.get, keys)) <= MOST_BYTES)
+    )
     def request(self, keys: set[str]) -> None:
-        ticket, loads = self.slots.request(sorted(keys))
+        ticket, loads = self.slots.request({key: SIZES[key] for key in sorted(keys)})
         self.tickets.append(ticket)
         self.asked.append(ticket)
         self.begin(loads)
@@ -190,7 +213,11 @@ class AnyOrder(RuleBasedStateMachine):
     def slots_are_accounted_for(self) -> None:
         granted = [ticket for ticket in self.tickets if ticket.granted]
         assert self.slots.pinned <= sum(len(ticket.keys) for ticket in granted)
-        assert len(self.slots.ready) + len(self.loading) <= 3
+        held = [*map(str, self.slots.ready), *self.loading]
+        assert len(held) <= 3
+        assert sum(SIZES[key] for key in held) <= MOST_BYTES
+        in_line = [ticket.granted for ticket in self.asked if ticket in self.tickets]
+        assert in_line == sorted(in_line, reverse=True), "nobody is served before one who asked earlier"
         waiting = [ticket for ticket in self.asked if ticket in self.tickets and not ticket.granted]
         assert len(waiting) == self.slots.waiting
 

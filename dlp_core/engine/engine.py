@@ -44,6 +44,8 @@ class EngineStats:
     waiting: int
     """Requests that wait for their adapters."""
     resident: tuple[str, ...]
+    host_adapters: int
+    """Adapters in host memory, those on the device among them."""
     pinned: int
     cache_free: float
     """Share of the paged cache that no request holds."""
@@ -120,6 +122,15 @@ class FusedEngine:
         assert last is not None
         yield last  # everything is released before a consumer can dawdle over the last event
 
+    async def keep(self, names: Sequence[str]) -> None:
+        """Loads these adapters and keeps them on the device, instead of those kept before. Raises UnknownModel,
+        AdapterRefused, AdapterUnavailable, or InvalidRequest if they are more than there are slots."""
+        await self._residency.keep(names)
+
+    async def preload(self, names: Sequence[str]) -> None:
+        """Loads these adapters, ahead of the requests that will want them. Raises what `keep` raises."""
+        await self._residency.preload(names)
+
     def abort(self, request_id: str) -> None:
         """Ends a request from outside: its stream raises RequestAborted. Unknown ids are ignored."""
         stream = self._streams.get(request_id)
@@ -131,6 +142,7 @@ class FusedEngine:
             running=self._running,
             waiting=len(self._streams) - self._running,
             resident=tuple(self._residency.resident),
+            host_adapters=self._residency.host_count,
             pinned=self._residency.pinned_count,
             cache_free=self._batching.cache_free(),
             shared_tokens=self._batching.shared_tokens,

@@ -14,7 +14,7 @@ Low-rank products run in float32: at these sizes a bfloat16 product costs more (
 sum is rounded once.
 
 The side-by-side matrices are built when the set of active adapters changes, not at every step. Everything here
-runs on the thread that runs the model, except `prepare`.
+runs on the thread that runs the model, except `pack` and `place`.
 
 Shape letters: T tokens, D in, O out, R rank, S active slots.
 """
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,9 +35,30 @@ _SLACK = 4
 """Adapters no token uses any more that may stay packed: dropping them costs a rebuild, keeping them a few columns."""
 
 
+class _Shape(NamedTuple):
+    """One module's part of a packed adapter. The last of its rows is the bias if there is a `shift`."""
+
+    path: str
+    rank: int
+    d_in: int
+    d_out: int
+    shift: bool
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class _Factors:
-    """One adapter's part in one module: A_RD and s * B^T as RO. The last row is the bias if there is a `shift`."""
+class Packed:
+    """One adapter as one contiguous float32 buffer in host memory: A_RD and s * B^T as RO, module after module."""
+
+    buffer: Tensor
+    shapes: tuple[_Shape, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.buffer.nbytes)
+
+
+class _Factors(NamedTuple):
+    """One adapter's part in one module, on the device."""
 
     a_RD: Tensor
     b_RO: Tensor
@@ -45,7 +67,7 @@ class _Factors:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Resident:
-    """One adapter on the device: views into one contiguous float32 buffer."""
+    """One adapter on the device: views into one contiguous buffer."""
 
     buffer: Tensor
     modules: Mapping[str, _Factors]
@@ -55,20 +77,34 @@ class Resident:
         return int(self.buffer.nbytes)
 
 
-def prepare(deltas: Mapping[str, Delta], d_in: Mapping[str, int], device: torch.device) -> Resident:
-    """Copies what an adapter adds to each module to the device, in one transfer. `d_in` maps those modules to the
-    width of their input. Safe on any thread."""
+def pack(deltas: Mapping[str, Delta], d_in: Mapping[str, int], *, pinned: bool) -> Packed:
+    """What an adapter adds to each module, in one buffer. `d_in` maps those modules to the width of their input;
+    a `pinned` buffer can be copied to a CUDA device beside its computation. Safe on any thread."""
     parts: list[Tensor] = []
-    shapes: list[tuple[str, int, int, int, bool]] = []
+    shapes: list[_Shape] = []
     for path, delta in deltas.items():
         a_RD, b_RO, shift = _factors(delta, d_in[path])
         parts += [a_RD.flatten(), b_RO.flatten()]
-        shapes.append((path, *a_RD.shape, b_RO.shape[1], shift))
-    buffer = torch.cat(parts).to(device)
-    pieces = iter(torch.split(buffer, [part.numel() for part in parts]))
+        shapes.append(_Shape(path, a_RD.shape[0], a_RD.shape[1], b_RO.shape[1], shift))
+    buffer = torch.empty(sum(part.numel() for part in parts), pin_memory=pinned)
+    return Packed(torch.cat(parts, out=buffer), tuple(shapes))
+
+
+def place(packed: Packed, device: torch.device) -> Resident:
+    """Copies an adapter to the device in one transfer, and returns when it is there. Safe on any thread.
+
+    On a CPU nothing is copied: the buffer is shared.
+    """
+    buffer = packed.buffer.to(device, non_blocking=True)
+    if buffer.is_cuda:
+        torch.cuda.current_stream(device).synchronize()
+    sizes = [size for shape in packed.shapes for size in (shape.rank * shape.d_in, shape.rank * shape.d_out)]
+    pieces = iter(torch.split(buffer, sizes))
     modules = {
-        path: _Factors(next(pieces).view(rank, d_in), next(pieces).view(rank, d_out), shift)
-        for path, rank, d_in, d_out, shift in shapes
+        shape.path: _Factors(
+            next(pieces).view(shape.rank, shape.d_in), next(pieces).view(shape.rank, shape.d_out), shape.shift
+        )
+        for shape in packed.shapes
     }
     return Resident(buffer=buffer, modules=modules)
 
