@@ -13,13 +13,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
+
+import torch
 
 from dlp_core.adapter import WEIGHTS_FILE, Adapter, read_adapter
 from dlp_core.errors import AdapterUnavailable, DLPError, UnknownModel
@@ -115,7 +119,7 @@ class Residency:
         self._kept_names: tuple[str, ...] = ()
         self._loads: dict[_Key, asyncio.Task[None]] = {}
         self._in_line: dict[Ticket, asyncio.Event] = {}
-        self._threads = ThreadPoolExecutor(_LOAD_THREADS, thread_name_prefix="adapter-load")
+        self._threads = ThreadPoolExecutor(_LOAD_THREADS, thread_name_prefix="adapter-load", initializer=_step_aside)
 
     @property
     def resident(self) -> list[str]:
@@ -228,3 +232,15 @@ def _retrieve(task: asyncio.Task[None]) -> None:
     """Marks a load's error as seen: those who wait for it get it, and nobody may be left to."""
     if not task.cancelled():
         task.exception()
+
+
+def _step_aside() -> None:
+    """Makes a thread of loads one that the running batch hardly notices.
+
+    With torch threads of its own it would fight the model's for the same cores, and a model whose threads wait for
+    each other stands still as long as one of them is kept from its core.
+    """
+    torch.set_num_threads(1)
+    if hasattr(os, "setpriority"):
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)  # Linux: of this thread alone

@@ -26,6 +26,7 @@ from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.continuous_api import (
@@ -103,6 +104,7 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         """Set once the loop runs, or has ended."""
         self.shared_tokens = 0
         """Prompt tokens that were not computed because another request's cache had them, since the start."""
+        self._threads = torch.get_num_threads()
         self._fusion = fusion
         self._slots = config.slots
         self._eos = eos
@@ -224,6 +226,7 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         return go_on
 
     def _run_generation_loop(self) -> None:
+        torch.set_num_threads(self._threads)  # a new thread takes what the last one set, and loaders set 1
         super()._run_generation_loop()
         with self._lock:
             self._ended = True

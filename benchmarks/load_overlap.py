@@ -1,0 +1,133 @@
+"""Do streams keep their pace while adapters load? The engine alone, without HTTP.
+
+    .venv/bin/python -m benchmarks.load_overlap .demo/SmolLM2-135M-Instruct [--streams 4] [--every 0.1]
+
+Some streams decode under two demo adapters all the time. In half of the phases, other adapters are loaded from disk one
+after the other, host memory being too small to help. Phases alternate (quiet, loading, loading, quiet). Prints one JSON
+object with the times between tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Annotated, Any
+
+import torch
+import typer
+from transformers import AutoModelForCausalLM
+
+from dlp_core.config import EngineConfig
+from dlp_core.engine import FusedEngine, Sampling
+from dlp_core.layers import install
+from dlp_core.mix import Mix
+from dlp_core.quiet import quiet_transformers
+from dlp_core.residency import FolderSource, Residency
+
+ADAPTERS = Path(__file__).parents[1] / "examples/bank/adapters"
+ORDER = ("quiet", "loading", "loading", "quiet")
+USED = ("cron", "shell")
+
+
+class Gaps:
+    """Times between the tokens of all streams, in seconds, by the phase they fell into."""
+
+    def __init__(self) -> None:
+        self.phase: str | None = None
+        self.found: dict[str, list[float]] = {name: [] for name in ORDER}
+
+    def add(self, seconds: float) -> None:
+        if self.phase is not None:
+            self.found[self.phase].append(seconds)
+
+
+async def stream(engine: FusedEngine, number: int, gaps: Gaps) -> None:
+    last: float | None = None
+    for turn in range(1000):
+        sampling = Sampling(max_tokens=1000, ignore_eos=True)
+        mix = Mix.of({USED[number % 2]: 0.7, USED[1 - number % 2]: 0.3})
+        async for event in engine.submit(list(range(20, 40 + number)), mix, sampling, request_id=f"{number}-{turn}"):
+            now = time.perf_counter()
+            if last is not None and len(event.token_ids) == 1:
+                gaps.add(now - last)
+            last = now
+
+
+async def measure(base: Path, streams: int, phase: float, every: float) -> dict[str, Any]:
+    with quiet_transformers():
+        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).eval()
+    fusion = install(model)
+    loads: list[float] = []
+    folders = {folder.name: folder for folder in sorted(ADAPTERS.iterdir())}
+    residency = Residency(
+        FolderSource(folders),
+        fusion,
+        3,
+        host_bytes=1,
+        on_load=lambda _, tier, seconds: loads.append(seconds) if tier == "device" else None,
+    )
+    config = EngineConfig(slots=3, max_requests=streams, cache_tokens=1100 * streams)
+    engine = FusedEngine(model, fusion, residency, config)
+    engine.start()
+    gaps = Gaps()
+    tasks = [asyncio.create_task(stream(engine, number, gaps)) for number in range(streams)]
+    await asyncio.sleep(3.0)
+    loads.clear()
+    others = [name for name in folders if name not in USED]
+    for name in ORDER:
+        gaps.phase = name
+        end = time.perf_counter() + phase
+        while time.perf_counter() < end:
+            if name == "loading":
+                others.append(others.pop(0))
+                await engine.preload(others[:1])
+            await asyncio.sleep(every if name == "loading" else 0.1)
+    gaps.phase = None
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await engine.stop()
+    return {
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "streams": streams,
+        "loads_per_s": round(len(loads) / (2 * phase), 1),
+        "load_ms": round(1000 * median(loads), 2),
+        **{name: _summary(found) for name, found in gaps.found.items()},
+        "p99_ratio": round(_p99(gaps.found["loading"]) / _p99(gaps.found["quiet"]), 3),
+    }
+
+
+def _p99(seconds: Sequence[float]) -> float:
+    return quantiles(seconds, n=100)[98]
+
+
+def _summary(seconds: Sequence[float]) -> dict[str, float]:
+    return {
+        "tokens": len(seconds),
+        "p50_ms": round(1000 * median(seconds), 2),
+        "p99_ms": round(1000 * _p99(seconds), 2),
+    }
+
+
+def main(
+    base: Annotated[Path, typer.Argument(help="Folder of SmolLM2-135M-Instruct.")],
+    *,
+    streams: Annotated[int, typer.Option(min=1, max=32)] = 4,
+    phase: Annotated[float, typer.Option(min=1.0, help="Seconds of each of the four phases.")] = 8.0,
+    every: Annotated[float, typer.Option(min=0.0, help="Seconds between the end of a load and the next.")] = 0.1,
+) -> None:
+    """Measure times between tokens, with and without adapters being loaded."""
+    print(json.dumps(asyncio.run(measure(base, streams, phase, every)), indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)
