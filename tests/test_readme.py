@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -56,7 +57,7 @@ def test_every_dlp_command_shown_exists_with_its_options(page: Path) -> None:
 def test_python_shown_compiles_and_json_shown_parses(page: Path) -> None:
     for kind, body in re.findall(r"```(python|json)\n(.*?)```", page.read_text(), flags=re.DOTALL):
         if kind == "python":
-            compile(body, page.name, "exec")
+            compile(body, page.name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         else:
             json.loads(body)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +13,8 @@ from rich.table import Table
 
 from deployments import console
 from dlp_core.adapter import WEIGHTS_FILE, Adapter, read_adapter
+from dlp_core.peft_config import CONFIG_FILE
+from dlp_core.store import open_store
 
 app = typer.Typer(help="Train and check LoRA adapters.", no_args_is_help=True)
 
@@ -66,12 +71,24 @@ def train(
 
 @app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(help="PEFT folder of one adapter.", metavar="DIR")],
+    location: Annotated[str, typer.Argument(help="A PEFT folder, or s3://bucket/path/ of one.", metavar="DIR|URI")],
+    base_model: Annotated[
+        Path | None, typer.Option(help="Folder of the base model: also check that the adapter fits its layers.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Say what an adapter is and whether it can be served exactly; exit 2 with the reason if it cannot."""
-    adapter = read_adapter(folder, name=folder.resolve().name)
-    facts = _facts(adapter, folder)
+    from dlp_core.adapter import check_base, check_fits
+
+    with _local(location) as folder:
+        adapter = read_adapter(folder, name=folder.name)
+        facts = _facts(adapter, folder)
+    if base_model is not None:
+        from dlp_core.layers import read_shapes
+
+        check_base(adapter, base_model.resolve().name)
+        check_fits(adapter, read_shapes(base_model))
+        facts["fits"] = str(base_model)
     if json:
         console.print_json(facts)
         return
@@ -80,12 +97,34 @@ def check(
         if key == "served":  # said in words below
             continue
         if isinstance(value, list):
-            shown = ", ".join(map(str, value))
+            shown = ", ".join(map(str, value)) or "none"
         else:
             shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
         table.add_row(key.replace("_", " "), shown)
     console.out.print(table)
-    console.out.print("[green]can be served exactly[/]")
+    unsure = "" if base_model else "; --base-model DIR checks it against the layers of its base model"
+    console.out.print(f"[green]can be served exactly[/]{unsure}", soft_wrap=True)
+
+
+@contextmanager
+def _local(location: str) -> Iterator[Path]:
+    """The folder at `location`, downloaded to a temporary place if it is not on this machine."""
+    if "://" not in location:
+        yield Path(location).resolve()
+        return
+    store = open_store(location)
+    with TemporaryDirectory(prefix="dlp-adapter-") as temporary:
+        folder = Path(temporary, location.rstrip("/").rpartition("/")[2] or "adapter")
+        folder.mkdir()
+        found = [info for info in store.list() if "/" not in info.key]
+        with console.progress(f"read {location}", total=sum(info.size for info in found)) as bar:
+            done = 0
+            for info in found:
+                wanted = info.key in (CONFIG_FILE, WEIGHTS_FILE)  # of anything else the name says enough
+                (folder / info.key).write_bytes(store.get(info.key).data if wanted else b"")
+                done += info.size
+                bar.update(done)
+        yield folder
 
 
 def _facts(adapter: Adapter, folder: Path) -> dict[str, Any]:
@@ -97,6 +136,8 @@ def _facts(adapter: Adapter, folder: Path) -> dict[str, Any]:
         "scalings": sorted({weights.scaling for weights in modules.values()}),
         "targets": sorted({path.rpartition(".")[2] for path in modules}),
         "modules": len(modules),
+        "biases": len(adapter.biases),
+        "base_weights": sorted(adapter.copies),
         "parameters": adapter.parameters,
         "bytes": (folder / WEIGHTS_FILE).stat().st_size,
         "served": True,

@@ -1,0 +1,38 @@
+"""The library alone: one model, three adapters, explicit and routed mixes. No Ray, no S3.
+
+python -m examples.library .demo/SmolLM2-135M-Instruct     (`make demo` unpacks that model)
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import dlp_core as dlp
+
+BANK = Path(__file__).parent / "bank"
+
+
+async def main(base: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base).eval()
+    fusion = dlp.install(model)
+    adapters = dlp.FolderSource({name: BANK / "adapters" / name for name in ("cron", "shell", "text_to_sql")})
+    residency = dlp.Residency(adapters, fusion, slots=3)
+    engine = dlp.FusedEngine(model, fusion, residency, dlp.EngineConfig(slots=3))
+    codec = dlp.TextCodec(AutoTokenizer.from_pretrained(base), context=engine.context)
+    engine.start()
+
+    async def answer(question: str, mix: dlp.Mix) -> str:
+        prompt, sampling = codec.encode_chat([dlp.Message("user", question)]), dlp.Sampling(max_tokens=40)
+        text, events = codec.stream(prompt), engine.submit(prompt.ids, mix, sampling, request_id=f"{mix} {question}")
+        return f"{question} [{mix}] " + "".join([text.push(event.token_ids) async for event in events])
+
+    asked = ["cron for every weekday at 7:30 am", "Count the lines of server.log", "What is the capital of France?"]
+    routed = [routing.mix() for routing in dlp.Router.load(BANK / "router").route(asked)]
+    jobs = [*zip(asked, routed, strict=True), (asked[0], dlp.Mix.of({"cron": 0.7, "shell": 0.3}))]
+    print(*await asyncio.gather(*(answer(*job) for job in jobs)), sep="\n")
+    await engine.stop()
+
+
+asyncio.run(main(sys.argv[1]))
