@@ -43,16 +43,21 @@ class SentenceMixes:
         wanted = [(offset, self._choose(routing)) for (offset, _), routing in zip(sentences, routings, strict=False)]
         if prompt.is_chat or not wanted:
             wanted.append((prompt.turns[-1][1] if prompt.turns else 0, self._choose(routings[-1])))
-        spans: dict[int, Mix] = {}
+        spans: list[tuple[int, Mix]] = []
         used: set[str] = set()
         for offset, mix in wanted:
-            if not spans or len(used | set(mix.names)) <= self._most:
-                used |= set(mix.names)
-                spans[prompt.token_at(offset) if spans else 0] = mix
+            position = prompt.token_at(offset) if spans else 0
+            if spans and len(used | set(mix.names)) > self._most:
+                continue
+            used |= set(mix.names)
+            if spans and spans[-1][0] == position:  # one token ends a sentence and starts the next
+                spans.pop()
+            if not spans or spans[-1][1] != mix:
+                spans.append((position, mix))
         starts = SentenceStarts()
         if not prompt.is_chat:
             starts.push(prompt.text)
-        return Plan(tuple(spans.items()), self._follower(request + "\n" * prompt.is_chat, starts, completion))
+        return Plan(tuple(spans), self._follower(request + "\n" * prompt.is_chat, starts, completion))
 
     def _follower(self, text: str, starts: SentenceStarts, completion: TextStream) -> Callable[[int], Mix | None]:
         def follow(token: int) -> Mix | None:

@@ -63,8 +63,7 @@ def test_each_sentence_of_a_chat_has_its_mix() -> None:
     assert texts(prompt, made) == [
         ("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n", EMPTY_MIX),
         ("Peel an apple. ", mix("apple")),
-        ("Then cut the bread.", mix("bread")),
-        ("<|im_end|>\n<|im_start|>assistant\n", mix("bread")),
+        ("Then cut the bread.<|im_end|>\n<|im_start|>assistant\n", mix("bread")),
     ]
     assert router.asked == ["Be brief.", "Peel an apple. ", "Then cut the bread.", turns[1].content]
 
