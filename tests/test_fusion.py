@@ -29,7 +29,13 @@ BANK = {
         "alpha_pattern": {"layers.0.self_attn.v_proj": 11, "down_proj": 1},
     },
     "regex": {"r": 1, "lora_alpha": 2, "target_modules": r".*layers\.1\..*(q|v)_proj"},
-    "last_layer": {"r": 5, "lora_alpha": 5, "target_modules": ALL_LINEAR, "layers_to_transform": [1]},
+    "last_layer": {
+        "r": 5,
+        "lora_alpha": 5,
+        "target_modules": ALL_LINEAR,
+        "layers_to_transform": [1],
+        "layers_pattern": "layers",
+    },
     "all_linear": {"r": 3, "lora_alpha": 9, "target_modules": "all-linear", "exclude_modules": ["up_proj"]},
 }
 NAMES = list(BANK)

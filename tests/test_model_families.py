@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from dlp_core.adapter import read_adapter
 from dlp_core.errors import AdapterRefused
 from dlp_core.layers import Fusion, install
 from dlp_core.ops.segments import Segment
+from dlp_core.peft_config import CONFIG_FILE
 from tests.families import FAMILIES, LLAMA_LINEAR, VOCAB, Family
 from tests.tiny import peft_model, relative_error
 
@@ -211,6 +213,36 @@ def test_a_quantised_backbone(tmp_path: Path) -> None:
                 expected += weight * lora.scaling * (x.double() @ lora.a_RD.T.double() @ lora.b_OR.T.double())
         with fusion.batch((Segment(IDS.shape[1], MIX),)):
             assert relative_error(model.get_submodule(path)(x), expected) <= 2e-2, path
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
+@torch.no_grad()
+def test_adapters_that_began_by_changing_the_base_are_served_once_saved_as_plain_lora(
+    init: str, tmp_path: Path
+) -> None:
+    family = FAMILIES["llama"]
+    trained = peft_model(family.build(), 1, target_modules=LLAMA_LINEAR, init_lora_weights=init)
+    save(tmp_path / "initial", trained)
+    with pytest.raises(AdapterRefused, match="path_initial_model_for_weight_conversion"):
+        read_adapter(tmp_path / "initial", name="initial")
+    for name, parameter in trained.named_parameters():
+        if "lora_" in name:
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trained.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=tmp_path / "initial")
+    model = family.build()
+    fusion = fused(model, [tmp_path / "plain"])
+    with fusion.batch((Segment(IDS.shape[1], ((0, 1.0),)),)):
+        assert relative_error(model(IDS).logits, trained(IDS).logits) <= 1e-3
+
+
+def test_how_an_adapter_began_does_not_matter_where_the_base_stayed(tmp_path: Path) -> None:
+    folder = save(tmp_path / "a", adapted(FAMILIES["llama"].build(), 1, target_modules=["q_proj"]))
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    for init in ("eva", "gaussian", "orthogonal", True):
+        (folder / CONFIG_FILE).write_text(json.dumps(config | {"init_lora_weights": init}))
+        assert read_adapter(folder, name="a").modules
 
 
 def test_llama_linear_is_all_linear() -> None:

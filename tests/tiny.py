@@ -51,7 +51,7 @@ def peft_model(model: nn.Module, seed: int, **lora: Any) -> Any:
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft and transformers deprecate each other's calls
-        return get_peft_model(model, LoraConfig(init_lora_weights=False, **settings)).eval()
+        return get_peft_model(model, LoraConfig(**{"init_lora_weights": False} | settings)).eval()
 
 
 def load_peft(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
