@@ -96,6 +96,9 @@ class Republished(FolderSource):
     def digest(self, name: str) -> str:
         return f"sha256:{self.current}"
 
+    def size(self, name: str) -> int:
+        return 1
+
     def load(self, name: str) -> Adapter:
         from dlp_core.adapter import read_adapter
 

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from dlp_core.adapter import read_adapter
 from dlp_core.config import EngineConfig
 from dlp_core.engine import FusedEngine, Plan, Sampling, Span
-from dlp_core.errors import InvalidRequest
+from dlp_core.errors import EngineFailed, InvalidRequest
 from dlp_core.layers import install
 from dlp_core.mix import EMPTY_MIX, Mix
 from dlp_core.ops.segments import Segment
@@ -174,6 +174,31 @@ async def test_a_request_that_waits_for_adapters_can_be_closed(folders: dict[str
         assert_nothing_leaked(engine)
     finally:
         await engine.stop()
+
+
+@pytest.mark.parametrize("broken", ["_take_back", "_follow"])
+async def test_an_error_between_two_steps_ends_every_request(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """Also one that is out of the batch just then."""
+    engine = build(folders, EngineConfig(slots=2, page_tokens=8, cache_tokens=1024, batch_tokens=48))
+    library = getattr(engine._batching, broken)
+
+    def explode(processor: object) -> None:
+        library(processor)
+        if any(request.parked for request in engine._batching._requests.values()):
+            raise ZeroDivisionError("between two steps")
+
+    monkeypatch.setattr(engine._batching, broken, explode)
+    jobs = [(prompt(i, 12), Plan(((0, A),), every(4, A, B)())) for i in range(3)]
+    async with asyncio.timeout(30):
+        results = await asyncio.gather(
+            *(run(engine, f"r{i}", *job) for i, job in enumerate(jobs)), return_exceptions=True
+        )
+    assert {type(result) for result in results} == {EngineFailed}
+    assert engine.stats().running == engine.stats().waiting == engine.stats().pinned == 0
+    assert engine._batching._requests == {}
+    await engine.stop()
 
 
 async def test_bad_plans_are_refused(engine: FusedEngine) -> None:

@@ -20,6 +20,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -74,7 +75,7 @@ class _Request:
 
     timeline: Timeline
     sampler: Sampler
-    notify: Callable[[Needs], object]
+    notify: Callable[[Output | Needs], object]
     follow: Callable[[int], Mix | None] | None
     followed: int
     """Tokens that `follow` need not be told any more: the prompt's, and those it was told."""
@@ -136,7 +137,7 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         request = _Request(
             timeline=Timeline(plan, pins),
             sampler=Sampler(sampling, len(prompt_ids), self._eos, self.model.device),
-            notify=lambda needs: loop.call_soon_threadsafe(deliver, needs),
+            notify=lambda item: loop.call_soon_threadsafe(deliver, item),
             follow=plan.follow,
             followed=len(prompt_ids),
         )
@@ -236,6 +237,10 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         for request_id, done in left.items():
             self.forget(request_id)
             done()
+        # The library has told those it knew of. One on its way out of the batch or back into it was not among them.
+        for request in list(self._requests.values()):
+            with suppress(RuntimeError):  # its event loop is closed: nobody listens
+                request.notify(Output((), (), finished=True, error="the generation thread has ended"))
 
     def _create_batch_processor(self) -> ContinuousBatchProcessor:
         processor = super()._create_batch_processor()
