@@ -3,8 +3,8 @@
     .venv/bin/python -m benchmarks.load_overlap .demo/SmolLM2-135M-Instruct [--streams 4] [--every 0.1]
 
 Some streams decode under two demo adapters all the time. In half of the phases, other adapters are loaded from disk one
-after the other, host memory being too small to help. Phases alternate (quiet, loading, loading, quiet, and again). Prints
-one JSON object with the times between tokens.
+after the other, host memory being too small to help. Phases alternate (quiet, loading, loading, quiet, and again).
+Prints one JSON object with the times between tokens.
 """
 
 from __future__ import annotations
