@@ -80,7 +80,7 @@ class Completions:
         mixes = SentenceMixes(
             router.route,
             lambda routing: qualified(choose(wish, routing)[0], bank),
-            most=self._args.engine.slots,
+            most=self._args.engine.slots - len(self._args.pinned_adapters),
         )
         return prompt, mixes.plan(prompt, whole, self._codec.stream(prompt))
 

@@ -26,7 +26,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from dlp_core.adapter import WEIGHTS_FILE, Adapter, read_adapter
-from dlp_core.errors import AdapterUnavailable, DLPError, UnknownModel
+from dlp_core.errors import AdapterUnavailable, DLPError, InvalidRequest, UnknownModel
 from dlp_core.host_memory import HostMemory
 from dlp_core.layers import Fusion
 from dlp_core.slots import Load, Slots, Ticket
@@ -113,6 +113,7 @@ class Residency:
         self._source = source
         self._fusion = fusion
         self._slots = Slots(slots, slot_bytes)
+        self._most = (slots, slot_bytes)
         self._host = HostMemory(host_bytes)
         self._on_load = on_load
         self._kept = AsyncExitStack()
@@ -131,6 +132,16 @@ class Residency:
         """Pins held by requests; 0 when nothing is in flight."""
         return self._slots.pinned
 
+    def has_room(self, names: Sequence[str]) -> bool:
+        """Whether these adapters can ever be resident together, beside those that are kept. Safe on any thread.
+
+        Raises UnknownModel.
+        """
+        together = {*names, *self._kept_names}
+        slots, slot_bytes = self._most
+        fits = slot_bytes is None or sum(self._source.size(name) for name in together) <= slot_bytes
+        return fits and len(together) <= slots
+
     @asynccontextmanager
     async def pinned(self, names: Sequence[str]) -> AsyncIterator[dict[str, Pin]]:
         """Waits until all `names` are resident, and keeps them so inside the block. Yields name -> Pin.
@@ -139,6 +150,12 @@ class Residency:
         slots.
         """
         keys = [_Key(name, self._source.digest(name)) for name in names]
+        if self._kept_names and not self.has_room(names):
+            raise InvalidRequest(
+                f"the mix has {len(names)} adapters, and beside the {len(self._kept_names)} that this server always "
+                "keeps there is no room for them; use fewer adapters, raise engine.slots or keep fewer",
+                param="dlp.adapters",
+            )
         ticket, loads = self._slots.request({key: self._source.size(key.name) for key in keys})
         self._in_line[ticket] = asyncio.Event()
         self._advance(loads)
@@ -155,11 +172,13 @@ class Residency:
     async def keep(self, names: Sequence[str]) -> None:
         """Loads these adapters and keeps them resident, instead of those kept before. Raises what `pinned` raises;
         those kept before are kept on then."""
+        before, self._kept_names = self._kept_names, ()
         await self._kept.aclose()  # both together might need more slots than there are
         try:
             await self._kept.enter_async_context(self.pinned(names))
         except BaseException:
-            await self._kept.enter_async_context(self.pinned(self._kept_names))
+            await self._kept.enter_async_context(self.pinned(before))
+            self._kept_names = before
             raise
         self._kept_names = tuple(names)
 

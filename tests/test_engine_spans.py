@@ -144,6 +144,9 @@ async def test_a_mix_beyond_the_slots_is_not_taken(folders: dict[str, Path]) -> 
         _, spans = await run(engine, "r", prompt(1, 9), Plan(((0, A),), every(4, A, B, C)()), 14)
         assert [span.mix for span in spans] == [A, B, A]
         assert_nothing_leaked(engine)
+        await engine.keep(["c"])
+        _, spans = await run(engine, "kept", prompt(1, 9), Plan(((0, A),), every(4, A, B, C)()), 14)
+        assert [span.mix for span in spans] == [A, C, A], "only c, which is there anyway, has room beside a"
     finally:
         await engine.stop()
 

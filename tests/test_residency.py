@@ -225,6 +225,11 @@ async def test_kept_adapters_stay_until_others_are_kept(source: SlowSource, fusi
     for name in "cd":
         async with residency.pinned([name]):
             assert residency.resident == ["b", name]
+    assert residency.has_room(["c"])
+    assert not residency.has_room(["c", "d"])
+    with pytest.raises(InvalidRequest, match="the 1 that this server always keeps"):
+        async with residency.pinned(["c", "d"]):
+            pass
     await residency.keep([])
     await residency.preload(["a", "c"])
     assert residency.resident == ["a", "c"]

@@ -19,7 +19,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -86,7 +86,16 @@ class _Request:
 class Batching(ContinuousBatchingManager):  # type: ignore[misc]
     """transformers' manager, its step extended by mixes, with a cancellation that says when it is done."""
 
-    def __init__(self, model: Any, fusion: Fusion, config: EngineConfig, eos: frozenset[int]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        fusion: Fusion,
+        config: EngineConfig,
+        *,
+        eos: frozenset[int],
+        has_room: Callable[[Sequence[str]], bool],
+    ) -> None:
+        """`has_room(names)` says whether those adapters can ever be on the device together."""
         super().__init__(
             model=model,
             generation_config=GenerationConfig(do_sample=False, eos_token_id=sorted(eos) or -1),
@@ -107,7 +116,7 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         """Prompt tokens that were not computed because another request's cache had them, since the start."""
         self._threads = torch.get_num_threads()
         self._fusion = fusion
-        self._slots = config.slots
+        self._has_room = has_room
         self._eos = eos
         self._requests: dict[str, _Request] = {}
         self._resumed: queue.SimpleQueue[tuple[str, Mapping[str, Pin]]] = queue.SimpleQueue()
@@ -271,7 +280,7 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         names = tuple(dict.fromkeys((*request.timeline.names, *mix.names)))
         if request.timeline.holds(mix):
             request.timeline.change(position, mix)
-        elif len(names) <= self._slots:
+        elif self._has_room(names):
             # Out of the batch, as the library does when memory is short: its complete blocks stay cached, so it will
             # compute little again. It must not keep its adapters while it waits for others: two such requests could
             # wait for each other.
@@ -282,7 +291,7 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
             request.parked = (again, position, mix)
             log.debug("request %s waits for adapters %s", state.request_id, names)
             request.notify(Needs(names))
-        # else it would need more adapters than there are slots to be computed again: the mix stays as it is
+        # else there is no room for all it takes to compute the request again: the mix stays as it is
 
     def _take_back(self, processor: ContinuousBatchProcessor) -> None:
         while True:

@@ -65,7 +65,7 @@ class FusedEngine:
         self.context = min(int(text_config.max_position_embeddings), config.cache_tokens)
         """Tokens that prompt and completion may have together."""
         self._eos = _eos_tokens(model)
-        self._batching = Batching(model, fusion, config, self._eos)
+        self._batching = Batching(model, fusion, config, eos=self._eos, has_room=residency.has_room)
         self._streams: dict[str, asyncio.Queue[Output | Needs | RequestAborted]] = {}
         self._running = 0
 
