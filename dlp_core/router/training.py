@@ -52,7 +52,7 @@ class TrainSettings:
     worn: float = 0.3
     lr: float = 3e-3
     embedding: int = 72
-    hidden: int = 192
+    hidden: int = 256
     dropout: float = 0.1
 
 

@@ -28,4 +28,4 @@ ADAPTERS: dict[str, TrainSettings] = {
 BACKGROUND_ROWS = 17_000
 """Prompts of no task that the router learns from."""
 
-ROUTER = RouterSettings(hidden=256)
+ROUTER = RouterSettings()
