@@ -13,13 +13,14 @@ from contextlib import aclosing
 from typing import cast
 
 from deployments.args import AppArgs
-from deployments.generation import Delta, Finished, FinishReason, GenerationRequest, Logprob, Span, TokenText
+from deployments.generation import Delta, Finished, FinishReason, GenerationRequest, Logprob, TokenText
 from deployments.metrics import TokenStopwatch
 from dlp_core.bank import BankManifest
 from dlp_core.bank_source import qualified, unqualified
 from dlp_core.chat import routing_text
 from dlp_core.decision import choose
 from dlp_core.engine import FusedEngine, Plan, Sampling, TokenEvent, TokenLogprob
+from dlp_core.mix import Span
 from dlp_core.router import Router
 from dlp_core.sentence_mixes import SentenceMixes
 from dlp_core.text import Prompt, TextCodec, TextStream

@@ -10,7 +10,7 @@ from typing import Literal
 
 from dlp_core.chat import Message
 from dlp_core.decision import Wish
-from dlp_core.mix import Mix
+from dlp_core.mix import Mix, Span
 
 FinishReason = Literal["stop", "length"]
 
@@ -60,15 +60,6 @@ class Delta:
 
     text: str
     logprobs: tuple[Logprob, ...] = ()  # of tokens whose text is sent by now, if they were asked for
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Tokens [start, end) of prompt and completion together, and the mix that served them."""
-
-    start: int
-    end: int
-    mix: Mix
 
 
 @dataclass(frozen=True, slots=True)

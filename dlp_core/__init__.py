@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from dlp_core.adapter import Adapter, LoRAWeights, check_base, check_fits, read_adapter
     from dlp_core.chat import Message
     from dlp_core.config import EngineConfig
-    from dlp_core.engine import FusedEngine, Plan, Sampling, Span, TokenEvent, TokenLogprob
+    from dlp_core.engine import FusedEngine, Plan, Sampling, TokenEvent, TokenLogprob
     from dlp_core.errors import DLPError
     from dlp_core.layers import Fusion, install
-    from dlp_core.mix import EMPTY_MIX, Mix, select_top_p
+    from dlp_core.mix import EMPTY_MIX, Mix, Span, select_top_p
     from dlp_core.ops.segments import Segment
     from dlp_core.residency import AdapterSource, FolderSource, Residency
     from dlp_core.router import Router, Routing
@@ -58,10 +58,10 @@ _HOMES = {
     "adapter": ("Adapter", "LoRAWeights", "check_base", "check_fits", "read_adapter"),
     "chat": ("Message",),
     "config": ("EngineConfig",),
-    "engine": ("FusedEngine", "Plan", "Sampling", "Span", "TokenEvent", "TokenLogprob"),
+    "engine": ("FusedEngine", "Plan", "Sampling", "TokenEvent", "TokenLogprob"),
     "errors": ("DLPError",),
     "layers": ("Fusion", "install"),
-    "mix": ("EMPTY_MIX", "Mix", "select_top_p"),
+    "mix": ("EMPTY_MIX", "Mix", "Span", "select_top_p"),
     "ops.segments": ("Segment",),
     "residency": ("AdapterSource", "FolderSource", "Residency"),
     "router": ("Router", "Routing"),

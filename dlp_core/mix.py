@@ -71,6 +71,15 @@ class Mix:
 EMPTY_MIX = Mix()
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens [start, end) of prompt and completion together, and the mix they ran under."""
+
+    start: int
+    end: int
+    mix: Mix
+
+
 def select_top_p(
     probabilities: Mapping[str, float],
     *,

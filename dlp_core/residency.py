@@ -113,7 +113,6 @@ class Residency:
         self._source = source
         self._fusion = fusion
         self._slots = Slots(slots, slot_bytes)
-        self._most = (slots, slot_bytes)
         self._host = HostMemory(host_bytes)
         self._on_load = on_load
         self._kept = AsyncExitStack()
@@ -137,10 +136,7 @@ class Residency:
 
         Raises UnknownModel.
         """
-        together = {*names, *self._kept_names}
-        slots, slot_bytes = self._most
-        fits = slot_bytes is None or sum(self._source.size(name) for name in together) <= slot_bytes
-        return fits and len(together) <= slots
+        return self._slots.could_hold({name: self._source.size(name) for name in (*names, *self._kept_names)})
 
     @asynccontextmanager
     async def pinned(self, names: Sequence[str]) -> AsyncIterator[dict[str, Pin]]:

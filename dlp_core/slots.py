@@ -120,6 +120,10 @@ class Slots:
         self._free.append(slot.index)
         return self._grant()
 
+    def could_hold(self, sizes: Mapping[Hashable, int]) -> bool:
+        """Whether adapters of these bytes can ever be in slots together. Safe on any thread."""
+        return len(sizes) <= self._count and sum(sizes.values()) <= self._max_bytes
+
     def emptied(self) -> list[int]:
         """Slots whose adapter was evicted since this was last asked, without another to take its place."""
         found = [index for index in self._emptied if index in self._free]

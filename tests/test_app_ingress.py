@@ -12,10 +12,10 @@ from ray import serve
 from ray.exceptions import ActorDiedError
 
 from deployments.args import AppArgs
-from deployments.generation import Delta, Finished, GenerationRequest, Span
+from deployments.generation import Delta, Finished, GenerationRequest
 from deployments.ingress import Ingress
 from dlp_core.errors import EngineFailed, EngineFull
-from dlp_core.mix import EMPTY_MIX
+from dlp_core.mix import EMPTY_MIX, Span
 
 FINISHED = Finished("stop", 1, 2, (Span(0, 3, EMPTY_MIX),))
 REQUEST = GenerationRequest("id", "one", EMPTY_MIX, "hello", 5)

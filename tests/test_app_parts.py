@@ -18,7 +18,7 @@ from ray.serve.metrics import Histogram
 from deployments.bank_follower import BankFollower, NoUsableBank
 from deployments.deadline import until
 from deployments.errors_ray import from_ray
-from deployments.generation import Finished, Span
+from deployments.generation import Finished
 from deployments.metrics import EngineMetrics, RoutingMetrics, TokenStopwatch
 from deployments.once import Once
 from dlp_core.bank import BankManifest
@@ -26,7 +26,7 @@ from dlp_core.bank_source import BankSource, qualified
 from dlp_core.decision import Decision, Wish
 from dlp_core.disk_cache import DiskCache
 from dlp_core.errors import BankError, DeadlineExceeded, EngineFailed, EngineFull, StoreUnavailable, UnknownModel
-from dlp_core.mix import EMPTY_MIX, Mix
+from dlp_core.mix import EMPTY_MIX, Mix, Span
 from dlp_core.publish import publish
 from dlp_core.store import AdapterStore, MemoryStore
 from tests.tiny import BASE_ID, peft_adapter

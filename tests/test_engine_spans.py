@@ -12,10 +12,10 @@ from transformers import DynamicCache
 
 from dlp_core.adapter import read_adapter
 from dlp_core.config import EngineConfig
-from dlp_core.engine import FusedEngine, Plan, Sampling, Span
+from dlp_core.engine import FusedEngine, Plan, Sampling
 from dlp_core.errors import EngineFailed, InvalidRequest
 from dlp_core.layers import install
-from dlp_core.mix import EMPTY_MIX, Mix
+from dlp_core.mix import EMPTY_MIX, Mix, Span
 from dlp_core.ops.segments import Segment
 from tests.test_engine import NAMES, assert_nothing_leaked, build, prompt
 from tests.tiny import peft_adapter, tiny_llama

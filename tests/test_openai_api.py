@@ -19,11 +19,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from deployments.args import LimitArgs, RoutingArgs
-from deployments.generation import Delta, Finished, GenerationRequest, Logprob, Span, TokenText
+from deployments.generation import Delta, Finished, GenerationRequest, Logprob, TokenText
 from deployments.http_api import create_api
 from dlp_core.decision import Decision, Wish, decide
 from dlp_core.errors import AdapterUnavailable, EngineFailed, EngineFull, PromptTooLong, StoreUnavailable
-from dlp_core.mix import EMPTY_MIX, Mix, select_top_p
+from dlp_core.mix import EMPTY_MIX, Mix, Span, select_top_p
 
 BASE = "org/tiny"
 LIMITS = LimitArgs(max_body_bytes=20_000, request_timeout_s=0.5)

@@ -8,6 +8,6 @@ sampling.py  how a request picks its tokens
 
 from dlp_core.engine.engine import EngineStats, FinishReason, FusedEngine, TokenEvent
 from dlp_core.engine.sampling import Sampling, TokenLogprob
-from dlp_core.engine.timeline import Plan, Span
+from dlp_core.engine.timeline import Plan
 
-__all__ = ["EngineStats", "FinishReason", "FusedEngine", "Plan", "Sampling", "Span", "TokenEvent", "TokenLogprob"]
+__all__ = ["EngineStats", "FinishReason", "FusedEngine", "Plan", "Sampling", "TokenEvent", "TokenLogprob"]

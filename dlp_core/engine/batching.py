@@ -43,10 +43,10 @@ from transformers.generation.continuous_batching.requests import (
 
 from dlp_core.config import EngineConfig
 from dlp_core.engine.sampling import Sampler, Sampling, TokenLogprob
-from dlp_core.engine.timeline import Plan, Span, Timeline
+from dlp_core.engine.timeline import Plan, Timeline
 from dlp_core.errors import EngineFailed
 from dlp_core.layers import Fusion
-from dlp_core.mix import Mix
+from dlp_core.mix import Mix, Span
 from dlp_core.residency import Pin
 
 log = logging.getLogger(__name__)

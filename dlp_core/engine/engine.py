@@ -15,10 +15,10 @@ from typing import Any, Literal
 from dlp_core.config import EngineConfig
 from dlp_core.engine.batching import Batching, Needs, Output
 from dlp_core.engine.sampling import Sampling, TokenLogprob
-from dlp_core.engine.timeline import Plan, Span
+from dlp_core.engine.timeline import Plan
 from dlp_core.errors import EngineFailed, EngineFull, InvalidRequest, PromptTooLong, RequestAborted
 from dlp_core.layers import Fusion
-from dlp_core.mix import Mix
+from dlp_core.mix import Mix, Span
 from dlp_core.residency import Pin, Residency
 
 FinishReason = Literal["stop", "length"]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dlp_core.errors import InvalidRequest
-from dlp_core.mix import Mix
+from dlp_core.mix import Mix, Span
 from dlp_core.ops.segments import Segment
 from dlp_core.residency import Pin
 
@@ -49,15 +49,6 @@ class Plan:
     def names(self) -> tuple[str, ...]:
         """Adapters of all spans, each once."""
         return tuple(dict.fromkeys(name for _, mix in self.spans for name in mix.names))
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Tokens `start` to `end` of prompt and completion together ran under `mix`."""
-
-    start: int
-    end: int
-    mix: Mix
 
 
 @dataclass(frozen=True, slots=True)
