@@ -172,12 +172,20 @@ class BankManifest(Record):
 
 
 class Pointer(Record):
-    """`current.json`: which bank serves, which one did before, and since when."""
+    """`current.json`: which bank serves, which one did before, and since when.
+
+    It is the only object that ever changes, and every change is a conditional write: whoever publishes, rolls back,
+    pins or collects garbage works on the state it has read, or is told.
+    """
 
     version: Name
     previous: Name | None
     manifest_sha256: Sha256
     published: AwareDatetime
+    pinned: tuple[Name, ...] = ()
+    """Versions that `dlp bank gc` must keep, by name."""
+    collecting: AwareDatetime | None = None
+    """When the garbage collection that runs now last said so; None where none runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +197,7 @@ class BankVersion:
     adapters: int
     size: int
     current: bool
+    pinned: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,11 +242,14 @@ def load_manifest(store: AdapterStore, version: str | None = None) -> BankManife
 def list_versions(store: AdapterStore) -> list[BankVersion]:
     """Every bank in the store, newest first."""
     before = find_current(store)
-    serving = before[0].version if before else None
+    serving, pinned = (before[0].version, before[0].pinned) if before else (None, ())
     versions = [info.key.removeprefix("banks/").removesuffix(".json") for info in store.list("banks/")]
     with ThreadPoolExecutor(_READERS) as pool:
         manifests = pool.map(lambda version: load_manifest(store, version), versions)
-        found = [BankVersion(m.version, m.created, len(m.adapters), m.size, m.version == serving) for m in manifests]
+        found = [
+            BankVersion(m.version, m.created, len(m.adapters), m.size, m.version == serving, m.version in pinned)
+            for m in manifests
+        ]
     return sorted(found, key=lambda bank: bank.created, reverse=True)
 
 

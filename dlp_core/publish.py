@@ -7,22 +7,18 @@ write, so of two publishers at once one wins and the other is told.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
+from dlp_core import pointer
 from dlp_core.bank import (
-    POINTER_KEY,
     BankManifest,
     FileEntry,
-    Pointer,
     current,
-    find_current,
     load_manifest,
     manifest_key,
     read_version,
@@ -36,6 +32,11 @@ R = TypeVar("R")
 
 _TRANSFERS = 8
 """Uploads or downloads at once: enough to hide a store's latency behind its bandwidth."""
+
+_ATTEMPTS = 3
+
+Make = Callable[[BankManifest | None], tuple[BankManifest, Sequence[LocalFile]]]
+"""From the bank that serves (None: none yet) to the one that shall, and its files."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -69,13 +70,32 @@ def publish(
     meanwhile or `version` is taken by another content, StoreUnavailable if the store fails: the bank that
     served before then still does, and publishing again resumes.
     """
-    before = find_current(store)
-    manifest, sources = read_folder(folder, version=version, check=check)
-    _upload(store, sources, progress)
-    manifest, raw = _write_manifest(store, manifest)
-    if before is None or before[0].version != manifest.version:
-        _move_pointer(store, before, manifest, raw)
-    return manifest
+    return commit(store, lambda before: read_folder(folder, version=version, check=check), progress=progress)
+
+
+def commit(store: AdapterStore, make: Make, *, progress: Progress | None = None) -> BankManifest:
+    """Lets the bank serve that `make` makes of the one that serves now, and returns its manifest.
+
+    If the pointer changed meanwhile without another bank taking over (somebody pinned a version, or collected
+    garbage), it starts again. Raises what `publish` raises.
+    """
+    attempt = 1
+    while True:
+        before = pointer.read_free(store)
+        serving = load_manifest(store, before[0].version) if before else None
+        manifest, sources = make(serving)
+        _upload(store, sources, progress)
+        manifest, raw = _write_manifest(store, manifest)
+        if serving is not None and serving.version == manifest.version:
+            return manifest
+        try:
+            pointer.serve(store, before, manifest, raw)
+            return manifest
+        except Conflict:
+            now = pointer.read_free(store)
+            if before is None or now is None or now[0].version != before[0].version or attempt == _ATTEMPTS:
+                raise
+        attempt += 1
 
 
 def rollback(store: AdapterStore, version: str | None = None) -> BankManifest:
@@ -84,10 +104,10 @@ def rollback(store: AdapterStore, version: str | None = None) -> BankManifest:
     Raises UnknownModel if there is no such version, BankError if files of it are missing, Conflict if somebody
     else moved the pointer meanwhile.
     """
-    pointer, etag = current(store)
-    target = version or pointer.previous
+    before = pointer.read_free(store) or current(store)
+    target = version or before[0].previous
     if target is None:
-        raise BankError(f"{store.uri} has had no bank before {pointer.version}; name a version (`dlp bank list`)")
+        raise BankError(f"{store.uri} has had no bank before {before[0].version}; name a version (`dlp bank list`)")
     manifest, raw = read_version(store, target)
     missing = [key for key, size in _objects(manifest) if not _present(store, key, size)]
     if missing:
@@ -95,8 +115,8 @@ def rollback(store: AdapterStore, version: str | None = None) -> BankManifest:
             f"bank {target} cannot serve: {len(missing)} of its files are missing or of another size, first "
             f"{missing[0]!r}; publish it again"
         )
-    if target != pointer.version:
-        _move_pointer(store, (pointer, etag), manifest, raw)
+    if target != before[0].version:
+        pointer.serve(store, before, manifest, raw)
     return manifest
 
 
@@ -176,41 +196,6 @@ def _write_manifest(store: AdapterStore, manifest: BankManifest) -> tuple[BankMa
     if existing.digest != manifest.digest:
         raise Conflict(f"bank version {manifest.version} is already in {store.uri} with other content; choose another")
     return existing, found
-
-
-def _move_pointer(store: AdapterStore, before: tuple[Pointer, str] | None, manifest: BankManifest, raw: bytes) -> None:
-    """Lets `manifest` serve if the pointer is still as it was `before` (None: nothing was published)."""
-    _require_conditions(store, manifest_key(manifest.version), raw)
-    pointer = Pointer(
-        version=manifest.version,
-        previous=before[0].version if before else None,
-        manifest_sha256=hashlib.sha256(raw).hexdigest(),
-        published=datetime.now(UTC),
-    )
-    body = pointer.model_dump_json(indent=2).encode() + b"\n"
-    try:
-        if before is None:
-            store.put(POINTER_KEY, body, if_none_match=True)
-        else:
-            store.put(POINTER_KEY, body, if_match=before[1])
-    except Conflict:
-        # If only the answer to our own write was lost, the store's retry met that very write.
-        if store.get(POINTER_KEY).data != body:
-            raise Conflict(
-                f"another bank was published to {store.uri} meanwhile; see `dlp bank show`, then publish again"
-            ) from None
-
-
-def _require_conditions(store: AdapterStore, key: str, raw: bytes) -> None:
-    """Proves that the store honours conditions, by creating again what is there: harmless if it does not."""
-    try:
-        store.put(key, raw, if_none_match=True)
-    except Conflict:
-        return
-    raise BankError(
-        f"{store.uri} ignores conditional writes, so two publishers could overwrite each other; "
-        "use a server that honours If-None-Match and If-Match on PUT (AWS S3, MinIO, SeaweedFS do)"
-    )
 
 
 def _present(store: AdapterStore, key: str, size: int) -> bool:

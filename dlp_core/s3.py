@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
@@ -89,6 +90,18 @@ class S3Store:
 
     def get(self, key: str) -> StoredObject:
         return self._read(key, lambda body, etag: StoredObject(body.read(), etag))
+
+    def get_if_changed(self, key: str, etag: str) -> StoredObject | None:
+        path = self._path(key)
+        with self._errors(key):
+            try:
+                answer = self._client.get_object(Bucket=self._bucket, Key=path, IfNoneMatch=etag)
+            except ClientError as error:
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == HTTPStatus.NOT_MODIFIED:
+                    return None
+                raise
+            with closing(answer["Body"]) as body:
+                return StoredObject(body.read(), answer["ETag"])
 
     def download(self, key: str, target: Path, *, size: int, sha256: str) -> None:
         source = f"object {key!r} in {self.uri}"

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ MAX_KEY_BYTES = 1024
 """S3's limit on the length of a key, in UTF-8 bytes."""
 
 CHUNK_BYTES = 1024 * 1024
+
+_ABANDONED_S = 24 * 3600.0
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -65,6 +68,9 @@ class AdapterStore(Protocol):
 
     def get(self, key: str) -> StoredObject:
         """Reads a small object whole."""
+
+    def get_if_changed(self, key: str, etag: str) -> StoredObject | None:
+        """As `get`, or None if the object still has this etag: no byte of it is sent then."""
 
     def download(self, key: str, target: Path, *, size: int, sha256: str) -> None:
         """Streams an object into the file `target`, replacing it.
@@ -192,6 +198,9 @@ class FolderStore:
         with self._errors(key, reading=True), self._path(key).open("rb") as file:
             return StoredObject(file.read(), _etag(os.fstat(file.fileno())))
 
+    def get_if_changed(self, key: str, etag: str) -> StoredObject | None:
+        return None if self.head(key).etag == etag else self.get(key)
+
     def download(self, key: str, target: Path, *, size: int, sha256: str) -> None:
         with self._errors(key, reading=True):
             file = self._path(key).open("rb")
@@ -208,6 +217,7 @@ class FolderStore:
                 own.mkdir(parents=True, exist_ok=True)
                 _write(temporary, body)
                 with self._locked():
+                    self._sweep(own)
                     found = _etag(path.stat()) if path.exists() else None
                     if (if_none_match and found is not None) or (if_match is not None and found != if_match):
                         raise _conflict(key, self.uri, created=if_none_match)
@@ -236,6 +246,16 @@ class FolderStore:
         if path.is_file():
             with self._errors(key), self._locked():
                 path.unlink(missing_ok=True)
+                for folder in path.parents:
+                    if folder == self._root or any(folder.iterdir()):
+                        break
+                    folder.rmdir()
+
+    def _sweep(self, own: Path) -> None:
+        """Removes what writers left that were killed long ago."""
+        for partial in own.glob("*.part"):
+            if time.time() - partial.stat().st_mtime > _ABANDONED_S:
+                partial.unlink(missing_ok=True)
 
     def _walk(self, start: Path) -> Iterator[ObjectInfo]:
         for folder, folders, files in os.walk(start):
@@ -284,6 +304,10 @@ class MemoryStore:
     def get(self, key: str) -> StoredObject:
         data = self._read(key)
         return StoredObject(data, _content_etag(data))
+
+    def get_if_changed(self, key: str, etag: str) -> StoredObject | None:
+        found = self.get(key)
+        return None if found.etag == etag else found
 
     def download(self, key: str, target: Path, *, size: int, sha256: str) -> None:
         source = f"object {key!r} in {self.uri}"

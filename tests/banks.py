@@ -15,6 +15,7 @@ from dlp_core.errors import StoreUnavailable
 from dlp_core.router import Router
 from dlp_core.router.calibration import Calibration
 from dlp_core.router.features import BUCKETS
+from dlp_core.router.memory import Memory
 from dlp_core.router.network import Network
 from dlp_core.router.novelty import PENALTY, Clouds
 from dlp_core.store import AdapterStore
@@ -58,7 +59,7 @@ def write_bank(folder: Path, names: Sequence[str] = ADAPTERS, *, seed: int = 0, 
 
 
 def write_router(folder: Path, labels: Sequence[str], *, seed: int = 0) -> None:
-    """A router of random weights, as small as a router can be; it needs two labels or more."""
+    """A router of random weights, as small as a router can be."""
     random = np.random.default_rng(seed)
 
     def floats(*shape: int) -> Any:
@@ -67,12 +68,19 @@ def write_router(folder: Path, labels: Sequence[str], *, seed: int = 0) -> None:
     widths = [4, 2, 2, 2, len(labels) + 1]  # one number per feature, thrice, and how many features there are
     network = Network(
         floats(BUCKETS, 1),
-        tuple(floats(out, width) for width, out in pairwise(widths)),
+        (*(floats(out, width) for width, out in pairwise(widths[:-1])), floats(widths[-1], 2 + 1)),
         tuple(floats(out) for out in widths[1:]),
     )
     ways = len(PENALTY)
     clouds = Clouds(floats(ways, 2, 2), floats(ways, len(labels), 2), floats(ways, len(labels)))
-    Router(labels, network, clouds, Calibration(1.0, 1.0, 0.0, 1.0), {}).save(folder)
+    Router(
+        labels=tuple(labels),
+        network=network,
+        clouds=clouds,
+        calibration=Calibration(1.0, 1.0, 0.0, 1.0),
+        memory=Memory(floats(8, 4), np.array([-1, 0] * 4, np.int16)),
+        training={},
+    ).save(folder)
 
 
 class Spy:

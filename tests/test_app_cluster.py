@@ -135,7 +135,7 @@ def train(folder: Path) -> None:
         for opening in openings
         for number in range(12)
     ]
-    router, _ = train_router(rows, TrainSettings(min_steps=60, batch=32, embedding=16, hidden=32))
+    router, _ = train_router(rows, TrainSettings(min_steps=60, batch=32, embedding=16, widths=(32, 32, 32)))
     router.save(folder)
 
 

@@ -199,7 +199,7 @@ def test_of_two_publishers_one_wins_and_the_other_is_told(store: AdapterStore, t
     winners = [result for result in results if isinstance(result, BankManifest)]
     assert len(winners) == 1
     assert load_manifest(store) == winners[0]
-    assert all("publish again" in r.message for r in results if isinstance(r, Conflict))
+    assert all("changed by somebody else" in r.message for r in results if isinstance(r, Conflict))
 
 
 def test_a_publisher_whose_answer_got_lost_has_still_won(store: AdapterStore, folder: Path) -> None:

@@ -67,7 +67,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / WEIGHTS_FILE).write_bytes(b"\x80\x04N."),
         r"router\.safetensors: not a safetensors file",
     ),
-    "format of tomorrow": (_config(lambda c: c.update(format=2)), "format 2 .* reads format 1"),
+    "format of tomorrow": (_config(lambda c: c.update(format=3)), "format 3 .* reads format 2"),
     "features of tomorrow": (_config(lambda c: c.update(features=2)), "features 2"),
     "labels missing": (_config(lambda c: c.pop("labels")), "labels"),
     "a label too few": (_config(lambda c: c["labels"].pop()), "3 labels need"),
@@ -84,6 +84,14 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "a flat layer": (
         _tensors(lambda t: t.update({"layer1.weight": t["layer1.weight"].reshape(-1)})),
         r"layer1\.weight",
+    ),
+    "a memory of no task": (
+        _tensors(lambda t: t.update({"memory.tasks": t["memory.tasks"] + np.int16(9)})),
+        "memory.tasks has tasks that are none of the 4 labels",
+    ),
+    "a memory without inputs": (
+        _tensors(lambda t: t.update({"memory.inputs": t["memory.inputs"][:5].copy()})),
+        r"memory\.inputs is float16 \[5, 217\]",
     ),
     "weights not finite": (
         _tensors(lambda t: t.update({"layer4.bias": t["layer4.bias"] * np.float32("nan")})),

@@ -20,7 +20,7 @@ def _texts(tasks: np.ndarray, *, shift: float = 0.0) -> Floats:
 
 
 def _sure(tasks: np.ndarray) -> Floats:
-    return np.eye(N, dtype=np.float32)[tasks] * 0.97 + 0.01
+    return np.pad(np.eye(N, dtype=np.float32)[tasks] * 0.97 + 0.01, ((0, 0), (0, 1)))
 
 
 def _fit(tasks: np.ndarray) -> Clouds:
@@ -71,7 +71,7 @@ def test_a_task_whose_texts_differ_much_is_given_its_own_measure() -> None:
 def test_a_sure_network_makes_a_text_less_strange() -> None:
     tasks = np.zeros(1, np.int64)
     hidden = _texts(tasks)
-    unsure = np.array([[0.5, 0.3, 0.1]], np.float32)
+    unsure = np.array([[0.5, 0.3, 0.1, 0.1]], np.float32)
     assert WIDENED.novelty(hidden, unsure)[0] > WIDENED.novelty(hidden, _sure(tasks))[0]
 
 
@@ -84,4 +84,12 @@ def test_a_bank_may_be_as_small_as_two(adapters: int) -> None:
         joined=(_texts(tasks), np.stack([tasks, (tasks + 1) % adapters], axis=1)),
         adapters=adapters,
     )
-    assert np.isfinite(clouds.novelty(_texts(tasks), _sure(tasks)[:, :adapters])[0]).all()
+    assert np.isfinite(clouds.novelty(_texts(tasks), np.delete(_sure(tasks), np.s_[adapters:N], axis=1))[0]).all()
+
+
+def test_a_task_with_wide_clouds_asks_the_network_whether_it_fits_none() -> None:
+    tasks = np.zeros(2, np.int64)
+    unsure = np.array([[0.5, 0.0, 0.0, 0.4], [0.4, 0.0, 0.0, 0.5]], np.float32)
+    for clouds, stranger in ((WIDENED, False), (WIDENED.wider(0, 3.0), True)):
+        novelty, _ = clouds.novelty(_texts(tasks), unsure)
+        assert bool(novelty[1] > novelty[0] + 5) == stranger

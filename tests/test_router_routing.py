@@ -12,8 +12,8 @@ from dlp_core.errors import InvalidRequest
 from dlp_core.mix import EMPTY_MIX
 from dlp_core.router import Routing
 
-SURE = Routing({"a": 0.05, "b": 0.90, "c": 0.03}, none=0.02, confidence=0.90)
-SPLIT = Routing({"a": 0.55, "b": 0.05, "c": 0.40}, none=0.0, confidence=0.55)
+SURE = Routing.of({"a": 0.05, "b": 0.90, "c": 0.03}, none=0.02)
+SPLIT = Routing.of({"a": 0.55, "b": 0.05, "c": 0.40}, none=0.0)
 
 
 def test_top_p_is_of_what_the_adapters_have() -> None:
@@ -28,8 +28,8 @@ def test_the_best_adapter_is_the_likeliest_one() -> None:
 
 
 def test_none_of_these_is_the_plain_backbone() -> None:
-    assert Routing({"a": 0.3, "b": 0.2}, none=0.5, confidence=0.3).mix() == EMPTY_MIX
-    assert Routing({"a": 0.3, "b": 0.21}, none=0.49, confidence=0.3).mix() != EMPTY_MIX
+    assert Routing.of({"a": 0.3, "b": 0.2}, none=0.5).mix() == EMPTY_MIX
+    assert Routing.of({"a": 0.3, "b": 0.21}, none=0.49).mix() != EMPTY_MIX
 
 
 def test_low_confidence_is_the_plain_backbone() -> None:
@@ -39,7 +39,7 @@ def test_low_confidence_is_the_plain_backbone() -> None:
 
 def test_bad_settings_are_refused_even_where_nothing_fits() -> None:
     with pytest.raises(InvalidRequest, match="top_p"):
-        Routing({"a": 0.0}, none=1.0, confidence=0.0).mix(top_p=0.0)
+        Routing.of({"a": 0.0}, none=1.0).mix(top_p=0.0)
 
 
 def test_it_crosses_processes() -> None:
@@ -53,7 +53,7 @@ def test_serving_needs_no_torch() -> None:
 
 def test_last_bits_of_a_probability_do_not_change_the_mix() -> None:
     """What a batch does to a matrix product: the same text, a few 1e-8 apart."""
-    alone = Routing({"a": 0.6123412, "b": 0.2511108, "c": 0.1}, none=0.03, confidence=0.6123412)
-    batched = Routing({"a": 0.6123413, "b": 0.2511107, "c": 0.1}, none=0.03, confidence=0.6123413)
+    alone = Routing.of({"a": 0.6123412, "b": 0.2511108, "c": 0.1}, none=0.03)
+    batched = Routing.of({"a": 0.6123413, "b": 0.2511107, "c": 0.1}, none=0.03)
     assert alone.mix() == batched.mix()
     assert len(alone.mix().adapters) == 3

@@ -113,7 +113,8 @@ def test_numpy_computes_what_torch_trained() -> None:
     texts = [FRESH[0].input, "two words", FRESH[-1].input * 9, "x"]
     with torch.no_grad():
         expected = net(texts).numpy()
-    _, logits = net.export().forward(featurise(texts))
+    network = net.export()
+    _, _, logits = network.forward(network.embed(featurise(texts)))
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 

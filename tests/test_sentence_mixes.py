@@ -30,7 +30,7 @@ class WordRouter:
     def _route(self, text: str) -> Routing:
         found = max(NAMES, key=text.rfind)
         fits = found in text
-        return Routing({name: float(fits and name == found) for name in NAMES}, 1.0 - fits, float(fits))
+        return Routing.of({name: float(fits and name == found) for name in NAMES}, none=1.0 - fits)
 
 
 def mix(name: str) -> Mix:

@@ -1,4 +1,4 @@
-"""`dlp bank`: publish a folder as the bank that serves, look at what is published, verify it, roll it back."""
+"""`dlp bank`: publish a folder as the bank that serves, look at what is published, verify it, roll back, clean up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployments import console
-from dlp_core.store import open_store
+from dlp_core.store import AdapterStore, open_store
 
 app = typer.Typer(help="Publish banks and look after them.", no_args_is_help=True)
 
@@ -97,6 +97,7 @@ def list_banks(bank: Bank, json: Json = False) -> None:
                     "adapters": found.adapters,
                     "size": found.size,
                     "current": found.current,
+                    "pinned": found.pinned,
                 }
                 for found in versions
             ]
@@ -105,7 +106,7 @@ def list_banks(bank: Bank, json: Json = False) -> None:
     table = Table("", "version", "created (UTC)", "adapters", "size")
     for found in versions:
         table.add_row(
-            "serves" if found.current else "",
+            ", ".join(word for word, holds in (("serves", found.current), ("pinned", found.pinned)) if holds),
             found.version,
             f"{found.created:%Y-%m-%d %H:%M:%S}",
             str(found.adapters),
@@ -181,6 +182,76 @@ def rollback_bank(
         console.print_json({"bank": store.uri, "version": manifest.version, "adapters": len(manifest.adapters)})
         return
     _say(f"[bold]{manifest.version}[/] serves in {escape(store.uri)}: {len(manifest.adapters)} adapters")
+
+
+@app.command("pin")
+def pin_bank(
+    bank: Bank,
+    version: Annotated[str, typer.Argument(help="The version `dlp bank gc` shall keep.")],
+    json: Json = False,
+) -> None:
+    """Keep a version from being collected, until it is unpinned."""
+    from dlp_core.retention import pin
+
+    store = open_store(bank)
+    pin(store, version)
+    _say_pins(store, json)
+
+
+@app.command("unpin")
+def unpin_bank(
+    bank: Bank, version: Annotated[str, typer.Argument(help="A version that is pinned.")], json: Json = False
+) -> None:
+    """Let a version be collected again."""
+    from dlp_core.retention import unpin
+
+    store = open_store(bank)
+    unpin(store, version)
+    _say_pins(store, json)
+
+
+@app.command("gc")
+def collect_garbage(
+    bank: Bank,
+    keep: Annotated[int, typer.Option(min=0, help="Newest versions to keep besides those that must stay.")] = 5,
+    dry_run: Annotated[bool, typer.Option(help="Only say what would be deleted.")] = False,
+    json: Json = False,
+) -> None:
+    """Delete old versions and files nothing needs. The current, the previous and every pinned version stay."""
+    from dlp_core.retention import collect
+
+    store = open_store(bank)
+    with console.progress("gc") as bar:
+        garbage = collect(store, keep=keep, dry_run=dry_run, progress=lambda done, total: bar.update(done, total=total))
+    if json:
+        console.print_json(
+            {
+                "bank": store.uri,
+                "dry_run": dry_run,
+                "kept": list(garbage.kept),
+                "versions": list(garbage.versions),
+                "objects": len(garbage.keys),
+                "size": garbage.size,
+            }
+        )
+        return
+    for version in garbage.versions:
+        _say(f"[red]- {version}[/]")
+    verb = "would be deleted" if dry_run else "deleted"
+    _say(
+        f"{len(garbage.versions)} versions and {len(garbage.keys) - len(garbage.versions)} files {verb}, "
+        f"{_bytes(garbage.size)}; kept: {', '.join(garbage.kept)}"
+    )
+
+
+def _say_pins(store: AdapterStore, json: bool) -> None:
+    from dlp_core.bank import current
+
+    pinned = list(current(store)[0].pinned)
+    if json:
+        console.print_json({"bank": store.uri, "pinned": pinned})
+        return
+    _say(f"pinned in {escape(store.uri)}: {', '.join(pinned) or 'none'}")
 
 
 def _say(line: str) -> None:

@@ -11,6 +11,8 @@ from dlp_core.router.network import Floats, softmax
 
 Values = NDArray[np.floating]
 
+_TEMPERATURES = np.geomspace(0.1, 4.0, 161).astype(np.float32)
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -27,31 +29,43 @@ class Calibration:
 
     def shares(self, logits_BN: Floats, joined_B: NDArray[np.bool_]) -> Floats:
         """Calibrated distribution over the adapters, (B, N)."""
-        temperatures = np.where(joined_B, np.float32(self.joined_temperature), np.float32(self.temperature))
-        return softmax(np.asarray(logits_BN / temperatures[:, None], np.float32))
+        temperatures = np.array([self.temperature, self.joined_temperature], np.float32)
+        return softmax(logits_BN / temperatures[joined_B.view(np.int8), None])
 
     def none_mass(self, novelty_B: Floats) -> Floats:
-        exponent = np.clip(self.slope * (novelty_B - self.threshold), -60, 60)
-        return np.asarray(1.0 / (1.0 + np.exp(-exponent)), np.float32)
+        half = np.float32(0.5)  # the logistic function as a tanh, which cannot overflow
+        mass: Floats = half + half * np.tanh(half * np.float32(self.slope) * (novelty_B - np.float32(self.threshold)))
+        return mass
 
 
-def fit_temperature(logits_BN: Floats, targets_BN: Floats) -> float:
-    """The temperature with the least cross-entropy to the target distributions (Guo et al. 2017, arXiv 1706.04599)."""
-    grid = np.geomspace(0.5, 4.0, 97)  # few rows that are all right would ask for 0
-    losses = [-(targets_BN * np.log(softmax(logits_BN / np.float32(t)) + 1e-9)).sum(axis=1).mean() for t in grid]
-    return float(grid[int(np.argmin(losses))])
+def fit_temperature(logits_BN: Floats, tasks_B: NDArray[np.integer]) -> float:
+    """The temperature at which the mean of the highest shares is the share of right answers.
+
+    The least cross-entropy (Guo et al. 2017, arXiv 1706.04599) would let a few odd texts make all others doubtful. Half
+    a wrong answer is added: a few rows that are all right would ask for temperature 0.
+    """
+    right = int((logits_BN.argmax(axis=1) == tasks_B).sum())
+    wanted = (right + 0.5) / (len(tasks_B) + 1)
+    means = np.array([softmax(logits_BN / t).max(axis=1).mean() for t in _TEMPERATURES])
+    return float(_TEMPERATURES[np.abs(means - wanted).argmin()])
+
+
+def fit_joined_temperature(logits_BN: Floats, targets_BN: Floats) -> float:
+    """The temperature with the least cross-entropy to the shares of two tasks."""
+    losses = [-(targets_BN * np.log(softmax(logits_BN / t) + 1e-9)).sum(axis=1).mean() for t in _TEMPERATURES]
+    return float(_TEMPERATURES[int(np.argmin(losses))])
 
 
 def fit_none(novelty: dict[str, Values], keep: dict[str, float]) -> tuple[float, float]:
     """Threshold and slope of the none mass.
 
     `novelty` has values of texts that belong to the bank, by way ("plain" and others), `keep` the share of each
-    that must stay below the threshold. The slope gives the median plain text a none mass of one in a hundred thousand:
+    that must stay below the threshold. The slope gives the median plain text a none mass of one in a hundred million:
     steep, because a text that belongs should keep its whole confidence until it is close to the threshold.
     """
     threshold = max(float(np.quantile(novelty[way], share)) for way, share in keep.items())
     distance = max(threshold - float(np.median(novelty["plain"])), 1e-3)
-    return threshold, float(np.log(1e5) / distance)
+    return threshold, float(np.log(1e8) / distance)
 
 
 def expected_calibration_error(confidence: Values, correct: NDArray[np.bool_], *, bins: int = 15) -> float:

@@ -13,6 +13,7 @@ the cost of a prompt is bounded whatever its length.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 BUCKETS = 1 << 16
 HEAD, TAIL = 3072, 1024
 PER_TOKEN = 3
+LONGEST = PER_TOKEN * (HEAD + TAIL + 1)
+"""No text has more features: a character is at most one token."""
 VERSION = 1
 """Changes with anything above or below that changes a bucket; a saved router names the version it was trained on."""
 
@@ -64,24 +67,28 @@ def clip(text: str) -> str:
 def featurise(texts: Sequence[str]) -> Features:
     """Hashes B texts. Text without a visible character has no features."""
     pieces = [clip(text).encode("utf-8", "replace") for text in texts]
-    bytes_ = np.frombuffer(b"\0".join(pieces) + b"\0", np.uint8)
-    kinds = _KIND[bytes_]
+    data = b"\0".join(pieces) + b"\0"
+    kinds = np.frombuffer(data.translate(_KIND), np.uint8)
     edges = kinds == _MARK
-    edges[0] = True
     edges[1:] |= kinds[1:] != kinds[:-1]
-    runs = np.flatnonzero(edges)
-    lengths = _steps(runs, len(bytes_))
-    positions = np.arange(len(bytes_)) - np.repeat(runs, lengths)
-    words = _TABLE[(np.minimum(positions, _MAX_POSITION - 1) << 8) + bytes_]
-    is_token = kinds[runs] != _SPACE
+    edges[0] = True
+    edges &= kinds != _SPACE
+    tokens = np.flatnonzero(edges)  # where each begins
+    if not len(tokens):
+        return Features(np.zeros(0, np.int64), np.zeros(len(pieces), np.int64))
 
-    whole = np.add.reduceat(words, runs)[is_token]
+    # what follows a token up to the next one is space, whose words are 0
+    bytes_ = np.frombuffer(data, np.uint8)[tokens[0] :]
+    first = tokens - tokens[0]
+    positions = np.arange(len(bytes_)) - np.repeat(first, _steps(first, len(bytes_)))
+    words = _TABLE.take((np.minimum(positions, _MAX_POSITION - 1) << 8) + bytes_)
+    whole = np.add.reduceat(words, first)
     words[positions >= _PREFIX_BYTES] = 0
-    prefix = np.add.reduceat(words, runs)[is_token]
-    ends = np.searchsorted(runs[is_token], np.cumsum([len(piece) + 1 for piece in pieces]))
+    prefix = np.add.reduceat(words, first)
+    ends = tokens.searchsorted([*accumulate(len(piece) + 1 for piece in pieces)])
     following = np.empty_like(whole)
     following[:-1] = whole[1:]
-    following[ends[ends > 0] - 1] = _END
+    following[ends - 1] = _END  # a text without tokens marks the end of the one before again, or the last one's
 
     hashes = np.empty((len(whole), PER_TOKEN), np.uint64)
     hashes[:, 0] = whole
@@ -108,7 +115,7 @@ def _splitmix64(count: int) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def _kinds() -> NDArray[np.uint8]:
+def _kinds() -> bytes:
     kinds = np.full(256, _SPACE, np.uint8)
     kinds[33:127] = _MARK
     kinds[10] = _MARK
@@ -118,7 +125,7 @@ def _kinds() -> NDArray[np.uint8]:
             kinds[byte] = _LETTER
         elif chr(byte).isdigit():
             kinds[byte] = _DIGIT
-    return kinds
+    return kinds.tobytes()
 
 
 def _canonical() -> NDArray[np.int64]:
@@ -128,6 +135,13 @@ def _canonical() -> NDArray[np.int64]:
     return same
 
 
+def _table() -> NDArray[np.uint64]:
+    """A word per (position, byte), flat; 0 for space."""
+    words = _splitmix64(_MAX_POSITION * 256).reshape(_MAX_POSITION, 256)[:, _canonical()]
+    words[:, np.frombuffer(_KIND, np.uint8) == _SPACE] = 0
+    return words.reshape(-1)
+
+
 _KIND = _kinds()
-_TABLE = _splitmix64(_MAX_POSITION * 256).reshape(_MAX_POSITION, 256)[:, _canonical()].reshape(-1).copy()
+_TABLE = _table()
 _END, _C1, _C2, _C3, _C4 = (np.uint64(int(word) | 1) for word in _splitmix64(_MAX_POSITION * 256 + 5)[-5:])

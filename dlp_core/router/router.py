@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+from array import array
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,35 +24,30 @@ from dlp_core.adapter import validate_name
 from dlp_core.errors import BankError, InvalidRequest
 from dlp_core.router.calibration import Calibration
 from dlp_core.router.features import BUCKETS, VERSION, featurise
+from dlp_core.router.memory import NO_TASK, Memory
 from dlp_core.router.network import Network, dequantise_rows, quantise_rows, softmax
 from dlp_core.router.novelty import PENALTY, Clouds
 from dlp_core.router.routing import Routing
 
 WEIGHTS_FILE = "router.safetensors"
 CONFIG_FILE = "router.json"
-FORMAT = 1
+FORMAT = 2
 
 _LAYERS = 4
 _CHUNK = 64  # texts whose features are in memory at once
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Router:
     """Routes texts over the adapters in `labels`. Immutable; may be used from several threads."""
 
-    def __init__(
-        self,
-        labels: Sequence[str],
-        network: Network,
-        clouds: Clouds,
-        calibration: Calibration,
-        training: dict[str, Any],
-    ) -> None:
-        self.labels = tuple(labels)
-        self.network = network
-        self.clouds = clouds
-        self.calibration = calibration
-        self.training = training
-        """What the training measured on rows it held back."""
+    labels: tuple[str, ...]
+    network: Network
+    clouds: Clouds
+    calibration: Calibration
+    memory: Memory
+    training: dict[str, Any]
+    """What the training measured on rows it held back."""
 
     def route(self, texts: Sequence[str]) -> list[Routing]:
         """One Routing a text. Text without a visible character is "none of these". Raises nothing for any text."""
@@ -59,22 +55,36 @@ class Router:
         return [routing for chunk in chunks for routing in self._route(chunk)]
 
     def _route(self, texts: Sequence[str]) -> list[Routing]:
-        features = featurise(texts)
-        hidden, logits = self.network.forward(features)
-        novelty, joined = self.clouds.novelty(hidden, softmax(logits)[:, :-1])
-        none = np.where(features.counts() > 0, self.calibration.none_mass(novelty), np.float32(1.0))
-        probabilities = self.calibration.shares(logits[:, :-1], joined) * (1.0 - none)[:, None]
+        inputs = self.network.embed(featurise(texts))
+        hidden, _, logits = self.network.forward(inputs)
+        novelty, joined = self.clouds.novelty(hidden, softmax(logits))
+        none = self.calibration.none_mass(novelty)
+        none[inputs[:, -1] == 0] = 1.0  # a text without features
+        masses = self.calibration.shares(logits[:, :-1], joined)
+        masses *= (1.0 - none)[:, None]
         return [
-            Routing(dict(zip(self.labels, row, strict=True)), none=mass, confidence=max(row))
-            for row, mass in zip(probabilities.tolist(), none.tolist(), strict=True)
+            Routing(self.labels, array("f", row.tobytes()), mass)
+            for row, mass in zip(masses, none.tolist(), strict=True)
         ]
+
+    def only(self, labels: Sequence[str]) -> Router:
+        """The router of these adapters alone, in this order. Shares the hidden layers with this one."""
+        kept = [self.labels.index(label) for label in labels]
+        rows = [*kept, len(self.labels)]
+        return replace(
+            self,
+            labels=tuple(labels),
+            network=self.network.with_outputs(self.network.weights[-1][rows], self.network.biases[-1][rows]),
+            clouds=self.clouds.only(kept),
+            memory=self.memory.only(kept),
+        )
 
     def save(self, folder: Path) -> None:
         """Writes both files, the configuration last: a folder with a router.json is complete.
 
         Raises InvalidRequest if the folder cannot be written.
         """
-        tensors = pack(self.network, self.clouds)
+        tensors = pack(self.network, self.clouds, self.memory)
         config = {
             "format": FORMAT,
             "features": VERSION,
@@ -96,11 +106,13 @@ class Router:
         Raises BankError, naming the file and what to do, if a file is missing, damaged or of another version.
         """
         labels, calibration, training = _read_config(folder / CONFIG_FILE)
-        network, clouds = _read_weights(folder / WEIGHTS_FILE, len(labels))
-        return cls(labels, network, clouds, calibration, training)
+        network, clouds, memory = _read_weights(folder / WEIGHTS_FILE, len(labels))
+        return cls(
+            labels=labels, network=network, clouds=clouds, calibration=calibration, memory=memory, training=training
+        )
 
 
-def pack(network: Network, clouds: Clouds) -> dict[str, NDArray[Any]]:
+def pack(network: Network, clouds: Clouds, memory: Memory) -> dict[str, NDArray[Any]]:
     """The tensors of router.safetensors."""
     values, scales = quantise_rows(network.table_VD)
     tensors: dict[str, NDArray[Any]] = {"embedding.values": values, "embedding.scales": scales}
@@ -110,19 +122,26 @@ def pack(network: Network, clouds: Clouds) -> dict[str, NDArray[Any]]:
     tensors["clouds.whitening"] = clouds.whitening_WHH.astype(np.float16)
     tensors["clouds.centres"] = clouds.centres_WNH.astype(np.float16)
     tensors["clouds.spreads"] = clouds.spreads_WN
+    tensors["memory.inputs"] = memory.inputs_MI.astype(np.float16)
+    tensors["memory.tasks"] = memory.tasks_M
     return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 
 
-def unpack(tensors: dict[str, NDArray[Any]]) -> tuple[Network, Clouds]:
+def unpack(tensors: dict[str, NDArray[Any]]) -> tuple[Network, Clouds, Memory]:
     """Network and clouds as they will be served: the rounding of `pack` is in them."""
-    wide = {name: tensor.astype(np.float32) for name, tensor in tensors.items() if name != "embedding.values"}
+    whole = ("embedding.values", "memory.tasks")
+    wide = {name: tensor.astype(np.float32) for name, tensor in tensors.items() if name not in whole}
     layers = range(1, _LAYERS + 1)
     network = Network(
         dequantise_rows(tensors["embedding.values"], tensors["embedding.scales"]),
         tuple(wide[f"layer{layer}.weight"] for layer in layers),
         tuple(wide[f"layer{layer}.bias"] for layer in layers),
     )
-    return network, Clouds(wide["clouds.whitening"], wide["clouds.centres"], wide["clouds.spreads"])
+    return (
+        network,
+        Clouds(wide["clouds.whitening"], wide["clouds.centres"], wide["clouds.spreads"]),
+        Memory(wide["memory.inputs"], tensors["memory.tasks"]),
+    )
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -148,8 +167,8 @@ def _read_config(path: Path) -> tuple[tuple[str, ...], Calibration, dict[str, An
                 f"features {VERSION}; train the router again"
             )
         labels = tuple(validate_name(name) for name in config["labels"])
-        if len(labels) < 2 or len(set(labels)) != len(labels):
-            raise BankError(f"{path}: labels must be two or more different adapter names; train the router again")
+        if not labels or len(set(labels)) != len(labels):
+            raise BankError(f"{path}: labels must be different adapter names, at least one; train the router again")
         values = {field.name: float(config["calibration"][field.name]) for field in fields(Calibration)}
         positive = all(value > 0 for name, value in values.items() if name != "threshold")
         if not (positive and all(map(np.isfinite, values.values()))):
@@ -159,7 +178,7 @@ def _read_config(path: Path) -> tuple[tuple[str, ...], Calibration, dict[str, An
         raise BankError(f"{path}: not a router configuration ({error}); train the router again") from error
 
 
-def _read_weights(path: Path, adapters: int) -> tuple[Network, Clouds]:
+def _read_weights(path: Path, adapters: int) -> tuple[Network, Clouds, Memory]:
     try:
         tensors = load(_read(path))
     except SafetensorError as error:
@@ -188,9 +207,12 @@ def _problem(tensors: dict[str, NDArray[Any]], adapters: int) -> str | None:
         "clouds.whitening": ((ways, hidden, hidden), "float16"),
         "clouds.centres": ((ways, adapters, hidden), "float16"),
         "clouds.spreads": ((ways, adapters), "float32"),
+        "memory.inputs": ((len(tensors["memory.tasks"]), widths[0]), "float16"),
+        "memory.tasks": ((len(tensors["memory.tasks"]),), "int16"),
     }
     for layer, (width_in, width_out) in enumerate(pairwise(widths), start=1):
-        expected[f"layer{layer}.weight"] = ((width_out, width_in), "float16")
+        past = embedding if layer == _LAYERS else 0
+        expected[f"layer{layer}.weight"] = ((width_out, width_in + past), "float16")
         expected[f"layer{layer}.bias"] = ((width_out,), "float32")
     if set(tensors) != set(expected):
         return f"its tensors are {sorted(tensors)}, not {sorted(expected)}"
@@ -200,4 +222,7 @@ def _problem(tensors: dict[str, NDArray[Any]], adapters: int) -> str | None:
             return f"{name} is {tensor.dtype} {list(tensor.shape)}, {adapters} labels need {dtype} {list(shape)}"
         if not np.isfinite(tensor).all():
             return f"{name} holds values that are not finite"
+    tasks = tensors["memory.tasks"]
+    if tasks.min(initial=NO_TASK) < NO_TASK or tasks.max(initial=NO_TASK) >= adapters:
+        return f"memory.tasks has tasks that are none of the {adapters} labels"
     return None

@@ -21,8 +21,16 @@ from torch.nn import functional
 
 from dlp_core.errors import InvalidRequest
 from dlp_core.router.augment import join, stray, wear
-from dlp_core.router.calibration import Calibration, expected_calibration_error, fit_none, fit_temperature
+from dlp_core.router.calibration import (
+    Calibration,
+    expected_calibration_error,
+    fit_joined_temperature,
+    fit_none,
+    fit_temperature,
+)
 from dlp_core.router.features import BUCKETS, Features, featurise
+from dlp_core.router.memory import NO_TASK, Memory
+from dlp_core.router.memory import SIZE as MEMORY_SIZE
 from dlp_core.router.network import WINDOW, Floats, Network, softmax
 from dlp_core.router.novelty import Clouds, fit_clouds
 from dlp_core.router.router import Router, pack, unpack
@@ -31,12 +39,13 @@ from dlp_core.router.rows import TaskRow
 MIN_ROWS = 8
 """Rows a task must have: fewer cannot be both learnt and held back."""
 
-KEEP = {"plain": 0.99, "worn": 0.95, "joined": 0.95}
+KEEP = {"plain": 0.995, "worn": 0.93, "joined": 0.93}
 """Share of the held-back texts of each kind that "none of these" must let pass."""
 
 _THREADS = 1  # fixed, because the order of sums depends on it; more of them gain little and lose much on a busy machine
 _HELD_BACK = 1 / 16
 _CLOUD_TEXTS = 8000
+_REMEMBERED = 72  # texts of each task, where there is room
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +61,7 @@ class TrainSettings:
     worn: float = 0.3
     lr: float = 3e-3
     embedding: int = 72
-    hidden: int = 256
+    widths: tuple[int, int, int] = (256, 128, 96)
     dropout: float = 0.1
 
 
@@ -100,11 +109,14 @@ def train_router(
     net, steps = _fit_network(training, len(labels), settings, rng, report or (lambda done, total: None))
     single = [example for example in training if example.tasks]
     clouds = _fit_clouds(net, single, len(labels), rng)
-    network, clouds = unpack(pack(net, clouds))
+    network, clouds, memory = unpack(pack(net, clouds, _remember(net, training, len(labels), rng)))
     known = [example for example in held_back if example.tasks]
     clouds, calibration = _calibrate(network, clouds, known, rng)
 
-    routings = Router(labels, network, clouds, calibration, {}).route([example.text for example in known])
+    router = Router(
+        labels=tuple(labels), network=network, clouds=clouds, calibration=calibration, memory=memory, training={}
+    )
+    routings = router.route([example.text for example in known])
     correct = np.array(
         [routing.best == labels[example.tasks[0]] for routing, example in zip(routings, known, strict=True)]
     )
@@ -121,8 +133,8 @@ def train_router(
         seed=settings.seed,
         seconds=time.monotonic() - began,
     )
-    lasting = {name: value for name, value in summary.as_dict().items() if name != "seconds"}
-    return Router(labels, network, clouds, calibration, lasting), summary
+    router.training.update({name: value for name, value in summary.as_dict().items() if name != "seconds"})
+    return router, summary
 
 
 def _label(rows: Sequence[TaskRow]) -> tuple[list[str], list[Example]]:
@@ -160,7 +172,7 @@ class _Net(nn.Module):
 
     def __init__(self, outputs: int, settings: TrainSettings) -> None:
         super().__init__()
-        widths = [3 * settings.embedding + 1, settings.hidden, settings.hidden, settings.hidden, outputs]
+        widths = [3 * settings.embedding + 1, *settings.widths, outputs]
         self.table = nn.EmbeddingBag(BUCKETS, settings.embedding, mode="sum")
         nn.init.normal_(self.table.weight, std=0.1)
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
@@ -183,11 +195,9 @@ class _Net(nn.Module):
             return tensor.detach().numpy().copy()
 
         linears = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-        return Network(
-            array(self.table.weight),
-            tuple(array(layer.weight) for layer in linears),
-            tuple(array(layer.bias) for layer in linears),
-        )
+        weights = [array(layer.weight) for layer in linears]
+        weights[-1] = np.pad(weights[-1], ((0, 0), (0, self.table.embedding_dim)))  # only grown outputs look at x_D
+        return Network(array(self.table.weight), tuple(weights), tuple(array(layer.bias) for layer in linears))
 
 
 def _fit_network(
@@ -267,6 +277,21 @@ def _fit_clouds(network: Network, examples: list[Example], adapters: int, rng: R
     )
 
 
+def _remember(network: Network, examples: list[Example], adapters: int, rng: Random) -> Memory:
+    """Plain and worn prompts of every task, and as many that fit none as an eighth of all."""
+    single = [example for example in examples if example.tasks]
+    strays = [Example(stray([example.text for example in single], rng), ()) for _ in range(MEMORY_SIZE // 16)]
+    background = [example for example in examples if not example.tasks]
+    strays += rng.sample(background, min(len(strays), len(background)))
+    plain = _sample(single, min(MEMORY_SIZE - len(strays), _REMEMBERED * adapters) * 2 // 3, rng)
+    worn = [Example(wear(example.text, rng), example.tasks) for example in plain[::2]]
+    chosen = [*plain, *worn, *strays]
+    inputs = np.concatenate(
+        [network.embed(featurise([example.text for example in chosen[i : i + 64]])) for i in range(0, len(chosen), 64)]
+    )
+    return Memory(inputs, np.array([[*example.tasks, NO_TASK][0] for example in chosen], np.int16))
+
+
 def _calibrate(network: Network, clouds: Clouds, held_back: list[Example], rng: Random) -> tuple[Clouds, Calibration]:
     """Spreads, thresholds and temperatures, on texts the network has not seen."""
     ways = {
@@ -277,12 +302,11 @@ def _calibrate(network: Network, clouds: Clouds, held_back: list[Example], rng: 
     seen = {way: _forward(network, examples) for way, examples in ways.items()}
     tasks = np.array([example.tasks[0] for example in held_back])
     clouds = clouds.widened({way: (seen[way][0], tasks) for way in ("plain", "worn")})
-    novelty = {way: clouds.novelty(hidden, softmax(logits)[:, :-1])[0] for way, (hidden, logits) in seen.items()}
+    novelty = {way: clouds.novelty(hidden, softmax(logits))[0] for way, (hidden, logits) in seen.items()}
     threshold, slope = fit_none(novelty, KEEP)
-    temperature, joined_temperature = (
-        fit_temperature(seen[way][1][:, :-1], _targets(ways[way], seen[way][1].shape[1] - 1))
-        for way in ("plain", "joined")
-    )
+    adapters = seen["plain"][1].shape[1] - 1
+    temperature = fit_temperature(seen["plain"][1][:, :-1], tasks)
+    joined_temperature = fit_joined_temperature(seen["joined"][1][:, :-1], _targets(ways["joined"], adapters))
     return clouds, Calibration(temperature, joined_temperature, threshold, slope)
 
 
@@ -315,10 +339,10 @@ def _joined(examples: list[Example], count: int, rng: Random) -> list[Example]:
 
 def _forward(network: Network, examples: Sequence[Example]) -> tuple[Floats, Floats]:
     chunks = [
-        network.forward(featurise([example.text for example in examples[start : start + 64]]))
+        network.forward(network.embed(featurise([example.text for example in examples[start : start + 64]])))
         for start in range(0, len(examples), 64)
     ]
-    return np.concatenate([hidden for hidden, _ in chunks]), np.concatenate([logits for _, logits in chunks])
+    return np.concatenate([hidden for hidden, _, _ in chunks]), np.concatenate([logits for _, _, logits in chunks])
 
 
 def _hidden(network: Network, examples: Sequence[Example]) -> tuple[Floats, NDArray[np.int64]]:
