@@ -17,11 +17,11 @@ from deployments.generation import Delta, Finished, FinishReason, GenerationRequ
 from deployments.metrics import TokenStopwatch
 from dlp_core.bank import BankManifest
 from dlp_core.bank_source import qualified, unqualified
-from dlp_core.chat import routing_text
+from dlp_core.chat import routing_texts
 from dlp_core.decision import choose
 from dlp_core.engine import FusedEngine, Plan, Sampling, TokenEvent, TokenLogprob
 from dlp_core.mix import Span
-from dlp_core.router import Router
+from dlp_core.router import Router, restricted
 from dlp_core.sentence_mixes import SentenceMixes
 from dlp_core.text import Prompt, TextCodec, TextStream
 
@@ -71,19 +71,20 @@ class Completions:
         yield Finished(reason, len(prompt.ids), text.tokens, spans)
 
     def _read(self, request: GenerationRequest, bank: BankManifest, router: Router | None) -> tuple[Prompt, Plan]:
+        texts: tuple[str, ...]
         if isinstance(request.source, str):
-            prompt, whole = self._codec.encode(request.source), request.source
+            prompt, texts = self._codec.encode(request.source), (request.source,)
         else:
-            prompt, whole = self._codec.encode_chat(request.source), routing_text(request.source)
+            prompt, texts = self._codec.encode_chat(request.source), routing_texts(request.source)
         wish = request.by_sentence
         if wish is None or router is None:
             return prompt, Plan.of(qualified(request.mix, bank))
         mixes = SentenceMixes(
-            router.route,
+            restricted(router, wish.allowed).route_first,
             lambda routing: qualified(choose(wish, routing)[0], bank),
             most=self._args.engine.slots - len(self._args.pinned_adapters),
         )
-        return prompt, mixes.plan(prompt, whole, self._codec.stream(prompt))
+        return prompt, mixes.plan(prompt, texts, self._codec.stream(prompt))
 
     def _sampling(self, request: GenerationRequest, prompt: Prompt) -> Sampling:
         default = self._args.limits.default_max_tokens

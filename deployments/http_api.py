@@ -12,7 +12,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,12 +27,13 @@ from deployments.deadline import before, until
 from deployments.generation import Delta, Finished, GenerationRequest
 from deployments.http_input import AnyRequest, generations_of, parse, parse_route, read_json, wish_of
 from deployments.openai_api import ChatRequest, CompletionRequest, TextRequest
-from deployments.openai_replies import Answer, Reply, models_json, route_json
+from deployments.openai_replies import Answer, Reply, explanation_json, models_json, route_json
 from dlp_core.decision import Decision, Wish
 from dlp_core.errors import DLPError, UnknownModel
 
 if TYPE_CHECKING:
     from dlp_core.bank import BankManifest
+    from dlp_core.router.explanation import Explanation
 
 Piece = Delta | Finished
 IndexedPiece = tuple[int, Piece]
@@ -45,7 +46,10 @@ class Service(Protocol):
     def bank(self) -> BankManifest:
         """The bank new requests use. Raises StoreUnavailable until there is one that can be served."""
 
-    async def decide(self, wish: Wish, text: str) -> Decision: ...
+    async def decide(self, wish: Wish, texts: Sequence[str]) -> Decision: ...
+
+    async def explain(self, decision: Decision, texts: Sequence[str]) -> Explanation:
+        """Of a decision the router took part in."""
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]: ...
 
@@ -66,7 +70,13 @@ def create_api(service: Service, *, routing: RoutingArgs, limits: LimitArgs) -> 
     @api.post("/v1/route", openapi_extra=openapi_docs.body(TextRequest, ChatRequest, CompletionRequest))
     async def route(request: Request) -> Response:
         body = parse_route(await read_json(request, limits.max_body_bytes))
-        return JSONResponse(route_json(await decide(body, deadline())))
+        end = deadline()
+        decision = await decide(body, end)
+        if decision.probabilities is None:
+            return JSONResponse(route_json(decision))
+        async with before(end):
+            explanation = await service.explain(decision, body.routing_texts)
+        return JSONResponse(route_json(decision) | explanation_json(explanation))
 
     @api.get("/v1/models")
     async def models() -> Response:
@@ -92,7 +102,7 @@ def create_api(service: Service, *, routing: RoutingArgs, limits: LimitArgs) -> 
 
     async def decide(body: AnyRequest, end: float) -> Decision:
         async with before(end):
-            return await service.decide(wish_of(body, routing), body.routing_text)
+            return await service.decide(wish_of(body, routing), body.routing_texts)
 
     async def complete(body: ChatRequest | CompletionRequest) -> Response:
         """The whole life of a completion: decide, generate, answer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
 from fastapi import FastAPI
@@ -21,6 +21,7 @@ from deployments.metrics import RoutingMetrics
 from dlp_core.bank import BankManifest
 from dlp_core.decision import Decision, Wish, decide
 from dlp_core.router import Routing
+from dlp_core.router.explanation import Explanation
 from dlp_core.store import open_store
 
 ATTEMPTS = 2
@@ -48,20 +49,27 @@ class Ingress:
     def bank(self) -> BankManifest:
         return self._bank.bank()
 
-    async def decide(self, wish: Wish, text: str) -> Decision:
+    async def decide(self, wish: Wish, texts: Sequence[str]) -> Decision:
         began = time.perf_counter()
         bank = self._bank.bank()
 
-        async def route(text: str) -> Routing:
+        async def route(texts: Sequence[str]) -> Routing:
             try:
-                routing: Routing = await self._router.route.remote(text, bank.version)
+                routing: Routing = await self._router.route.remote(texts, bank.version, wish.allowed)
             except Exception as error:
                 raise from_ray(error) from error
             return routing
 
-        decision = await decide(bank, wish, text, route)
+        decision = await decide(bank, wish, texts, route)
         self._metrics.decided(decision, time.perf_counter() - began)
         return decision
+
+    async def explain(self, decision: Decision, texts: Sequence[str]) -> Explanation:
+        try:
+            explanation: Explanation = await self._router.explain.remote(texts, decision.bank, decision.wish.allowed)
+        except Exception as error:
+            raise from_ray(error) from error
+        return explanation
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Finished, None]:
         """Passes a replica's pieces on. A replica that dies before its first piece is replaced by another, once."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from dlp_core.chat import Message, Role, routing_text
+from dlp_core.chat import Message, Role, routing_texts
 from dlp_core.decision import AUTO
 from dlp_core.errors import InvalidRequest
 
@@ -129,8 +129,8 @@ class _Choice(_Body):
 
     @property
     @abstractmethod
-    def routing_text(self) -> str:
-        """What the router reads of this request."""
+    def routing_texts(self) -> tuple[str, ...]:
+        """What the router reads of this request: the first of them that fits an adapter decides."""
 
 
 class _Generation(_Choice):
@@ -222,7 +222,7 @@ class ChatRequest(_Generation):
 
     @model_validator(mode="after")
     def _somebody_says_something(self) -> Self:
-        if not routing_text(self.source).strip():
+        if not routing_texts(self.source)[0].strip():
             raise InvalidRequest("messages: the last user turn is empty; say something", param="messages")
         return self
 
@@ -251,8 +251,8 @@ class ChatRequest(_Generation):
         return self.max_tokens or self.max_completion_tokens
 
     @property
-    def routing_text(self) -> str:
-        return routing_text(self.source)
+    def routing_texts(self) -> tuple[str, ...]:
+        return routing_texts(self.source)
 
 
 def _one_prompt(prompt: object) -> object:
@@ -285,8 +285,8 @@ class CompletionRequest(_Generation):
         return self.prompt
 
     @property
-    def routing_text(self) -> str:
-        return self.prompt
+    def routing_texts(self) -> tuple[str, ...]:
+        return (self.prompt,)
 
 
 class TextRequest(_Choice):
@@ -295,8 +295,8 @@ class TextRequest(_Choice):
     text: str
 
     @property
-    def routing_text(self) -> str:
-        return self.text
+    def routing_texts(self) -> tuple[str, ...]:
+        return (self.text,)
 
 
 def routed(data: object) -> ChatRequest | CompletionRequest | TextRequest:

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from deployments.generation import Delta, Finished, Logprob, TokenText
 from dlp_core.decision import AUTO, Decision
 from dlp_core.mix import Mix
+from dlp_core.router.routing import NONE_DECISION
 
 if TYPE_CHECKING:
     from dlp_core.bank import BankManifest
+    from dlp_core.router.explanation import Explanation
 
 OWNER = "dlp"
 
@@ -79,6 +81,15 @@ def route_json(decision: Decision) -> dict[str, Any]:
         "top_p": decision.wish.top_p,
         "max_adapters": decision.wish.max_adapters,
         "min_confidence": decision.wish.min_confidence,
+        "none_threshold": NONE_DECISION,
+    }
+
+
+def explanation_json(explanation: Explanation) -> dict[str, Any]:
+    """Which words moved it: `effect` is the log-odds of `explains` with the word less those without it."""
+    return {
+        "explains": explanation.adapter,
+        "words": [{"text": word.text, "effect": word.effect} for word in explanation.words],
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from ray import serve
 
@@ -12,7 +13,8 @@ from dlp_core.bank import load_manifest
 from dlp_core.bank_source import read_router
 from dlp_core.disk_cache import DiskCache
 from dlp_core.router import Router as BankRouter
-from dlp_core.router import Routing
+from dlp_core.router import Routing, restricted
+from dlp_core.router.explanation import Explanation, explain_first
 from dlp_core.store import open_store
 
 MAX_BATCH = 64
@@ -30,24 +32,30 @@ class Router:
         """Loads the router of a bank version. Raises StoreUnavailable or BankError."""
         await self._routers.get(bank)
 
-    async def route(self, text: str, bank: str) -> Routing:
-        """What the router of bank version `bank` makes of `text`."""
-        routing: Routing = await self._batched(await self._routers.get(bank), text)
+    async def route(self, texts: Sequence[str], bank: str, allowed: frozenset[str] | None) -> Routing:
+        """What the router of a bank version makes of the first of `texts` that fits one of the allowed adapters."""
+        router = restricted(await self._routers.get(bank), allowed)
+        routing: Routing = await self._batched(router, texts)
         return routing
+
+    async def explain(self, texts: Sequence[str], bank: str, allowed: frozenset[str] | None) -> Explanation:
+        """Why `route` says what it says."""
+        router = restricted(await self._routers.get(bank), allowed)
+        return await asyncio.to_thread(explain_first, router, texts)
 
     # Nobody waits for a batch to fill: whatever arrived while the last one ran is the next one.
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
-    async def _batched(self, routers: list[BankRouter], texts: list[str]) -> list[Routing]:
-        return await asyncio.to_thread(_route, routers, texts)
+    async def _batched(self, routers: list[BankRouter], requests: list[Sequence[str]]) -> list[Routing]:
+        return await asyncio.to_thread(_route, routers, requests)
 
     def _load(self, bank: str) -> BankRouter:
         return read_router(self._store, self._cache, load_manifest(self._store, bank))
 
 
-def _route(routers: list[BankRouter], texts: list[str]) -> list[Routing]:
-    """A batch spans two routers only while a bank takes over from another."""
+def _route(routers: list[BankRouter], requests: list[Sequence[str]]) -> list[Routing]:
+    """A batch spans several routers where requests may use other adapters, and while a bank takes over from another."""
     found: dict[int, Routing] = {}
     for router in set(routers):
         rows = [row for row, its_router in enumerate(routers) if its_router is router]
-        found.update(zip(rows, router.route([texts[row] for row in rows]), strict=True))
-    return [found[row] for row in range(len(texts))]
+        found.update(zip(rows, router.route_first([requests[row] for row in rows]), strict=True))
+    return [found[row] for row in range(len(requests))]

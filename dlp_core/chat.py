@@ -1,4 +1,4 @@
-"""A conversation, and which part of it the router reads."""
+"""A conversation, and what of it the router reads."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
+
+FOLLOW_UP_CHARS = 120
+"""A turn of at most this many characters may be a follow-up that says little without the turn before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,15 +20,26 @@ class Message:
     content: str
 
 
-def routing_text(messages: Sequence[Message]) -> str:
-    """The text the router sees: the last user turn, or the last turn where no user speaks.
+def routing_texts(messages: Sequence[Message]) -> tuple[str, ...]:
+    """What routes a conversation: texts in order, of which the first that fits an adapter decides.
 
-    Earlier turns and the system prompt do not take part: the router is trained on single requests, and
-    the adapter that fits is the one that fits what is asked now. Raises ValueError if there is no message.
+        the last user turn                           what is asked now; it alone decides where it fits
+        the user turn before it, and the last one    "and on weekends?", if the last one is that short
+        the system prompt, and the last user turn    bare data under an instruction that stands in the system prompt
+
+    So neither a long system prompt nor an earlier topic takes part where the user's own words fit. What the assistant
+    said never does: it was written by an adapter, not for one. Where no user speaks, the last turn is the text.
+    Raises ValueError if there is no message.
     """
     if not messages:
         raise ValueError("a conversation has at least one message")
-    for message in reversed(messages):
-        if message.role == "user":
-            return message.content
-    return messages[-1].content
+    asked = [message.content for message in messages if message.role == "user"]
+    if not asked:
+        return (messages[-1].content,)
+    texts = [asked[-1]]
+    if len(asked) > 1 and len(asked[-1]) <= FOLLOW_UP_CHARS:
+        texts.append(f"{asked[-2]}\n{asked[-1]}")
+    system = "\n".join(message.content for message in messages if message.role == "system" and message.content.strip())
+    if system:
+        texts.append(f"{system}\n\n{asked[-1]}")
+    return tuple(texts)

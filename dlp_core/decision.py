@@ -11,7 +11,7 @@ auto, or the base model's id  given          those weights, without a router  ex
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Container, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -38,6 +38,10 @@ class Wish:
     min_confidence: float | None = None
     by_sentence: bool = False  # each sentence under a mix of its own, where the router decides
     adapters: tuple[tuple[str, float], ...] | None = None  # explicit (name, weight); None lets the model decide
+    allowed: frozenset[str] | None = None  # adapters there are for this request; None: all of the bank
+
+    def may_use(self, adapter: str) -> bool:
+        return self.allowed is None or adapter in self.allowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class Decision:
     wish: Wish
     bank: str
     mix: Mix
-    digests: Mapping[str, str]  # of the bank's adapters, as it promises them
+    digests: Mapping[str, str]  # of the adapters it may use, as the bank promises them
     reason: Reason
     router: str | None = None
     confidence: float | None = None
@@ -60,12 +64,16 @@ class Decision:
         return self.wish.by_sentence and self.probabilities is not None
 
 
-async def decide(bank: BankManifest, wish: Wish, text: str, route: Callable[[str], Awaitable[Routing]]) -> Decision:
-    """Chooses the mix that serves `text`. `route` asks the bank's router and is awaited only when needed.
+async def decide(
+    bank: BankManifest, wish: Wish, texts: Sequence[str], route: Callable[[Sequence[str]], Awaitable[Routing]]
+) -> Decision:
+    """Chooses the mix that serves a request. `route` asks the bank's router, which shall know no adapter that is not
+    allowed, about the texts (dlp_core.chat.routing_texts), and is awaited only when needed.
 
-    Raises UnknownModel for a name the bank does not have, InvalidRequest for weights that cannot be used.
+    Raises UnknownModel for a name the bank does not have or the request may not use: nothing tells the two apart.
+    Raises InvalidRequest for weights that cannot be used.
     """
-    digests = {adapter.name: adapter.digest for adapter in bank.adapters}
+    digests = {adapter.name: adapter.digest for adapter in bank.adapters if wish.may_use(adapter.name)}
     base = bank.base_model.id
     named = _named_adapter(wish.model, base=base, names=digests, bank=bank.version)
 
@@ -88,7 +96,9 @@ async def decide(bank: BankManifest, wish: Wish, text: str, route: Callable[[str
             f"bank {bank.version} has no router, so model {AUTO!r} cannot choose; name an adapter or {base!r}",
             param="model",
         )
-    routing = await route(text)
+    if not any(wish.may_use(label) for label in bank.router.labels):
+        return decided(EMPTY_MIX, "none_of_these")
+    routing = await route(texts)
     return replace(
         decided(*choose(wish, routing)),
         router=bank.router.version,

@@ -2,8 +2,8 @@
 
     prompt       each sentence runs under what the router makes of that sentence alone; the words of a chat template go
                  with the sentence before them
-    completion   begins under what the router makes of the request, and is routed anew at the first token of each
-                 further sentence, by the request followed by all that was written so far
+    completion   begins under what the router makes of the request (dlp_core.chat.routing_texts), and is routed anew at
+                 the first token of each further sentence, by the request followed by all that was written so far
 
 A bare prompt's completion goes on with the prompt's last sentence, and with its mix. A sentence that would need more
 adapters than the engine can hold for one request stays with the mix before it.
@@ -19,8 +19,8 @@ from dlp_core.router import Routing
 from dlp_core.sentences import SentenceStarts, split
 from dlp_core.text import Prompt, TextStream
 
-Route = Callable[[Sequence[str]], list[Routing]]
-"""A router's `route`."""
+Route = Callable[[Sequence[Sequence[str]]], list[Routing]]
+"""A router's `route_first`."""
 
 
 class SentenceMixes:
@@ -31,15 +31,15 @@ class SentenceMixes:
         self._choose = choose
         self._most = most
 
-    def plan(self, prompt: Prompt, request: str, completion: TextStream) -> Plan:
-        """The plan of one request. `request` is the text that routes it as a whole; `completion` is a stream of its
+    def plan(self, prompt: Prompt, request: Sequence[str], completion: TextStream) -> Plan:
+        """The plan of one request. `request` are the texts that route it as a whole; `completion` is a stream of its
         own, which the plan's follower reads the completion with."""
         sentences = [
             (turn + start, prompt.text[turn + start : turn + end])
             for turn, until in prompt.turns
             for start, end in split(prompt.text[turn:until])
         ]
-        routings = self._route([*(text for _, text in sentences), request])
+        routings = self._route([*([text] for _, text in sentences), request])
         wanted = [(offset, self._choose(routing)) for (offset, _), routing in zip(sentences, routings, strict=False)]
         if prompt.is_chat or not wanted:
             wanted.append((prompt.turns[-1][1] if prompt.turns else 0, self._choose(routings[-1])))
@@ -57,13 +57,20 @@ class SentenceMixes:
         starts = SentenceStarts()
         if not prompt.is_chat:
             starts.push(prompt.text)
-        return Plan(tuple(spans), self._follower(request + "\n" * prompt.is_chat, starts, completion))
+        asked = [text + "\n" * prompt.is_chat for text in request]
+        return Plan(tuple(spans), self._follower(asked, starts, completion))
 
-    def _follower(self, text: str, starts: SentenceStarts, completion: TextStream) -> Callable[[int], Mix | None]:
+    def _follower(
+        self, request: list[str], starts: SentenceStarts, completion: TextStream
+    ) -> Callable[[int], Mix | None]:
+        written = ""
+
         def follow(token: int) -> Mix | None:
-            nonlocal text
+            nonlocal written
             piece = completion.push([token])
-            text += piece
-            return self._choose(self._route([text])[0]) if starts.push(piece) else None
+            written += piece
+            if not starts.push(piece):
+                return None
+            return self._choose(self._route([[text + written for text in request]])[0])
 
         return follow

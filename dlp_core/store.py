@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -254,8 +254,9 @@ class FolderStore:
     def _sweep(self, own: Path) -> None:
         """Removes what writers left that were killed long ago."""
         for partial in own.glob("*.part"):
-            if time.time() - partial.stat().st_mtime > _ABANDONED_S:
-                partial.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # its writer has just finished
+                if time.time() - partial.stat().st_mtime > _ABANDONED_S:
+                    partial.unlink()
 
     def _walk(self, start: Path) -> Iterator[ObjectInfo]:
         for folder, folders, files in os.walk(start):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from deployments.http_api import create_api
 from dlp_core.decision import Decision, Wish, decide
 from dlp_core.errors import AdapterUnavailable, EngineFailed, EngineFull, PromptTooLong, StoreUnavailable
 from dlp_core.mix import EMPTY_MIX, Mix, Span, select_top_p
+from dlp_core.router.explanation import Explanation, WordEffect
 
 BASE = "org/tiny"
 LIMITS = LimitArgs(max_body_bytes=20_000, request_timeout_s=0.5)
@@ -53,7 +54,7 @@ def manifest(**changes: Any) -> Any:
         "version": "b1",
         "base_model": SimpleNamespace(id=BASE),
         "adapters": adapters,
-        "router": SimpleNamespace(version="r1"),
+        "router": SimpleNamespace(version="r1", labels=("cron", "dates", "sql")),
         "model_dump": lambda mode: {"version": "b1"},
     }
     return SimpleNamespace(**bank | changes)
@@ -73,12 +74,15 @@ class EchoService:
             raise StoreUnavailable("bank s3://b/ is not ready: connection refused", retry_after=5)
         return self.manifest
 
-    async def decide(self, wish: Wish, text: str) -> Decision:
-        async def route(text: str) -> Any:
-            words = [word for word in text.split() if word in ("sql", "cron", "dates")]
+    async def decide(self, wish: Wish, texts: Sequence[str]) -> Decision:
+        async def route(texts: Sequence[str]) -> Any:
+            words = [word for word in texts[0].split() if word in ("sql", "cron", "dates")]
             return WordRouting({name: words.count(name) / len(words) for name in dict.fromkeys(words)} if words else {})
 
-        return await decide(self.bank(), wish, text, route)
+        return await decide(self.bank(), wish, texts, route)
+
+    async def explain(self, decision: Decision, texts: Sequence[str]) -> Explanation:
+        return Explanation(texts[0], "sql", tuple(WordEffect(word, 1.5) for word in texts[0].split()))
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Finished, None]:
         self.asked.append(request)
@@ -301,6 +305,9 @@ def test_route_takes_a_bare_text(http: TestClient) -> None:
         reply = http.post("/route", json={key: "sql sql cron"}).json()
         assert reply["model"] == "auto"
         assert reply["probabilities"] == {"sql": pytest.approx(2 / 3), "cron": pytest.approx(1 / 3)}
+        assert reply["none_threshold"] == 0.5
+        assert reply["explains"] == "sql"
+        assert {word["text"] for word in reply["words"]} == {"sql", "cron"}
         assert (reply["top_p"], reply["max_adapters"], reply["reason"]) == (0.9, 3, "routed")
     assert http.post("/route", json={"text": ""}).json()["reason"] == "none_of_these"
     for body in ({}, {"text": "a", "prompt": "b"}, {"text": "a", "messages": []}):

@@ -63,12 +63,19 @@ def test_joined_texts_have_their_own_temperature() -> None:
 
 def test_the_threshold_keeps_every_kind_of_known_text() -> None:
     novelty = {"plain": np.linspace(-3, -1, 1001), "worn": np.linspace(-2, 0, 1001)}
-    threshold, slope = fit_none(novelty, {"plain": 0.99, "worn": 0.95})
+    threshold, slope = fit_none(novelty, {"plain": 0.99, "worn": 0.95}, np.zeros(0))
     assert threshold == pytest.approx(-0.1)
     none = Calibration(1.0, 1.0, threshold, slope).none_mass(np.array([-2.0, threshold, 2.0], np.float32))
     assert none[0] < 1e-7
     assert none[1] == pytest.approx(0.5, abs=1e-4)
     assert none[2] > 0.999
+
+
+def test_texts_known_not_to_belong_lower_the_threshold_but_not_too_far() -> None:
+    novelty = {"plain": np.linspace(-3, -1, 1001), "worn": np.linspace(-2, 0, 1001)}
+    keep = {"plain": 0.99, "worn": 0.95}
+    assert fit_none(novelty, keep, np.linspace(-0.5, 2, 100))[0] == pytest.approx(-0.5, abs=0.05)
+    assert fit_none(novelty, keep, np.linspace(-3, 2, 100))[0] >= np.quantile(novelty["plain"], 0.985) - 1e-9
 
 
 def test_int8_rows_lose_at_most_half_a_step() -> None:

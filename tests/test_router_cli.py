@@ -68,11 +68,13 @@ def test_route_a_text(dlp: Run, router: str) -> None:
     code, out, _ = dlp("route", text, "--router", router, "--json")
     answer = json.loads(out)
     assert code == 0
-    assert set(answer) == {"confidence", "none", "mix", "probabilities"}
+    assert set(answer) == {"confidence", "none", "none_threshold", "mix", "probabilities", "explains", "words"}
+    assert {word["text"] for word in answer["words"]} == set(text.split())
     assert answer["mix"] == [{"adapter": "flight_json", "weight": pytest.approx(1.0)}]
     code, out, _ = dlp("route", text, "--router", router)
     assert code == 0
-    assert "flight_json" in out
+    assert "kept: flight_json=1.00" in out
+    assert "words for (+) and against (-) flight_json" in out
 
 
 def test_route_a_file_gives_one_object_a_row(dlp: Run, router: str, tmp_path: Path) -> None:

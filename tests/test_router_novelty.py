@@ -90,6 +90,6 @@ def test_a_bank_may_be_as_small_as_two(adapters: int) -> None:
 def test_a_task_with_wide_clouds_asks_the_network_whether_it_fits_none() -> None:
     tasks = np.zeros(2, np.int64)
     unsure = np.array([[0.5, 0.0, 0.0, 0.4], [0.4, 0.0, 0.0, 0.5]], np.float32)
-    for clouds, stranger in ((WIDENED, False), (WIDENED.wider(0, 3.0), True)):
+    for clouds, stranger in ((WIDENED, False), (WIDENED.wider(0, 6.0), True)):
         novelty, _ = clouds.novelty(_texts(tasks), unsure)
         assert bool(novelty[1] > novelty[0] + 5) == stranger

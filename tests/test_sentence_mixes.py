@@ -23,9 +23,15 @@ class WordRouter:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def route(self, texts: Sequence[str]) -> list[Routing]:
-        self.asked += texts
-        return [self._route(text) for text in texts]
+    def route_first(self, choices: Sequence[Sequence[str]]) -> list[Routing]:
+        return [self._first(texts) for texts in choices]
+
+    def _first(self, texts: Sequence[str]) -> Routing:
+        for text in texts:
+            self.asked.append(text)
+            if (routing := self._route(text)).fits:
+                return routing
+        return self._route(texts[0])
 
     def _route(self, text: str) -> Routing:
         found = max(NAMES, key=text.rfind)
@@ -37,9 +43,9 @@ def mix(name: str) -> Mix:
     return Mix.of({name: 1.0})
 
 
-def plan(prompt: Prompt, request: str, most: int = 8) -> tuple[Plan, WordRouter]:
+def plan(prompt: Prompt, *request: str, most: int = 8) -> tuple[Plan, WordRouter]:
     router = WordRouter()
-    return SentenceMixes(router.route, Routing.mix, most=most).plan(prompt, request, CODEC.stream(prompt)), router
+    return SentenceMixes(router.route_first, Routing.mix, most=most).plan(prompt, request, CODEC.stream(prompt)), router
 
 
 def texts(prompt: Prompt, made: Plan) -> list[tuple[str, Mix]]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dlp_core.chat import Message, routing_text
+from dlp_core.chat import Message
 from dlp_core.errors import InvalidRequest, PromptTooLong
 from dlp_core.text import StopStrings, TextCodec
 from tests.tiny_text import tiny_tokenizer
@@ -148,10 +148,3 @@ def test_a_stop_string_that_does_not_come_is_text() -> None:
     assert finder.push("hello\n\nUs") == "hello"
     assert finder.push("age") == "\n\nUsage"
     assert finder.finish() == ""
-
-
-def test_the_router_reads_the_last_user_turn() -> None:
-    turns = [Message("system", "s"), Message("user", "one"), Message("assistant", "a"), Message("user", "two")]
-    assert routing_text(turns) == "two"
-    assert routing_text([*turns, Message("assistant", "b")]) == "two"
-    assert routing_text([Message("system", "s")]) == "s"

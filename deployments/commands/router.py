@@ -1,4 +1,4 @@
-"""`dlp router`: train the router of a bank, or judge one."""
+"""`dlp router`: train the router of a bank, judge it, let it grow and shrink."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from rich.table import Table
 
 from deployments import console
 
-app = typer.Typer(help="Train and judge routers.", no_args_is_help=True)
+app = typer.Typer(help="Train routers, judge them, let them grow and shrink.", no_args_is_help=True)
 
 Data = Annotated[
     list[Path],
     typer.Option(help='JSON lines {"task": adapter name or null, "input": text}, plain or .gz.'),
 ]
+Folder = Annotated[Path, typer.Option(help="Folder of a trained router.")]
+Out = Annotated[Path | None, typer.Option(help="Folder to write to; the router's own when left out.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -51,18 +53,31 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    router: Annotated[Path, typer.Option(help="Folder of a trained router.")],
+    router: Folder,
     data: Data,
+    train_data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Its training rows: also train again, and without 4 tasks at a time. Takes minutes."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Judge a router on rows: right, calibrated, quick. Rows of tasks it does not know should be refused."""
+    """Judge a router on rows: right, calibrated, robust, quick. Rows of tasks it does not know should be refused."""
     # The latencies are those of one thread. OpenBLAS reads this when numpy is first imported, which is below.
     os.environ["OMP_NUM_THREADS"] = "1"
     from dlp_core.router import Router
     from dlp_core.router.evaluation import evaluate as judge
     from dlp_core.router.rows import read_task_rows
 
-    result = judge(Router.load(router), read_task_rows(data)).as_dict()
+    judged, rows = Router.load(router), read_task_rows(data)
+    result = judge(judged, rows).as_dict()
+    if train_data is not None:
+        from dlp_core.router.retraining import retrain
+
+        with console.progress("train without 4 tasks at a time") as bar:
+            again = retrain(
+                judged, read_task_rows(train_data), rows, report=lambda done, total: bar.update(done, total=total)
+            )
+        result |= again.as_dict()
     if json:
         console.print_json(result)
         return
@@ -71,3 +86,48 @@ def evaluate(
         text = "none to judge by" if value is None else f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"
         table.add_row(name, text)
     console.out.print(table)
+
+
+@app.command()
+def add(
+    router: Folder,
+    adapter: Annotated[str, typer.Option(help="Name of the adapter it shall choose, too.")],
+    examples: Annotated[Path, typer.Option(help='JSON lines {"input": text}, 16 or more, plain or .gz.')],
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Teach a router one more adapter from a few prompts, without training it again. Takes a second."""
+    from dlp_core.router import Router
+    from dlp_core.router.growth import add_adapter
+    from dlp_core.router.rows import read_examples
+
+    grown, summary = add_adapter(Router.load(router), adapter, read_examples(examples, adapter))
+    grown.save(out or router)
+    if json:
+        console.print_json({"router": str(out or router), **summary.as_dict()})
+        return
+    mistaken = f", most others to {summary.mistaken_for}" if summary.mistaken_for else ""
+    console.out.print(
+        f"[bold]{out or router}[/]: {summary.adapters} adapters; of {summary.examples} examples of {adapter}, each "
+        f"judged without itself, {summary.right:.0%} right{mistaken}, {summary.kept:.0%} kept",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def remove(
+    router: Folder,
+    adapter: Annotated[str, typer.Option(help="Name of the adapter it shall forget.")],
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Take an adapter out of a router, without training it again."""
+    from dlp_core.router import Router
+    from dlp_core.router.growth import remove_adapter
+
+    smaller = remove_adapter(Router.load(router), adapter)
+    smaller.save(out or router)
+    if json:
+        console.print_json({"router": str(out or router), "removed": adapter, "adapters": len(smaller.labels)})
+        return
+    console.out.print(f"[bold]{out or router}[/]: {len(smaller.labels)} adapters, without {adapter}", soft_wrap=True)

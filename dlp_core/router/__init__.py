@@ -4,7 +4,7 @@ Routing and Router need numpy, training needs torch: `Routing` can be sent betwe
 serve, where torch is not installed or not wanted.
 """
 
-from dlp_core.router.router import Router
+from dlp_core.router.router import Router, restricted
 from dlp_core.router.routing import Routing
 
-__all__ = ["Router", "Routing"]
+__all__ = ["Router", "Routing", "restricted"]

@@ -11,6 +11,9 @@ from dlp_core.router.network import Floats, softmax
 
 Values = NDArray[np.floating]
 
+LEAST_KEPT = 0.985
+"""Share of the plain texts that no background may talk the threshold below."""
+
 _TEMPERATURES = np.geomspace(0.1, 4.0, 161).astype(np.float32)
 
 
@@ -29,13 +32,23 @@ class Calibration:
 
     def shares(self, logits_BN: Floats, joined_B: NDArray[np.bool_]) -> Floats:
         """Calibrated distribution over the adapters, (B, N)."""
+        return softmax(self.scaled(logits_BN, joined_B))
+
+    def scaled(self, logits_BN: Floats, joined_B: NDArray[np.bool_]) -> Floats:
+        """The logits of `shares`."""
         temperatures = np.array([self.temperature, self.joined_temperature], np.float32)
-        return softmax(logits_BN / temperatures[joined_B.view(np.int8), None])
+        divided: Floats = logits_BN / temperatures[joined_B.view(np.int8), None]
+        return divided
 
     def none_mass(self, novelty_B: Floats) -> Floats:
         half = np.float32(0.5)  # the logistic function as a tanh, which cannot overflow
-        mass: Floats = half + half * np.tanh(half * np.float32(self.slope) * (novelty_B - np.float32(self.threshold)))
+        mass: Floats = half + half * np.tanh(half * self.none_exponent(novelty_B))
         return mass
+
+    def none_exponent(self, novelty_B: Floats) -> Floats:
+        """log(none / (1 - none))."""
+        exponent: Floats = np.float32(self.slope) * (novelty_B - np.float32(self.threshold))
+        return exponent
 
 
 def fit_temperature(logits_BN: Floats, tasks_B: NDArray[np.integer]) -> float:
@@ -56,14 +69,22 @@ def fit_joined_temperature(logits_BN: Floats, targets_BN: Floats) -> float:
     return float(_TEMPERATURES[int(np.argmin(losses))])
 
 
-def fit_none(novelty: dict[str, Values], keep: dict[str, float]) -> tuple[float, float]:
+def fit_none(novelty: dict[str, Values], keep: dict[str, float], background: Values) -> tuple[float, float]:
     """Threshold and slope of the none mass.
 
     `novelty` has values of texts that belong to the bank, by way ("plain" and others), `keep` the share of each
-    that must stay below the threshold. The slope gives the median plain text a none mass of one in a hundred million:
-    steep, because a text that belongs should keep its whole confidence until it is close to the threshold.
+    that must stay below the threshold. Where texts are known that do not belong (`background`, may be empty), the
+    threshold may be lower, down to LEAST_KEPT of the plain ones: where it does least wrong to both.
+
+    The slope gives the median plain text a none mass of one in a hundred million: steep, because a text that belongs
+    should keep its whole confidence until it is close to the threshold.
     """
     threshold = max(float(np.quantile(novelty[way], share)) for way, share in keep.items())
+    if len(background):
+        lowest = min(threshold, float(np.quantile(novelty["plain"], LEAST_KEPT)))
+        candidates = np.linspace(threshold, lowest, 65)
+        wrong = [(novelty["plain"] > t).mean() + (background <= t).mean() for t in candidates]
+        threshold = float(candidates[int(np.argmin(wrong))])
     distance = max(threshold - float(np.median(novelty["plain"])), 1e-3)
     return threshold, float(np.log(1e8) / distance)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from random import Random
 from typing import Any
 
 import numpy as np
 
 from dlp_core.errors import InvalidRequest
+from dlp_core.router.augment import mistype, strip_instruction
 from dlp_core.router.calibration import auroc, expected_calibration_error
 from dlp_core.router.router import Router
 from dlp_core.router.routing import Routing
@@ -17,6 +19,7 @@ from dlp_core.router.rows import TaskRow
 
 _WARM_UP = 20
 _BATCH = 64
+_TYPOS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,10 @@ class Evaluation:
     """The likeliest adapter is the row's task."""
     ece: float
     """Expected calibration error of `confidence`, 15 bins."""
+    typos: float
+    """Accuracy with 5% of the characters replaced at random."""
+    bare: float
+    """Accuracy without the first line and the answer options, unless almost nothing would remain."""
     kept: float
     """Not "none of these"."""
     single: float
@@ -65,10 +72,13 @@ def evaluate(router: Router, rows: Sequence[TaskRow]) -> Evaluation:
     mixes = [routing.mix() for routing in routings]
     strange = router.route([row.input for row in unknown])
     seconds = _time_alone(router, rows)
+    rng = Random(0)
     return Evaluation(
         rows=len(known),
         accuracy=float(correct.mean()),
         ece=expected_calibration_error(np.array([routing.confidence for routing in routings]), correct),
+        typos=_accuracy(router, known, lambda text: mistype(text, rng, _TYPOS)),
+        bare=_accuracy(router, known, strip_instruction),
         kept=float(np.mean([bool(mix) for mix in mixes])),
         single=float(np.mean([len(mix.names) == 1 for mix in mixes])),
         unknown_rows=len(unknown),
@@ -79,6 +89,11 @@ def evaluate(router: Router, rows: Sequence[TaskRow]) -> Evaluation:
         prompts_per_s=_batched_rate(router, rows),
         parameters=router.network.parameters,
     )
+
+
+def _accuracy(router: Router, rows: Sequence[TaskRow], damage: Callable[[str], str]) -> float:
+    routings = router.route([damage(row.input) for row in rows])
+    return float(np.mean([routing.best == row.task for routing, row in zip(routings, rows, strict=True)]))
 
 
 def _none_auroc(known: Sequence[Routing], unknown: Sequence[Routing]) -> float:

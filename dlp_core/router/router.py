@@ -11,6 +11,7 @@ import os
 from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from dlp_core.errors import BankError, InvalidRequest
 from dlp_core.router.calibration import Calibration
 from dlp_core.router.features import BUCKETS, VERSION, featurise
 from dlp_core.router.memory import NO_TASK, Memory
-from dlp_core.router.network import Network, dequantise_rows, quantise_rows, softmax
+from dlp_core.router.network import Floats, Network, dequantise_rows, quantise_rows, softmax
 from dlp_core.router.novelty import PENALTY, Clouds
 from dlp_core.router.routing import Routing
 
@@ -34,6 +35,8 @@ CONFIG_FILE = "router.json"
 FORMAT = 2
 
 _LAYERS = 4
+SUREST = 50.0
+"""Largest log-odds that are told apart."""
 _CHUNK = 64  # texts whose features are in memory at once
 
 
@@ -54,18 +57,47 @@ class Router:
         chunks = (texts[start : start + _CHUNK] for start in range(0, len(texts), _CHUNK))
         return [routing for chunk in chunks for routing in self._route(chunk)]
 
+    def route_first(self, choices: Sequence[Sequence[str]]) -> list[Routing]:
+        """One Routing for each sequence of texts: of the first text that fits an adapter, or, where none does, of the
+        first one. See dlp_core.chat.routing_texts."""
+        found = self.route([texts[0] for texts in choices])
+        for turn in range(1, max(map(len, choices), default=0)):
+            open_ = [n for n, texts in enumerate(choices) if turn < len(texts) and not found[n].fits]
+            for n, routing in zip(open_, self.route([choices[n][turn] for n in open_]), strict=True):
+                if routing.fits:
+                    found[n] = routing
+        return found
+
+    def log_odds(self, texts: Sequence[str], label: str) -> NDArray[np.float64]:
+        """log(mass / (1 - mass)) of one adapter, (B,), also where the mass is 1 to the last bit; within SUREST."""
+        logits, novelty, joined = self._read(texts)
+        scaled = self.calibration.scaled(logits[:, :-1], joined).astype(np.float64)
+        own = self.labels.index(label)
+        others = np.logaddexp.reduce(np.delete(scaled, own, axis=1), axis=1, initial=-np.inf)
+        missing = np.logaddexp(0, others - scaled[:, own])  # -log(share)
+        strange = self.calibration.none_exponent(novelty).astype(np.float64)
+        log_mass = -np.logaddexp(0, strange) - missing  # the share of what is not none
+        log_rest = np.logaddexp(others - scaled[:, own] - missing, -np.logaddexp(0, -strange) - missing)
+        odds: NDArray[np.float64] = np.clip(log_mass - log_rest, -SUREST, SUREST)
+        return odds
+
     def _route(self, texts: Sequence[str]) -> list[Routing]:
-        inputs = self.network.embed(featurise(texts))
-        hidden, _, logits = self.network.forward(inputs)
-        novelty, joined = self.clouds.novelty(hidden, softmax(logits))
+        logits, novelty, joined = self._read(texts)
         none = self.calibration.none_mass(novelty)
-        none[inputs[:, -1] == 0] = 1.0  # a text without features
         masses = self.calibration.shares(logits[:, :-1], joined)
         masses *= (1.0 - none)[:, None]
         return [
             Routing(self.labels, array("f", row.tobytes()), mass)
             for row, mass in zip(masses, none.tolist(), strict=True)
         ]
+
+    def _read(self, texts: Sequence[str]) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+        """Logits (B, N + 1), novelty (B,), and whether a text joins two tasks (B,)."""
+        inputs = self.network.embed(featurise(texts))
+        hidden, _, logits = self.network.forward(inputs)
+        novelty, joined = self.clouds.novelty(hidden, softmax(logits))
+        novelty[inputs[:, -1] == 0] = np.inf  # a text without features
+        return logits, novelty, joined
 
     def only(self, labels: Sequence[str]) -> Router:
         """The router of these adapters alone, in this order. Shares the hidden layers with this one."""
@@ -110,6 +142,20 @@ class Router:
         return cls(
             labels=labels, network=network, clouds=clouds, calibration=calibration, memory=memory, training=training
         )
+
+
+@lru_cache(maxsize=256)
+def restricted(router: Router, allowed: frozenset[str] | None) -> Router:
+    """The router a request sees that may use these adapters only: of all others it knows nothing. None allows all.
+
+    Raises ValueError if the router knows none of them.
+    """
+    if allowed is None or allowed.issuperset(router.labels):
+        return router
+    labels = [label for label in router.labels if label in allowed]
+    if not labels:
+        raise ValueError("none of the allowed adapters has an output of the router")
+    return router.only(labels)
 
 
 def pack(network: Network, clouds: Clouds, memory: Memory) -> dict[str, NDArray[Any]]:

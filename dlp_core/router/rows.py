@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from dlp_core.adapter import validate_name
 from dlp_core.errors import InvalidRequest
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,40 +26,69 @@ class TaskRow:
     input: str
 
 
-def read_task_rows(paths: Iterable[Path], *, labelled: bool = True) -> list[TaskRow]:
-    """Reads all rows of the files, in order. With `labelled=False` the task is ignored and the input may be empty.
+def read_task_rows(paths: Iterable[Path]) -> list[TaskRow]:
+    """Reads all rows of the files, in order.
 
     Raises InvalidRequest, naming file and line, for a file that cannot be read, is no JSON lines or holds no rows, and
     for a row without "task" (a valid adapter name or null) or without text in "input".
     """
-    rows: list[TaskRow] = []
-    for path in paths:
-        before = len(rows)
-        try:
-            with (
-                gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file
-            ):
-                lines = enumerate(file, start=1)
-                rows.extend(_parse(line, f"{path}:{number}", labelled) for number, line in lines if line.strip())
-        except (OSError, EOFError) as error:
-            raise InvalidRequest(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-        except UnicodeDecodeError as error:
-            raise InvalidRequest(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-        if len(rows) == before:
-            raise InvalidRequest(f"{path}: holds no rows")
+    return [row for path in paths for row in _read(path, _task_row)]
+
+
+def read_texts(path: Path) -> list[str]:
+    """Reads the "input" of every row; it may be empty. Raises InvalidRequest as `read_task_rows`."""
+    return _read(path, _text)
+
+
+def read_examples(path: Path, task: str) -> list[str]:
+    """Reads the "input" of every row; a row may leave "task" out. Raises InvalidRequest as `read_task_rows`, and for a
+    row of another task."""
+
+    def example(record: dict[str, Any], where: str) -> str:
+        row = _task_row({"task": task} | record, where)
+        if row.task != task:
+            raise InvalidRequest(f"{where}: a row of task {row.task!r} is no example of {task!r}; take it out")
+        return row.input
+
+    return _read(path, example)
+
+
+def _read(path: Path, parse: Callable[[dict[str, Any], str], Row]) -> list[Row]:
+    rows: list[Row] = []
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    where = f"{path}:{number}"
+                    rows.append(parse(_record(line, where), where))
+    except (OSError, EOFError) as error:
+        raise InvalidRequest(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    if not rows:
+        raise InvalidRequest(f"{path}: holds no rows")
     return rows
 
 
-def _parse(line: str, where: str, labelled: bool) -> TaskRow:
+def _record(line: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise InvalidRequest(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
-    text = record.get("input") if isinstance(record, dict) else None
+    if not isinstance(record, dict):
+        raise InvalidRequest(f'{where}: a row is an object with a text in "input"')
+    return record
+
+
+def _text(record: dict[str, Any], where: str) -> str:
+    text = record.get("input")
     if not isinstance(text, str):
         raise InvalidRequest(f'{where}: a row is an object with a text in "input"')
-    if not labelled:
-        return TaskRow(None, text)
+    return text
+
+
+def _task_row(record: dict[str, Any], where: str) -> TaskRow:
+    text = _text(record, where)
     if not text.strip():
         raise InvalidRequest(f'{where}: "input" is empty; give the prompt or drop the row')
     if "task" not in record:

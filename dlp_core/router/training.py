@@ -111,7 +111,8 @@ def train_router(
     clouds = _fit_clouds(net, single, len(labels), rng)
     network, clouds, memory = unpack(pack(net, clouds, _remember(net, training, len(labels), rng)))
     known = [example for example in held_back if example.tasks]
-    clouds, calibration = _calibrate(network, clouds, known, rng)
+    background = [example for example in held_back if not example.tasks]
+    clouds, calibration = _calibrate(network, clouds, known, background, rng)
 
     router = Router(
         labels=tuple(labels), network=network, clouds=clouds, calibration=calibration, memory=memory, training={}
@@ -292,7 +293,9 @@ def _remember(network: Network, examples: list[Example], adapters: int, rng: Ran
     return Memory(inputs, np.array([[*example.tasks, NO_TASK][0] for example in chosen], np.int16))
 
 
-def _calibrate(network: Network, clouds: Clouds, held_back: list[Example], rng: Random) -> tuple[Clouds, Calibration]:
+def _calibrate(
+    network: Network, clouds: Clouds, held_back: list[Example], background: list[Example], rng: Random
+) -> tuple[Clouds, Calibration]:
     """Spreads, thresholds and temperatures, on texts the network has not seen."""
     ways = {
         "plain": held_back,
@@ -303,7 +306,11 @@ def _calibrate(network: Network, clouds: Clouds, held_back: list[Example], rng: 
     tasks = np.array([example.tasks[0] for example in held_back])
     clouds = clouds.widened({way: (seen[way][0], tasks) for way in ("plain", "worn")})
     novelty = {way: clouds.novelty(hidden, softmax(logits))[0] for way, (hidden, logits) in seen.items()}
-    threshold, slope = fit_none(novelty, KEEP)
+    strange = np.zeros(0, np.float32)
+    if background:
+        hidden, logits = _forward(network, background)
+        strange = clouds.novelty(hidden, softmax(logits))[0]
+    threshold, slope = fit_none(novelty, KEEP, strange)
     adapters = seen["plain"][1].shape[1] - 1
     temperature = fit_temperature(seen["plain"][1][:, :-1], tasks)
     joined_temperature = fit_joined_temperature(seen["joined"][1][:, :-1], _targets(ways["joined"], adapters))
