@@ -52,6 +52,15 @@ class LimitArgs(_Args):
     """Of a chat completion that names none; less where the prompt leaves less room."""
 
 
+class AccessArgs(_Args):
+    """Where secrets lie, never the secrets themselves (deployments/access.py)."""
+
+    admin_token_file: Path | None = None
+    """Instead of DLP_ADMIN_TOKEN. Without either there are no admin routes."""
+    keys_file: Path | None = None
+    """API keys and the adapters each may use. None: everybody may use everything."""
+
+
 class AppArgs(_Args):
     """Arguments of `deployments.app:build_app`. `bank` and `base_model` default to DLP_BANK and DLP_BASE_MODEL."""
 
@@ -70,6 +79,7 @@ class AppArgs(_Args):
     cache: CacheArgs = CacheArgs()
     routing: RoutingArgs = RoutingArgs()
     limits: LimitArgs = LimitArgs()
+    access: AccessArgs = AccessArgs()
 
     @field_validator("bank", "base_model")
     @classmethod

@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 
 import ray
 
+from deployments.admin_api import LoadAdapter
 from deployments.args import AppArgs
 from deployments.generation import Delta, Finished, GenerationRequest
 from deployments.metrics import EngineMetrics
 from deployments.once import Once
 from dlp_core.bank import BankManifest, load_manifest
-from dlp_core.bank_source import BankSource, qualified_names, read_router
+from dlp_core.bank_folder import Check
+from dlp_core.bank_source import BankSource, qualified_names, read_router, successors
 from dlp_core.disk_cache import DiskCache
 from dlp_core.errors import BankError
+from dlp_core.local_copy import local_copy
+from dlp_core.publish import publish
+from dlp_core.revision import with_adapter
 from dlp_core.router import Router
 from dlp_core.store import open_store
 
@@ -47,10 +53,43 @@ class FusedBackbone:
         self._reporting = asyncio.create_task(self._report())
 
     async def prepare(self, bank: str) -> None:
-        """Makes the adapters of a bank version known, and loads those that are pinned. Raises StoreUnavailable,
-        BankError, AdapterRefused or AdapterUnavailable."""
+        """Makes the adapters of a bank version known, and loads those that are pinned or in use under another version.
+        Raises StoreUnavailable, BankError, AdapterRefused or AdapterUnavailable."""
         manifest = await self._manifests.get(bank)
         await self._engine.keep(qualified_names(self._args.pinned_adapters, manifest))
+        for name in successors(self._engine.stats().resident, manifest):
+            await self._engine.preload([name])
+
+    async def load_adapter(self, body: LoadAdapter) -> BankManifest:
+        """Publishes the bank with one adapter more, which this replica's base model was asked about."""
+
+        def work() -> BankManifest:
+            with local_copy(body.lora_path) as folder:
+                return with_adapter(
+                    self._store,
+                    body.lora_name,
+                    folder,
+                    examples=body.examples,
+                    replace=body.load_inplace,
+                    check=self._check(),
+                )
+
+        return await asyncio.to_thread(work)
+
+    async def publish(self, folder: str, version: str | None) -> BankManifest:
+        """Publishes a bank folder, which this replica's base model was asked about."""
+
+        def work() -> BankManifest:
+            with local_copy(folder) as found:
+                return publish(self._store, found, version=version, check=self._check())
+
+        return await asyncio.to_thread(work)
+
+    def _check(self) -> Check:
+        from dlp_core.adapter import check_fits
+        from dlp_core.layers import read_shapes
+
+        return partial(check_fits, layers=read_shapes(Path(self._args.base_model)))
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Finished, None]:
         """The pieces of one completion. Closing the generator aborts it in the engine."""

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
-from dlp_core.bank import BankManifest, current, load_manifest
-from dlp_core.errors import AdapterRefused, BankError, DLPError, StoreUnavailable
+from dlp_core.bank import BankManifest, Pointer, current, current_if_changed, load_manifest
+from dlp_core.errors import AdapterRefused, BankError, DLPError, StoreUnavailable, UnknownModel
 from dlp_core.store import AdapterStore
 
 log = logging.getLogger("ray.serve")
 
 FIRST_RETRY_S = 0.5
+
+_UNFIT = (AdapterRefused, BankError, UnknownModel)
+"""Errors that no waiting cures: another bank has to be published."""
 
 
 class NoUsableBank(StoreUnavailable):
@@ -21,10 +25,19 @@ class NoUsableBank(StoreUnavailable):
     code = "bank_invalid"
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The bank that should serve by now and does not, and why."""
+
+    version: str
+    reason: str
+
+
 class BankFollower:
     """The manifest new requests use. A bank takes over only after `prepare(manifest)` succeeded for it.
 
-    A store that stops answering later changes nothing here: the manifest in memory goes on serving.
+    A store that stops answering later changes nothing here: the manifest in memory goes on serving, and so it does
+    where the next bank is refused. A replica that starts while the bank cannot be loaded serves the one before it.
     """
 
     def __init__(
@@ -34,13 +47,16 @@ class BankFollower:
         self._poll_s = poll_s
         self._prepare = prepare
         self._manifest: BankManifest | None = None
+        self._etag: str | None = None  # of the pointer that is followed; None while its bank has not taken over
         self._obstacle: DLPError = StoreUnavailable("it was not read yet")
         self._logged = ""
+        self._looking = asyncio.Lock()
+        self.refused: Refusal | None = None
 
     def bank(self) -> BankManifest:
         """Raises StoreUnavailable with the reason until a first bank is ready, NoUsableBank if it cannot be."""
         if self._manifest is None:
-            kind = NoUsableBank if isinstance(self._obstacle, BankError | AdapterRefused) else StoreUnavailable
+            kind = NoUsableBank if isinstance(self._obstacle, _UNFIT) else StoreUnavailable
             reason = f"bank {self._store.uri} is not ready: {self._obstacle.message}"
             raise kind(reason, retry_after=self._poll_s)
         return self._manifest
@@ -50,28 +66,50 @@ class BankFollower:
         wait = FIRST_RETRY_S
         while True:
             try:
-                await self._look()
+                await self.look()
                 wait = self._poll_s
+            except DLPError:
+                wait = min(2 * wait, self._poll_s)
+            await asyncio.sleep(wait)
+
+    async def look(self) -> None:
+        """Lets the bank that the pointer names take over, now. Raises why it cannot; then all stays as it was."""
+        async with self._looking:
+            try:
+                found = await asyncio.to_thread(self._read_pointer)
+                if found is None:
+                    return
+                pointer, etag = found
+                try:
+                    await self._take_over(pointer.version)
+                except _UNFIT as error:
+                    self.refused = Refusal(pointer.version, error.message)
+                    if self._manifest is None and pointer.previous is not None:
+                        self._obstacle = error
+                        await self._take_over(pointer.previous)
+                    raise
+                self.refused, self._etag, self._logged = None, etag, ""
             except DLPError as error:
                 if error.message != self._logged:
                     log.error("bank %s: %s", self._store.uri, error.message)
                 self._obstacle, self._logged = error, error.message
-                wait = min(2 * wait, self._poll_s)
-            await asyncio.sleep(wait)
+                raise
 
-    async def _look(self) -> None:
-        manifest = await asyncio.to_thread(self._read_newer)
-        if manifest is not None:
-            self._obstacle = StoreUnavailable(
-                f"version {manifest.version} waits for a router and a backbone replica to start"
-            )
-            await self._prepare(manifest)
-            self._manifest = manifest
-            log.info("bank %s: version %s serves", self._store.uri, manifest.version)
-        self._logged = ""
+    def _read_pointer(self) -> tuple[Pointer, str] | None:
+        """None if it is as it was when its bank took over: then no byte of it was sent."""
+        return current(self._store) if self._etag is None else current_if_changed(self._store, self._etag)
 
-    def _read_newer(self) -> BankManifest | None:
-        """The bank that serves by now, or None if that is the one in use."""
-        pointer, _ = current(self._store)
-        in_use = self._manifest is not None and self._manifest.version == pointer.version
-        return None if in_use else load_manifest(self._store)
+    async def _take_over(self, version: str) -> None:
+        if self._manifest is not None and self._manifest.version == version:
+            return
+        manifest = await asyncio.to_thread(self._read_manifest, version)
+        if self._manifest is None:
+            self._obstacle = StoreUnavailable(f"version {version} waits for a router and a backbone replica to start")
+        await self._prepare(manifest)
+        self._manifest = manifest
+        log.info("bank %s: version %s serves", self._store.uri, version)
+
+    def _read_manifest(self, version: str) -> BankManifest:
+        """By way of the pointer if it still names this version: it promises the manifest's digest."""
+        serving, _ = current(self._store)
+        return load_manifest(self._store) if serving.version == version else load_manifest(self._store, version)

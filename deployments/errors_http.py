@@ -43,6 +43,13 @@ class BodyTooLarge(InvalidRequest):
     code = "request_too_large"
 
 
+class Unauthorized(DLPError):
+    """No API key, an unknown one, or one that may not do this. Says nothing about the keys there are."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
 class HTTPFault(DLPError):
     """An unknown path or a wrong method; `status` and `code` follow Starlette's exception."""
 
@@ -58,8 +65,10 @@ def body_of(error: DLPError) -> dict[str, Any]:
 
 def answer(error: DLPError) -> JSONResponse:
     """The HTTP answer of `error`; `retry_after` becomes a Retry-After header in whole seconds."""
-    retry = {} if error.retry_after is None else {"retry-after": str(max(1, math.ceil(error.retry_after)))}
-    return JSONResponse(body_of(error), status_code=error.status, headers=retry)
+    headers = {} if error.retry_after is None else {"retry-after": str(max(1, math.ceil(error.retry_after)))}
+    if error.status == Unauthorized.status:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(body_of(error), status_code=error.status, headers=headers)
 
 
 def from_any(error: Exception) -> DLPError:
@@ -68,6 +77,13 @@ def from_any(error: Exception) -> DLPError:
         return error
     log.error("unforeseen error", exc_info=error)
     return DLPError("internal error; the server's log has the details")
+
+
+def unknown_url(what: str) -> HTTPFault:
+    """The answer to `what` ("GET /path") where nothing is."""
+    fault = HTTPFault(f"{what} is not part of this API; GET /openapi.json lists what is")
+    fault.status, fault.code = 404, "unknown_url"
+    return fault
 
 
 def from_validation(error: ValidationError) -> InvalidRequest:
@@ -95,11 +111,7 @@ def install(api: FastAPI) -> None:
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         what = f"{request.method} {request.url.path}"
-        fault = HTTPFault(
-            f"{what} is not part of this API; GET /openapi.json lists what is"
-            if error.status_code in (404, 405)
-            else str(error.detail)
-        )
+        fault = unknown_url(what) if error.status_code in (404, 405) else HTTPFault(str(error.detail))
         fault.status = error.status_code
         fault.code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "http_error")
         reply = answer(fault)

@@ -2,8 +2,11 @@
 
 POST /v1/chat/completions   POST /v1/completions    generate
 POST /v1/route                                      what would serve this, and why; generates nothing
-GET  /v1/models  /v1/models/{name}  /v1/bank        what there is
+GET  /v1/models  /v1/models/{name}  /v1/bank        what there is for the caller
 GET  /health                                        200 when requests can be served, else 503 and why
+
+The admin routes are in deployments/admin_api.py. Who sends a request is asked before anything else is looked at; what
+a caller may not use does not exist for them.
 """
 
 from __future__ import annotations
@@ -14,20 +17,24 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Send
 
-from deployments import errors_http, openapi_docs
+from deployments import admin_api, errors_http, openapi_docs
+from deployments.access import Access, Caller
+from deployments.admin_api import AdminService
 from deployments.args import LimitArgs, RoutingArgs
+from deployments.bank_follower import Refusal
 from deployments.choices import merged
 from deployments.deadline import before, until
 from deployments.generation import Delta, Finished, GenerationRequest
 from deployments.http_input import AnyRequest, generations_of, parse, parse_route, read_json, wish_of
 from deployments.openai_api import ChatRequest, CompletionRequest, TextRequest
-from deployments.openai_replies import Answer, Reply, explanation_json, models_json, route_json
+from deployments.openai_replies import Answer, Reply, explanation_json, models_json, route_json, visible
 from dlp_core.decision import Decision, Wish
 from dlp_core.errors import DLPError, UnknownModel
 
@@ -40,11 +47,14 @@ IndexedPiece = tuple[int, Piece]
 """With the number of its choice."""
 
 
-class Service(Protocol):
+class Service(AdminService, Protocol):
     """What the routes need. Each method raises errors of dlp_core.errors."""
 
     def bank(self) -> BankManifest:
         """The bank new requests use. Raises StoreUnavailable until there is one that can be served."""
+
+    def refused(self) -> Refusal | None:
+        """The bank that was published and cannot be served."""
 
     async def decide(self, wish: Wish, texts: Sequence[str]) -> Decision: ...
 
@@ -54,24 +64,27 @@ class Service(Protocol):
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]: ...
 
 
-def create_api(service: Service, *, routing: RoutingArgs, limits: LimitArgs) -> FastAPI:
+def create_api(service: Service, *, routing: RoutingArgs, limits: LimitArgs, access: Access) -> FastAPI:
     api = FastAPI(title="dlp", description="A bank of LoRA adapters behind one OpenAI-compatible endpoint.")
     errors_http.install(api)
     started = int(time.time())
 
     @api.post("/v1/chat/completions", openapi_extra=openapi_docs.body(ChatRequest))
     async def chat(request: Request) -> Response:
-        return await complete(parse(ChatRequest, await read_json(request, limits.max_body_bytes)))
+        caller = caller_of(request)
+        return await complete(parse(ChatRequest, await read_json(request, limits.max_body_bytes)), caller)
 
     @api.post("/v1/completions", openapi_extra=openapi_docs.body(CompletionRequest))
     async def completions(request: Request) -> Response:
-        return await complete(parse(CompletionRequest, await read_json(request, limits.max_body_bytes)))
+        caller = caller_of(request)
+        return await complete(parse(CompletionRequest, await read_json(request, limits.max_body_bytes)), caller)
 
     @api.post("/v1/route", openapi_extra=openapi_docs.body(TextRequest, ChatRequest, CompletionRequest))
     async def route(request: Request) -> Response:
+        caller = caller_of(request)
         body = parse_route(await read_json(request, limits.max_body_bytes))
         end = deadline()
-        decision = await decide(body, end)
+        decision = await decide(body, caller, end)
         if decision.probabilities is None:
             return JSONResponse(route_json(decision))
         async with before(end):
@@ -79,35 +92,49 @@ def create_api(service: Service, *, routing: RoutingArgs, limits: LimitArgs) -> 
         return JSONResponse(route_json(decision) | explanation_json(explanation))
 
     @api.get("/v1/models")
-    async def models() -> Response:
-        return JSONResponse({"object": "list", "data": models_json(service.bank(), created=started)})
+    async def models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": models_json(bank_for(caller_of(request)), created=started)})
 
     @api.get("/v1/models/{name:path}")
-    async def model(name: str) -> Response:
-        for entry in models_json(service.bank(), created=started):
+    async def model(request: Request, name: str) -> Response:
+        for entry in models_json(bank_for(caller_of(request)), created=started):
             if entry["id"] == name:
                 return JSONResponse(entry)
         raise UnknownModel(f"model {name!r} does not exist; GET /v1/models lists what does", param="model")
 
     @api.get("/v1/bank")
-    async def bank() -> Response:
-        return JSONResponse(service.bank().model_dump(mode="json"))
+    async def bank(request: Request) -> Response:
+        return JSONResponse(bank_for(caller_of(request)).model_dump(mode="json"))
 
     @api.get("/health")
     async def health() -> Response:
-        return JSONResponse({"status": "ok", "bank": service.bank().version})
+        serving, refused = service.bank().version, service.refused()
+        report = {} if refused is None else {"refused": {"version": refused.version, "reason": refused.reason}}
+        return JSONResponse({"status": "ok", "bank": serving, **report})
+
+    def caller_of(request: Request) -> Caller:
+        return access.caller(request.headers.get("authorization"))
+
+    def bank_for(caller: Caller) -> BankManifest:
+        """The bank as the caller may see it."""
+        whole = service.bank()
+        return visible(whole, caller.allowed(adapter.name for adapter in whole.adapters))
 
     def deadline() -> float:
         return asyncio.get_running_loop().time() + limits.request_timeout_s
 
-    async def decide(body: AnyRequest, end: float) -> Decision:
+    async def decide(body: AnyRequest, caller: Caller, end: float) -> Decision:
+        wish = wish_of(body, routing)
+        if caller.adapters is not None:
+            names = [adapter.name for adapter in service.bank().adapters]
+            wish = replace(wish, allowed=caller.allowed(names))
         async with before(end):
-            return await service.decide(wish_of(body, routing), body.routing_texts)
+            return await service.decide(wish, body.routing_texts)
 
-    async def complete(body: ChatRequest | CompletionRequest) -> Response:
+    async def complete(body: ChatRequest | CompletionRequest, caller: Caller) -> Response:
         """The whole life of a completion: decide, generate, answer."""
         end = deadline()
-        decision = await decide(body, end)
+        decision = await decide(body, caller, end)
         chat = isinstance(body, ChatRequest)
         reply = Reply(
             id=f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
@@ -126,7 +153,8 @@ def create_api(service: Service, *, routing: RoutingArgs, limits: LimitArgs) -> 
             return EventStream(events(reply, body.n, first, pieces), headers=headers)
         return JSONResponse(await collect(reply, body.n, pieces), headers=headers)
 
-    openapi_docs.describe(api, ChatRequest, CompletionRequest, TextRequest)
+    admin_api.install(api, service, access, limits)
+    openapi_docs.describe(api, ChatRequest, CompletionRequest, TextRequest, *admin_api.BODIES)
     return api
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import replace
 
 from fastapi import FastAPI
@@ -12,14 +12,19 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
+from deployments.access import Access
+from deployments.admin_api import LoadAdapter
 from deployments.args import AppArgs
-from deployments.bank_follower import BankFollower
+from deployments.bank_follower import BankFollower, Refusal
 from deployments.errors_ray import from_ray
 from deployments.generation import Delta, Finished, GenerationRequest
 from deployments.http_api import create_api
 from deployments.metrics import RoutingMetrics
 from dlp_core.bank import BankManifest
 from dlp_core.decision import Decision, Wish, decide
+from dlp_core.errors import EngineFailed
+from dlp_core.publish import rollback
+from dlp_core.revision import without_adapter
 from dlp_core.router import Routing
 from dlp_core.router.explanation import Explanation
 from dlp_core.store import open_store
@@ -35,11 +40,14 @@ class Ingress:
         self._router = router
         self._backbone = backbone
         self._metrics = RoutingMetrics()
-        self._bank = BankFollower(open_store(args.bank), poll_s=args.bank_poll_s, prepare=self._prepare)
+        secrets = args.access
+        self._access = Access(admin_token_file=secrets.admin_token_file, keys_file=secrets.keys_file)
+        self._store = open_store(args.bank)
+        self._bank = BankFollower(self._store, poll_s=args.bank_poll_s, prepare=self._prepare)
         self._following = asyncio.create_task(self._bank.follow())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(self, routing=self._args.routing, limits=self._args.limits)
+        return create_api(self, routing=self._args.routing, limits=self._args.limits, access=self._access)
 
     def check_health(self) -> None:
         """Ray replaces the replica when the follower died of something nobody foresaw."""
@@ -48,6 +56,40 @@ class Ingress:
 
     def bank(self) -> BankManifest:
         return self._bank.bank()
+
+    def refused(self) -> Refusal | None:
+        return self._bank.refused
+
+    async def look(self) -> None:
+        """Follows the pointer now instead of at the next poll. Raises why the bank it names cannot take over."""
+        await self._bank.look()
+
+    async def load_adapter(self, body: LoadAdapter) -> BankManifest:
+        return await self._changed(self._backbone.load_adapter.remote(body))
+
+    async def unload_adapter(self, name: str) -> BankManifest:
+        return await self._changed(asyncio.to_thread(without_adapter, self._store, name))
+
+    async def publish(self, folder: str, version: str | None) -> BankManifest:
+        return await self._changed(self._backbone.publish.remote(folder, version))
+
+    async def rollback(self, version: str | None) -> BankManifest:
+        return await self._changed(asyncio.to_thread(rollback, self._store, version))
+
+    async def _changed(self, change: Awaitable[BankManifest]) -> BankManifest:
+        """Waits for a change of the bank, and until all replicas of the ingress serve it.
+
+        Raises why the change or, where the bank is published and nevertheless refused, the serving of it failed.
+        """
+        try:
+            bank = await change
+        except Exception as error:
+            raise from_ray(error) from error
+        context = serve.get_replica_context()
+        all_replicas = serve.get_deployment_handle(context.deployment, context.app_name)
+        await self.look()
+        await all_replicas.broadcast("look").results_async(return_exceptions=True)  # those who fail go on polling
+        return bank
 
     async def decide(self, wish: Wish, texts: Sequence[str]) -> Decision:
         began = time.perf_counter()
@@ -96,11 +138,16 @@ class Ingress:
                     pieces.cancel()
 
     async def _prepare(self, bank: BankManifest) -> None:
-        """Has a router and a backbone replica read a bank before requests use it."""
-        calls = [self._backbone.prepare.remote(bank.version)]
-        if bank.router is not None:
-            calls.append(self._router.prepare.remote(bank.version))
+        """Has every router and backbone replica get ready for a bank before requests use it."""
+        handles = [self._backbone] if bank.router is None else [self._backbone, self._router]
+        await asyncio.gather(*(self._prepare_all(handle, bank.version) for handle in handles))
+
+    async def _prepare_all(self, handle: DeploymentHandle, version: str) -> None:
         try:
-            await asyncio.gather(*calls)
+            await handle.prepare.remote(version)  # waits until there is a replica at all
+            found = await handle.broadcast("prepare", version).results_async(return_exceptions=True)
         except Exception as error:
             raise from_ray(error) from error
+        for failed in (from_ray(result) for result in found if isinstance(result, Exception)):
+            if not isinstance(failed, EngineFailed):  # a replica that has just died; the next one prepares when asked
+                raise failed

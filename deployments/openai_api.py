@@ -37,7 +37,7 @@ def _same(left: object, right: object) -> bool:
     return type(left) is type(right) and left == right
 
 
-class _Body(BaseModel):
+class StrictBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
@@ -60,14 +60,14 @@ class _Body(BaseModel):
         return kept
 
 
-class AdapterWeight(_Body):
+class AdapterWeight(StrictBody):
     """One adapter of an explicit mix. `weight` multiplies the adapter's own scaling."""
 
     name: str
     weight: float = 1.0
 
 
-class DLPOptions(_Body):
+class DLPOptions(StrictBody):
     """The `dlp` field. What is absent takes the server's default; `adapters` skips the router."""
 
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -96,7 +96,7 @@ def _text_of(content: object) -> object:
     return "".join(texts)
 
 
-class ChatMessage(_Body):
+class ChatMessage(StrictBody):
     neutral = {
         "refusal": (),
         "annotations": ([],),
@@ -113,7 +113,7 @@ class ChatMessage(_Body):
         return Message(role, self.content)
 
 
-class StreamOptions(_Body):
+class StreamOptions(StrictBody):
     include_usage: bool = False
 
 
@@ -121,7 +121,7 @@ def _stops_of(stop: object) -> object:
     return [stop] if isinstance(stop, str) else stop
 
 
-class _Choice(_Body):
+class _Choice(StrictBody):
     """What chat, completions and /v1/route share: which model, and how to mix."""
 
     model: str = Field(min_length=1)

@@ -93,6 +93,17 @@ def explanation_json(explanation: Explanation) -> dict[str, Any]:
     }
 
 
+def visible(bank: BankManifest, allowed: frozenset[str] | None) -> BankManifest:
+    """The bank as someone sees it who may use these adapters; None allows all. Without the digest of the whole: it is
+    not that of the part."""
+    if allowed is None:
+        return bank
+    adapters = tuple(adapter for adapter in bank.adapters if adapter.name in allowed)
+    labels = () if bank.router is None else tuple(label for label in bank.router.labels if label in allowed)
+    router = bank.router.model_copy(update={"labels": labels}) if bank.router is not None and labels else None
+    return bank.model_copy(update={"adapters": adapters, "router": router})
+
+
 def models_json(bank: BankManifest, *, created: int) -> list[dict[str, Any]]:
     """Every value of `model`: routing where the bank has a router, the base, and each adapter."""
 

@@ -101,11 +101,14 @@ class _Blob(Record):
 class AdapterEntry(_Blob):
     """One adapter of a bank. `rank` is the largest, `modules` the kinds of layers it changes (`q_proj`)."""
 
+    # an adapter that is not `routed` is used by its name only: the bank's router does not know it
+
     FILES: ClassVar[tuple[str, ...]] = (CONFIG_FILE, WEIGHTS_FILE)
 
     name: Name
     rank: int = Field(ge=1)
     modules: tuple[str, ...]
+    routed: bool = True
 
     def key(self, file: str) -> str:
         """Where `file` lies in the store."""
@@ -164,8 +167,9 @@ class BankManifest(Record):
         for reserved in (RESERVED_NAME, self.base_model.id):
             if reserved in names:
                 raise ValueError(f"an adapter cannot be called {reserved!r}: that model name means something else")
-        if self.router is not None and sorted(self.router.labels) != names:
-            raise ValueError(labels_problem(self.router.labels, names))
+        routed = [adapter.name for adapter in self.adapters if adapter.routed]
+        if self.router is not None and sorted(self.router.labels) != routed:
+            raise ValueError(labels_problem(self.router.labels, routed))
         if self.digest != bank_digest(self.base_model, self.adapters, self.router):
             raise ValueError("digest is not that of the content")
         return self
@@ -218,6 +222,12 @@ def current(store: AdapterStore) -> tuple[Pointer, str]:
     except NotFound:
         raise NotFound(f"no bank is published in {store.uri}; run: dlp bank publish FOLDER --bank URI") from None
     return _parse(Pointer, stored.data, POINTER_KEY, store), stored.etag
+
+
+def current_if_changed(store: AdapterStore, etag: str) -> tuple[Pointer, str] | None:
+    """`current`, or None if the pointer still has this etag. Raises what `current` raises."""
+    stored = store.get_if_changed(POINTER_KEY, etag)
+    return None if stored is None else (_parse(Pointer, stored.data, POINTER_KEY, store), stored.etag)
 
 
 def load_manifest(store: AdapterStore, version: str | None = None) -> BankManifest:

@@ -1,6 +1,6 @@
 """A local bank folder, as an engineer or CI builds it: read, validated and described before anything is published.
 
-    bank.json                {"base_model": "<id>"}
+    bank.json                {"base_model": "<id>", "unrouted": ["<adapter the router does not know>", ...]}
     adapters/<name>/         adapter_config.json, adapter_model.safetensors, as PEFT saves them
     router/                  router.json, router.safetensors; a bank without a router serves named adapters only
 
@@ -61,21 +61,39 @@ def read_folder(
     `version` names the bank, by default its content does. Raises AdapterRefused, BankError or InvalidRequest,
     naming the file at fault.
     """
-    base = BaseModelEntry(id=_read_base_id(folder))
+    settings = _read_settings(folder)
+    base = BaseModelEntry(id=settings.base_model)
     sources: list[LocalFile] = []
     adapters = []
     for path in sorted((folder / "adapters").glob("[!.]*/"), key=lambda path: path.name):
-        adapters.append(_describe_adapter(path, base.id, check))
-        sources += [LocalFile(adapters[-1].key(file.path), path / file.path, file) for file in adapters[-1].files]
+        routed = path.name not in settings.unrouted
+        entry, files = describe_adapter(path, name=path.name, base_id=base.id, check=check, routed=routed)
+        adapters.append(entry)
+        sources += files
     if not adapters:
         raise BankError(f"{folder} has no adapters; put each in adapters/<name>/ with {CONFIG_FILE}")
+    unknown = sorted(set(settings.unrouted) - {adapter.name for adapter in adapters})
+    if unknown:
+        raise BankError(f"{folder / FOLDER_FILE}: unrouted names {unknown[0]!r}, which is no adapter of this bank")
     router = None
     if (folder / "router").is_dir():
-        router = _describe_router(folder / "router", [adapter.name for adapter in adapters])
-        sources += [LocalFile(router.key(file.path), folder / "router" / file.path, file) for file in router.files]
+        router, files = describe_router(folder / "router", [adapter.name for adapter in adapters if adapter.routed])
+        sources += files
+    return make_manifest(base, adapters, router, version=version, where=str(folder)), sources
+
+
+def make_manifest(
+    base: BaseModelEntry,
+    adapters: Sequence[AdapterEntry],
+    router: RouterEntry | None,
+    *,
+    version: str | None,
+    where: str,
+) -> BankManifest:
+    """The manifest of a bank of these parts, made now. Raises BankError, naming `where`, if they make none."""
     digest = bank_digest(base, adapters, router)
     try:
-        manifest = BankManifest(
+        return BankManifest(
             version=version_of(digest) if version is None else version,
             created=datetime.now(UTC).replace(microsecond=0),
             base_model=base,
@@ -84,14 +102,13 @@ def read_folder(
             digest=digest,
         )
     except ValidationError as error:
-        raise BankError(f"{folder} is no valid bank: {first_problem(error)}") from None
-    return manifest, sources
+        raise BankError(f"{where} is no valid bank: {first_problem(error)}") from None
 
 
-def _read_base_id(folder: Path) -> str:
+def _read_settings(folder: Path) -> _FolderFile:
     path = folder / FOLDER_FILE
     try:
-        return _FolderFile.model_validate_json(path.read_bytes()).base_model
+        return _FolderFile.model_validate_json(path.read_bytes())
     except OSError as error:
         raise BankError(f'{path} cannot be read ({error.strerror}); it must hold {{"base_model": "<id>"}}') from None
     except ValidationError as error:
@@ -100,32 +117,40 @@ def _read_base_id(folder: Path) -> str:
 
 class _FolderFile(Record):
     base_model: str = Field(min_length=1)
+    unrouted: tuple[str, ...] = ()
 
 
-def _describe_adapter(folder: Path, base_id: str, check: Check | None) -> AdapterEntry:
-    adapter = read_adapter(folder, name=folder.name)
-    _refuse_pickles(folder, f"adapter {folder.name!r}")
+def describe_adapter(
+    folder: Path, *, name: str, base_id: str, check: Check | None, routed: bool
+) -> tuple[AdapterEntry, list[LocalFile]]:
+    """What a manifest says of a PEFT folder, and its files. Raises AdapterRefused or InvalidRequest."""
+    adapter = read_adapter(folder, name=name)
+    _refuse_pickles(folder, f"adapter {name!r}")
     check_base(adapter, base_id)
     if check is not None:
         check(adapter)
     files = describe_files(folder, AdapterEntry.FILES)
-    return AdapterEntry(
+    entry = AdapterEntry(
         name=adapter.name,
         version=version_of(digest_of(files)),
         files=files,
         digest=digest_of(files),
         rank=adapter.rank,
         modules=tuple(sorted({module.rpartition(".")[2] for module in adapter.modules})),
+        routed=routed,
     )
+    return entry, [LocalFile(entry.key(file.path), folder / file.path, file) for file in files]
 
 
-def _describe_router(folder: Path, names: Sequence[str]) -> RouterEntry:
+def describe_router(folder: Path, names: Sequence[str]) -> tuple[RouterEntry, list[LocalFile]]:
+    """What a manifest says of a router folder, and its files. Raises BankError if it does not route just `names`."""
     _refuse_pickles(folder, "the router")
     labels = Router.load(folder).labels
     if sorted(labels) != sorted(names):
         raise BankError(f"{folder}: {labels_problem(labels, names)}; train the router for these adapters")
     files = describe_files(folder, RouterEntry.FILES)
-    return RouterEntry(version=version_of(digest_of(files)), files=files, digest=digest_of(files), labels=labels)
+    entry = RouterEntry(version=version_of(digest_of(files)), files=files, digest=digest_of(files), labels=labels)
+    return entry, [LocalFile(entry.key(file.path), folder / file.path, file) for file in files]
 
 
 def _refuse_pickles(folder: Path, what: str) -> None:

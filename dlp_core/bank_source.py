@@ -80,6 +80,14 @@ def qualified_names(names: Iterable[str], manifest: BankManifest) -> list[str]:
     return [keys[name] for name in names]
 
 
+def successors(resident: Iterable[str], manifest: BankManifest) -> list[str]:
+    """What a bank has instead of adapters that are resident, by the names the engine knows them by: same name, other
+    bytes. They will be asked for as soon as the bank takes over."""
+    present = set(resident)
+    names = {name.rpartition("@")[0] for name in present}
+    return [_key(entry) for entry in manifest.adapters if entry.name in names and _key(entry) not in present]
+
+
 def unqualified(mix: Mix) -> Mix:
     """`mix` with each adapter named as in its bank: what `qualified` was given."""
     return Mix.of([(part.name.rpartition("@")[0], part.weight) for part in mix.adapters])

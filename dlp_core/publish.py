@@ -35,8 +35,8 @@ _TRANSFERS = 8
 
 _ATTEMPTS = 3
 
-Make = Callable[[BankManifest | None], tuple[BankManifest, Sequence[LocalFile]]]
-"""From the bank that serves (None: none yet) to the one that shall, and its files."""
+Make = Callable[[str | None], tuple[BankManifest, Sequence[LocalFile]]]
+"""From the version that serves (None: none yet) to the bank that shall, and its files."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -82,11 +82,11 @@ def commit(store: AdapterStore, make: Make, *, progress: Progress | None = None)
     attempt = 1
     while True:
         before = pointer.read_free(store)
-        serving = load_manifest(store, before[0].version) if before else None
+        serving = before[0].version if before else None
         manifest, sources = make(serving)
         _upload(store, sources, progress)
         manifest, raw = _write_manifest(store, manifest)
-        if serving is not None and serving.version == manifest.version:
+        if serving == manifest.version:
             return manifest
         try:
             pointer.serve(store, before, manifest, raw)

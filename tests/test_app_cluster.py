@@ -10,45 +10,23 @@ import asyncio
 import json
 import re
 import shutil
-import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
 import pytest
-import torch
 
-from deployments.local_app import LocalApp, load_config
-from deployments.local_s3 import LocalS3
-from dlp_core.adapter import read_adapter
-from dlp_core.publish import publish, rollback
-from dlp_core.router.rows import TaskRow
-from dlp_core.router.training import TrainSettings, train_router
+from dlp_core.publish import publish
 from dlp_core.store import open_store
-from tests.tiny import peft_model
-from tests.tiny_text import tiny_backbone, tiny_tokenizer
+from tests.application import BANK, BASE, TASKS, Application, ask, back_to_bank_one, running, serving, text_of, wait_for
+from tests.tiny_text import tiny_tokenizer
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
 
-ROOT = Path(__file__).parents[1]
-BASE = "tiny-llama"
-BANK = "s3://dlp/bank/"
-TASKS = {
-    "cron": "write a cron schedule for every {} minutes at night",
-    "dates": "which calendar date comes {} days after christmas",
-    "sql": "select the {} newest rows from this database table",
-}
-LORA: Mapping[str, Mapping[str, Any]] = {
-    "cron": {"r": 2, "lora_alpha": 6},
-    "dates": {"r": 8, "use_rslora": True, "target_modules": ["q_proj", "o_proj", "down_proj"]},
-    "sql": {},
-}
 QUEUE = 6
 METRICS = (
     "dlp_route_seconds dlp_route_confidence dlp_mix_size dlp_adapter_hits_total dlp_fallback_total "
@@ -57,120 +35,10 @@ METRICS = (
 ).split()
 
 
-@dataclass
-class Application:
-    url: str
-    folder: Path
-    server: LocalS3
-    first_health: httpx.Response
-
-    @property
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0)
-
-    def expected(self, prompt_ids: list[int], weights: Mapping[str, float], tokens: int) -> str:
-        """Greedy text of the backbone whose weights were changed by exactly this sum."""
-        model = tiny_backbone(self.folder / "reference")
-        modules = dict(model.named_modules())
-        with torch.no_grad():
-            for name, weight in weights.items():
-                for path, lora in read_adapter(self.folder / "bank" / "adapters" / name, name=name).modules.items():
-                    modules[path].weight += weight * lora.scaling * (lora.b_OR.float() @ lora.a_RD.float())
-            ids = model.generate(torch.tensor([prompt_ids]), max_new_tokens=tokens, do_sample=False)
-        text = str(tiny_tokenizer().decode(ids[0, len(prompt_ids) :], skip_special_tokens=True))
-        return text.rstrip("\ufffd")  # half a character at the end is not sent
-
-    def chat_ids(self, text: str) -> list[int]:
-        turns = [{"role": "user", "content": text}]
-        return list(tiny_tokenizer().apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
-
-
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
-    folder = tmp_path_factory.mktemp("app")
-    make_bank(folder)
-    config = load_config(ROOT / "serve_config.yaml")
-    args = config["applications"][0]["args"]
-    args |= {"dtype": "float32", "threads": 1, "bank_poll_s": 0.5, "cache": {"path": str(folder / "cache")}}
-    args["engine"] |= {"max_requests": QUEUE, "cache_tokens": 32768}
-    for deployment in config["applications"][0]["deployments"]:
-        deployment["ray_actor_options"]["num_cpus"] = 0.1
-        if deployment["name"] == "FusedBackbone":
-            deployment |= {"max_ongoing_requests": QUEUE, "max_queued_requests": QUEUE}
-    server = LocalS3(folder / "s3", port=free_port())
-    with pytest.MonkeyPatch.context() as environment, ExitStack() as started:
-        started.callback(server.stop)
-        environment.setenv("PYTHONPATH", str(ROOT))
-        environment.setenv("OMP_NUM_THREADS", "1")
-        for name, value in server.start().items():
-            environment.setenv(name, value)
-        server.create_bucket("dlp")
-        publish(open_store(BANK), folder / "bank", version="one")
-        server.stop()
-        local = started.enter_context(LocalApp(config, bank=BANK, base_model=folder / BASE, port=free_port()))
-        first_health = wait_for(lambda: answer_of(f"{local.url}/health"), "answer", seconds=200)
-        server.start()
-        wait_for(lambda: httpx.get(f"{local.url}/health").status_code == 200, "ready application", seconds=200)
-        yield Application(local.url, folder, server, first_health)
-
-
-def make_bank(folder: Path) -> None:
-    bank = folder / "bank"
-    tiny_backbone(folder / BASE)
-    for seed, (name, lora) in enumerate(LORA.items(), start=1):
-        model = tiny_backbone(folder / "reference")
-        model.config.name_or_path = BASE
-        peft_model(model, seed, **lora).save_pretrained(bank / "adapters" / name)
-        (bank / "adapters" / name / "README.md").unlink()
-    (bank / "bank.json").write_text(json.dumps({"base_model": BASE}))
-    train(bank / "router")
-
-
-def train(folder: Path) -> None:
-    """A router for the three tasks, from the templates of TASKS with numbers filled in."""
-    openings = ("", "please ", "could you ", "now ", "quickly ")
-    rows = [
-        TaskRow(task, f"{opening}{text.format(number)}")
-        for task, text in TASKS.items()
-        for opening in openings
-        for number in range(12)
-    ]
-    router, _ = train_router(rows, TrainSettings(min_steps=60, batch=32, embedding=16, widths=(32, 32, 32)))
-    router.save(folder)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def answer_of(url: str) -> httpx.Response | None:
-    """What the application itself says; None while Serve has no route to it."""
-    try:
-        answer = httpx.get(url, timeout=10)
-    except httpx.TransportError:
-        return None
-    return answer if answer.headers["content-type"] == "application/json" else None
-
-
-def wait_for(ready: Callable[[], Any], what: str, seconds: float = 60) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := ready():
-            return value
-        time.sleep(0.1)
-    pytest.fail(f"no {what} within {seconds} s")
-
-
-def ask(app: Application, text: str, **changes: Any) -> dict[str, Any]:
-    body = {"model": "auto", "messages": [{"role": "user", "content": text}], "max_tokens": 12} | changes
-    answer = httpx.post(f"{app.url}/v1/chat/completions", json=body, timeout=60)
-    return {"status": answer.status_code, "headers": answer.headers, **answer.json()}
-
-
-def text_of(reply: dict[str, Any]) -> str:
-    return str(reply["choices"][0]["message"]["content"])
+    with running(tmp_path_factory.mktemp("app"), queue=QUEUE, store_is_late=True) as found:
+        yield found
 
 
 def test_it_waits_for_the_store_and_says_so(app: Application) -> None:
@@ -398,15 +266,6 @@ def other_bank(app: Application, version: str) -> Iterator[Path]:
     yield folder / "adapters"
     publish(open_store(BANK), folder, version=version)
     wait_for(lambda: serving(app) == version, f"bank {version}")
-
-
-def back_to_bank_one(app: Application) -> None:
-    rollback(open_store(BANK), "one")
-    wait_for(lambda: serving(app) == "one", "bank one")
-
-
-def serving(app: Application) -> str:
-    return str(httpx.get(f"{app.url}/v1/bank", timeout=30).json()["version"])
 
 
 def test_the_metrics_are_exported(app: Application) -> None:

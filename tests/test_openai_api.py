@@ -18,6 +18,7 @@ import openai
 import pytest
 from starlette.testclient import TestClient
 
+from deployments.access import Access
 from deployments.args import LimitArgs, RoutingArgs
 from deployments.generation import Delta, Finished, GenerationRequest, Logprob, TokenText
 from deployments.http_api import create_api
@@ -64,6 +65,7 @@ def manifest(**changes: Any) -> Any:
 class EchoService:
     manifest: Any = field(default_factory=manifest)
     asked: list[GenerationRequest] = field(default_factory=list)
+    wishes: list[Wish] = field(default_factory=list)
     fail: Exception | None = None
     fail_after: int = 0  # pieces
     delay: float = 0.0
@@ -76,13 +78,17 @@ class EchoService:
 
     async def decide(self, wish: Wish, texts: Sequence[str]) -> Decision:
         async def route(texts: Sequence[str]) -> Any:
-            words = [word for word in texts[0].split() if word in ("sql", "cron", "dates")]
+            words = [word for word in texts[0].split() if word in ("sql", "cron", "dates") and wish.may_use(word)]
             return WordRouting({name: words.count(name) / len(words) for name in dict.fromkeys(words)} if words else {})
 
+        self.wishes.append(wish)
         return await decide(self.bank(), wish, texts, route)
 
     async def explain(self, decision: Decision, texts: Sequence[str]) -> Explanation:
         return Explanation(texts[0], "sql", tuple(WordEffect(word, 1.5) for word in texts[0].split()))
+
+    def refused(self) -> None:
+        return None
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Finished, None]:
         self.asked.append(request)
@@ -108,7 +114,7 @@ def service() -> EchoService:
 
 @pytest.fixture
 def http(service: EchoService) -> Iterator[TestClient]:
-    api = create_api(service, routing=RoutingArgs(most_adapters=3), limits=LIMITS)
+    api = create_api(service, routing=RoutingArgs(most_adapters=3), limits=LIMITS, access=Access())
     with TestClient(api, raise_server_exceptions=False, base_url="http://server/v1") as client:
         yield client
 
@@ -691,7 +697,7 @@ def test_a_stream_out_of_time_ends_with_an_error(http: TestClient, service: Echo
 
 async def test_a_client_that_goes_away_closes_the_generation(service: EchoService) -> None:
     service.delay = 0.05
-    api = create_api(service, routing=RoutingArgs(), limits=LIMITS)
+    api = create_api(service, routing=RoutingArgs(), limits=LIMITS, access=Access())
     body = json.dumps(chat("a b c d e f", stream=True)).encode()
     sent: list[bytes] = []
     gone = asyncio.Event()

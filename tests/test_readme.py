@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import typer
 
+from deployments.access import Access
 from deployments.args import LimitArgs, RoutingArgs
 from deployments.cli import app
 from deployments.http_api import create_api
@@ -85,7 +86,7 @@ def test_the_file_map_names_files_that_exist() -> None:
 
 
 def test_every_route_shown_exists() -> None:
-    api = create_api(None, routing=RoutingArgs(), limits=LimitArgs())  # type: ignore[arg-type]
+    api = create_api(None, routing=RoutingArgs(), limits=LimitArgs(), access=Access())  # type: ignore[arg-type]
     routes = {route.path for route in api.routes}
     for page in (ROOT / "README.md", ROOT / "docs/api.md"):
         shown = set(re.findall(r"(?:GET|POST)[` ]+(/[\w/{}]+)", page.read_text()))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -13,8 +10,7 @@ from rich.table import Table
 
 from deployments import console
 from dlp_core.adapter import WEIGHTS_FILE, Adapter, read_adapter
-from dlp_core.peft_config import CONFIG_FILE
-from dlp_core.store import open_store
+from dlp_core.local_copy import local_copy
 
 app = typer.Typer(help="Train and check LoRA adapters.", no_args_is_help=True)
 
@@ -80,7 +76,10 @@ def check(
     """Say what an adapter is and whether it can be served exactly; exit 2 with the reason if it cannot."""
     from dlp_core.adapter import check_base, check_fits
 
-    with _local(location) as folder:
+    with (
+        console.progress(f"read {location}") as bar,
+        local_copy(location, progress=lambda done, total: bar.update(done, total=total)) as folder,
+    ):
         adapter = read_adapter(folder, name=folder.name)
         facts = _facts(adapter, folder)
     if base_model is not None:
@@ -104,27 +103,6 @@ def check(
     console.out.print(table)
     unsure = "" if base_model else "; --base-model DIR checks it against the layers of its base model"
     console.out.print(f"[green]can be served exactly[/]{unsure}", soft_wrap=True)
-
-
-@contextmanager
-def _local(location: str) -> Iterator[Path]:
-    """The folder at `location`, downloaded to a temporary place if it is not on this machine."""
-    if "://" not in location:
-        yield Path(location).resolve()
-        return
-    store = open_store(location)
-    with TemporaryDirectory(prefix="dlp-adapter-") as temporary:
-        folder = Path(temporary, location.rstrip("/").rpartition("/")[2] or "adapter")
-        folder.mkdir()
-        found = [info for info in store.list() if "/" not in info.key]
-        with console.progress(f"read {location}", total=sum(info.size for info in found)) as bar:
-            done = 0
-            for info in found:
-                wanted = info.key in (CONFIG_FILE, WEIGHTS_FILE)  # of anything else the name says enough
-                (folder / info.key).write_bytes(store.get(info.key).data if wanted else b"")
-                done += info.size
-                bar.update(done)
-        yield folder
 
 
 def _facts(adapter: Adapter, folder: Path) -> dict[str, Any]:
