@@ -190,6 +190,9 @@ class Pointer(Record):
     """Versions that `dlp bank gc` must keep, by name."""
     collecting: AwareDatetime | None = None
     """When the garbage collection that runs now last said so; None where none runs."""
+    collected: AwareDatetime | None = None
+    """When the last one ended. An etag may be a hash of the content: a pointer that was claimed and released must not
+    look as it did before, or a publisher that began before would not notice."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ def serve(store: AdapterStore, before: State | None, manifest: BankManifest, raw
         manifest_sha256=hashlib.sha256(raw).hexdigest(),
         published=datetime.now(UTC),
         pinned=before[0].pinned if before else (),
+        collected=before[0].collected if before else None,
     )
     replace(store, before, pointer)
 

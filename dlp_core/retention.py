@@ -105,7 +105,7 @@ class _Claim:
 
     def release(self) -> None:
         with suppress(Conflict):  # it ran out and somebody else went on
-            _change(self._store, self._state, collecting=None)
+            _change(self._store, self._state, collecting=None, collected=datetime.now(UTC))
 
 
 def _free(store: AdapterStore) -> State:

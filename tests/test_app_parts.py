@@ -15,20 +15,29 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.metrics import Histogram
 
-from deployments.bank_follower import BankFollower, NoUsableBank
+from deployments.bank_follower import BankFollower, NoUsableBank, Refusal
 from deployments.deadline import until
 from deployments.errors_ray import from_ray
 from deployments.generation import Finished
 from deployments.metrics import EngineMetrics, RoutingMetrics, TokenStopwatch
 from deployments.once import Once
 from dlp_core.bank import BankManifest
-from dlp_core.bank_source import BankSource, qualified
+from dlp_core.bank_source import BankSource, qualified, successors
 from dlp_core.decision import Decision, Wish
 from dlp_core.disk_cache import DiskCache
-from dlp_core.errors import BankError, DeadlineExceeded, EngineFailed, EngineFull, StoreUnavailable, UnknownModel
+from dlp_core.errors import (
+    AdapterRefused,
+    BankError,
+    DeadlineExceeded,
+    EngineFailed,
+    EngineFull,
+    StoreUnavailable,
+    UnknownModel,
+)
 from dlp_core.mix import EMPTY_MIX, Mix, Span
-from dlp_core.publish import publish
+from dlp_core.publish import publish, rollback
 from dlp_core.store import AdapterStore, MemoryStore
+from tests.banks import Spy
 from tests.tiny import BASE_ID, peft_adapter
 
 
@@ -176,6 +185,59 @@ async def test_a_bank_that_no_waiting_makes_fit_is_told_apart(store: AdapterStor
     following.cancel()
 
 
+async def test_an_unchanged_pointer_is_not_read_again(store: AdapterStore, tmp_path: Path) -> None:
+    publish_bank(store, tmp_path, {"sql": 1}, "one")
+    spy = Spy(store)
+    follower = BankFollower(spy, poll_s=0.02, prepare=ready)
+    await follower.look()
+    before = len(spy.calls)
+    for _ in range(3):
+        await follower.look()
+    assert [method for method, _ in spy.calls[before:]] == ["get_if_changed"] * 3
+
+
+async def test_a_look_says_why_a_bank_cannot_take_over(store: AdapterStore, tmp_path: Path) -> None:
+    publish_bank(store, tmp_path, {"sql": 1}, "one")
+
+    async def prepare(bank: BankManifest) -> None:
+        if bank.version == "two":
+            raise AdapterRefused("adapter 'sql': rank 0")
+
+    follower = BankFollower(store, poll_s=60, prepare=prepare)
+    await follower.look()
+    publish_bank(store, tmp_path, {"sql": 2}, "two")
+    with pytest.raises(AdapterRefused, match="rank 0"):
+        await follower.look()
+    assert follower.bank().version == "one"
+    assert follower.refused == Refusal("two", "adapter 'sql': rank 0")
+    with pytest.raises(AdapterRefused):  # it is tried again: files can be repaired
+        await follower.look()
+    rollback(store)
+    await follower.look()
+    assert (follower.bank().version, follower.refused) == ("one", None)
+
+
+async def test_a_replica_that_starts_under_a_refused_bank_serves_the_one_before(
+    store: AdapterStore, tmp_path: Path
+) -> None:
+    publish_bank(store, tmp_path, {"sql": 1}, "one")
+    publish_bank(store, tmp_path, {"sql": 2}, "two")
+
+    async def prepare(bank: BankManifest) -> None:
+        if bank.version == "two":
+            raise BankError("bank two is for another base model")
+
+    follower = BankFollower(store, poll_s=60, prepare=prepare)
+    with pytest.raises(BankError):
+        await follower.look()
+    assert follower.bank().version == "one"
+    assert follower.refused == Refusal("two", "bank two is for another base model")
+
+
+async def ready(bank: BankManifest) -> None:
+    return None
+
+
 async def serving(follower: BankFollower, version: str) -> None:
     async with asyncio.timeout(5):
         while True:
@@ -185,6 +247,15 @@ async def serving(follower: BankFollower, version: str) -> None:
             except StoreUnavailable:
                 pass
             await asyncio.sleep(0.01)
+
+
+def test_what_a_bank_has_instead_of_what_is_resident(store: AdapterStore, tmp_path: Path) -> None:
+    one = publish_bank(store, tmp_path, {"sql": 1, "cron": 5}, "one")
+    two = publish_bank(store, tmp_path, {"sql": 2, "cron": 5, "dates": 3}, "two")
+    (sql,) = qualified(Mix.of({"sql": 1.0}), one).names
+    (cron,) = qualified(Mix.of({"cron": 1.0}), one).names
+    assert successors([sql, cron], two) == list(qualified(Mix.of({"sql": 1.0}), two).names)
+    assert successors([], two) == successors([cron], two) == []
 
 
 def test_two_banks_are_served_side_by_side(store: AdapterStore, tmp_path: Path) -> None:

@@ -48,6 +48,29 @@ def json_of(result: tuple[int, str, str]) -> Any:
     return json.loads(out)
 
 
+def test_pin_gc_and_unpin(dlp: Run, tmp_path: Path, published: list[str]) -> None:
+    old, new = published
+    for seed in (2, 3):
+        assert dlp("publish", str(write_bank(tmp_path / f"bank{seed}", seed=seed)))[0] == 0
+    assert json_of(dlp("pin", old, "--json"))["pinned"] == [old]
+    dry = json_of(dlp("gc", "--keep", "0", "--dry-run", "--json"))
+    assert (dry["versions"], dry["dry_run"]) == ([new], True)
+    assert {bank["version"] for bank in json_of(dlp("list", "--json"))} >= {old, new}
+    done = json_of(dlp("gc", "--keep", "0", "--json"))
+    assert (done["versions"], done["objects"], done["size"]) == ([new], dry["objects"], dry["size"])
+    listed = {bank["version"]: bank["pinned"] for bank in json_of(dlp("list", "--json"))}
+    assert listed[old]
+    assert new not in listed
+    assert json_of(dlp("unpin", old, "--json"))["pinned"] == []
+    code, out, _ = dlp("gc", "--keep", "0")
+    assert code == 0
+    assert f"- {old}" in out
+    assert "kept:" in out
+    code, out, err = dlp("unpin", old)
+    assert (code, out) == (2, "")
+    assert "is not pinned" in err
+
+
 def test_publish_show_and_list(dlp: Run, tmp_path: Path, published: list[str]) -> None:
     old, new = published
     shown = json_of(dlp("show", "--json"))

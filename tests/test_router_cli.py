@@ -11,8 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from deployments import cli
+from dlp_core.publish import publish
 from dlp_core.router.rows import TaskRow, read_task_rows
-from tests.router_rows import make_rows, trained, write_rows
+from dlp_core.store import open_store
+from tests.banks import write_bank
+from tests.router_rows import TASKS, make_rows, trained, write_rows
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -61,6 +64,60 @@ def test_eval_prints_a_table_for_people(dlp: Run, router: str, tmp_path: Path) -
     assert code == 0
     assert "accuracy" in out
     assert "p99_ms" in out
+
+
+def test_eval_can_train_again(dlp: Run, tmp_path: Path) -> None:
+    """Six tasks: the least that four can be left out of."""
+    rows = [
+        TaskRow(f"{row.task}-{half}", f"{row.input} {'in german' if half else ''}")
+        for row in make_rows(10, seed=0)
+        for half in range(2)
+    ]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    out = str(tmp_path / "out")
+    assert dlp("router", "train", "--data", str(file), "--out", out)[0] == 0
+    code, printed, _ = dlp("router", "eval", "--router", out, "--data", str(file), "--train-data", str(file), "--json")
+    assert code == 0
+    result = json.loads(printed)
+    assert result["reproduced"] is True
+    assert result["training_s"] > 0
+    assert 0 <= result["unseen_auroc"] <= 1
+    assert {"typos", "bare", "kept", "unseen_kept", "unseen_refused"} <= set(result)
+
+
+def test_add_and_remove_an_adapter(dlp: Run, tmp_path: Path, router: str) -> None:
+    rows = [row for row in make_rows(20, seed=3) if row.task == "object_owner"]
+    examples = write_rows(tmp_path / "examples.jsonl", rows)
+    smaller, again = str(tmp_path / "smaller"), str(tmp_path / "again")
+    command = ["router", "remove", "--router", router, "--adapter", "object_owner", "--out", smaller, "--json"]
+    code, out, _ = dlp(*command)
+    assert (code, json.loads(out)["adapters"]) == (0, 3)
+    command = ["router", "add", "--router", smaller, "--adapter", "object_owner", "--examples", str(examples)]
+    code, out, _ = dlp(*command, "--out", again, "--json")
+    summary = json.loads(out)
+    assert (code, summary["adapters"], summary["examples"]) == (0, 4, 20)
+    code, out, _ = dlp("route", rows[0].input, "--router", again, "--json")
+    assert json.loads(out)["mix"][0]["adapter"] == "object_owner"
+    code, out, _ = dlp(*command)  # in place
+    assert code == 0
+    assert "4 adapters" in out
+    code, out, err = dlp(*command)
+    assert (code, out) == (2, "")
+    assert "knows 'object_owner' already" in err
+    code, _, err = dlp("router", "add", "--router", router, "--adapter", "other", "--examples", str(examples))
+    assert code == 2
+    assert "examples.jsonl:1: a row of task 'object_owner' is no example of 'other'" in err
+
+
+def test_route_by_a_published_bank(dlp: Run, tmp_path: Path, router: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = write_bank(tmp_path / "bank", sorted(TASKS), router=False)
+    Path(router).rename(folder / "router")
+    publish(open_store(str(tmp_path / "store")), folder)
+    text = make_rows(1, seed=8)[0].input
+    code, out, _ = dlp("route", text, "--bank", str(tmp_path / "store"), "--json")
+    assert code == 0
+    assert json.loads(out)["mix"][0]["adapter"] == "flight_json"
 
 
 def test_route_a_text(dlp: Run, router: str) -> None:
