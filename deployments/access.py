@@ -3,7 +3,7 @@
 Keys come from a file, as a Kubernetes secret is mounted, in YAML or JSON:
 
     keys:
-      - name: team-a                  # says who asked, in logs and metrics
+      - name: team-a                  # what the operator calls it
         key: 8f3c...                  # at least 16 characters
         adapters: [cron, "sql-*"]     # names or patterns; all of the bank when left out
 
@@ -21,6 +21,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -46,9 +47,12 @@ class Caller:
 
     def allowed(self, names: Iterable[str]) -> frozenset[str] | None:
         """Which of a bank's adapters they may use; None for all."""
-        if self.adapters is None:
-            return None
-        return frozenset(name for name in names if any(fnmatchcase(name, pattern) for pattern in self.adapters))
+        return None if self.adapters is None else _matching(self.adapters, tuple(names))
+
+
+@lru_cache(maxsize=256)
+def _matching(patterns: tuple[str, ...], names: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
 
 
 ANYBODY = Caller("anybody")
@@ -164,7 +168,8 @@ class Access:
             except InvalidRequest as error:
                 log.error("%s; the keys that were read before stay in use", error.message)
             else:
-                log.info("%s was read again: %d API keys", self._keys_file.path, len(self._keys))
+                names = ", ".join(caller.name for _, caller in self._keys)
+                log.info("%s was read again; there are keys of %s", self._keys_file.path, names or "nobody")
 
 
 def _parse(content: str, path: Path) -> list[tuple[bytes, Caller]]:

@@ -38,14 +38,21 @@ class BankFollower:
 
     A store that stops answering later changes nothing here: the manifest in memory goes on serving, and so it does
     where the next bank is refused. A replica that starts while the bank cannot be loaded serves the one before it.
+    `looked` is called after every look of `follow`.
     """
 
     def __init__(
-        self, store: AdapterStore, *, poll_s: float, prepare: Callable[[BankManifest], Awaitable[object]]
+        self,
+        store: AdapterStore,
+        *,
+        poll_s: float,
+        prepare: Callable[[BankManifest], Awaitable[object]],
+        looked: Callable[[], object] = lambda: None,
     ) -> None:
         self._store = store
         self._poll_s = poll_s
         self._prepare = prepare
+        self._looked = looked
         self._manifest: BankManifest | None = None
         self._etag: str | None = None  # of the pointer that is followed; None while its bank has not taken over
         self._obstacle: DLPError = StoreUnavailable("it was not read yet")
@@ -70,6 +77,7 @@ class BankFollower:
                 wait = self._poll_s
             except DLPError:
                 wait = min(2 * wait, self._poll_s)
+            self._looked()
             await asyncio.sleep(wait)
 
     async def look(self) -> None:

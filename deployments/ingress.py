@@ -19,7 +19,7 @@ from deployments.bank_follower import BankFollower, Refusal
 from deployments.errors_ray import from_ray
 from deployments.generation import Delta, Finished, GenerationRequest
 from deployments.http_api import create_api
-from deployments.metrics import RoutingMetrics
+from deployments.metrics import BankMetrics, RoutingMetrics
 from dlp_core.bank import BankManifest
 from dlp_core.decision import Decision, Wish, decide
 from dlp_core.errors import EngineFailed
@@ -40,10 +40,11 @@ class Ingress:
         self._router = router
         self._backbone = backbone
         self._metrics = RoutingMetrics()
+        self._bank_metrics = BankMetrics()
         secrets = args.access
         self._access = Access(admin_token_file=secrets.admin_token_file, keys_file=secrets.keys_file)
         self._store = open_store(args.bank)
-        self._bank = BankFollower(self._store, poll_s=args.bank_poll_s, prepare=self._prepare)
+        self._bank = BankFollower(self._store, poll_s=args.bank_poll_s, prepare=self._prepare, looked=self._report_bank)
         self._following = asyncio.create_task(self._bank.follow())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -59,6 +60,9 @@ class Ingress:
 
     def refused(self) -> Refusal | None:
         return self._bank.refused
+
+    def _report_bank(self) -> None:
+        self._bank_metrics.looked(refused=self._bank.refused is not None)
 
     async def look(self) -> None:
         """Follows the pointer now instead of at the next poll. Raises why the bank it names cannot take over."""

@@ -43,6 +43,16 @@ class RoutingMetrics:
             self._fallbacks.inc(tags={"reason": decision.reason})
 
 
+class BankMetrics:
+    """Recorded by the ingress, each time it looks at the pointer."""
+
+    def __init__(self) -> None:
+        self._refused = Gauge("dlp_bank_refused", "1 while the bank that was published last cannot be served.")
+
+    def looked(self, *, refused: bool) -> None:
+        self._refused.set(float(refused))
+
+
 class EngineMetrics:
     """Recorded by a backbone replica."""
 

@@ -29,7 +29,8 @@ def publish(
     bank: Bank,
     version: Annotated[str | None, typer.Option(help="Name of this bank version; by default its content's.")] = None,
     base_model: Annotated[
-        Path | None, typer.Option(help="Folder of the base model: also check that every adapter fits its layers.")
+        Path | None,
+        typer.Option(envvar="DLP_BASE_MODEL", help="Folder of the base model: also check that every adapter fits it."),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -284,7 +284,7 @@ def _remember(network: Network, examples: list[Example], adapters: int, rng: Ran
     strays = [Example(stray([example.text for example in single], rng), ()) for _ in range(MEMORY_SIZE // 16)]
     background = [example for example in examples if not example.tasks]
     strays += rng.sample(background, min(len(strays), len(background)))
-    plain = _sample(single, min(MEMORY_SIZE - len(strays), _REMEMBERED * adapters) * 2 // 3, rng)
+    plain = _sample(single, min(MEMORY_SIZE - len(strays), _REMEMBERED * adapters) * 2 // 3, rng, least=2)
     worn = [Example(wear(example.text, rng), example.tasks) for example in plain[::2]]
     chosen = [*plain, *worn, *strays]
     inputs = np.concatenate(
@@ -325,12 +325,12 @@ def _targets(examples: Sequence[Example], outputs: int) -> Floats:
     return targets
 
 
-def _sample(examples: list[Example], count: int, rng: Random) -> list[Example]:
-    """At most `count` examples, as many of each task as possible: rare tasks need their cloud too."""
+def _sample(examples: list[Example], count: int, rng: Random, *, least: int = MIN_ROWS) -> list[Example]:
+    """Some `count` examples, as many of each task, and at least `least`: rare tasks need their cloud too."""
     by_task: dict[tuple[int, ...], list[Example]] = defaultdict(list)
     for example in examples:
         by_task[example.tasks].append(example)
-    share = max(MIN_ROWS, count // len(by_task))
+    share = max(least, count // len(by_task))
     return [e for _, members in sorted(by_task.items()) for e in rng.sample(members, min(share, len(members)))]
 
 
