@@ -29,6 +29,9 @@ from dlp_core.router import Routing
 from dlp_core.router.explanation import Explanation
 from dlp_core.store import open_store
 
+PREPARE_S = 120.0
+"""Longest wait for a replica to get ready for a bank; then the follower tries again."""
+
 ATTEMPTS = 2
 """Replicas a generation may be tried on, as long as none of its tokens was sent."""
 
@@ -149,7 +152,9 @@ class Ingress:
     async def _prepare_all(self, handle: DeploymentHandle, version: str) -> None:
         try:
             await handle.prepare.remote(version)  # waits until there is a replica at all
-            found = await handle.broadcast("prepare", version).results_async(return_exceptions=True)
+            found = await handle.broadcast("prepare", version).results_async(
+                timeout_s=PREPARE_S, return_exceptions=True
+            )
         except Exception as error:
             raise from_ray(error) from error
         for failed in (from_ray(result) for result in found if isinstance(result, Exception)):

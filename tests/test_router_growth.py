@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -10,8 +11,8 @@ from random import Random
 import numpy as np
 import pytest
 
-from dlp_core.errors import InvalidRequest, UnknownModel
-from dlp_core.router import Router
+from dlp_core.errors import BankError, InvalidRequest, UnknownModel
+from dlp_core.router import Router, restricted
 from dlp_core.router.features import featurise
 from dlp_core.router.growth import MIN_EXAMPLES, add_adapter, remove_adapter
 from dlp_core.router.memory import NO_TASK, SIZE, Memory
@@ -116,6 +117,26 @@ def test_what_cannot_be_added_or_removed_is_refused() -> None:
         remove_adapter(smaller(), "nobody")
     with pytest.raises(InvalidRequest, match="only adapter"):
         remove_adapter(smaller().only(["word_sorting"]), "word_sorting")
+
+
+def test_without_a_memory_nothing_can_be_learnt() -> None:
+    router = replace(smaller(), memory=Memory(np.zeros((0, 217), np.float32), np.zeros(0, np.int16)))
+    with pytest.raises(BankError, match="remembers nothing"):
+        add_adapter(router, NEW, examples())
+
+
+def test_what_may_not_be_used_is_unknown_to_the_router_of_a_request() -> None:
+    router, _ = trained()
+    own = [row.input for row in FRESH if row.task == "word_sorting"]
+    assert restricted(router, None) is restricted(router, frozenset([*router.labels, "more"])) is router
+    masked = restricted(router, frozenset(["sum_numbers", "word_sorting"]))
+    assert masked.labels == ("sum_numbers", "word_sorting")
+    assert restricted(router, frozenset(["sum_numbers", "word_sorting"])) is masked
+    assert np.mean([routing.mix().names == ("word_sorting",) for routing in masked.route(own)]) >= 0.95
+    hidden = [row.input for row in FRESH if row.task == "object_owner"]
+    assert np.mean([routing.fits for routing in masked.route(hidden)]) <= 0.1
+    with pytest.raises(ValueError, match="none of the allowed"):
+        restricted(router, frozenset(["elsewhere"]))
 
 
 def test_a_router_of_one_adapter_tells_it_from_none() -> None:

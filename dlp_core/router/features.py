@@ -67,35 +67,35 @@ def clip(text: str) -> str:
 def featurise(texts: Sequence[str]) -> Features:
     """Hashes B texts. Text without a visible character has no features."""
     pieces = [clip(text).encode("utf-8", "replace") for text in texts]
-    data = b"\0".join(pieces) + b"\0"
+    data = b"\0" + b"\0".join(pieces)
     kinds = np.frombuffer(data.translate(_KIND), np.uint8)
     edges = kinds == _MARK
     edges[1:] |= kinds[1:] != kinds[:-1]
-    edges[0] = True
     edges &= kinds != _SPACE
     tokens = np.flatnonzero(edges)  # where each begins
+    starts = np.zeros(len(pieces), np.int64)
     if not len(tokens):
-        return Features(np.zeros(0, np.int64), np.zeros(len(pieces), np.int64))
+        return Features(np.zeros(0, np.int64), starts)
 
     # what follows a token up to the next one is space, whose words are 0
-    bytes_ = np.frombuffer(data, np.uint8)[tokens[0] :]
-    first = tokens - tokens[0]
-    positions = np.arange(len(bytes_)) - np.repeat(first, _steps(first, len(bytes_)))
-    words = _TABLE.take((np.minimum(positions, _MAX_POSITION - 1) << 8) + bytes_)
-    whole = np.add.reduceat(words, first)
+    index = _INDEX[: len(data)] if len(data) <= len(_INDEX) else np.arange(len(data))
+    positions = index - np.maximum.accumulate(index * edges)
+    words = _TABLE.take((np.minimum(positions, _MAX_POSITION - 1) << 8) + np.frombuffer(data, np.uint8))
+    whole = np.add.reduceat(words, tokens)
     words[positions >= _PREFIX_BYTES] = 0
-    prefix = np.add.reduceat(words, first)
-    ends = tokens.searchsorted([*accumulate(len(piece) + 1 for piece in pieces)])
+    prefix = np.add.reduceat(words, tokens)
     following = np.empty_like(whole)
     following[:-1] = whole[1:]
-    following[ends - 1] = _END  # a text without tokens marks the end of the one before again, or the last one's
+    following[-1] = _END
+    if len(pieces) > 1:
+        ends = tokens.searchsorted([*accumulate(len(piece) + 1 for piece in pieces)])
+        following[ends - 1] = _END  # again that of the text before, or of the last one, where a text has no token
+        starts[1:] = ends[:-1] * PER_TOKEN
 
     hashes = np.empty((len(whole), PER_TOKEN), np.uint64)
     hashes[:, 0] = whole
     hashes[:, 1] = (whole * _C1 + following) * _C2
     hashes[:, 2] = (prefix + _C3) * _C4
-    starts = np.zeros(len(pieces), np.int64)
-    starts[1:] = ends[:-1] * PER_TOKEN
     return Features((hashes >> _SHIFT).astype(np.int64).reshape(-1), starts)
 
 
@@ -142,6 +142,7 @@ def _table() -> NDArray[np.uint64]:
     return words.reshape(-1)
 
 
+_INDEX = np.arange(4 * (HEAD + TAIL + 1) + 1)  # as long as one text can be, in bytes
 _KIND = _kinds()
 _TABLE = _table()
 _END, _C1, _C2, _C3, _C4 = (np.uint64(int(word) | 1) for word in _splitmix64(_MAX_POSITION * 256 + 5)[-5:])

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlp_core.adapter import validate_name
-from dlp_core.errors import InvalidRequest, UnknownModel
+from dlp_core.errors import BankError, InvalidRequest, UnknownModel
 from dlp_core.router.augment import wear
 from dlp_core.router.features import featurise
 from dlp_core.router.memory import SIZE
@@ -59,7 +59,8 @@ class GrowthSummary:
 def add_adapter(router: Router, name: str, examples: Sequence[str], *, seed: int = 0) -> tuple[Router, GrowthSummary]:
     """A router that also knows `name`, by the prompts in `examples`. Takes under a second for most banks.
 
-    Raises InvalidRequest if the router knows `name` already, or for fewer than MIN_EXAMPLES different examples.
+    Raises InvalidRequest if the router knows `name` already, or for fewer than MIN_EXAMPLES different examples, and
+    BankError for a router that remembers nothing.
     """
     validate_name(name)
     texts = list(dict.fromkeys(text for text in examples if text.strip()))
@@ -68,6 +69,8 @@ def add_adapter(router: Router, name: str, examples: Sequence[str], *, seed: int
     if len(texts) < MIN_EXAMPLES:
         raise InvalidRequest(f"{len(texts)} different examples of {name!r}; give at least {MIN_EXAMPLES}")
     # what the examples look like to routers that have not seen them says how wide the new task must be taken
+    if not (router.memory.tasks_M >= 0).any():
+        raise BankError("the router remembers nothing of its training, so it cannot learn; train it again")
     held_back = [texts[fold::_FOLDS] for fold in range(_FOLDS)]
     parts = [_grown(router, name, [text for text in texts if text not in fold], seed) for fold in held_back]
     novelty = max(_novelty(part, fold) for part, fold in zip(parts, held_back, strict=True))

@@ -30,6 +30,7 @@ WINDOW = 96
 """Features of the head and of the tail of a text, 32 tokens each."""
 
 _ONES = np.ones(LONGEST, np.float32)
+_WINDOW_MEAN = np.full(WINDOW, WINDOW**-0.5, np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,11 +53,11 @@ class Network:
         for row, (start, end) in enumerate(zip(starts, [*starts[1:], len(features.buckets)], strict=True)):
             found = self.table_VD.take(features.buckets[start:end], axis=0, mode="clip")
             count = max(end - start, 1)
-            whole, part = (_ONES[: end - start] * np.float32(n**-0.5) for n in (count, min(count, WINDOW)))
+            part = _WINDOW_MEAN if count >= WINDOW else _ONES[: end - start] * np.float32(count**-0.5)
             # a product with a vector is the sum over rows in a third of its time
-            np.dot(whole, found, out=x[row, :width])
-            np.dot(part[:WINDOW], found[:WINDOW], out=x[row, width : 2 * width])
-            np.dot(part[-WINDOW:], found[-WINDOW:], out=x[row, 2 * width : -1])
+            np.dot(_ONES[: end - start] * np.float32(count**-0.5), found, out=x[row, :width])
+            np.dot(part, found[:WINDOW], out=x[row, width : 2 * width])
+            np.dot(part, found[-WINDOW:], out=x[row, 2 * width : -1])
             x[row, -1] = math.log(count)
         return x
 
