@@ -33,7 +33,8 @@ MIN_EXAMPLES = 16
 
 _WORN = 8  # worn copies of each example
 _FOLDS = 4
-_PENALTY = 1e-3  # on the weights, over inputs of mean 0 and deviation 1
+_PENALTY = 4e-3  # on the weights, over inputs of mean 0 and deviation 1
+_FEW = 26  # adapters up to which a new one weighs as much as here; among more it weighs less, as each of them does
 _MARGIN = 0.5  # of novelty, beyond the strangest example
 _NEWTON_STEPS = 30
 
@@ -145,7 +146,8 @@ def _novelty(router: Router, texts: Sequence[str]) -> float:
 def _fit_output(network: Network, *, ours: Floats, shared: Floats, others: Floats) -> tuple[Floats, float]:
     """Weight (H + D,) and bias of the new output: it should take all of `ours`, half of `shared`, none of `others`."""
     # texts, target, and how much all of them together count
-    parts = [(ours, 1.0, 0.35), (shared, 0.5, 0.05), (others, 0.0, 0.6)]
+    portion = min(1.0, _FEW / (len(network.biases[-1]) - 1))
+    parts = [(ours, 1.0, 0.35 * portion), (shared, 0.5, 0.05 * portion), (others, 0.0, 0.6)]
     seen = [network.forward(inputs)[1:] for inputs, _, _ in parts]
     x = np.concatenate([last for last, _ in seen]).astype(np.float64)
     offset = np.concatenate([_logsumexp(logits) for _, logits in seen])
@@ -153,7 +155,7 @@ def _fit_output(network: Network, *, ours: Floats, shared: Floats, others: Float
     weight = np.repeat([share / len(inputs) for inputs, _, share in parts], [len(inputs) for inputs, _, _ in parts])
     mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-2 * x.std()
     x = np.column_stack([(x - mean) / scale, np.ones(len(x))])
-    penalty = np.full(x.shape[1], _PENALTY)
+    penalty = np.full(x.shape[1], _PENALTY * portion)
     penalty[-1] = 1e-9
 
     def loss(w: NDArray[np.float64]) -> float:
