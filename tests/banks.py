@@ -72,7 +72,8 @@ def write_router(folder: Path, labels: Sequence[str], *, seed: int = 0) -> None:
         tuple(floats(out) for out in widths[1:]),
     )
     ways = len(PENALTY)
-    clouds = Clouds(floats(ways, 2, 2), floats(ways, len(labels), 2), floats(ways, len(labels)))
+    none = np.zeros(len(labels), np.bool_)
+    clouds = Clouds(floats(ways, 2, 2), floats(ways, len(labels), 2), floats(ways, len(labels)), none)
     Router(
         labels=tuple(labels),
         network=network,

@@ -4,7 +4,8 @@
 
 A process is forked for each step and killed with SIGKILL there: before and after each write and delete of the store,
 and, in a folder, at each fsync, where an object is written but not yet in its place. After each kill the bank that
-served before must serve, every bank that is listed must be whole, and the same command must go through. Prints the number of kills.
+served before must serve, every bank that is listed must be whole, and the same command must go through. Prints how
+many kills there were.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def _table(routing: Routing, mix: Mix) -> Table:
     for name, mass in likely[:SHOWN]:
         row(name, mass, chosen=name in weights, note=weights.get(name, ""))
     if len(likely) > SHOWN:
-        row(f"{len(likely) - SHOWN} others", sum(mass for _, mass in likely[SHOWN:]), chosen=False, note="")
+        row(f"the other {len(likely) - SHOWN}", sum(mass for _, mass in likely[SHOWN:]), chosen=False, note="")
     threshold = f"threshold {NONE_DECISION:.2f}"
     row("none of these", routing.none, chosen=not routing.fits, note=threshold)
     return table

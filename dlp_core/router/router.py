@@ -168,6 +168,7 @@ def pack(network: Network, clouds: Clouds, memory: Memory) -> dict[str, NDArray[
     tensors["clouds.whitening"] = clouds.whitening_WHH.astype(np.float16)
     tensors["clouds.centres"] = clouds.centres_WNH.astype(np.float16)
     tensors["clouds.spreads"] = clouds.spreads_WN
+    tensors["clouds.grown"] = clouds.grown_N
     tensors["memory.inputs"] = memory.inputs_MI.astype(np.float16)
     tensors["memory.tasks"] = memory.tasks_M
     return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
@@ -175,7 +176,7 @@ def pack(network: Network, clouds: Clouds, memory: Memory) -> dict[str, NDArray[
 
 def unpack(tensors: dict[str, NDArray[Any]]) -> tuple[Network, Clouds, Memory]:
     """Network and clouds as they will be served: the rounding of `pack` is in them."""
-    whole = ("embedding.values", "memory.tasks")
+    whole = ("embedding.values", "memory.tasks", "clouds.grown")
     wide = {name: tensor.astype(np.float32) for name, tensor in tensors.items() if name not in whole}
     layers = range(1, _LAYERS + 1)
     network = Network(
@@ -185,7 +186,7 @@ def unpack(tensors: dict[str, NDArray[Any]]) -> tuple[Network, Clouds, Memory]:
     )
     return (
         network,
-        Clouds(wide["clouds.whitening"], wide["clouds.centres"], wide["clouds.spreads"]),
+        Clouds(wide["clouds.whitening"], wide["clouds.centres"], wide["clouds.spreads"], tensors["clouds.grown"]),
         Memory(wide["memory.inputs"], tensors["memory.tasks"]),
     )
 
@@ -253,6 +254,7 @@ def _problem(tensors: dict[str, NDArray[Any]], adapters: int) -> str | None:
         "clouds.whitening": ((ways, hidden, hidden), "float16"),
         "clouds.centres": ((ways, adapters, hidden), "float16"),
         "clouds.spreads": ((ways, adapters), "float32"),
+        "clouds.grown": ((adapters,), "bool"),
         "memory.inputs": ((len(tensors["memory.tasks"]), widths[0]), "float16"),
         "memory.tasks": ((len(tensors["memory.tasks"]),), "int16"),
     }

@@ -279,11 +279,11 @@ def _fit_clouds(network: Network, examples: list[Example], adapters: int, rng: R
 
 
 def _remember(network: Network, examples: list[Example], adapters: int, rng: Random) -> Memory:
-    """Plain and worn prompts of every task, and as many that fit none as an eighth of all."""
+    """Plain and worn prompts of every task, strays, and background rows, which a new task may lie close to."""
     single = [example for example in examples if example.tasks]
     strays = [Example(stray([example.text for example in single], rng), ()) for _ in range(MEMORY_SIZE // 16)]
     background = [example for example in examples if not example.tasks]
-    strays += rng.sample(background, min(len(strays), len(background)))
+    strays += rng.sample(background, min(MEMORY_SIZE // 4, len(background)))
     plain = _sample(single, min(MEMORY_SIZE - len(strays), _REMEMBERED * adapters) * 2 // 3, rng, least=2)
     worn = [Example(wear(example.text, rng), example.tasks) for example in plain[::2]]
     chosen = [*plain, *worn, *strays]
