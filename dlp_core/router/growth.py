@@ -24,7 +24,7 @@ from dlp_core.adapter import validate_name
 from dlp_core.errors import BankError, InvalidRequest, UnknownModel
 from dlp_core.router.augment import wear
 from dlp_core.router.features import featurise
-from dlp_core.router.memory import SIZE
+from dlp_core.router.memory import NO_TASK, SIZE
 from dlp_core.router.network import Floats, Network, join_inputs, softmax
 from dlp_core.router.router import Router
 
@@ -112,7 +112,13 @@ def _grown(router: Router, name: str, texts: list[str], seed: int) -> Router:
     both = [plain[np.arange(len(partners)) % len(plain)], memory.inputs_MI[partners]]
     joined = np.concatenate([join_inputs(*both), join_inputs(*reversed(both))])
 
-    weight, bias = _fit_output(network, ours=np.concatenate([plain, worn]), shared=joined, others=memory.inputs_MI)
+    weight, bias = _fit_output(
+        network,
+        ours=np.concatenate([plain, worn]),
+        shared=joined,
+        others=memory.inputs_MI[others],
+        none=memory.inputs_MI[memory.tasks_M == NO_TASK],
+    )
     clouds = router.clouds.with_task(
         plain=network.forward(plain)[0],
         worn=network.forward(worn)[0],
@@ -143,11 +149,14 @@ def _novelty(router: Router, texts: Sequence[str]) -> float:
     return float(router.clouds.novelty(hidden, softmax(logits))[0].max())
 
 
-def _fit_output(network: Network, *, ours: Floats, shared: Floats, others: Floats) -> tuple[Floats, float]:
-    """Weight (H + D,) and bias of the new output: it should take all of `ours`, half of `shared`, none of `others`."""
+def _fit_output(
+    network: Network, *, ours: Floats, shared: Floats, others: Floats, none: Floats
+) -> tuple[Floats, float]:
+    """Weight (H + D,) and bias of the new output: it should take all of `ours`, half of `shared`, nothing else."""
     # texts, target, and how much all of them together count
     portion = min(1.0, _FEW / (len(network.biases[-1]) - 1))
-    parts = [(ours, 1.0, 0.35 * portion), (shared, 0.5, 0.05 * portion), (others, 0.0, 0.6)]
+    parts = [(ours, 1.0, 0.35 * portion), (shared, 0.5, 0.05 * portion), (others, 0.0, 0.6), (none, 0.0, 0.15)]
+    parts = [part for part in parts if len(part[0])]
     seen = [network.forward(inputs)[1:] for inputs, _, _ in parts]
     x = np.concatenate([last for last, _ in seen]).astype(np.float64)
     offset = np.concatenate([_logsumexp(logits) for _, logits in seen])
