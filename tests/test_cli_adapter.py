@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deployments.commands.adapter import app
-from dlp_core.errors import AdapterRefused
+from dlp_core.errors import AdapterRefused, NotFound
 from dlp_core.peft_config import CONFIG_FILE
 from dlp_core.store import open_store
 from tests.families import FAMILIES
@@ -45,7 +45,7 @@ def test_a_bad_adapter_on_s3_is_refused_as_it_would_be_here(tmp_path: Path, s3: 
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(AdapterRefused, match=r"adapter_model\.bin is a pickle"):
         check(upload(folder, f"{s3}sql/"))
-    with pytest.raises(AdapterRefused, match=f"{CONFIG_FILE} is missing"):
+    with pytest.raises(NotFound, match="there is nothing at s3://"):
         check(f"{s3}nothing/")
 
 

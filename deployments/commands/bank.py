@@ -57,7 +57,7 @@ def publish(
         return
     _say(
         f"[bold]{manifest.version}[/] serves in {escape(store.uri)}: {len(manifest.adapters)} adapters, "
-        f"{_bytes(manifest.size)}"
+        f"{_bytes(manifest.size)}" + ("" if check else "; --base-model DIR would also check that they fit its layers")
     )
 
 
