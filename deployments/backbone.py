@@ -11,6 +11,7 @@ from pathlib import Path
 import ray
 
 from deployments.admin_api import LoadAdapter
+from deployments.affinity import RESIDENT
 from deployments.args import AppArgs
 from deployments.generation import Delta, Finished, GenerationRequest
 from deployments.metrics import EngineMetrics
@@ -107,6 +108,10 @@ class FusedBackbone:
         self._engine.check_health()
         if self._reporting.done():
             self._reporting.result()
+
+    def record_routing_stats(self) -> dict[str, list[str]]:
+        """What the request router asks for (deployments/affinity.py). Any change of it is sent to every handle."""
+        return {RESIDENT: sorted({name.rpartition("@")[0] for name in self._engine.stats().resident})}
 
     async def _report(self) -> None:
         while True:

@@ -11,11 +11,12 @@ import pytest
 import yaml
 from pydantic import ValidationError
 from ray import serve
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.schema import DeploymentSchema, ServeDeploySchema
 
 from deployments.app import build_app
 from deployments.args import AppArgs
+from dlp_core.affinity import IMBALANCE, QUEUE_PENALTY
 from dlp_core.errors import InvalidRequest
 
 CONFIG = yaml.safe_load((Path(__file__).parents[1] / "serve_config.yaml").read_text())
@@ -83,6 +84,19 @@ def test_no_key_of_the_config_is_unknown_to_ray() -> None:
         assert set(scaling) <= set(AutoscalingConfig.model_fields)
         assert AutoscalingConfig(**scaling).min_replicas >= 1  # a pool that is never empty answers at once
         assert set(deployment["ray_actor_options"]) <= {"num_cpus", "num_gpus"}
+
+
+def test_nested_settings_are_spelt_as_serve_knows_them() -> None:
+    """The config schema lets typos in nested keys pass."""
+    for name, deployment in DEPLOYMENTS.items():
+        for key, kind in (("autoscaling_config", AutoscalingConfig), ("request_router_config", RequestRouterConfig)):
+            settings = deployment.get(key, {})
+            assert set(settings) <= set(kind.model_fields), name
+            kind(**settings)
+    assert DEPLOYMENTS["FusedBackbone"]["request_router_config"]["request_router_kwargs"] == {
+        "queue_penalty": QUEUE_PENALTY,
+        "imbalance": IMBALANCE,
+    }
 
 
 def test_the_config_names_the_deployments_of_the_app() -> None:

@@ -1,0 +1,150 @@
+"""Adapter loads and balance on a local cluster: affinity routing against Serve's power of two choices.
+
+    .venv/bin/python -m benchmarks.affinity_cluster [--requests 1500] [--clients 16]
+
+Three backbone replicas with a tiny random model and 24 slots each; a bank of 60 adapters in 20 families; every request
+asks for a mix of one to three adapters of one family, families by Zipf's law. What is counted comes from the metrics
+that Ray exports, after a warm-up. Beside it, the simulation of benchmarks/affinity.py. Needs the `train` extra. Prints
+one JSON object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import re
+import time
+from collections import Counter
+from itertools import accumulate
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import httpx
+import ray
+import typer
+
+from benchmarks.affinity import SMALL, affinity, power_of_two, simulate
+from deployments.local_app import LocalApp, load_config
+from dlp_core.publish import publish
+from dlp_core.store import open_store
+from tests.application import BASE, ROOT, free_port
+from tests.tiny import peft_model
+from tests.tiny_text import tiny_backbone
+
+EXPORT_S = 25.0  # Ray exports every ten seconds, and its agent scrapes now and then
+WARM_UP = 200
+TOKENS = 12
+
+
+def make_bank(folder: Path) -> Path:
+    bank = folder / "bank"
+    tiny_backbone(folder / BASE)
+    model = tiny_backbone(folder / "reference")
+    model.config.name_or_path = BASE
+    adapted = peft_model(model, 1)
+    for family in range(SMALL.families):
+        for member in range(SMALL.adapters_per_family):
+            adapted.save_pretrained(bank / "adapters" / f"{family}-{member}")
+            (bank / "adapters" / f"{family}-{member}" / "README.md").unlink()
+            # the bytes must differ, or all would be one adapter to the cache
+            config = bank / "adapters" / f"{family}-{member}" / "adapter_config.json"
+            config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 1 + family + member / 10}))
+    (bank / "bank.json").write_text(json.dumps({"base_model": BASE}))
+    store = folder / "store"
+    publish(open_store(str(store)), bank)
+    return store
+
+
+def config_of(policy: str, folder: Path) -> dict[str, Any]:
+    config = load_config(ROOT / "serve_config.yaml")
+    args = config["applications"][0]["args"]
+    args |= {"dtype": "float32", "threads": 1, "cache": {"path": str(folder / "cache")}}
+    args["engine"] |= {"slots": SMALL.slots, "max_requests": SMALL.capacity, "cache_tokens": 8192}
+    for deployment in config["applications"][0]["deployments"]:
+        deployment["ray_actor_options"]["num_cpus"] = 0.1
+        if deployment["name"] == "FusedBackbone":
+            deployment["autoscaling_config"] |= {"min_replicas": SMALL.replicas, "max_replicas": SMALL.replicas}
+            deployment |= {"max_ongoing_requests": SMALL.capacity, "max_queued_requests": 1000}
+            if policy == "power_of_two":
+                del deployment["request_router_config"]
+    return config
+
+
+async def send(url: str, count: int, clients: int, seed: int) -> float:
+    """Mixes of one family each, by so many clients at once; seconds."""
+    rng = Random(seed)
+    weights = list(accumulate(1 / (number + 1) ** SMALL.zipf for number in range(SMALL.families)))
+    bodies = []
+    for _ in range(count):
+        (family,) = rng.choices(range(SMALL.families), cum_weights=weights)
+        members = rng.sample(range(SMALL.adapters_per_family), rng.randint(1, 3))
+        mix = [{"name": f"{family}-{member}", "weight": round(rng.uniform(0.1, 1.0), 2)} for member in members]
+        bodies.append({"model": "auto", "prompt": "the user", "max_tokens": TOKENS, "dlp": {"adapters": mix}})
+    queue = iter(bodies)
+
+    async def client(http: httpx.AsyncClient) -> None:
+        for body in queue:
+            (await http.post(f"{url}/v1/completions", json=body)).raise_for_status()
+
+    began = time.perf_counter()
+    async with httpx.AsyncClient(timeout=120) as http:
+        await asyncio.gather(*(client(http) for _ in range(clients)))
+    return time.perf_counter() - began
+
+
+def counts() -> dict[str, Counter[str]]:
+    """Loads and requests by replica, as Ray exports them."""
+    time.sleep(EXPORT_S)
+    text = httpx.get(f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics", timeout=30).text
+    names = {"loads": "ray_dlp_adapter_loads_total", "requests": "ray_dlp_time_to_first_token_seconds_count"}
+    found: dict[str, Counter[str]] = {what: Counter() for what in names}
+    for what, name in names.items():
+        for labels, value in re.findall(rf"^{name}\{{(.*?)\}} ([\d.e+]+)$", text, flags=re.MULTILINE):
+            replica = re.search(r'replica="([^"]+)"', labels)
+            found[what][replica[1] if replica else ""] += int(float(value))
+    return found
+
+
+def measure(policy: str, store: Path, folder: Path, requests: int, clients: int) -> dict[str, Any]:
+    with LocalApp(config_of(policy, folder), bank=str(store), base_model=folder / BASE, port=free_port()) as app:
+        app.wait_until_ready()
+        asyncio.run(send(app.url, WARM_UP, clients, seed=1))
+        before = counts()
+        seconds = asyncio.run(send(app.url, requests, clients, seed=2))
+        after = counts()
+    loads = sum((after["loads"] - before["loads"]).values())
+    served = after["requests"] - before["requests"]
+    return {
+        "loads_per_1000": round(1000 * loads / requests, 1),
+        "busiest": round(max(served.values()) * SMALL.replicas / sum(served.values()), 2),
+        "counted": sum(served.values()),
+        "requests_per_s": round(requests / seconds, 1),
+    }
+
+
+def main(
+    requests: Annotated[int, typer.Option(min=1)] = 1500,
+    clients: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 16,
+) -> None:
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    result: dict[str, Any] = {"cores": os.cpu_count(), "machine": platform.machine(), "requests": requests}
+    with TemporaryDirectory(prefix="dlp-affinity-") as temporary:
+        folder = Path(temporary)
+        store = make_bank(folder)
+        for choose in (power_of_two, affinity):
+            name = choose.__name__
+            simulated = simulate(SMALL, choose)
+            result[name] = {
+                **measure(name, store, folder, requests, clients),
+                "simulated_loads_per_1000": round(simulated.loads_per_1000, 1),
+                "simulated_busiest": round(simulated.busiest, 2),
+            }
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)
