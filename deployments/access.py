@@ -18,18 +18,20 @@ import hashlib
 import hmac
 import logging
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Generic, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, SecretStr, StringConstraints, ValidationError, field_validator
 
 from deployments.errors_http import Unauthorized
 from dlp_core.errors import InvalidRequest
+
+Value = TypeVar("Value")
 
 log = logging.getLogger("ray.serve")
 
@@ -88,28 +90,44 @@ class _KeyFile(BaseModel):
         return keys
 
 
-@dataclass(slots=True)
-class _SecretFile:
-    """A file that is read again when it changes. A change that cannot be read changes nothing, and is logged."""
+class _SecretFile(Generic[Value]):
+    """What `parse` makes of a file, which is read again when it changes.
 
-    path: Path
-    _stamp: tuple[int, int, int] | None = None
-    _content: str = field(default="", repr=False)
+    Raises InvalidRequest if the file cannot be used at first; later that is logged, and the value before it stays.
+    """
 
-    def read(self) -> tuple[str, bool]:
-        """The content, and whether it is new. Raises InvalidRequest if it cannot be read the first time."""
+    def __init__(self, path: Path, parse: Callable[[str, str], Value]) -> None:
+        self._path = path
+        self._parse = parse
+        self._stamp = self._look()
+        self._value = self._read()
+
+    def value(self) -> Value:
+        stamp = self._look()
+        if stamp != self._stamp:
+            self._stamp = stamp
+            try:
+                self._value = self._read()
+            except InvalidRequest as error:
+                log.error("%s; what was read before stays in use", error.message)
+            else:
+                log.info("%s was read again", self._path)
+        return self._value
+
+    def _look(self) -> tuple[int, ...]:
         try:
-            stat = self.path.stat()
-            stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-            if stamp == self._stamp:
-                return self._content, False
-            self._content, self._stamp = self.path.read_text(encoding="utf-8"), stamp
+            stat = self._path.stat()
+        except OSError:
+            return ()
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+    def _read(self) -> Value:
+        try:
+            content = self._path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            if self._stamp is None:
-                reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-                raise InvalidRequest(f"{self.path}: the secret cannot be read ({reason})") from None
-            return self._content, False
-        return self._content, True
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise InvalidRequest(f"{self._path}: the secret cannot be read ({reason})") from None
+        return self._parse(content, str(self._path))
 
 
 class Access:
@@ -119,21 +137,17 @@ class Access:
     """
 
     def __init__(self, *, admin_token_file: Path | None = None, keys_file: Path | None = None) -> None:
-        self._token_file = None if admin_token_file is None else _SecretFile(admin_token_file)
-        self._keys_file = None if keys_file is None else _SecretFile(keys_file)
-        self._keys: list[tuple[bytes, Caller]] = []
-        self._admin()
-        if self._keys_file is not None:
-            self._keys = _parse(self._keys_file.read()[0], self._keys_file.path)
+        self._keys = None if keys_file is None else _SecretFile(keys_file, _parse_keys)
+        self._token_file = None if admin_token_file is None else _SecretFile(admin_token_file, _parse_token)
+        token = os.environ.get(TOKEN_VARIABLE)
+        self._token = _parse_token(token, TOKEN_VARIABLE) if token else None
 
     def caller(self, authorization: str | None) -> Caller:
         """Who sent a request with this Authorization header. Raises Unauthorized."""
-        if self._keys_file is None:
+        if self._keys is None:
             return ANYBODY
-        self._refresh()
-        presented = _digest(_bearer(authorization))
-        admin = self._admin()
-        known = self._keys if admin is None else [*self._keys, (admin, ADMIN)]
+        presented, admin = _digest(_bearer(authorization)), self._admin()
+        known = [*self._keys.value(), *([] if admin is None else [(admin, ADMIN)])]
         found = [caller for digest, caller in known if hmac.compare_digest(digest, presented)]  # all are compared
         if not found:
             raise Unauthorized("this server wants an API key it knows, as Authorization: Bearer KEY")
@@ -149,38 +163,26 @@ class Access:
         return True
 
     def _admin(self) -> bytes | None:
-        if self._token_file is not None:
-            token, where = self._token_file.read()[0].strip(), str(self._token_file.path)
-        else:
-            token, where = os.environ.get(TOKEN_VARIABLE, ""), TOKEN_VARIABLE
-            if not token:
-                return None
-        if len(token) < LEAST_CHARACTERS:
-            raise InvalidRequest(f"{where}: the admin token has fewer than {LEAST_CHARACTERS} characters")
-        return _digest(token)
-
-    def _refresh(self) -> None:
-        assert self._keys_file is not None
-        content, new = self._keys_file.read()
-        if new:
-            try:
-                self._keys = _parse(content, self._keys_file.path)
-            except InvalidRequest as error:
-                log.error("%s; the keys that were read before stay in use", error.message)
-            else:
-                names = ", ".join(caller.name for _, caller in self._keys)
-                log.info("%s was read again; there are keys of %s", self._keys_file.path, names or "nobody")
+        """Digest of the token."""
+        return self._token if self._token_file is None else self._token_file.value()
 
 
-def _parse(content: str, path: Path) -> list[tuple[bytes, Caller]]:
+def _parse_token(content: str, where: str) -> bytes:
+    token = content.strip()
+    if len(token) < LEAST_CHARACTERS:
+        raise InvalidRequest(f"{where}: the admin token has fewer than {LEAST_CHARACTERS} characters")
+    return _digest(token)
+
+
+def _parse_keys(content: str, where: str) -> list[tuple[bytes, Caller]]:
     try:
         found = _KeyFile.model_validate(yaml.safe_load(content))
     except yaml.YAMLError:
-        raise InvalidRequest(f"{path}: not YAML or JSON") from None
+        raise InvalidRequest(f"{where}: not YAML or JSON") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise InvalidRequest(f"{path}: {place or 'the file'}: {first['msg']}") from None
+        raise InvalidRequest(f"{where}: {place or 'the file'}: {first['msg']}") from None
     return [(_digest(key.key.get_secret_value()), Caller(key.name, key.adapters)) for key in found.keys]
 
 

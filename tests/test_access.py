@@ -86,6 +86,21 @@ def test_the_token_may_stand_in_a_file_and_change_there(tmp_path: Path) -> None:
         access.require_admin(f"Bearer {TOKEN}")
 
 
+def test_a_token_file_that_becomes_useless_locks_nobody_out(
+    keys: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "token"
+    file.write_text(TOKEN)
+    access = Access(admin_token_file=file, keys_file=keys)
+    for break_it in (lambda: file.write_text("short"), file.unlink):
+        caplog.clear()
+        break_it()
+        with caplog.at_level(logging.ERROR, "ray.serve"):
+            assert access.caller(f"Bearer {A}").name == "a"
+            assert access.require_admin(f"Bearer {TOKEN}")
+        assert caplog.text.count("stays in use") == 1
+
+
 def test_a_key_is_revoked_while_the_server_runs(keys: Path, caplog: pytest.LogCaptureFixture) -> None:
     access = Access(keys_file=keys)
     access.caller(f"Bearer {A}")
@@ -96,7 +111,7 @@ def test_a_key_is_revoked_while_the_server_runs(keys: Path, caplog: pytest.LogCa
         keys.write_text("keys: [{")
         os.utime(keys, ns=(1, 1))
         access.caller(f"Bearer {B}")
-    assert "stay in use" in caplog.text
+    assert "stays in use" in caplog.text
     keys.unlink()
     access.caller(f"Bearer {B}")
 
