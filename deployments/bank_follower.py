@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from dlp_core.bank import BankManifest, Pointer, current, current_if_changed, load_manifest
+from dlp_core.bank import BankManifest, Pointer, current, current_if_changed, load_manifest, load_promised
 from dlp_core.errors import AdapterRefused, BankError, DLPError, StoreUnavailable, UnknownModel
 from dlp_core.store import AdapterStore
 
@@ -89,12 +89,13 @@ class BankFollower:
                     return
                 pointer, etag = found
                 try:
-                    await self._take_over(pointer.version)
+                    await self._take_over(pointer.version, lambda: load_promised(self._store, pointer))
                 except _UNFIT as error:
                     self.refused = Refusal(pointer.version, error.message)
-                    if self._manifest is None and pointer.previous is not None:
+                    before = pointer.previous
+                    if self._manifest is None and before is not None:
                         self._obstacle = error
-                        await self._take_over(pointer.previous)
+                        await self._take_over(before, lambda: load_manifest(self._store, before))
                     raise
                 self.refused, self._etag, self._logged = None, etag, ""
             except DLPError as error:
@@ -107,17 +108,12 @@ class BankFollower:
         """None if it is as it was when its bank took over: then no byte of it was sent."""
         return current(self._store) if self._etag is None else current_if_changed(self._store, self._etag)
 
-    async def _take_over(self, version: str) -> None:
+    async def _take_over(self, version: str, read: Callable[[], BankManifest]) -> None:
         if self._manifest is not None and self._manifest.version == version:
             return
-        manifest = await asyncio.to_thread(self._read_manifest, version)
+        manifest = await asyncio.to_thread(read)
         if self._manifest is None:
             self._obstacle = StoreUnavailable(f"version {version} waits for a router and a backbone replica to start")
         await self._prepare(manifest)
         self._manifest = manifest
         log.info("bank %s: version %s serves", self._store.uri, version)
-
-    def _read_manifest(self, version: str) -> BankManifest:
-        """By way of the pointer if it still names this version: it promises the manifest's digest."""
-        serving, _ = current(self._store)
-        return load_manifest(self._store) if serving.version == version else load_manifest(self._store, version)

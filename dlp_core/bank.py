@@ -241,7 +241,11 @@ def load_manifest(store: AdapterStore, version: str | None = None) -> BankManife
     """
     if version is not None:
         return read_version(store, version)[0]
-    pointer, _ = current(store)
+    return load_promised(store, current(store)[0])
+
+
+def load_promised(store: AdapterStore, pointer: Pointer) -> BankManifest:
+    """The manifest a pointer names. Raises as `load_manifest`."""
     manifest, raw = read_version(store, pointer.version)
     found = hashlib.sha256(raw).hexdigest()
     if found != pointer.manifest_sha256:
