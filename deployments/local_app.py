@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
 
 READY_SECONDS = 300.0
+_PLENTY = 1000.0
 _OBJECT_STORE_BYTES = 200 * 1024**2  # requests and tokens are small; Ray's default takes a third of the memory
 
 
@@ -87,6 +88,7 @@ class LocalApp:
                 logging_level=logging.ERROR,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 namespace="serve",
+                resources=dict.fromkeys(self._resources(), _PLENTY),
             )
         except Exception as error:  # Ray raises a bare Exception here
             ray.shutdown()
@@ -133,6 +135,13 @@ class LocalApp:
                 raise AppFailed(f"the application was not ready within {READY_SECONDS:.0f} s: {reason}")
             report(reason)
             time.sleep(0.3)
+
+    def _resources(self) -> set[str]:
+        """Kinds of nodes the deployments ask for: this machine is all of them."""
+        options = [
+            deployment.get("ray_actor_options", {}) for deployment in self._config["applications"][0]["deployments"]
+        ]
+        return {name for of_one in options for name in of_one.get("resources", {})}
 
     def _health(self) -> tuple[str, str] | None:
         """Why /health does not say 200 yet and the code of that error, or None if it does."""

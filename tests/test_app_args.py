@@ -83,7 +83,8 @@ def test_no_key_of_the_config_is_unknown_to_ray() -> None:
         scaling = deployment["autoscaling_config"]
         assert set(scaling) <= set(AutoscalingConfig.model_fields)
         assert AutoscalingConfig(**scaling).min_replicas >= 1  # a pool that is never empty answers at once
-        assert set(deployment["ray_actor_options"]) <= {"num_cpus", "num_gpus"}
+        assert set(deployment["ray_actor_options"]) <= {"num_cpus", "num_gpus", "resources"}
+        assert set(deployment["ray_actor_options"]["resources"]) <= {"cpu_router", "gpu_backbone"}
 
 
 def test_nested_settings_are_spelt_as_serve_knows_them() -> None:
