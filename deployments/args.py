@@ -28,6 +28,10 @@ class RoutingArgs(_Args):
     """None: the router's own "none of these" decides alone."""
     most_adapters: int = Field(default=8, ge=1)
     """The most a request may ask for, also with explicit weights."""
+    timeout_s: float = Field(default=5.0, gt=0)
+    """Longest wait for an answer of the router pool."""
+    fallback: str | None = None
+    """What serves `auto` when the pool does not answer: the base model's id or an adapter. None: 503."""
 
     @model_validator(mode="after")
     def _default_within_the_limit(self) -> Self:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -20,18 +23,20 @@ from dlp_core.bank import BankManifest, load_manifest
 from dlp_core.bank_folder import Check
 from dlp_core.bank_source import BankSource, qualified_names, read_router, successors
 from dlp_core.disk_cache import DiskCache
-from dlp_core.errors import BankError
+from dlp_core.errors import BankError, EngineFailed
 from dlp_core.local_copy import local_copy
 from dlp_core.publish import publish
 from dlp_core.revision import with_adapter
 from dlp_core.router import Router
 from dlp_core.store import open_store
 
+log = logging.getLogger("ray.serve")
+
 BANKS_KEPT = 4
 """Bank versions whose manifest stays in memory."""
 
-REPORT_S = 2.0
-"""How often gauges are set. Ray forgets a gauge that is not set again between two of its exports."""
+WATCH_S = 2.0
+"""How often gauges are set, which Ray forgets otherwise, and how often the engine's health is looked at."""
 
 
 class FusedBackbone:
@@ -51,7 +56,7 @@ class FusedBackbone:
         self._engine, codec = load_engine(args, self._source, device=device, on_load=self._metrics.loaded)
         self._completions = Completions(self._engine, codec, args)
         self._engine.start()
-        self._reporting = asyncio.create_task(self._report())
+        self._watching = asyncio.create_task(self._watch())
 
     async def prepare(self, bank: str) -> None:
         """Makes the adapters of a bank version known, and loads those that are pinned or in use under another version.
@@ -98,25 +103,45 @@ class FusedBackbone:
         manifest = await self._manifests.get(request.bank)
         router = None if request.by_sentence is None else await self._routers.get(request.bank)
         async with aclosing(self._completions.pieces(request, manifest, router, stopwatch)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Finished):
-                    self._metrics.finished(piece)
-                yield piece
+            try:
+                async for piece in pieces:
+                    if isinstance(piece, Finished):
+                        self._metrics.finished(piece)
+                    yield piece
+            except EngineFailed:
+                self._end_if_failed()
+                raise
 
     def check_health(self) -> None:
         """Ray replaces the replica when this raises."""
         self._engine.check_health()
-        if self._reporting.done():
-            self._reporting.result()
+        if self._watching.done():
+            self._watching.result()
+
+    def stats(self) -> dict[str, float]:
+        """One moment of the engine (dlp_core.engine.EngineStats), its adapters counted."""
+        found = asdict(self._engine.stats())
+        return found | {"resident": len(found["resident"])}
 
     def record_routing_stats(self) -> dict[str, list[str]]:
         """What the request router asks for (deployments/affinity.py). Any change of it is sent to every handle."""
         return {RESIDENT: sorted({name.rpartition("@")[0] for name in self._engine.stats().resident})}
 
-    async def _report(self) -> None:
+    async def _watch(self) -> None:
         while True:
             self._metrics.state(self._engine.stats())
-            await asyncio.sleep(REPORT_S)
+            self._end_if_failed()
+            await asyncio.sleep(WATCH_S)
+
+    def _end_if_failed(self) -> None:
+        """A failed engine never recovers. Its process ends at once, instead of failing all it is sent until Ray has
+        seen three bad health checks: its requests that have no token yet run elsewhere, and a new replica starts."""
+        try:
+            self._engine.check_health()
+        except EngineFailed as error:
+            log.critical("this replica ends: %s", error.message)
+            logging.shutdown()
+            os._exit(1)
 
     def _read_router(self, version: str) -> Router:
         return read_router(self._store, self._cache, load_manifest(self._store, version))

@@ -75,6 +75,7 @@ def wish_of(body: AnyRequest, routing: RoutingArgs) -> Wish:
         min_confidence=routing.min_confidence if options.min_confidence is None else options.min_confidence,
         by_sentence=options.granularity == "sentence",
         adapters=None if explicit is None else tuple((part.name, part.weight) for part in explicit),
+        fallback=routing.fallback,
     )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.access import Access
@@ -22,18 +24,20 @@ from deployments.http_api import create_api
 from deployments.metrics import BankMetrics, RoutingMetrics
 from dlp_core.bank import BankManifest
 from dlp_core.decision import Decision, Wish, decide
-from dlp_core.errors import EngineFailed
+from dlp_core.errors import EngineFailed, RouterUnavailable
 from dlp_core.publish import rollback
 from dlp_core.revision import without_adapter
 from dlp_core.router import Routing
 from dlp_core.router.explanation import Explanation
 from dlp_core.store import open_store
 
+log = logging.getLogger("ray.serve")
+
 PREPARE_S = 120.0
 """Longest wait for a replica to get ready for a bank; then the follower tries again."""
 
-ATTEMPTS = 2
-"""Replicas a generation may be tried on, as long as none of its tokens was sent."""
+ATTEMPTS = 3
+"""Replicas a request may be tried on, as long as nothing of an answer was sent."""
 
 
 @serve.ingress()
@@ -103,10 +107,7 @@ class Ingress:
         bank = self._bank.bank()
 
         async def route(texts: Sequence[str]) -> Routing:
-            try:
-                routing: Routing = await self._router.route.remote(texts, bank.version, wish.allowed)
-            except Exception as error:
-                raise from_ray(error) from error
+            routing: Routing = await self._ask_router("route", texts, bank.version, wish.allowed)
             return routing
 
         decision = await decide(bank, wish, texts, route)
@@ -114,14 +115,28 @@ class Ingress:
         return decision
 
     async def explain(self, decision: Decision, texts: Sequence[str]) -> Explanation:
-        try:
-            explanation: Explanation = await self._router.explain.remote(texts, decision.bank, decision.wish.allowed)
-        except Exception as error:
-            raise from_ray(error) from error
+        explanation: Explanation = await self._ask_router("explain", texts, decision.bank, decision.wish.allowed)
         return explanation
 
+    async def _ask_router(self, method: str, *args: Any) -> Any:
+        """What a router replica answers; another one is asked where it dies. Raises RouterUnavailable."""
+        limit = self._args.routing.timeout_s
+        why = f"no router replica answered within {limit:g} s"
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit):
+                for _ in range(ATTEMPTS):
+                    try:
+                        return await self._router.options(method_name=method).remote(*args)
+                    except Exception as error:
+                        failed = from_ray(error)
+                        if not isinstance(failed, EngineFailed):
+                            raise failed from error
+                        log.warning("a router replica was lost; another is asked (%s)", failed.message)
+                why = f"{ATTEMPTS} router replicas in turn were lost"
+        raise RouterUnavailable(f"{why}; retry, or name an adapter as the model", retry_after=1.0)
+
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Finished, None]:
-        """Passes a replica's pieces on. A replica that dies before its first piece is replaced by another, once."""
+        """Passes a replica's pieces on. A replica that is lost before its first piece is replaced by another."""
         for attempt in range(1, ATTEMPTS + 1):
             pieces = self._backbone.options(stream=True).generate.remote(
                 replace(request, request_id=f"{request.request_id}-{attempt}")
@@ -133,13 +148,12 @@ class Ingress:
                     yield piece
                 ended = True
                 return
-            except RayActorError as error:
-                ended = True
-                if sent or attempt == ATTEMPTS:
-                    raise from_ray(error) from error
             except Exception as error:
                 ended = True
-                raise from_ray(error) from error
+                failed = from_ray(error)
+                if sent or attempt == ATTEMPTS or not isinstance(failed, EngineFailed):
+                    raise failed from error
+                log.warning("request %s: lost its replica before the first token; another runs it", request.request_id)
             finally:
                 if not ended:
                     pieces.cancel()

@@ -64,7 +64,7 @@ class LocalApp:
     ) -> None:
         application = config["applications"][0]
         args = {**application.get("args", {}), "bank": bank, "base_model": str(base_model.resolve())}
-        self._config = {
+        self.config = {
             **config,
             "http_options": {**config.get("http_options", {}), "host": host, "port": port},
             "applications": [{**application, "args": args}],
@@ -139,7 +139,7 @@ class LocalApp:
     def _resources(self) -> set[str]:
         """Kinds of nodes the deployments ask for: this machine is all of them."""
         options = [
-            deployment.get("ray_actor_options", {}) for deployment in self._config["applications"][0]["deployments"]
+            deployment.get("ray_actor_options", {}) for deployment in self.config["applications"][0]["deployments"]
         ]
         return {name for of_one in options for name in of_one.get("resources", {})}
 
@@ -164,8 +164,8 @@ class LocalApp:
         from deployments.args import AppArgs
 
         try:
-            AppArgs.model_validate(self._config["applications"][0]["args"])
-            return ServeDeploySchema.model_validate(self._config)
+            AppArgs.model_validate(self.config["applications"][0]["args"])
+            return ServeDeploySchema.model_validate(self.config)
         except ValidationError as error:
             first = error.errors()[0]
             raise InvalidRequest(f"serve config: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -30,7 +30,9 @@ class RoutingMetrics:
         )
         self._size = Histogram("dlp_mix_size", "Adapters in a mix; 0 is the plain backbone.", [0.5, 1, 2, 3, 4, 6, 8])
         self._hits = Counter("dlp_adapter_hits_total", "Requests an adapter took part in.", ("adapter",))
-        self._fallbacks = Counter("dlp_fallback_total", "Routed requests that the plain backbone serves.", ("reason",))
+        self._fallbacks = Counter(
+            "dlp_fallback_total", "Requests for `auto` that no adapter of the router's choice serves.", ("reason",)
+        )
 
     def decided(self, decision: Decision, seconds: float) -> None:
         self._seconds.observe(seconds)
@@ -39,7 +41,7 @@ class RoutingMetrics:
             self._hits.inc(tags={"adapter": part.name})
         if decision.confidence is not None:
             self._confidence.observe(decision.confidence)
-        if decision.reason in ("none_of_these", "low_confidence"):
+        if decision.reason in ("none_of_these", "low_confidence", "router_unavailable"):
             self._fallbacks.inc(tags={"reason": decision.reason})
 
 

@@ -6,6 +6,7 @@ the base model's id           not given      none                             ba
 auto                          not given      top-p of the router              routed
                                              none: no adapter fits            none_of_these
                                              none: below min_confidence       low_confidence
+                                             no router answers: the fallback  router_unavailable
 auto, or the base model's id  given          those weights, without a router  explicit
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from dlp_core.errors import InvalidRequest, UnknownModel
+from dlp_core.errors import InvalidRequest, RouterUnavailable, UnknownModel
 from dlp_core.mix import EMPTY_MIX, Mix
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 """The model name that asks for routing."""
 
-Reason = Literal["routed", "named", "base", "explicit", "none_of_these", "low_confidence"]
+Reason = Literal["routed", "named", "base", "explicit", "none_of_these", "low_confidence", "router_unavailable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Wish:
     by_sentence: bool = False  # each sentence under a mix of its own, where the router decides
     adapters: tuple[tuple[str, float], ...] | None = None  # explicit (name, weight); None lets the model decide
     allowed: frozenset[str] | None = None  # adapters there are for this request; None: all of the bank
+    fallback: str | None = None  # the model to use instead of `auto` when no router answers
 
     def may_use(self, adapter: str) -> bool:
         return self.allowed is None or adapter in self.allowed
@@ -71,7 +73,8 @@ async def decide(
     allowed, about the texts (dlp_core.chat.routing_texts), and is awaited only when needed.
 
     Raises UnknownModel for a name the bank does not have or the request may not use: nothing tells the two apart.
-    Raises InvalidRequest for weights that cannot be used.
+    Raises InvalidRequest for weights that cannot be used. Where `route` raises RouterUnavailable, the wish's fallback
+    serves, and without one that is raised.
     """
     digests = {adapter.name: adapter.digest for adapter in bank.adapters if wish.may_use(adapter.name)}
     base = bank.base_model.id
@@ -98,7 +101,12 @@ async def decide(
         )
     if not any(wish.may_use(label) for label in bank.router.labels):
         return decided(EMPTY_MIX, "none_of_these")
-    routing = await route(texts)
+    try:
+        routing = await route(texts)
+    except RouterUnavailable:
+        if wish.fallback is None:
+            raise
+        return decided(_fallback_mix(wish.fallback, base=base, names=digests), "router_unavailable")
     return replace(
         decided(*choose(wish, routing)),
         router=bank.router.version,
@@ -126,6 +134,18 @@ def _named_adapter(model: str, *, base: str, names: Container[str], bank: str) -
     if name in names:
         return name
     raise UnknownModel(f"model {model!r} does not exist in bank {bank}; GET /v1/models lists what does", param="model")
+
+
+def _fallback_mix(model: str, *, base: str, names: Container[str]) -> Mix:
+    if model == base:
+        return EMPTY_MIX
+    name = model.removeprefix(f"{base}:")
+    if name not in names:
+        raise RouterUnavailable(
+            f"no router replica answers, and the fallback {model!r} is no model of this bank; retry, or name one",
+            retry_after=1.0,
+        )
+    return Mix.of({name: 1.0})
 
 
 def _explicit_mix(adapters: tuple[tuple[str, float], ...], *, names: Container[str], bank: str) -> Mix:

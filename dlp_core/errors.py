@@ -11,6 +11,7 @@
     ├── EngineFull            429  the queue is at its limit; `retry_after` says when to come back
     ├── RequestAborted        499  the client or an operator ended the request
     ├── EngineFailed          503  the generation loop stopped; the replica is replaced
+    ├── RouterUnavailable     503  no router replica answered in time
     ├── AdapterUnavailable    503  an adapter could not be fetched now; retrying may help
     ├── StoreUnavailable      503  the object store did not answer
     │   └── NotFound          404  the object is not there
@@ -85,6 +86,11 @@ class RequestAborted(DLPError):
 class EngineFailed(DLPError):
     status = 503
     code = "engine_failed"
+
+
+class RouterUnavailable(DLPError):
+    status = 503
+    code = "router_unavailable"
 
 
 class AdapterUnavailable(DLPError):

@@ -49,6 +49,8 @@ class Application:
     folder: Path
     server: LocalS3
     first_health: httpx.Response
+    config: dict[str, Any]
+    """What is deployed."""
 
     @property
     def client(self) -> openai.OpenAI:
@@ -72,9 +74,12 @@ class Application:
 
 
 @contextmanager
-def running(folder: Path, *, queue: int, store_is_late: bool = False, **args: Any) -> Iterator[Application]:
-    """The application with BANK published as version one. `queue` requests run at once, as many wait; `args` are set
-    in serve_config.yaml. With `store_is_late` it starts while there is no store."""
+def running(
+    folder: Path, *, queue: int, replicas: int = 1, store_is_late: bool = False, **args: Any
+) -> Iterator[Application]:
+    """The application with BANK published as version one. `queue` requests run at once in a backbone replica, as many
+    wait; there are `replicas` of them and of the router, at least; `args` are set in serve_config.yaml. With
+    `store_is_late` it starts while there is no store."""
     make_bank(folder)
     config = load_config(ROOT / "serve_config.yaml")
     settings = config["applications"][0]["args"]
@@ -82,6 +87,8 @@ def running(folder: Path, *, queue: int, store_is_late: bool = False, **args: An
     settings["engine"] |= {"max_requests": queue, "cache_tokens": 32768}
     for deployment in config["applications"][0]["deployments"]:
         deployment["ray_actor_options"]["num_cpus"] = 0.1
+        if deployment["name"] != "Ingress":
+            deployment["autoscaling_config"]["min_replicas"] = replicas
         if deployment["name"] == "FusedBackbone":
             deployment |= {"max_ongoing_requests": queue, "max_queued_requests": queue}
     server = LocalS3(folder / "s3", port=free_port())
@@ -101,7 +108,7 @@ def running(folder: Path, *, queue: int, store_is_late: bool = False, **args: An
         if store_is_late:
             server.start()
         wait_for(lambda: httpx.get(f"{local.url}/health").status_code == 200, "ready application", seconds=200)
-        yield Application(local.url, folder, server, first_health)
+        yield Application(local.url, folder, server, first_health, local.config)
 
 
 def make_bank(folder: Path) -> None:

@@ -74,11 +74,11 @@ def test_a_replica_that_dies_later_is_not(tmp_path: Path) -> None:
     assert asked == ["id-1"]
 
 
-def test_two_dead_replicas_are_enough(tmp_path: Path) -> None:
-    (found,), asked = generate(tmp_path, [ActorDiedError()], [ActorDiedError()], [FINISHED])
+def test_three_dead_replicas_are_enough(tmp_path: Path) -> None:
+    (found,), asked = generate(tmp_path, *[[ActorDiedError()]] * 3, [FINISHED])
     assert isinstance(found, EngineFailed)
     assert found.retry_after
-    assert asked == ["id-1", "id-2"]
+    assert asked == ["id-1", "id-2", "id-3"]
 
 
 def test_a_refusal_is_not_retried(tmp_path: Path) -> None:
