@@ -166,13 +166,13 @@ class RequestRecord:
         """Says on the span what is known by now: it ends with the last byte sent."""
         if not self._span.is_recording():
             return
-        decision = self._decision
+        operation, decision = _OPERATIONS.get(self._route), self._decision
         prompt_tokens, completion_tokens = self._tokens()
         attributes: dict[str, Any] = {
             "dlp.request_id": self.request_id,
             "dlp.caller": self._caller,
-            "gen_ai.operation.name": _OPERATIONS.get(self._route),
-            "gen_ai.provider.name": tracing.SERVICE,
+            "gen_ai.operation.name": operation,
+            "gen_ai.provider.name": operation and tracing.SERVICE,
             "gen_ai.request.model": self._model(),
             "gen_ai.response.finish_reasons": self._finish_reasons() or None,
             "gen_ai.response.time_to_first_chunk": self._first_token_seconds,
