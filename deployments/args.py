@@ -65,6 +65,15 @@ class AccessArgs(_Args):
     """API keys and the adapters each may use. None: everybody may use everything."""
 
 
+class LogArgs(_Args):
+    """What is written about requests (deployments/request_log.py)."""
+
+    requests: bool = True
+    """One line for each request to a generation route."""
+    prompts: bool = False
+    """Also its prompt and completion. They are what your users wrote: mind who reads the logs."""
+
+
 class AppArgs(_Args):
     """Arguments of `deployments.app:build_app`. `bank` and `base_model` default to DLP_BANK and DLP_BASE_MODEL."""
 
@@ -84,6 +93,7 @@ class AppArgs(_Args):
     routing: RoutingArgs = RoutingArgs()
     limits: LimitArgs = LimitArgs()
     access: AccessArgs = AccessArgs()
+    log: LogArgs = LogArgs()
 
     @field_validator("bank", "base_model")
     @classmethod

@@ -13,13 +13,15 @@ from pathlib import Path
 
 import ray
 
+from deployments import tracing
 from deployments.admin_api import LoadAdapter
 from deployments.affinity import RESIDENT
 from deployments.args import AppArgs
 from deployments.generation import Delta, Finished, GenerationRequest
 from deployments.metrics import EngineMetrics
 from deployments.once import Once
-from dlp_core.bank import BankManifest, load_manifest
+from deployments.replica_log import join_library_log
+from dlp_core.bank import AdapterEntry, BankManifest, RouterEntry, load_manifest
 from dlp_core.bank_folder import Check
 from dlp_core.bank_source import BankSource, qualified_names, read_router, successors
 from dlp_core.disk_cache import DiskCache
@@ -44,16 +46,18 @@ class FusedBackbone:
         from deployments.completions import Completions
         from deployments.load_engine import load_engine
 
+        tracing.start()
+        join_library_log()
         self._args = args
         self._metrics = EngineMetrics()
         self._store = open_store(args.bank)
-        self._cache = DiskCache(args.cache.path, args.cache.max_bytes)
+        self._cache = DiskCache(args.cache.path, args.cache.max_bytes, on_fetch=self._fetched)
         self._source = BankSource(self._store, self._cache)
         self._manifests = Once(self._read_manifest, keep=BANKS_KEPT)
         self._routers = Once(self._read_router, keep=BANKS_KEPT)
         # A GPU is used where serve_config.yaml gives this deployment one, and only there.
         device = "cuda" if ray.get_gpu_ids() else "cpu"
-        self._engine, codec = load_engine(args, self._source, device=device, on_load=self._metrics.loaded)
+        self._engine, codec = load_engine(args, self._source, device=device, on_load=self._loaded)
         self._completions = Completions(self._engine, codec, args)
         self._engine.start()
         self._watching = asyncio.create_task(self._watch())
@@ -100,17 +104,19 @@ class FusedBackbone:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Finished, None]:
         """The pieces of one completion. Closing the generator aborts it in the engine."""
         stopwatch = self._metrics.stopwatch()
-        manifest = await self._manifests.get(request.bank)
-        router = None if request.by_sentence is None else await self._routers.get(request.bank)
-        async with aclosing(self._completions.pieces(request, manifest, router, stopwatch)) as pieces:
-            try:
-                async for piece in pieces:
-                    if isinstance(piece, Finished):
-                        self._metrics.finished(piece)
-                    yield piece
-            except EngineFailed:
-                self._end_if_failed()
-                raise
+        try:
+            with tracing.opened("generate", request.trace) as span:
+                manifest = await self._manifests.get(request.bank)
+                router = None if request.by_sentence is None else await self._routers.get(request.bank)
+                made = self._completions.pieces(request, manifest, router, stopwatch)
+                async with aclosing(tracing.generation(span, request, made)) as pieces:
+                    async for piece in pieces:
+                        if isinstance(piece, Finished):
+                            self._metrics.finished(piece)
+                        yield piece
+        except EngineFailed:
+            self._end_if_failed()
+            raise
 
     def check_health(self) -> None:
         """Ray replaces the replica when this raises."""
@@ -127,10 +133,18 @@ class FusedBackbone:
         """What the request router asks for (deployments/affinity.py). Any change of it is sent to every handle."""
         return {RESIDENT: sorted({name.rpartition("@")[0] for name in self._engine.stats().resident})}
 
+    def _fetched(self, entry: AdapterEntry | RouterEntry, seconds: float) -> None:
+        if isinstance(entry, AdapterEntry):
+            self._loaded(f"{entry.name}@{entry.version}", "disk", seconds)
+
+    def _loaded(self, adapter: str, tier: str, seconds: float) -> None:
+        self._metrics.loaded(adapter, tier, seconds)
+        tracing.adapter_loaded(adapter, tier, seconds, self._source.size(adapter))
+
     async def _watch(self) -> None:
         while True:
-            self._metrics.state(self._engine.stats())
             self._end_if_failed()
+            self._metrics.state(self._engine.stats(), on_disk=await asyncio.to_thread(self._source.on_disk))
             await asyncio.sleep(WATCH_S)
 
     def _end_if_failed(self) -> None:

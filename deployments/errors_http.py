@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from deployments.request_log import record_of
 from dlp_core.errors import DLPError, InvalidRequest
 
 log = logging.getLogger("ray.serve")
@@ -105,8 +106,12 @@ def from_validation(error: ValidationError) -> InvalidRequest:
 def install(api: FastAPI) -> None:
     """Makes every error of `api` leave it OpenAI-shaped."""
 
-    async def ours(_: Request, error: Exception) -> JSONResponse:
-        return answer(from_any(error))
+    async def ours(request: Request, error: Exception) -> JSONResponse:
+        return told(request, from_any(error))
+
+    def told(request: Request, error: DLPError) -> JSONResponse:
+        record_of(request).failed(error)
+        return answer(error)
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -114,7 +119,7 @@ def install(api: FastAPI) -> None:
         fault = unknown_url(what) if error.status_code in (404, 405) else HTTPFault(str(error.detail))
         fault.status = error.status_code
         fault.code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-        reply = answer(fault)
+        reply = told(request, fault)
         reply.headers.update(error.headers or {})
         return reply
 

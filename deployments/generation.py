@@ -5,6 +5,7 @@ A generation is any number of `Delta`, then one `Finished`, or an error of dlp_c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +35,7 @@ class GenerationRequest:
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
     by_sentence: Wish | None = None  # how to choose a mix for each sentence; None: `mix` is for all of them
+    trace: Mapping[str, str] | None = None  # the span it belongs under (deployments/tracing.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +70,8 @@ class Finished:
     prompt_tokens: int
     completion_tokens: int
     spans: tuple[Span, ...]
+
+
+Piece = Delta | Finished
+IndexedPiece = tuple[int, Piece]
+"""With the number of its choice."""

@@ -27,24 +27,21 @@ from starlette.types import Send
 from deployments import admin_api, errors_http, openapi_docs
 from deployments.access import Access, Caller
 from deployments.admin_api import AdminService
-from deployments.args import LimitArgs, RoutingArgs
+from deployments.args import LimitArgs, LogArgs, RoutingArgs
 from deployments.bank_follower import Refusal
 from deployments.choices import merged
 from deployments.deadline import before, until
-from deployments.generation import Delta, Finished, GenerationRequest
+from deployments.generation import Delta, Finished, GenerationRequest, IndexedPiece, Piece
 from deployments.http_input import AnyRequest, generations_of, parse, parse_route, read_json, wish_of
 from deployments.openai_api import ChatRequest, CompletionRequest, TextRequest
 from deployments.openai_replies import Answer, Reply, explanation_json, models_json, route_json, visible
+from deployments.request_log import Recorded, RequestRecord, record_of
 from dlp_core.decision import Decision, Wish
 from dlp_core.errors import DLPError, UnknownModel
 
 if TYPE_CHECKING:
     from dlp_core.bank import BankManifest
     from dlp_core.router.explanation import Explanation
-
-Piece = Delta | Finished
-IndexedPiece = tuple[int, Piece]
-"""With the number of its choice."""
 
 
 class Service(AdminService, Protocol):
@@ -64,27 +61,38 @@ class Service(AdminService, Protocol):
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]: ...
 
 
-def create_api(service: Service, *, routing: RoutingArgs, limits: LimitArgs, access: Access) -> FastAPI:
-    api = FastAPI(title="dlp", description="A bank of LoRA adapters behind one OpenAI-compatible endpoint.")
+def create_api(
+    service: Service,
+    *,
+    routing: RoutingArgs,
+    limits: LimitArgs,
+    access: Access,
+    log: LogArgs | None = None,
+    answers_id: bool = True,
+) -> FastAPI:
+    """`answers_id` is False behind a server that sends `x-request-id` back itself."""
+    api = FastAPI(
+        title="dlp",
+        description="A bank of LoRA adapters behind one OpenAI-compatible endpoint.",
+        telemetry={"operation_spans": False, "exclude": lambda scope: scope["path"].endswith("/health")},
+    )
     errors_http.install(api)
     started = int(time.time())
 
     @api.post("/v1/chat/completions", openapi_extra=openapi_docs.body(ChatRequest))
     async def chat(request: Request) -> Response:
-        caller = caller_of(request)
-        return await complete(parse(ChatRequest, await read_json(request, limits.max_body_bytes)), caller)
+        return await complete(request, ChatRequest)
 
     @api.post("/v1/completions", openapi_extra=openapi_docs.body(CompletionRequest))
     async def completions(request: Request) -> Response:
-        caller = caller_of(request)
-        return await complete(parse(CompletionRequest, await read_json(request, limits.max_body_bytes)), caller)
+        return await complete(request, CompletionRequest)
 
     @api.post("/v1/route", openapi_extra=openapi_docs.body(TextRequest, ChatRequest, CompletionRequest))
     async def route(request: Request) -> Response:
         caller = caller_of(request)
         body = parse_route(await read_json(request, limits.max_body_bytes))
         end = deadline()
-        decision = await decide(body, caller, end)
+        decision = await decide(body, caller, end, record_of(request))
         if decision.probabilities is None:
             return JSONResponse(route_json(decision))
         async with before(end):
@@ -113,7 +121,7 @@ def create_api(service: Service, *, routing: RoutingArgs, limits: LimitArgs, acc
         return JSONResponse({"status": "ok", "bank": serving, **report})
 
     def caller_of(request: Request) -> Caller:
-        return access.caller(request.headers.get("authorization"))
+        return record_of(request).called_by(access.caller(request.headers.get("authorization")))
 
     def bank_for(caller: Caller) -> BankManifest:
         """The bank as the caller may see it."""
@@ -123,18 +131,21 @@ def create_api(service: Service, *, routing: RoutingArgs, limits: LimitArgs, acc
     def deadline() -> float:
         return asyncio.get_running_loop().time() + limits.request_timeout_s
 
-    async def decide(body: AnyRequest, caller: Caller, end: float) -> Decision:
+    async def decide(body: AnyRequest, caller: Caller, end: float, record: RequestRecord) -> Decision:
+        record.asked(body)
         wish = wish_of(body, routing)
         if caller.adapters is not None:
             names = [adapter.name for adapter in service.bank().adapters]
             wish = replace(wish, allowed=caller.allowed(names))
         async with before(end):
-            return await service.decide(wish, body.routing_texts)
+            return record.decided(await service.decide(wish, body.routing_texts))
 
-    async def complete(body: ChatRequest | CompletionRequest, caller: Caller) -> Response:
+    async def complete(request: Request, kind: type[ChatRequest | CompletionRequest]) -> Response:
         """The whole life of a completion: decide, generate, answer."""
+        caller, record = caller_of(request), record_of(request)
+        body = parse(kind, await read_json(request, limits.max_body_bytes))
         end = deadline()
-        decision = await decide(body, caller, end)
+        decision = await decide(body, caller, end, record)
         chat = isinstance(body, ChatRequest)
         reply = Reply(
             id=f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
@@ -144,17 +155,21 @@ def create_api(service: Service, *, routing: RoutingArgs, limits: LimitArgs, acc
             with_logprobs=body.wanted_logprobs is not None,
             include_usage=body.include_usage,
         )
-        generations = [service.generate(one) for one in generations_of(body, decision, reply.id)]
-        pieces = until(end, merged(generations))
+        generations = [
+            service.generate(one) for one in generations_of(body, decision, f"{record.request_id}/{reply.id}")
+        ]
+        pieces = record.watched(until(end, merged(generations)))
         headers = {"x-dlp-adapters": str(decision.mix)}
         if body.stream:
             # the first piece is waited for here, so that a refusal still has its status and headers
             first = await anext(pieces)
-            return EventStream(events(reply, body.n, first, pieces), headers=headers)
+            return EventStream(events(reply, body.n, first, pieces, record), headers=headers)
         return JSONResponse(await collect(reply, body.n, pieces), headers=headers)
 
     admin_api.install(api, service, access, limits)
     openapi_docs.describe(api, ChatRequest, CompletionRequest, TextRequest, *admin_api.BODIES)
+    # outside even of what answers unforeseen errors, which add_middleware would not be
+    api.middleware_stack = Recorded(api.build_middleware_stack(), log or LogArgs(), answers_id=answers_id)
     return api
 
 
@@ -186,7 +201,7 @@ async def collect(reply: Reply, choices: int, pieces: AsyncGenerator[IndexedPiec
 
 
 async def events(
-    reply: Reply, choices: int, first: IndexedPiece, rest: AsyncGenerator[IndexedPiece, None]
+    reply: Reply, choices: int, first: IndexedPiece, rest: AsyncGenerator[IndexedPiece, None], record: RequestRecord
 ) -> AsyncGenerator[str, None]:
     """The answer as server-sent events. An error after the first token becomes the last event, without [DONE]."""
     finished: dict[int, Finished] = {}
@@ -204,7 +219,9 @@ async def events(
                 for chunk in reply.closing(end, [finished[i] for i in range(choices)]) if ended else [end]:
                     yield event(chunk)
         except Exception as error:
-            yield event(errors_http.body_of(errors_http.from_any(error)))
+            told = errors_http.from_any(error)
+            record.failed(told)
+            yield event(errors_http.body_of(told))
             return
         yield "data: [DONE]\n\n"
 

@@ -9,6 +9,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
+from deployments import tracing
 from deployments.args import RoutingArgs
 from deployments.errors_http import BodyTooLarge, from_validation
 from deployments.generation import GenerationRequest
@@ -99,6 +100,7 @@ def generations_of(
         logprobs=body.wanted_logprobs,
         ignore_eos=body.ignore_eos,
         stop=tuple(body.stop),
+        trace=tracing.carried(),
     )
     return [
         replace(first, request_id=f"{request_id}-{index}", seed=None if body.seed is None else body.seed + index)

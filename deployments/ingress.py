@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from deployments import tracing
 from deployments.access import Access
 from deployments.admin_api import LoadAdapter
 from deployments.args import AppArgs
@@ -22,6 +23,7 @@ from deployments.errors_ray import from_ray
 from deployments.generation import Delta, Finished, GenerationRequest
 from deployments.http_api import create_api
 from deployments.metrics import BankMetrics, RoutingMetrics
+from deployments.replica_log import join_library_log
 from dlp_core.bank import BankManifest
 from dlp_core.decision import Decision, Wish, decide
 from dlp_core.errors import EngineFailed, RouterUnavailable
@@ -43,6 +45,8 @@ ATTEMPTS = 3
 @serve.ingress()
 class Ingress:
     def __init__(self, args: AppArgs, router: DeploymentHandle, backbone: DeploymentHandle) -> None:
+        tracing.start()
+        join_library_log()
         self._args = args
         self._router = router
         self._backbone = backbone
@@ -55,7 +59,10 @@ class Ingress:
         self._following = asyncio.create_task(self._bank.follow())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(self, routing=self._args.routing, limits=self._args.limits, access=self._access)
+        args = self._args
+        return create_api(
+            self, routing=args.routing, limits=args.limits, access=self._access, log=args.log, answers_id=False
+        )
 
     def check_health(self) -> None:
         """Ray replaces the replica when the follower died of something nobody foresaw."""
@@ -107,10 +114,12 @@ class Ingress:
         bank = self._bank.bank()
 
         async def route(texts: Sequence[str]) -> Routing:
-            routing: Routing = await self._ask_router("route", texts, bank.version, wish.allowed)
+            routing: Routing = await self._ask_router("route", texts, bank.version, wish.allowed, tracing.carried())
             return routing
 
-        decision = await decide(bank, wish, texts, route)
+        with tracing.span("route") as span:
+            decision = await decide(bank, wish, texts, route)
+            span.set_attributes(tracing.decision_attributes(decision))
         self._metrics.decided(decision, time.perf_counter() - began)
         return decision
 

@@ -66,7 +66,7 @@ class EngineMetrics:
         self._tokens = Counter("dlp_tokens_total", "Tokens read (prompt) and written (completion).", ("kind",))
         self._loads = Counter("dlp_adapter_loads_total", "Adapters moved into a slot.", ("adapter",))
         self._load_seconds = Histogram(
-            "dlp_adapter_load_seconds", "Time to make an adapter resident in a tier.", _SECONDS, ("tier",)
+            "dlp_adapter_load_seconds", "Time to bring an adapter to a tier: disk, host, device.", _SECONDS, ("tier",)
         )
         self._resident = Gauge("dlp_adapters_resident", "Adapters resident in a tier.", ("tier",))
         self._running = Gauge("dlp_requests_running", "Requests in the batch.")
@@ -78,11 +78,13 @@ class EngineMetrics:
             self._loads.inc(tags={"adapter": adapter.rpartition("@")[0]})
         self._load_seconds.observe(seconds, tags={"tier": tier})
 
-    def state(self, stats: EngineStats) -> None:
+    def state(self, stats: EngineStats, *, on_disk: int) -> None:
+        """`on_disk`: adapters in the disk cache of the node, whoever fetched them."""
         self._running.set(stats.running)
         self._waiting.set(stats.waiting)
         self._resident.set(len(stats.resident), tags={"tier": "device"})
         self._resident.set(stats.host_adapters, tags={"tier": "host"})
+        self._resident.set(on_disk, tags={"tier": "disk"})
 
     def finished(self, finished: Finished) -> None:
         self._tokens.inc(finished.prompt_tokens, tags={"kind": "prompt"})

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 from ray import serve
 
+from deployments import tracing
 from deployments.args import AppArgs
 from deployments.once import Once
+from deployments.replica_log import join_library_log
 from dlp_core.bank import load_manifest
 from dlp_core.bank_source import read_router
 from dlp_core.disk_cache import DiskCache
@@ -24,6 +26,8 @@ BANKS_KEPT = 4
 
 class Router:
     def __init__(self, args: AppArgs) -> None:
+        tracing.start()
+        join_library_log()
         self._store = open_store(args.bank)
         self._cache = DiskCache(args.cache.path, args.cache.max_bytes)
         self._routers = Once(self._load, keep=BANKS_KEPT)
@@ -32,10 +36,17 @@ class Router:
         """Loads the router of a bank version. Raises StoreUnavailable or BankError."""
         await self._routers.get(bank)
 
-    async def route(self, texts: Sequence[str], bank: str, allowed: frozenset[str] | None) -> Routing:
+    async def route(
+        self,
+        texts: Sequence[str],
+        bank: str,
+        allowed: frozenset[str] | None,
+        trace: tracing.Carrier | None = None,
+    ) -> Routing:
         """What the router of a bank version makes of the first of `texts` that fits one of the allowed adapters."""
-        router = restricted(await self._routers.get(bank), allowed)
-        routing: Routing = await self._batched(router, texts)
+        with tracing.span("route", trace):
+            router = restricted(await self._routers.get(bank), allowed)
+            routing: Routing = await self._batched(router, texts)
         return routing
 
     async def explain(self, texts: Sequence[str], bank: str, allowed: frozenset[str] | None) -> Explanation:

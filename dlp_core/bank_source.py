@@ -46,6 +46,10 @@ class BankSource:
         check_base(adapter, base_id)
         return adapter
 
+    def on_disk(self) -> int:
+        """How many of the known adapters the disk cache holds now. Blocking."""
+        return len(self._cache.digests() & {entry.digest for entry, _ in list(self._entries.values())})
+
     def _entry(self, name: str) -> tuple[AdapterEntry, str]:
         try:
             return self._entries[name]

@@ -17,8 +17,9 @@ import os
 import re
 import shutil
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -44,9 +45,11 @@ class DiskCache:
     Least recently used entries make room; one that is leased, by whichever process, is never removed.
     """
 
-    def __init__(self, root: Path, max_bytes: int) -> None:
+    def __init__(self, root: Path, max_bytes: int, *, on_fetch: Callable[[Entry, float], None] | None = None) -> None:
+        """`on_fetch(entry, seconds)` is called after each download, on the thread that asked for the entry."""
         self._root = root.expanduser().absolute()
         self._max_bytes = max_bytes
+        self._on_fetch = on_fetch
         self._locks = self._root / ".locks"
         self._partial = self._root / ".partial"
         self._guard = threading.Lock()
@@ -86,6 +89,12 @@ class DiskCache:
         take a `lease`. Raises what `lease` raises."""
         with self.lease(store, entry) as folder:
             return folder
+
+    def digests(self) -> set[str]:
+        """Of the entries on disk now."""
+        if not self._root.is_dir():
+            return set()
+        return {f"sha256:{path.name}" for path in self._matching(self._root, _ENTRY)}
 
     def _open(self, entry: Entry, folder: Path) -> _Lock | None:
         """A shared lock on an intact entry, or None. Never waits: who waits for a download joins it below."""
@@ -127,6 +136,7 @@ class DiskCache:
             if not _intact(folder, entry):  # else another process was faster
                 if folder.exists():
                     shutil.rmtree(folder)
+                began = time.perf_counter()
                 with self._room(entry) as partial:
                     for file in entry.files:
                         target = partial / file.path
@@ -135,6 +145,8 @@ class DiskCache:
                         os.utime(target, ns=(_SEAL_NS, _SEAL_NS))
                     with self._counting():
                         partial.rename(folder)
+                if self._on_fetch is not None:
+                    self._on_fetch(entry, time.perf_counter() - began)
             # Kept, not released: a fresh entry must not be evicted before it was read once. The change of mode is
             # not atomic (flock(2)), hence the second look.
             lock.share()

@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -47,6 +48,13 @@ class _Key(NamedTuple):
 
     name: str
     digest: str
+
+
+class _Waiter(NamedTuple):
+    """A request that waits for its adapters, and on whose behalf they are loaded."""
+
+    granted: asyncio.Event
+    context: Context
 
 
 _LOAD_THREADS = 4
@@ -109,7 +117,8 @@ class Residency:
         """At most `slots` adapters and `slot_bytes` bytes of them, as stored, are on the device at once; at most
         `host_bytes` are kept packed in host memory. `on_load(name, tier, seconds)` is called after each load: with
         "host" for the way from the source to host memory, if it had to be gone, and with "device" for all the way
-        into the slot."""
+        into the slot; the former on a thread of loads. Like `source.load` it runs in the context (contextvars) of the
+        request that the load was started for."""
         self._source = source
         self._fusion = fusion
         self._slots = Slots(slots, slot_bytes)
@@ -118,7 +127,7 @@ class Residency:
         self._kept = AsyncExitStack()
         self._kept_names: tuple[str, ...] = ()
         self._loads: dict[_Key, asyncio.Task[None]] = {}
-        self._in_line: dict[Ticket, asyncio.Event] = {}
+        self._in_line: dict[Ticket, _Waiter] = {}
         self._threads = ThreadPoolExecutor(_LOAD_THREADS, thread_name_prefix="adapter-load", initializer=_step_aside)
 
     @property
@@ -153,10 +162,10 @@ class Residency:
                 param="dlp.adapters",
             )
         ticket, loads = self._slots.request({key: self._source.size(key.name) for key in keys})
-        self._in_line[ticket] = asyncio.Event()
+        self._in_line[ticket] = waiter = _Waiter(asyncio.Event(), copy_context())
         self._advance(loads)
         try:
-            await self._in_line[ticket].wait()
+            await waiter.granted.wait()
             for key in keys:
                 if key in self._loads:
                     await asyncio.shield(self._loads[key])
@@ -201,17 +210,23 @@ class Residency:
             self._fusion.unload(slot)
         for load in loads:
             assert isinstance(load.key, _Key)
-            task = asyncio.create_task(self._load(load.key, load.slot), name=f"load {load.key.name}")
+            work = self._load(load.key, load.slot)
+            task = asyncio.create_task(work, name=f"load {load.key.name}", context=self._context_of(load))
             task.add_done_callback(_retrieve)
             self._loads[load.key] = task
-        for ticket, event in self._in_line.items():
+        for ticket, waiter in self._in_line.items():
             if ticket.granted:
-                event.set()
+                waiter.granted.set()
+
+    def _context_of(self, load: Load) -> Context:
+        """Of the request that `load` is for, whoever set it off by making room."""
+        return next(w.context for ticket, w in self._in_line.items() if ticket.granted and load.key in ticket.sizes)
 
     async def _load(self, key: _Key, slot: int) -> None:
         began = time.perf_counter()
         try:
-            from_source = await asyncio.get_running_loop().run_in_executor(self._threads, self._move, key, slot)
+            run = copy_context().run  # a context of its own: another adapter of the mix may be on its way
+            await asyncio.get_running_loop().run_in_executor(self._threads, run, self._move, key, slot)
         except Exception as error:
             del self._loads[key]
             self._advance(self._slots.failed(key))
@@ -227,20 +242,17 @@ class Residency:
         seconds = time.perf_counter() - began
         log.info("adapter %s is in slot %d after %.3f s", key.name, slot, seconds)
         if self._on_load is not None:
-            if from_source is not None:
-                self._on_load(key.name, "host", from_source)
             self._on_load(key.name, "device", seconds)
 
-    def _move(self, key: _Key, slot: int) -> float | None:
-        """Returns the seconds from the source to host memory, or None if the adapter was there."""
-        packed, seconds = self._host.get(key), None
+    def _move(self, key: _Key, slot: int) -> None:
+        packed = self._host.get(key)
         if packed is None:
             began = time.perf_counter()
             packed = self._fusion.pack(self._source.load(key.name))
             self._host.put(key, packed)
-            seconds = time.perf_counter() - began
+            if self._on_load is not None:
+                self._on_load(key.name, "host", time.perf_counter() - began)
         self._fusion.place(slot, packed)
-        return seconds
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:

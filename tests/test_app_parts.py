@@ -305,7 +305,8 @@ def test_metrics_take_every_decision_and_completion() -> None:
     routing.decided(Decision(wish, "b", Mix.of({"sql": 1.0}), {"sql": "d"}, "routed", "r", 0.9, 0.1, {}), 0.001)
     routing.decided(Decision(wish, "b", EMPTY_MIX, {}, "none_of_these", "r", 0.1, 0.9, {}), 0.001)
     routing.decided(Decision(wish, "b", EMPTY_MIX, {}, "base"), 0.001)
-    engine.loaded("sql@1a2b", "host", 0.1)
+    for tier in ("disk", "host"):
+        engine.loaded("sql@1a2b", tier, 0.1)
     engine.loaded("sql@1a2b", "device", 0.1)
     engine.finished(Finished("stop", 5, 0, (Span(0, 5, EMPTY_MIX),)))
     engine.stopwatch().tokens(1)

@@ -88,6 +88,17 @@ def test_the_second_lease_and_a_restart_read_the_disk(store: FolderStore, manife
     assert len(downloads(spy)) == 2, "two files, once each"
 
 
+def test_downloads_are_told_and_entries_counted(store: FolderStore, manifest: BankManifest, root: Path) -> None:
+    told: list[tuple[str, float]] = []
+    cache = DiskCache(root, 10**6, on_fetch=lambda entry, seconds: told.append((entry.digest, seconds)))
+    assert cache.digests() == set()
+    for entry in (manifest.adapters[0], manifest.adapters[1], manifest.adapters[0]):
+        cache.fetch(store, entry)
+    assert [digest for digest, _ in told] == [entry.digest for entry in manifest.adapters[:2]]
+    assert all(seconds > 0 for _, seconds in told)
+    assert cache.digests() == {entry.digest for entry in manifest.adapters[:2]}
+
+
 class Slow(Spy):
     """Takes long enough that everybody asks while the first download is under way."""
 

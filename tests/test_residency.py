@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
+from contextvars import ContextVar
 from pathlib import Path
 
 import pytest
@@ -242,3 +243,26 @@ def test_a_folder_source_identifies_bytes_not_paths(folders: dict[str, Path], tm
     assert source.digest("x") == source.digest("y")
     assert source.digest("x") != source.digest("z")
     assert read_adapter(other, name="y").rank == 2
+
+
+async def test_a_load_runs_in_the_context_of_the_request_it_is_for(source: SlowSource, fusion: Fusion) -> None:
+    """Also when another request set it off, by giving its slot up."""
+    asker: ContextVar[str] = ContextVar("asker")
+    loads: list[tuple[str, str, str]] = []
+    residency = Residency(source, fusion, 1, on_load=lambda name, tier, _: loads.append((name, tier, asker.get())))
+
+    async def request(who: str, adapter: str, *, leave: asyncio.Event) -> None:
+        asker.set(who)
+        async with residency.pinned([adapter]):
+            await leave.wait()
+
+    first, second = asyncio.Event(), asyncio.Event()
+    tasks = [
+        asyncio.create_task(request("one", "a", leave=first)),
+        asyncio.create_task(request("two", "b", leave=second)),
+    ]
+    await asyncio.sleep(0.1)  # both have asked, and the second waits for the slot
+    first.set()
+    second.set()
+    await asyncio.gather(*tasks)
+    assert loads == [("a", "host", "one"), ("a", "device", "one"), ("b", "host", "two"), ("b", "device", "two")]
