@@ -8,12 +8,24 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from dlp_core.bank import BankManifest, Pointer, current, current_if_changed, load_manifest, load_promised
-from dlp_core.errors import AdapterRefused, BankError, DLPError, StoreUnavailable, UnknownModel
+from dlp_core.errors import (
+    AdapterRefused,
+    BankError,
+    DeadlineExceeded,
+    DLPError,
+    EngineFailed,
+    EngineFull,
+    StoreUnavailable,
+    UnknownModel,
+)
 from dlp_core.store import AdapterStore
 
 log = logging.getLogger("ray.serve")
 
 FIRST_RETRY_S = 0.5
+
+_REPLICAS = (DeadlineExceeded, EngineFailed, EngineFull)
+"""Errors of replicas that come and go: they say nothing about the bank."""
 
 _UNFIT = (AdapterRefused, BankError, UnknownModel)
 """Errors that no waiting cures: another bank has to be published."""
@@ -59,6 +71,8 @@ class BankFollower:
         self._logged = ""
         self._looking = asyncio.Lock()
         self.refused: Refusal | None = None
+        self.settled = asyncio.Event()
+        """Set once there is a bank, or a reason why there is none."""
 
     def bank(self) -> BankManifest:
         """Raises StoreUnavailable with the reason until a first bank is ready, NoUsableBank if it cannot be."""
@@ -75,8 +89,11 @@ class BankFollower:
             try:
                 await self.look()
                 wait = self._poll_s
-            except DLPError:
+                self.settled.set()
+            except DLPError as error:
                 wait = min(2 * wait, self._poll_s)
+                if not isinstance(error, _REPLICAS):
+                    self.settled.set()
             self._looked()
             await asyncio.sleep(wait)
 

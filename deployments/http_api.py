@@ -16,8 +16,9 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import FastAPI, Request
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
 class Service(AdminService, Protocol):
     """What the routes need. Each method raises errors of dlp_core.errors."""
 
+    async def ready(self) -> None:
+        """Returns when requests can be served, or when it is known why not."""
+
     def bank(self) -> BankManifest:
         """The bank new requests use. Raises StoreUnavailable until there is one that can be served."""
 
@@ -73,6 +77,7 @@ def create_api(
     """`answers_id` is False behind a server that sends `x-request-id` back itself."""
     api = FastAPI(
         title="dlp",
+        lifespan=partial(lifespan, service),
         description="A bank of LoRA adapters behind one OpenAI-compatible endpoint.",
         telemetry={"operation_spans": False, "exclude": lambda scope: scope["path"].endswith("/health")},
     )
@@ -171,6 +176,13 @@ def create_api(
     # outside even of what answers unforeseen errors, which add_middleware would not be
     api.middleware_stack = Recorded(api.build_middleware_stack(), log or LogArgs(), answers_id=answers_id)
     return api
+
+
+@asynccontextmanager
+async def lifespan(service: Service, _: FastAPI) -> AsyncIterator[None]:
+    # Serve sends requests only to replicas that have started: a new one must not answer 503 beside one that serves
+    await service.ready()
+    yield
 
 
 class EventStream(StreamingResponse):

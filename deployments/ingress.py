@@ -69,6 +69,11 @@ class Ingress:
         if self._following.done():
             self._following.result()
 
+    async def ready(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PREPARE_S):
+                await self._bank.settled.wait()
+
     def bank(self) -> BankManifest:
         return self._bank.bank()
 

@@ -82,14 +82,7 @@ class LocalApp:
         from ray import serve
 
         try:
-            ray.init(
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                namespace="serve",
-                resources=dict.fromkeys(self._resources(), _PLENTY),
-            )
+            self.start_ray()
         except Exception as error:  # Ray raises a bare Exception here
             ray.shutdown()
             raise AppFailed(f"Ray did not start: {error}") from error
@@ -112,6 +105,19 @@ class LocalApp:
                 serve.shutdown()
             finally:
                 ray.shutdown()
+
+    def start_ray(self) -> None:
+        """Starts a cluster of this machine alone."""
+        import ray
+
+        ray.init(
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            namespace="serve",
+            resources=dict.fromkeys(self._resources(), _PLENTY),
+        )
 
     def wait_until_ready(self, report: Callable[[str], None] = lambda _: None) -> None:
         """Returns when /health says 200. `report` is told what is being waited for. Raises AppFailed."""

@@ -75,20 +75,25 @@ class Application:
 
 @contextmanager
 def running(
-    folder: Path, *, queue: int, replicas: int = 1, store_is_late: bool = False, **args: Any
+    folder: Path,
+    *,
+    queue: int,
+    store_is_late: bool = False,
+    scaling: Mapping[str, Mapping[str, Any]] | None = None,
+    local_app: type[LocalApp] = LocalApp,
+    **args: Any,
 ) -> Iterator[Application]:
     """The application with BANK published as version one. `queue` requests run at once in a backbone replica, as many
-    wait; there are `replicas` of them and of the router, at least; `args` are set in serve_config.yaml. With
+    wait; `args` are set in serve_config.yaml, and `scaling` in the autoscaling_config of the deployments it names. With
     `store_is_late` it starts while there is no store."""
     make_bank(folder)
     config = load_config(ROOT / "serve_config.yaml")
     settings = config["applications"][0]["args"]
     settings |= {"dtype": "float32", "threads": 1, "bank_poll_s": 0.5, "cache": {"path": str(folder / "cache")}} | args
-    settings["engine"] |= {"max_requests": queue, "cache_tokens": 32768}
+    settings["engine"] |= {"max_requests": queue, "cache_tokens": 32768} | args.get("engine", {})
     for deployment in config["applications"][0]["deployments"]:
         deployment["ray_actor_options"]["num_cpus"] = 0.1
-        if deployment["name"] != "Ingress":
-            deployment["autoscaling_config"]["min_replicas"] = replicas
+        deployment["autoscaling_config"] |= (scaling or {}).get(deployment["name"], {})
         if deployment["name"] == "FusedBackbone":
             deployment |= {"max_ongoing_requests": queue, "max_queued_requests": queue}
     server = LocalS3(folder / "s3", port=free_port())
@@ -103,7 +108,7 @@ def running(
         publish(open_store(BANK), folder / "bank", version="one")
         if store_is_late:
             server.stop()
-        local = started.enter_context(LocalApp(config, bank=BANK, base_model=folder / BASE, port=free_port()))
+        local = started.enter_context(local_app(config, bank=BANK, base_model=folder / BASE, port=free_port()))
         first_health = wait_for(lambda: answer_of(f"{local.url}/health"), "answer", seconds=200)
         if store_is_late:
             server.start()

@@ -185,6 +185,36 @@ async def test_a_bank_that_no_waiting_makes_fit_is_told_apart(store: AdapterStor
     following.cancel()
 
 
+@pytest.mark.parametrize(
+    ("error", "known"),
+    [
+        (None, True),
+        (StoreUnavailable("down"), True),
+        (BankError("unfit"), True),
+        (EngineFailed("a replica died"), False),
+    ],
+    ids=str,
+)
+async def test_it_is_settled_by_a_bank_or_by_a_reason_not_by_a_lost_replica(
+    store: AdapterStore, tmp_path: Path, error: Exception | None, known: bool
+) -> None:
+    """Until then a new ingress replica takes no requests."""
+    publish_bank(store, tmp_path, {"sql": 1}, "one")
+
+    async def prepare(bank: BankManifest) -> None:
+        if error is not None:
+            raise error
+
+    follower = BankFollower(store, poll_s=0.02, prepare=prepare)
+    following = asyncio.create_task(follower.follow())
+    await asyncio.sleep(0.2)
+    assert follower.settled.is_set() == known
+    error = None
+    await serving(follower, "one")
+    assert follower.settled.is_set()
+    following.cancel()
+
+
 async def test_an_unchanged_pointer_is_not_read_again(store: AdapterStore, tmp_path: Path) -> None:
     publish_bank(store, tmp_path, {"sql": 1}, "one")
     spy = Spy(store)

@@ -71,6 +71,9 @@ class EchoService:
     delay: float = 0.0
     closed: int = 0
 
+    async def ready(self) -> None:
+        pass
+
     def bank(self) -> Any:
         if self.manifest is None:
             raise StoreUnavailable("bank s3://b/ is not ready: connection refused", retry_after=5)
