@@ -72,9 +72,17 @@ class Application:
 
 
 @contextmanager
-def running(folder: Path, *, queue: int, store_is_late: bool = False, **args: Any) -> Iterator[Application]:
+def running(
+    folder: Path,
+    *,
+    queue: int,
+    store_is_late: bool = False,
+    scaling: Mapping[str, Mapping[str, Any]] | None = None,
+    **args: Any,
+) -> Iterator[Application]:
     """The application with BANK published as version one. `queue` requests run at once, as many wait; `args` are set
-    in serve_config.yaml. With `store_is_late` it starts while there is no store."""
+    in serve_config.yaml, and `scaling` in the autoscaling_config of the deployments it names. With `store_is_late` it
+    starts while there is no store."""
     make_bank(folder)
     config = load_config(ROOT / "serve_config.yaml")
     settings = config["applications"][0]["args"]
@@ -82,6 +90,7 @@ def running(folder: Path, *, queue: int, store_is_late: bool = False, **args: An
     settings["engine"] |= {"max_requests": queue, "cache_tokens": 32768}
     for deployment in config["applications"][0]["deployments"]:
         deployment["ray_actor_options"]["num_cpus"] = 0.1
+        deployment["autoscaling_config"] |= (scaling or {}).get(deployment["name"], {})
         if deployment["name"] == "FusedBackbone":
             deployment |= {"max_ongoing_requests": queue, "max_queued_requests": queue}
     server = LocalS3(folder / "s3", port=free_port())
