@@ -27,11 +27,12 @@ import httpx
 from ray.serve.config import AutoscalingContext
 
 from deployments.autoscale import ADAPTERS, REQUESTS, TOKENS, BackbonePolicy, Decision
+from tests.application import running
 
 LOAD_S, SILENCE_S = 40, 25
 QUEUE = 16
-CACHE_TOKENS = 8192
-SLOTS = 4
+ENGINE = {"slots": 2, "cache_tokens": 8192}
+ROUTING = {"max_adapters": 2, "most_adapters": 2}
 
 Body = dict[str, Any]
 
@@ -115,7 +116,7 @@ def bursts(url: str) -> list[int]:
 
 
 def long_prompts(url: str) -> list[int]:
-    """Four clients with prompts of some 2,000 tokens, each of its own: two or three fill the cache."""
+    """Six clients with prompts of some 2,000 tokens, each of its own: three fill the cache."""
     rng = Random(1)
 
     def bodies() -> Iterator[Body]:
@@ -123,13 +124,13 @@ def long_prompts(url: str) -> list[int]:
             prompt = " ".join(f"{rng.randrange(1000)}" for _ in range(500))
             yield {"model": "sql", "prompt": prompt, "max_tokens": 300}
 
-    with clients(url, 4, bodies()) as statuses:
+    with clients(url, 6, bodies()) as statuses:
         time.sleep(LOAD_S)
     return statuses
 
 
 def mixes(url: str) -> list[int]:
-    """Four clients, each with one of the bank's adapters in slots that hold three of them at most."""
+    """Three clients with mixes of two adapters, three in all, where two fit in the slots."""
     names = ("cron", "dates", "sql")
 
     def bodies() -> Iterator[Body]:
@@ -145,8 +146,6 @@ def mixes(url: str) -> list[int]:
 
 
 def main() -> None:
-    from tests.application import running
-
     result: dict[str, Any] = {"cores": os.cpu_count(), "machine": platform.machine(), "scaling": SCALING, "traces": {}}
     with TemporaryDirectory(prefix="dlp-autoscaling-") as temporary:
         path = Path(temporary) / "seen.jsonl"
@@ -154,12 +153,8 @@ def main() -> None:
             "policy_function": "benchmarks.autoscaling:Recorder",
             "policy_kwargs": {"path": str(path), "tokens": 0.7, "adapters": 0.9},
         }
-        engine = {"slots": SLOTS, "page_tokens": 32}
-        routing = {"most_adapters": SLOTS}
         scaling = {"FusedBackbone": SCALING | {"policy": policy}}
-        with running(
-            Path(temporary), queue=QUEUE, cache_tokens=CACHE_TOKENS, scaling=scaling, engine=engine, routing=routing
-        ) as app:
+        with running(Path(temporary), queue=QUEUE, scaling=scaling, engine=ENGINE, routing=ROUTING) as app:
             for kind in (steady, bursts, long_prompts, mixes):
                 began = time.time()
                 statuses = kind(app.url)

@@ -87,7 +87,7 @@ def running(
     config = load_config(ROOT / "serve_config.yaml")
     settings = config["applications"][0]["args"]
     settings |= {"dtype": "float32", "threads": 1, "bank_poll_s": 0.5, "cache": {"path": str(folder / "cache")}} | args
-    settings["engine"] |= {"max_requests": queue, "cache_tokens": 32768}
+    settings["engine"] |= {"max_requests": queue, "cache_tokens": 32768} | args.get("engine", {})
     for deployment in config["applications"][0]["deployments"]:
         deployment["ray_actor_options"]["num_cpus"] = 0.1
         deployment["autoscaling_config"] |= (scaling or {}).get(deployment["name"], {})

@@ -67,7 +67,17 @@ def test_none_are_left_only_without_any_load() -> None:
 
 @pytest.mark.parametrize(
     ("load", "present", "expected"),
-    [(2.4, 1, 3), (3.0, 3, 3), (3.01, 3, 4), (1.7, 3, 3), (1.6, 3, 2), (0.8, 2, 1), (0.81, 2, 2), (0.5, 9, 5)],
+    [
+        (2.4, 1, 3),
+        (3.0, 3, 3),
+        (3.01, 3, 4),
+        (1.7, 3, 3),
+        (1.6, 3, 2),
+        (0.8, 2, 1),
+        (0.81, 2, 2),
+        (0.5, 9, 5),
+        (3 + 1e-9, 3, 3),
+    ],
 )
 def test_the_two_lines(load: float, present: int, expected: int) -> None:
     assert wanted(load, present, **ANY) == expected
