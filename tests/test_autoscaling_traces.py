@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from bisect import bisect_right
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,7 +14,7 @@ import yaml
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from deployments.autoscale import ADAPTERS, BUSY, REQUESTS, TOKENS, BackbonePolicy
-from tests.autoscaler import START_S, Trace, replay
+from tests.autoscaler import START_S, Replicas, Trace, replay
 
 ROOT = Path(__file__).parents[1]
 DEPLOYMENTS = {
@@ -131,6 +133,52 @@ def test_a_large_fleet_follows_load_of_a_large_fleet() -> None:
     found = replay(step(10, 1000), 3 * HOUR, config("FusedBackbone", max_replicas=100))
     assert found.first(63) <= AT + NOTICED_S
     assert (max(found.target), found.turns, found.target[-1]) == (63, 1, 1)
+
+
+# ---------------------------------------------------------------------- recorded by benchmarks/autoscaling.py
+
+RECORDED = json.loads((ROOT / "benchmarks/results/autoscaling.json").read_text())
+# trace: replicas it needs by the recorded settings, and by those of serve_config.yaml
+HEIGHTS = {"steady": (3, 1), "bursts": (3, 1), "long_prompts": (3, 3), "mixes": (2, 2)}
+
+
+def recorded(name: str) -> tuple[Trace, list[int], int]:
+    """What was asked for, what Serve aimed at then, and for how many seconds."""
+    seen = RECORDED["traces"][name]["seen"]
+    times = [row["time"] for row in seen]
+
+    def trace(t: float) -> dict[str, float]:
+        row = seen[max(0, bisect_right(times, t) - 1)]
+        return {REQUESTS: row[REQUESTS] + row["queued"], TOKENS: row[TOKENS], ADAPTERS: row[ADAPTERS]}
+
+    targets = [seen[max(0, bisect_right(times, second) - 1)]["target"] for second in range(times[-1])]
+    return trace, targets, times[-1]
+
+
+def test_every_recorded_kind_of_load_is_replayed() -> None:
+    assert set(RECORDED["traces"]) == set(HEIGHTS)
+    assert all(set(trace["answers"]) == {"200"} for trace in RECORDED["traces"].values())
+
+
+@pytest.mark.parametrize("name", HEIGHTS)
+def test_a_recorded_trace_goes_the_way_the_cluster_went(name: str) -> None:
+    trace, targets, seconds = recorded(name)
+    height = HEIGHTS[name][0]
+    settings = config("FusedBackbone", **RECORDED["scaling"])
+    found = replay(trace, seconds, settings, start_s=8)
+    assert (found.target[0], max(found.target), found.turns, found.target[-1]) == (1, height, 1, 1)
+    assert found.first(height) <= targets.index(height) + settings.look_back_period_s + settings.upscale_delay_s
+    were = Replicas(target=targets)
+    assert (max(were.target), were.turns, were.target[-1]) == (height, 1, 1)
+
+
+@pytest.mark.parametrize("name", HEIGHTS)
+def test_a_recorded_trace_by_the_settings_of_production(name: str) -> None:
+    trace, _, seconds = recorded(name)
+    found = replay(trace, HOUR / 2, BACKBONE)
+    assert (max(found.target), found.turns) == (HEIGHTS[name][1], int(HEIGHTS[name][1] > 1))
+    assert found.first(HEIGHTS[name][1]) <= seconds - 25, "while the load lasts"
+    assert found.target[-1] == 1
 
 
 # ---------------------------------------------------------------------- one decision
