@@ -28,6 +28,7 @@ class BackbonePolicy:
     first, and these shares of its cache and its slots."""
 
     def __init__(self, *, tokens: float, adapters: float, margin: float = MARGIN) -> None:
+        _check(tokens=tokens, adapters=adapters, margin=margin)
         self._tokens, self._adapters, self._margin = tokens, adapters, margin
 
     def __call__(self, ctx: AutoscalingContext) -> Decision:
@@ -41,6 +42,7 @@ class RouterPolicy:
     """Requests of the router pool, running and queued, and the share of their time that its replicas compute."""
 
     def __init__(self, *, busy: float, margin: float = MARGIN) -> None:
+        _check(busy=busy, margin=margin)
         self._busy, self._margin = busy, margin
 
     def __call__(self, ctx: AutoscalingContext) -> Decision:
@@ -52,6 +54,15 @@ class RouterPolicy:
             target_requests=ctx.config.get_target_ongoing_requests(),
         )
         return _decision(ctx, load, len(reports), self._margin)
+
+
+def _check(*, margin: float, **targets: float) -> None:
+    """Raises ValueError for what no replica count could follow from."""
+    if not 0 <= margin < 1:
+        raise ValueError(f"policy_kwargs.margin is {margin}; it must be at least 0 and below 1")
+    for name, target in targets.items():
+        if not target > 0:
+            raise ValueError(f"policy_kwargs.{name} is {target}; it must be above 0")
 
 
 def _reports(ctx: AutoscalingContext, keys: Iterable[str]) -> list[Mapping[str, float]]:

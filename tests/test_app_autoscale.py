@@ -1,5 +1,5 @@
 """A load step on a Ray cluster: FusedBackbone goes from one replica to three and back, and no request notices. The
-router pool goes to zero and comes back. What the policies decide: test_autoscaling.py, test_autoscaling_traces.py.
+router pool goes to zero and comes back. What the policies decide: test_autoscaling*.py.
 """
 
 from __future__ import annotations
