@@ -17,6 +17,7 @@ from deployments import tracing
 from deployments.admin_api import LoadAdapter
 from deployments.affinity import RESIDENT
 from deployments.args import AppArgs
+from deployments.autoscale import ADAPTERS, REQUESTS, TOKENS
 from deployments.generation import Delta, Finished, GenerationRequest
 from deployments.metrics import EngineMetrics
 from deployments.once import Once
@@ -132,6 +133,15 @@ class FusedBackbone:
     def record_routing_stats(self) -> dict[str, list[str]]:
         """What the request router asks for (deployments/affinity.py). Any change of it is sent to every handle."""
         return {RESIDENT: sorted({name.rpartition("@")[0] for name in self._engine.stats().resident})}
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What deployments/autoscale.py decides by."""
+        stats = self._engine.stats()
+        return {
+            REQUESTS: stats.running + stats.waiting,
+            TOKENS: 1 - stats.cache_free + stats.tokens_waiting / self._args.engine.cache_tokens,
+            ADAPTERS: stats.adapter_demand,
+        }
 
     def _fetched(self, entry: AdapterEntry | RouterEntry, seconds: float) -> None:
         if isinstance(entry, AdapterEntry):

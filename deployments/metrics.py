@@ -45,6 +45,16 @@ class RoutingMetrics:
             self._fallbacks.inc(tags={"reason": decision.reason})
 
 
+class RouterMetrics:
+    """Recorded by a router replica, each time it reports to the autoscaler."""
+
+    def __init__(self) -> None:
+        self._busy = Gauge("dlp_router_busy", "Share of its time a router replica computes.")
+
+    def state(self, *, busy: float) -> None:
+        self._busy.set(busy)
+
+
 class BankMetrics:
     """Recorded by the ingress, each time it looks at the pointer."""
 
@@ -71,6 +81,11 @@ class EngineMetrics:
         self._resident = Gauge("dlp_adapters_resident", "Adapters resident in a tier.", ("tier",))
         self._running = Gauge("dlp_requests_running", "Requests in the batch.")
         self._waiting = Gauge("dlp_requests_waiting", "Requests that wait for their adapters.")
+        self._tokens_running = Gauge("dlp_tokens_running", "Tokens in the cache of requests in the batch.")
+        self._tokens_waiting = Gauge("dlp_tokens_waiting", "Most tokens of requests that are not in the batch yet.")
+        self._cache_use = Gauge("dlp_cache_use", "Share of the paged cache that requests hold.")
+        self._adapter_demand = Gauge("dlp_adapter_demand", "Adapters that requests use or wait for, over the slots.")
+        self._adapter_wait = Gauge("dlp_adapter_wait_seconds", "Longest that a request waits for its adapters now.")
 
     def loaded(self, adapter: str, tier: str, seconds: float) -> None:
         """`adapter` as the engine names it, name@version."""
@@ -82,6 +97,11 @@ class EngineMetrics:
         """`on_disk`: adapters in the disk cache of the node, whoever fetched them."""
         self._running.set(stats.running)
         self._waiting.set(stats.waiting)
+        self._tokens_running.set(stats.tokens_running)
+        self._tokens_waiting.set(stats.tokens_waiting)
+        self._cache_use.set(1 - stats.cache_free)
+        self._adapter_demand.set(stats.adapter_demand)
+        self._adapter_wait.set(stats.adapter_wait_s)
         self._resident.set(len(stats.resident), tags={"tier": "device"})
         self._resident.set(stats.host_adapters, tags={"tier": "host"})
         self._resident.set(on_disk, tags={"tier": "disk"})

@@ -9,6 +9,9 @@ from ray import serve
 
 from deployments import tracing
 from deployments.args import AppArgs
+from deployments.autoscale import BUSY
+from deployments.busy import BusyTime
+from deployments.metrics import RouterMetrics
 from deployments.once import Once
 from deployments.replica_log import join_library_log
 from dlp_core.bank import load_manifest
@@ -31,6 +34,8 @@ class Router:
         self._store = open_store(args.bank)
         self._cache = DiskCache(args.cache.path, args.cache.max_bytes)
         self._routers = Once(self._load, keep=BANKS_KEPT)
+        self._busy = BusyTime()
+        self._metrics = RouterMetrics()
 
     async def prepare(self, bank: str) -> None:
         """Loads the router of a bank version. Raises StoreUnavailable or BankError."""
@@ -52,12 +57,20 @@ class Router:
     async def explain(self, texts: Sequence[str], bank: str, allowed: frozenset[str] | None) -> Explanation:
         """Why `route` says what it says."""
         router = restricted(await self._routers.get(bank), allowed)
-        return await asyncio.to_thread(explain_first, router, texts)
+        with self._busy.measured():
+            return await asyncio.to_thread(explain_first, router, texts)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What deployments/autoscale.py decides by."""
+        busy = self._busy.share()
+        self._metrics.state(busy=busy)
+        return {BUSY: busy}
 
     # Nobody waits for a batch to fill: whatever arrived while the last one ran is the next one.
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
     async def _batched(self, routers: list[BankRouter], requests: list[Sequence[str]]) -> list[Routing]:
-        return await asyncio.to_thread(_route, routers, requests)
+        with self._busy.measured():
+            return await asyncio.to_thread(_route, routers, requests)
 
     def _load(self, bank: str) -> BankRouter:
         return read_router(self._store, self._cache, load_manifest(self._store, bank))

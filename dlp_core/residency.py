@@ -128,6 +128,7 @@ class Residency:
         self._kept_names: tuple[str, ...] = ()
         self._loads: dict[_Key, asyncio.Task[None]] = {}
         self._in_line: dict[Ticket, _Waiter] = {}
+        self._waiting_since: dict[Ticket, float] = {}
         self._threads = ThreadPoolExecutor(_LOAD_THREADS, thread_name_prefix="adapter-load", initializer=_step_aside)
 
     @property
@@ -139,6 +140,16 @@ class Residency:
     def pinned_count(self) -> int:
         """Pins held by requests; 0 when nothing is in flight."""
         return self._slots.pinned
+
+    @property
+    def demand(self) -> float:
+        """Adapters that requests use or wait for, over the slots for them. Those kept count on neither side."""
+        return self._slots.demand(besides=[key for key in self._keys() if key.name in self._kept_names])
+
+    @property
+    def longest_wait(self) -> float:
+        """Seconds for which the request that has waited longest for its adapters has waited."""
+        return max((time.perf_counter() - since for since in self._waiting_since.values()), default=0.0)
 
     def has_room(self, names: Sequence[str]) -> bool:
         """Whether these adapters can ever be resident together, beside those that are kept. Safe on any thread.
@@ -163,15 +174,18 @@ class Residency:
             )
         ticket, loads = self._slots.request({key: self._source.size(key.name) for key in keys})
         self._in_line[ticket] = waiter = _Waiter(asyncio.Event(), copy_context())
+        self._waiting_since[ticket] = time.perf_counter()
         self._advance(loads)
         try:
             await waiter.granted.wait()
             for key in keys:
                 if key in self._loads:
                     await asyncio.shield(self._loads[key])
+            del self._waiting_since[ticket]
             yield {key.name: Pin(ticket.slots[key], key.digest) for key in keys}
         finally:
             del self._in_line[ticket]
+            self._waiting_since.pop(ticket, None)
             self._advance(self._slots.release(ticket))
 
     async def keep(self, names: Sequence[str]) -> None:

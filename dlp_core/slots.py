@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -149,6 +149,16 @@ class Slots:
     def waiting(self) -> int:
         """Tickets in line for a slot."""
         return len(self._waiting)
+
+    def demand(self, besides: Collection[Hashable] = ()) -> float:
+        """What granted and waiting tickets ask for, each adapter once, over what there is: slots or bytes, whichever is
+        scarcer. Above 1, some of them wait for others. The adapters `besides` count on neither side."""
+        sizes = {slot.key: slot.size for slot in self._by_key.values() if slot.pins}
+        for ticket in self._waiting:
+            sizes.update(ticket.sizes)
+        fixed = [sizes.pop(key) for key in besides if key in sizes]
+        of_slots = len(sizes) / max(1, self._count - len(fixed))
+        return max(of_slots, sum(sizes.values()) / max(1, self._max_bytes - sum(fixed)))
 
     def _grant(self) -> list[Load]:
         loads: list[Load] = []

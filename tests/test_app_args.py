@@ -11,11 +11,12 @@ import pytest
 import yaml
 from pydantic import ValidationError
 from ray import serve
-from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.schema import DeploymentSchema, ServeDeploySchema
 
 from deployments.app import build_app
 from deployments.args import AppArgs
+from deployments.autoscale import BackbonePolicy, RouterPolicy
 from dlp_core.affinity import IMBALANCE, QUEUE_PENALTY
 from dlp_core.errors import InvalidRequest
 
@@ -94,10 +95,21 @@ def test_nested_settings_are_spelt_as_serve_knows_them() -> None:
             settings = deployment.get(key, {})
             assert set(settings) <= set(kind.model_fields), name
             kind(**settings)
+        assert set(deployment["autoscaling_config"].get("policy", {})) <= set(AutoscalingPolicy.model_fields), name
     assert DEPLOYMENTS["FusedBackbone"]["request_router_config"]["request_router_kwargs"] == {
         "queue_penalty": QUEUE_PENALTY,
         "imbalance": IMBALANCE,
     }
+
+
+@pytest.mark.parametrize(("name", "kind"), [("Router", RouterPolicy), ("FusedBackbone", BackbonePolicy)])
+def test_policies_are_classes_that_take_what_the_config_says(name: str, kind: type) -> None:
+    """Serve passes policy_kwargs to classes only, and ignores them for functions."""
+    policy = AutoscalingConfig(**DEPLOYMENTS[name]["autoscaling_config"]).policy
+    assert policy.get_policy().__name__ == kind.__name__
+    assert callable(policy.get_policy()(**policy.policy_kwargs))
+    with pytest.raises(TypeError):
+        kind(**policy.policy_kwargs, typo=1)
 
 
 def test_the_config_names_the_deployments_of_the_app() -> None:
@@ -118,8 +130,10 @@ def test_limits_that_must_agree() -> None:
     assert backbone["max_ongoing_requests"] == args.engine.max_requests
     for name in ("Ingress", "FusedBackbone"):
         assert DEPLOYMENTS[name]["graceful_shutdown_timeout_s"] > args.limits.request_timeout_s
-    scaling = AutoscalingConfig(**backbone["autoscaling_config"])
-    assert scaling.look_back_period_s <= min(scaling.upscale_delay_s, scaling.downscale_delay_s)
+    assert backbone["autoscaling_config"]["target_ongoing_requests"] <= args.engine.max_requests
+    for name in ("Router", "FusedBackbone"):
+        scaling = AutoscalingConfig(**DEPLOYMENTS[name]["autoscaling_config"])
+        assert scaling.look_back_period_s <= min(scaling.upscale_delay_s, scaling.downscale_delay_s)
 
 
 def test_the_smallest_deployment_fits_on_two_cpus_without_a_gpu() -> None:

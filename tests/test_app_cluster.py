@@ -31,7 +31,8 @@ QUEUE = 6
 METRICS = (
     "dlp_route_seconds dlp_route_confidence dlp_mix_size dlp_adapter_hits_total dlp_fallback_total "
     "dlp_adapter_loads_total dlp_adapter_load_seconds dlp_adapters_resident dlp_time_to_first_token_seconds "
-    "dlp_inter_token_seconds dlp_tokens_total dlp_requests_running dlp_requests_waiting dlp_bank_refused"
+    "dlp_inter_token_seconds dlp_tokens_total dlp_requests_running dlp_requests_waiting dlp_bank_refused "
+    "dlp_tokens_running dlp_tokens_waiting dlp_cache_use dlp_adapter_demand dlp_adapter_wait_seconds dlp_router_busy"
 ).split()
 
 

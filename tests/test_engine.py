@@ -61,6 +61,7 @@ async def generate(
 def assert_nothing_leaked(engine: FusedEngine) -> None:
     stats = engine.stats()
     assert (stats.running, stats.waiting, stats.pinned, stats.cache_free) == (0, 0, 0, pytest.approx(1.0))
+    assert (stats.tokens_running, stats.tokens_waiting, stats.adapter_demand, stats.adapter_wait_s) == (0, 0, 0, 0)
     batching = engine._batching
     assert batching._requests == batching._cancelling == batching.output_router.result_handlers == {}
     assert batching.output_router.output_queue.empty()
@@ -78,6 +79,35 @@ async def test_tokens_are_the_same_alone_and_in_any_batch(engine: FusedEngine) -
     together = await asyncio.gather(*(generate(engine, f"batch-{i}", *job) for i, job in enumerate(JOBS)))
     assert together == alone
     assert len({tuple(tokens) for tokens, _ in alone}) > 6, "the mixes must matter for this test to mean anything"
+    assert_nothing_leaked(engine)
+
+
+async def test_stats_tell_tokens_in_the_batch_from_tokens_that_wait(engine: FusedEngine) -> None:
+    """Three slots are in use by the first request; the second waits for one."""
+    first = engine.submit(
+        prompt(1, 20), Mix.of(dict.fromkeys("abc", 0.3)), Sampling(800, ignore_eos=True), request_id="first"
+    )
+    assert (await anext(first)).token_ids
+    second = asyncio.create_task(generate(engine, "second", prompt(2, 30), Mix.of({"d": 1.0}), max_tokens=7))
+    await asyncio.sleep(0.05)
+    stats = engine.stats()
+    assert (stats.running, stats.waiting) == (1, 1)
+    assert 20 < stats.tokens_running <= 820
+    assert stats.tokens_running / 1024 <= 1 - stats.cache_free + 1e-6, "the cache holds them, in whole pages"
+    assert stats.tokens_waiting == 30 + 7
+    assert stats.adapter_demand == 4 / 3
+    assert stats.adapter_wait_s > 0.03
+    await first.aclose()  # type: ignore[attr-defined]
+    await second
+    assert_nothing_leaked(engine)
+
+
+async def test_a_finished_request_that_is_not_read_yet_waits_for_nothing(engine: FusedEngine) -> None:
+    stream = engine.submit(prompt(1, 20), EMPTY_MIX, Sampling(9, ignore_eos=True), request_id="unread")
+    assert (await anext(stream)).token_ids
+    await asyncio.sleep(0.5)
+    assert (engine.stats().tokens_running, engine.stats().tokens_waiting) == (0, 0)
+    assert [event.finish_reason async for event in stream][-1] == "length"
     assert_nothing_leaked(engine)
 
 

@@ -266,3 +266,23 @@ async def test_a_load_runs_in_the_context_of_the_request_it_is_for(source: SlowS
     second.set()
     await asyncio.gather(*tasks)
     assert loads == [("a", "host", "one"), ("a", "device", "one"), ("b", "host", "two"), ("b", "device", "two")]
+
+
+async def test_demand_and_wait_are_of_requests_alone(source: SlowSource, fusion: Fusion) -> None:
+    residency = Residency(source, fusion, 3)
+    await residency.keep(["a"])
+    assert (residency.demand, residency.longest_wait) == (0, 0)
+    async with residency.pinned(["a", "b"]):
+        assert (residency.demand, residency.longest_wait) == (1 / 2, 0)
+        source.open.clear()
+        waiting = asyncio.create_task(residency.preload(["c"]))
+        await asyncio.sleep(0.05)
+        assert residency.demand == 1
+        assert 0.03 < residency.longest_wait < 5
+        in_line = asyncio.create_task(residency.preload(["d"]))
+        await asyncio.sleep(0)
+        assert residency.demand == 3 / 2
+        in_line.cancel()
+        source.open.set()
+        await waiting
+    assert (residency.demand, residency.longest_wait) == (0, 0)

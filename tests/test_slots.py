@@ -77,6 +77,27 @@ def test_a_set_is_granted_whole_or_not_at_all() -> None:
     assert pair.granted
 
 
+def test_demand_counts_what_is_asked_for_once_and_also_what_waits() -> None:
+    slots = Slots(4)
+    assert slots.demand() == 0
+    tickets = [take(slots, "a"), take(slots, "a", "b"), take(slots, "c", "d")]
+    assert slots.demand() == 1
+    waiting, _ = slots.request(dict.fromkeys(["a", "e", "f"], 1))
+    assert slots.demand() == 6 / 4
+    assert slots.demand(besides=["a"]) == 5 / 3
+    for ticket in [*tickets, waiting]:
+        slots.release(ticket)
+    assert slots.demand() == 0, "adapters that nobody uses any more are in nobody's way"
+
+
+def test_demand_is_of_bytes_where_they_are_scarcer() -> None:
+    slots = Slots(4, max_bytes=10)
+    slots.request({"a": 8})
+    assert slots.demand() == 0.8
+    slots.request({"b": 8})
+    assert slots.demand() == 1.6
+
+
 def test_a_later_request_does_not_overtake_a_waiting_one() -> None:
     slots = Slots(2)
     held = take(slots, "a")

@@ -199,6 +199,15 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         kept = sum(len(a.ledger.cached_blocks) * a.bytes_per_block for a in cache.cache_allocators.values())
         return float(cache.compute_free_capacity() + kept / (cache.num_sectors * cache.bytes_per_sector))
 
+    def held_tokens(self) -> dict[str, int]:
+        """The requests of the batch, and how many tokens of each the cache holds."""
+        processor = self.batch_processor
+        if processor is None:
+            return {}
+        return {
+            state.request_id: state.position_offset for state in processor.scheduler.active_requests.copy().values()
+        }
+
     # ------------------------------------------------------------------ the step
 
     def _generation_step(self) -> None:

@@ -51,6 +51,15 @@ class EngineStats:
     """Share of the paged cache that no request holds."""
     shared_tokens: int
     """Prompt tokens not computed since the start, because the cache had them under the same mix."""
+    tokens_running: int
+    """Tokens, prompt and completion, that the cache holds of requests in the batch; shared ones count for each."""
+    tokens_waiting: int
+    """Tokens, prompt and the most that may be generated, of requests that are not in the batch: they wait for their
+    adapters, or for room in it."""
+    adapter_demand: float
+    """Adapters that requests use or wait for, over the slots there are for them. Above 1, some wait for others."""
+    adapter_wait_s: float
+    """How long the request that has waited longest for its adapters has waited, loading included."""
 
 
 class FusedEngine:
@@ -67,6 +76,7 @@ class FusedEngine:
         self._eos = _eos_tokens(model)
         self._batching = Batching(model, fusion, config, eos=self._eos, has_room=residency.has_room)
         self._streams: dict[str, asyncio.Queue[Output | Needs | RequestAborted]] = {}
+        self._most_tokens: dict[str, int] = {}  # prompt and completion, of requests whose last token is not there yet
         self._running = 0
 
     def start(self) -> None:
@@ -97,15 +107,20 @@ class FusedEngine:
         self._admit(prompt_ids, plan, sampling, request_id)
         results: asyncio.Queue[Output | Needs | RequestAborted] = asyncio.Queue()
         self._streams[request_id] = results
+        self._most_tokens[request_id] = len(prompt_ids) + sampling.max_tokens
         last = None
+
+        def deliver(item: Output | Needs) -> None:
+            if isinstance(item, Output) and item.finished:
+                self._most_tokens.pop(request_id, None)  # it waits for nothing but its reader
+            results.put_nowait(item)
+
         try:
             async with AsyncExitStack() as held:
                 pins: Mapping[str, Pin] = await held.enter_async_context(self._residency.pinned(plan.names))
                 self._running += 1
                 try:
-                    self._batching.add(
-                        request_id, list(prompt_ids), sampling, plan=plan, pins=pins, deliver=results.put_nowait
-                    )
+                    self._batching.add(request_id, list(prompt_ids), sampling, plan=plan, pins=pins, deliver=deliver)
                     async for event in self._events(request_id, results, held, len(prompt_ids), sampling):
                         if event.finish_reason is not None:
                             last = event
@@ -119,6 +134,7 @@ class FusedEngine:
                         self._batching.forget(request_id)
         finally:
             del self._streams[request_id]
+            self._most_tokens.pop(request_id, None)
         assert last is not None
         yield last  # everything is released before a consumer can dawdle over the last event
 
@@ -138,6 +154,7 @@ class FusedEngine:
             stream.put_nowait(RequestAborted(f"request {request_id} was aborted"))
 
     def stats(self) -> EngineStats:
+        held = self._batching.held_tokens()
         return EngineStats(
             running=self._running,
             waiting=len(self._streams) - self._running,
@@ -146,6 +163,10 @@ class FusedEngine:
             pinned=self._residency.pinned_count,
             cache_free=self._batching.cache_free(),
             shared_tokens=self._batching.shared_tokens,
+            tokens_running=sum(held.values()),
+            tokens_waiting=sum(most for request_id, most in self._most_tokens.items() if request_id not in held),
+            adapter_demand=self._residency.demand,
+            adapter_wait_s=self._residency.longest_wait,
         )
 
     def check_health(self) -> None:

@@ -1,0 +1,174 @@
+"""What the backbone's autoscaling policy sees and says on a local cluster under load.
+
+    .venv/bin/python -m benchmarks.autoscaling > benchmarks/results/autoscaling.json
+
+A tiny random model, at most three replicas, and delays of seconds instead of minutes; each kind of load lasts 40 s and
+ends in 25 s of silence. Prints one JSON object: per kind of load, what all replicas reported together (`requests`,
+`tokens`, `adapters`), what waited at the callers (`queued`), and the number of replicas that Serve aimed at, once a
+second. tests/test_autoscaling_traces.py replays them. Needs the `train` extra.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+from ray.serve.config import AutoscalingContext
+
+from deployments.autoscale import ADAPTERS, REQUESTS, TOKENS, BackbonePolicy, Decision
+from tests.application import running
+
+LOAD_S, SILENCE_S = 40, 25
+QUEUE = 16
+ENGINE = {"slots": 2, "cache_tokens": 8192}
+ROUTING = {"max_adapters": 2, "most_adapters": 2}
+
+Body = dict[str, Any]
+
+
+class Recorder(BackbonePolicy):
+    """The policy, which writes down what it sees, once a second."""
+
+    def __init__(self, *, path: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._path = path
+        self._last = 0.0
+
+    def __call__(self, ctx: AutoscalingContext) -> Decision:
+        if ctx.current_time - self._last >= 1:
+            self._last = ctx.current_time
+            seen = {key: sum(ctx.aggregated_metrics.get(key, {}).values()) for key in (REQUESTS, TOKENS, ADAPTERS)}
+            seen |= {"time": ctx.current_time, "queued": ctx.total_queued_requests, "target": ctx.target_num_replicas}
+            with Path(self._path).open("a") as file:
+                file.write(json.dumps(seen) + "\n")
+        return super().__call__(ctx)
+
+
+SCALING = {
+    "max_replicas": 3,
+    "target_ongoing_requests": 4,
+    "upscale_delay_s": 2,
+    "downscale_delay_s": 6,
+    "look_back_period_s": 2,
+    "metrics_interval_s": 0.5,
+}
+
+
+@contextmanager
+def clients(url: str, count: int, bodies: Iterator[Body]) -> Iterator[list[int]]:
+    """So many clients, each with one request after another. Yields the statuses of the answers so far."""
+    over, lock = threading.Event(), threading.Lock()
+    statuses: list[int] = []
+
+    def client() -> None:
+        with httpx.Client(timeout=120) as http:
+            while not over.is_set():
+                with lock:
+                    body = next(bodies)
+                statuses.append(http.post(f"{url}/v1/completions", json=body).status_code)
+
+    with ThreadPoolExecutor(count) as pool:
+        futures = [pool.submit(client) for _ in range(count)]
+        try:
+            yield statuses
+        finally:
+            over.set()
+            for future in futures:
+                future.result()
+
+
+def steady(url: str) -> list[int]:
+    """Eleven clients with answers of 100 tokens: a step."""
+
+    def bodies() -> Iterator[Body]:
+        while True:
+            yield {"model": "sql", "prompt": "the user", "max_tokens": 100}
+
+    with clients(url, 11, bodies()) as statuses:
+        time.sleep(LOAD_S)
+    return statuses
+
+
+def bursts(url: str) -> list[int]:
+    """Twelve requests at once, every eight seconds."""
+    body = {"model": "sql", "prompt": "the user", "max_tokens": 100}
+    statuses: list[int] = []
+    with ThreadPoolExecutor(12) as pool:
+        for _ in range(LOAD_S // 8):
+            began = time.monotonic()
+            answers = pool.map(
+                lambda _: httpx.post(f"{url}/v1/completions", json=body, timeout=60).status_code, range(12)
+            )
+            statuses += answers
+            time.sleep(max(0.0, 8 - (time.monotonic() - began)))
+    return statuses
+
+
+def long_prompts(url: str) -> list[int]:
+    """Six clients with prompts of some 2,000 tokens, each of its own: three fill the cache."""
+    rng = Random(1)
+
+    def bodies() -> Iterator[Body]:
+        while True:
+            prompt = " ".join(f"{rng.randrange(1000)}" for _ in range(500))
+            yield {"model": "sql", "prompt": prompt, "max_tokens": 300}
+
+    with clients(url, 6, bodies()) as statuses:
+        time.sleep(LOAD_S)
+    return statuses
+
+
+def mixes(url: str) -> list[int]:
+    """Three clients with mixes of two adapters, three in all, where two fit in the slots."""
+    names = ("cron", "dates", "sql")
+
+    def bodies() -> Iterator[Body]:
+        number = 0
+        while True:
+            number += 1
+            mix = [{"name": names[(number + other) % 3], "weight": 0.5} for other in range(2)]
+            yield {"model": "auto", "prompt": "the user", "max_tokens": 100, "dlp": {"adapters": mix}}
+
+    with clients(url, 3, bodies()) as statuses:
+        time.sleep(LOAD_S)
+    return statuses
+
+
+def main() -> None:
+    result: dict[str, Any] = {"cores": os.cpu_count(), "machine": platform.machine(), "scaling": SCALING, "traces": {}}
+    with TemporaryDirectory(prefix="dlp-autoscaling-") as temporary:
+        path = Path(temporary) / "seen.jsonl"
+        policy = {
+            "policy_function": "benchmarks.autoscaling:Recorder",
+            "policy_kwargs": {"path": str(path), "tokens": 0.7, "adapters": 0.9},
+        }
+        scaling = {"FusedBackbone": SCALING | {"policy": policy}}
+        with running(Path(temporary), queue=QUEUE, scaling=scaling, engine=ENGINE, routing=ROUTING) as app:
+            for kind in (steady, bursts, long_prompts, mixes):
+                began = time.time()
+                statuses = kind(app.url)
+                time.sleep(SILENCE_S)
+                seen = [json.loads(line) for line in path.read_text().splitlines()]
+                rows = [
+                    {key: round(value, 3) for key, value in row.items()} | {"time": round(row["time"] - began)}
+                    for row in seen
+                    if row["time"] >= began
+                ]
+                answers = {status: statuses.count(status) for status in sorted(set(statuses))}
+                result["traces"][kind.__name__] = {"answers": answers, "seen": rows}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
