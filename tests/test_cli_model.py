@@ -14,6 +14,7 @@ import pytest
 from deployments import cli
 from deployments.commands import model
 from dlp_core import base_model
+from dlp_core.bank import digest_of
 from dlp_core.base_model import MANIFEST, describe, pull, push
 from dlp_core.errors import Conflict, DigestMismatch, InvalidRequest, NotFound, StoreUnavailable
 from dlp_core.store import open_store
@@ -213,10 +214,11 @@ def test_a_folder_keeps_what_it_has(uri: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["../out", "/etc/passwd", "a/b", ".hidden", ""])
 def test_a_manifest_is_not_trusted(path: str, tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "store"))
-    manifest = push(store, write_model(tmp_path / "base")).model_dump(mode="json")
-    manifest["files"][0]["path"] = path
-    store.put(MANIFEST, json.dumps(manifest).encode())
-    with pytest.raises(InvalidRequest, match="damaged"):
+    manifest = push(store, write_model(tmp_path / "base"))
+    files = (manifest.files[0].model_copy(update={"path": path}), *manifest.files[1:])
+    forged = manifest.model_copy(update={"files": files, "digest": digest_of(files)})
+    store.put(MANIFEST, forged.model_dump_json().encode())
+    with pytest.raises(InvalidRequest, match="damaged.*plain file name"):
         pull(store, tmp_path / "node")
 
 
