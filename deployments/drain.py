@@ -1,24 +1,25 @@
 """Empties this node before its pod ends: Serve starts its replicas elsewhere, and lets the requests they have finish.
 
-    python -m deployments.drain --seconds 315
+    python -m deployments.drain --seconds 570
 
-The preStop hook of the worker pods (k8s/base/rayservice.yaml). Returns when no replica is left here, after `seconds`
-at the latest, and at once where there is no cluster any more that could take over. A drain cannot be taken back, so
-outside a pod that KubeRay made nothing is done: there, any cluster of the machine might be the one that answers.
+The preStop hook of the worker pods (k8s/base/rayservice.yaml). Returns when neither a replica nor a proxy is left here,
+after `seconds` at the latest, and earlier where the cluster itself is gone. A drain cannot be taken back, so outside a
+pod that KubeRay made nothing is done: there, any cluster of the machine might be the one that answers.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-REPLICA = b"ray::ServeReplica:"
-"""How Ray titles the process of a replica."""
+SERVING = (b"ray::ServeReplica:", b"ray::ProxyActor", b"ray::HAProxyManager")
+"""How Ray titles the processes of replicas and proxies. A proxy may hold streams of replicas on other nodes."""
 
 POD_VARIABLES = ("RAY_ADDRESS", "RAY_CLUSTER_NAME", "RAY_CLOUD_INSTANCE_ID")
 """What KubeRay sets in every Ray container, and nobody elsewhere sets all of."""
@@ -26,6 +27,9 @@ POD_VARIABLES = ("RAY_ADDRESS", "RAY_CLUSTER_NAME", "RAY_CLOUD_INSTANCE_ID")
 LOOK_S = 1.0
 SETTLE_S = 5.0
 """Serve looks for nodes that are drained every second or so; a node without replicas now may get none any more then."""
+
+GONE_S = 120.0
+"""A head that is replaced is back in this time; one that is silent for longer belongs to a cluster that was deleted."""
 
 
 def main() -> None:
@@ -35,15 +39,16 @@ def main() -> None:
     missing = [name for name in POD_VARIABLES if not os.environ.get(name)]
     if missing:
         sys.exit(f"this is no pod of a Ray cluster ({', '.join(missing)} not set); no node is drained")
+    address = os.environ["RAY_ADDRESS"]
     deadline = time.monotonic() + seconds
     try:
-        ask_for_drain(os.environ["RAY_ADDRESS"], seconds)
+        ask_for_drain(address, seconds)
     except Exception as error:  # whatever Ray raises: the hook must not keep a pod that nobody drains
         print(f"this node is not drained: {error}", file=sys.stderr)
         return
     time.sleep(SETTLE_S)
-    if not wait_until_empty(replicas, deadline=deadline):
-        print(f"after {seconds} s there are still replicas here; they end with the pod", file=sys.stderr)
+    if not wait_until_empty(serving, lambda: answers(address), deadline=deadline):
+        print("there are still replicas or proxies here; they end with the pod", file=sys.stderr)
 
 
 def ask_for_drain(address: str, seconds: int) -> None:
@@ -66,22 +71,33 @@ def ask_for_drain(address: str, seconds: int) -> None:
         raise RuntimeError(why_not)
 
 
-def wait_until_empty(left: Callable[[], int], *, deadline: float) -> bool:
-    """Whether no replica was left before the deadline (of time.monotonic)."""
+def wait_until_empty(left: Callable[[], int], cluster_answers: Callable[[], bool], *, deadline: float) -> bool:
+    """Whether nothing was left before the deadline (of time.monotonic), or before the cluster was gone."""
+    heard = time.monotonic()
     while left():
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        heard = now if cluster_answers() else heard
+        if now > deadline or now - heard > GONE_S:
             return False
         time.sleep(LOOK_S)
     return True
 
 
-def replicas() -> int:
-    """Replica processes in this pod."""
+def serving() -> int:
+    """Processes in this pod that serve requests."""
     found = 0
     for command in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):  # it has just ended
-            found += command.read_bytes().startswith(REPLICA)
+            found += command.read_bytes().startswith(SERVING)
     return found
+
+
+def answers(address: str) -> bool:
+    """Whether the head's port is open. `address` is host:port."""
+    host, _, port = address.rpartition(":")
+    with suppress(OSError), socket.create_connection((host, int(port)), timeout=LOOK_S):
+        return True
+    return False
 
 
 if __name__ == "__main__":

@@ -218,7 +218,7 @@ def test_a_manifest_is_not_trusted(path: str, tmp_path: Path) -> None:
     files = (manifest.files[0].model_copy(update={"path": path}), *manifest.files[1:])
     forged = manifest.model_copy(update={"files": files, "digest": digest_of(files)})
     store.put(MANIFEST, forged.model_dump_json().encode())
-    with pytest.raises(InvalidRequest, match="damaged.*plain file name"):
+    with pytest.raises(InvalidRequest, match="plain file name"):
         pull(store, tmp_path / "node")
 
 
