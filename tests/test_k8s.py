@@ -208,6 +208,17 @@ def pods_needed(replicas: list[dict[str, float]], offers: Capacity) -> dict[str,
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_rays_autoscaler_reads_the_same_capacity(overlay: str) -> None:
+    from ray.autoscaler._private.kuberay.autoscaling_config import _get_ray_resources_from_group_spec
+
+    for group in ray_cluster(overlay)["workerGroupSpecs"]:
+        read = _get_ray_resources_from_group_spec(group, False)
+        read.pop("memory")
+        assert {"GPU": 0, **read} == capacity(overlay)[group["groupName"]]
+    assert _get_ray_resources_from_group_spec(ray_cluster(overlay)["headGroupSpec"], True)["CPU"] == 0
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 @pytest.mark.parametrize(("bound", "replicas"), [("min_replicas", "minReplicas"), ("max_replicas", "maxReplicas")])
 def test_every_replica_has_a_pod_to_run_in(overlay: str, bound: str, replicas: str) -> None:
     needed = pods_needed(needs(overlay, bound), capacity(overlay))
