@@ -54,6 +54,12 @@ def serve_config(folder: str) -> dict[str, Any]:
     return config
 
 
+def deployments(folder: str) -> dict[str, dict[str, Any]]:
+    """Those of the serve config, by name."""
+    [application] = serve_config(folder)["applications"]
+    return {deployment["name"]: deployment for deployment in application["deployments"]}
+
+
 def settings(folder: str) -> dict[str, str]:
     """What every Ray container gets by envFrom."""
     [found] = [

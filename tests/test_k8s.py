@@ -1,11 +1,9 @@
-"""The manifests: their schemas, the one serve config, security, capacity and drain times."""
+"""The manifests: their schemas, the one serve config, drain times and environment."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,10 +22,9 @@ from tests.manifests import (
     OVERLAYS,
     ROOT,
     containers,
+    deployments,
     objects,
     one,
-    pods,
-    quantity,
     ray_cluster,
     ray_containers,
     ray_service,
@@ -36,7 +33,8 @@ from tests.manifests import (
 )
 
 CONFIG = (ROOT / "serve_config.yaml").read_text()
-OURS = {"RayService"}  # kinds whose schema Kubernetes does not have
+CUSTOM = {"RayService", "PodMonitor", "PrometheusRule"}
+"""Kinds that Kubernetes has no schema of; other tests look at them."""
 
 ENGINE = "applications.dlp.args.engine"
 BACKBONE = "applications.dlp.deployments.FusedBackbone"
@@ -71,10 +69,10 @@ MAY_DIFFER = {
 # schemas
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", (*OVERLAYS, "monitoring"))
 def test_every_object_is_what_kubernetes_expects(overlay: str) -> None:
     for found in objects(overlay):
-        if found["kind"] not in OURS:
+        if found["kind"] not in CUSTOM:
             kubernetes_validate.validate(found, kubernetes_validate.latest_version(), strict=True)
 
 
@@ -153,140 +151,6 @@ def test_limits_agree(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert backbone["max_ongoing_requests"] == args.engine.max_requests
     assert backbone["autoscaling_config"]["target_ongoing_requests"] <= backbone["max_ongoing_requests"]
     assert (args.bank, str(args.base_model)) == (settings(overlay)["DLP_BANK"], settings(overlay)["DLP_BASE_MODEL"])
-
-
-def deployments(overlay: str) -> dict[str, dict[str, Any]]:
-    [application] = serve_config(overlay)["applications"]
-    return {deployment["name"]: deployment for deployment in application["deployments"]}
-
-
-# capacity
-
-Capacity = dict[str, dict[str, float]]
-"""By group: what Ray may give away in one of its pods."""
-
-
-def capacity(overlay: str) -> Capacity:
-    """As KubeRay tells Ray: the group's own `resources`, and what they leave open from the container's limits."""
-    found: Capacity = {}
-    for group in ray_cluster(overlay)["workerGroupSpecs"]:
-        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-        offers = {"CPU": math.ceil(quantity(limits["cpu"])), "GPU": float(limits.get("nvidia.com/gpu", 0))}
-        found[group["groupName"]] = offers | {name: quantity(value) for name, value in group["resources"].items()}
-    return found
-
-
-def needs(overlay: str, bound: str) -> list[dict[str, float]]:
-    """What each replica asks for when every deployment has `bound` of them, largest first."""
-    replicas = []
-    for deployment in deployments(overlay).values():
-        options = deployment["ray_actor_options"]
-        need = {"CPU": options["num_cpus"], "GPU": options.get("num_gpus", 0), **options["resources"]}
-        replicas += [need] * deployment["autoscaling_config"][bound]
-    return sorted(replicas, key=lambda need: need["CPU"], reverse=True)
-
-
-def pods_needed(replicas: list[dict[str, float]], offers: Capacity) -> dict[str, int]:
-    """Pods of each group when every replica goes to the first one with room. Raises LookupError for one that no pod
-    could ever take."""
-    opened: list[tuple[str, dict[str, float]]] = []
-
-    def fits(need: dict[str, float], free: dict[str, float]) -> bool:
-        return all(amount <= free.get(name, 0) + 1e-9 for name, amount in need.items())
-
-    for need in replicas:
-        free = next((free for _, free in opened if fits(need, free)), None)
-        if free is None:
-            group = next((group for group, offer in offers.items() if fits(need, offer)), None)
-            if group is None:
-                raise LookupError(f"no group offers {need}")
-            free = dict(offers[group])
-            opened.append((group, free))
-        for name, amount in need.items():
-            free[name] = free.get(name, 0) - amount
-    return {group: sum(name == group for name, _ in opened) for group in offers}
-
-
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_rays_autoscaler_reads_the_same_capacity(overlay: str) -> None:
-    from ray.autoscaler._private.kuberay.autoscaling_config import _get_ray_resources_from_group_spec
-
-    for group in ray_cluster(overlay)["workerGroupSpecs"]:
-        read = _get_ray_resources_from_group_spec(group, False)
-        read.pop("memory")
-        assert {"GPU": 0, **read} == capacity(overlay)[group["groupName"]]
-    assert _get_ray_resources_from_group_spec(ray_cluster(overlay)["headGroupSpec"], True)["CPU"] == 0
-
-
-@pytest.mark.parametrize("overlay", OVERLAYS)
-@pytest.mark.parametrize(("bound", "replicas"), [("min_replicas", "minReplicas"), ("max_replicas", "maxReplicas")])
-def test_every_replica_has_a_pod_to_run_in(overlay: str, bound: str, replicas: str) -> None:
-    needed = pods_needed(needs(overlay, bound), capacity(overlay))
-    for group in ray_cluster(overlay)["workerGroupSpecs"]:
-        assert 1 <= needed[group["groupName"]] <= group[replicas]
-
-
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_a_backbone_pod_takes_one_replica_and_no_other_deployment(overlay: str) -> None:
-    """Two would share the CPUs and the memory that are sized for one."""
-    offers = capacity(overlay)
-    backbone = deployments(overlay)["FusedBackbone"]["autoscaling_config"]["max_replicas"]
-    assert pods_needed(needs(overlay, "max_replicas"), offers)["backbone"] == backbone
-    assert "cpu_router" not in offers["backbone"]
-    assert "gpu_backbone" not in offers["router"]
-
-
-def test_a_resource_that_nobody_offers_is_noticed() -> None:
-    offers = capacity("base")
-    del offers["router"]["cpu_router"]
-    with pytest.raises(LookupError, match="cpu_router"):
-        pods_needed(needs("base", "min_replicas"), offers)
-
-
-def test_gpus_are_asked_for_where_they_are_offered() -> None:
-    assert capacity("overlays/gpu")["backbone"]["GPU"] == 1
-    assert deployments("overlays/gpu")["FusedBackbone"]["ray_actor_options"]["num_gpus"] == 1
-    assert all(offer["GPU"] == 0 for overlay in ("base", "overlays/local") for offer in capacity(overlay).values())
-
-
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_memory_and_disk_hold_what_the_config_may_fill(overlay: str) -> None:
-    [application] = serve_config(overlay)["applications"]
-    for name, container, spec in ray_containers(overlay):
-        if not name.endswith("backbone ray-worker"):
-            continue
-        volumes = {volume["name"]: volume for volume in spec["volumes"]}
-        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-        home = next(entry["value"] for entry in container["env"] if entry["name"] == "HOME")
-        cache = application["args"]["cache"]
-        assert cache["path"].replace("~", home).startswith(f"{mounts['adapters']}/")
-        assert quantity(volumes["adapters"]["emptyDir"]["sizeLimit"]) > cache["max_bytes"]
-        shared = quantity(volumes["shm"]["emptyDir"]["sizeLimit"])
-        host = application["args"]["engine"]["host_bytes"]
-        assert quantity(container["resources"]["limits"]["memory"]) > 2 * 2**30 + host + shared
-        assert settings(overlay)["DLP_BASE_MODEL"].startswith(f"{mounts['models']}/")
-
-
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_object_store_fits_in_shared_memory(overlay: str) -> None:
-    cluster = ray_cluster(overlay)
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        volumes = {volume["name"]: volume for volume in group["template"]["spec"]["volumes"]}
-        shared = volumes["shm"]["emptyDir"]
-        assert shared["medium"] == "Memory"
-        assert quantity(shared["sizeLimit"]) > int(group["rayStartParams"]["object-store-memory"])
-
-
-def test_the_laptop_overlay_fits_a_laptop() -> None:
-    """4 CPUs and 8 GiB, with a fifth left to Kubernetes and KubeRay."""
-    requests = {
-        name: [quantity(container["resources"]["requests"][kind]) for kind in ("cpu", "memory")]
-        for name, container, _ in containers("overlays/local")
-        if not name.endswith(" base-model")  # ends before the container it shares the pod with begins
-    }
-    assert sum(cpu for cpu, _ in requests.values()) <= 4 * 0.8
-    assert sum(memory for _, memory in requests.values()) <= 8 * 2**30 * 0.8
-    assert all(group["maxReplicas"] == 1 for group in ray_cluster("overlays/local")["workerGroupSpecs"])
 
 
 # drain times
@@ -368,143 +232,3 @@ def test_probes_of_ray_pods_are_left_to_kuberay(overlay: str) -> None:
 def test_nothing_else_scales_the_pods(overlay: str) -> None:
     assert not [o for o in objects(overlay) if o["kind"] == "HorizontalPodAutoscaler"]
     assert ray_cluster(overlay)["enableInTreeAutoscaling"]
-
-
-# security
-
-
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_container_is_confined(overlay: str) -> None:
-    found = list(containers(overlay))
-    assert len(found) >= 6
-    for name, container, spec in found:
-        own, pod = container["securityContext"], spec["securityContext"]
-        both = pod | own
-        assert both["runAsNonRoot"] is True, name
-        assert both["runAsUser"] > 0, name
-        assert both["seccompProfile"] == {"type": "RuntimeDefault"}, name
-        assert own["allowPrivilegeEscalation"] is False, name
-        assert own["readOnlyRootFilesystem"] is True, name
-        assert own["capabilities"] == {"drop": ["ALL"]}, name
-        assert not own.get("privileged"), name
-        assert "/tmp" in [mount["mountPath"] for mount in container["volumeMounts"]], name
-        for kind in ("requests", "limits"):
-            assert {"cpu", "memory"} <= container["resources"][kind].keys(), name
-    for where, spec, _ in pods(overlay):
-        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys(), where
-        assert all("hostPath" not in volume for volume in spec["volumes"]), where
-        assert spec["automountServiceAccountToken"] is where.endswith(" head"), where
-    labels = one(overlay, "Namespace", "dlp")["metadata"]["labels"]
-    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
-
-
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_secrets_come_by_reference(overlay: str) -> None:
-    for name, container, _ in containers(overlay):
-        for entry in container.get("env", []):
-            if re.search("TOKEN|SECRET|PASSWORD|ACCESS_KEY|AUTH|ROOT_USER", entry["name"]):
-                assert "secretKeyRef" in entry.get("valueFrom", {}), f"{name} {entry['name']}"
-    assert "secretKeyRef" in ray_cluster(overlay)["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"]
-    assert not [key for key in settings(overlay) if re.search("TOKEN|SECRET|PASSWORD|ACCESS_KEY", key)]
-
-
-@pytest.mark.parametrize("overlay", ["base", "overlays/gpu"])
-def test_no_secret_is_shipped(overlay: str) -> None:
-    assert not [o for o in objects(overlay) if o["kind"] == "Secret"]
-
-
-def test_secrets_of_the_laptop_overlay_are_those_that_pods_name() -> None:
-    shipped = {o["metadata"]["name"]: set(o["data"]) for o in objects("overlays/local") if o["kind"] == "Secret"}
-    assert shipped == {"dlp-s3": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}, "dlp-redis": {"password"}}
-
-
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_accounts_that_pods_name_exist(overlay: str) -> None:
-    """KubeRay makes none for a head that names one."""
-    accounts = {o["metadata"]["name"] for o in objects(overlay) if o["kind"] == "ServiceAccount"}
-    named = {spec["serviceAccountName"] for _, spec, _ in pods(overlay) if "serviceAccountName" in spec}
-    assert named == accounts == {"dlp", "dlp-head"}
-
-
-# who reaches whom
-
-
-def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
-    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items()) and all(
-        labels.get(rule["key"]) in rule["values"] for rule in selector.get("matchExpressions", [])
-    )
-
-
-def allowed(overlay: str, direction: str, labels: dict[str, str], peer: dict[str, str], port: int) -> bool:
-    """Whether a pod with `labels` may reach, or be reached by, a pod with `peer` labels of the same namespace."""
-    rules = [
-        rule
-        for policy in objects(overlay)
-        if policy["kind"] == "NetworkPolicy" and selects(policy["spec"]["podSelector"], labels)
-        if direction.capitalize() in policy["spec"]["policyTypes"]
-        for rule in [None, *policy["spec"].get(direction, [])]
-    ]
-    if not rules:
-        return True
-
-    def matches(rule: dict[str, Any] | None) -> bool:
-        if rule is None or port not in {p["port"] for p in rule.get("ports", [{"port": port}])}:
-            return False
-        peers = rule.get("from" if direction == "ingress" else "to")
-        return peers is None or any(
-            "namespaceSelector" not in item and selects(item["podSelector"], peer)
-            for item in peers
-            if "podSelector" in item
-        )
-
-    return any(matches(rule) for rule in rules)
-
-
-def labels_of(overlay: str, component: str) -> dict[str, str]:
-    return next(labels for _, _, labels in pods(overlay) if labels["app.kubernetes.io/component"] == component)
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "port", "open_"),
-    [
-        ("head", "backbone", 10002, True),
-        ("backbone", "head", 6379, True),
-        ("router", "backbone", 30000, True),
-        ("head", "redis", 6379, True),
-        ("backbone", "redis", 6379, False),
-        ("redis", "head", 6379, False),
-        ("router", "minio", 9000, True),
-        ("backbone", "minio", 9000, True),
-        ("demo-bank", "minio", 9000, True),
-        ("demo-bank", "router", 8000, True),
-        ("demo-bank", "head", 8265, False),
-        ("demo-bank", "redis", 6379, False),
-    ],
-)
-def test_who_reaches_whom(source: str, target: str, port: int, open_: bool) -> None:
-    one_, other = labels_of("overlays/local", source), labels_of("overlays/local", target)
-    way_out = allowed("overlays/local", "egress", one_, other, port)
-    way_in = allowed("overlays/local", "ingress", other, one_, port)
-    assert (way_out and way_in) is open_
-
-
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_budgets_and_policies_select_pods_there_are(overlay: str) -> None:
-    labels = [labels for _, _, labels in pods(overlay)]
-    for found in objects(overlay):
-        if found["kind"] == "NetworkPolicy":
-            assert any(selects(found["spec"]["podSelector"], each) for each in labels), found["metadata"]["name"]
-        if found["kind"] == "PodDisruptionBudget":
-            chosen = [each for each in labels if selects(found["spec"]["selector"], each)]
-            assert len(chosen) == 1, found["metadata"]["name"]
-            # pods of a RayCluster have no scale subresource behind them: Kubernetes takes nothing else
-            assert isinstance(found["spec"]["minAvailable"], int)
-            assert "maxUnavailable" not in found["spec"]
-        if found["kind"] == "Service":
-            assert any(selects({"matchLabels": found["spec"]["selector"]}, each) for each in labels)
-    guarded = {
-        o["spec"]["selector"]["matchLabels"]["app.kubernetes.io/component"]
-        for o in objects(overlay)
-        if o["kind"] == "PodDisruptionBudget"
-    }
-    assert guarded == {"head", "router", "backbone"}
