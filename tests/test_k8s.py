@@ -69,7 +69,7 @@ MAY_DIFFER = {
 # schemas
 
 
-@pytest.mark.parametrize("overlay", (*OVERLAYS, "monitoring"))
+@pytest.mark.parametrize("overlay", [*OVERLAYS, "monitoring"])
 def test_every_object_is_what_kubernetes_expects(overlay: str) -> None:
     for found in objects(overlay):
         if found["kind"] not in CUSTOM:
