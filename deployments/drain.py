@@ -71,7 +71,7 @@ def ask_for_drain(address: str, seconds: int) -> None:
         raise RuntimeError(why_not)
 
 
-def wait_until_empty(left: Callable[[], int], cluster_answers: Callable[[], bool], *, deadline: float) -> bool:
+def wait_until_empty(left: Callable[[], object], cluster_answers: Callable[[], bool], *, deadline: float) -> bool:
     """Whether nothing was left before the deadline (of time.monotonic), or before the cluster was gone."""
     heard = time.monotonic()
     while left():
@@ -83,12 +83,13 @@ def wait_until_empty(left: Callable[[], int], cluster_answers: Callable[[], bool
     return True
 
 
-def serving() -> int:
-    """Processes in this pod that serve requests."""
-    found = 0
+def serving() -> set[int]:
+    """Processes in this pod that serve requests, by their ids."""
+    found = set()
     for command in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):  # it has just ended
-            found += command.read_bytes().startswith(SERVING)
+            if command.read_bytes().startswith(SERVING):
+                found.add(int(command.parent.name))
     return found
 
 
