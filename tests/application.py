@@ -181,6 +181,15 @@ def serving(app: Application) -> str:
     return str(httpx.get(f"{app.url}/health", timeout=30).json()["bank"])
 
 
+def replicas_of(deployment: str) -> list[dict[str, Any]]:
+    """What Serve knows of the running ones: replica_id, node_id, pid. It takes a while to notice that one died."""
+    from ray import serve
+
+    details = serve.context._get_global_client().get_serve_details()
+    found = details["applications"]["dlp"]["deployments"].get(deployment, {}).get("replicas", [])
+    return [one for one in found if one["state"] == "RUNNING"]
+
+
 def back_to_bank_one(app: Application) -> None:
     rollback(open_store(BANK), "one")
     wait_for(lambda: serving(app) == "one", "bank one")

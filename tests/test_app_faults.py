@@ -26,7 +26,19 @@ from ray.serve.schema import ServeDeploySchema
 from deployments.local_s3 import LocalS3
 from dlp_core.publish import publish
 from dlp_core.store import open_store
-from tests.application import BANK, BASE, TASKS, Application, ask, back_to_bank_one, running, serving, text_of, wait_for
+from tests.application import (
+    BANK,
+    BASE,
+    TASKS,
+    Application,
+    ask,
+    back_to_bank_one,
+    replicas_of,
+    running,
+    serving,
+    text_of,
+    wait_for,
+)
 from tests.streams import question, streams
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
@@ -68,10 +80,8 @@ def said(app: Application) -> Callable[[int, int], list[str]]:
 
 
 def replicas(deployment: str) -> dict[str, int]:
-    """Process ids of the running replicas, by replica id. Serve takes a while to notice that one has died."""
-    details = serve.context._get_global_client().get_serve_details()
-    found = details["applications"]["dlp"]["deployments"].get(deployment, {}).get("replicas", [])
-    return {one["replica_id"]: one["pid"] for one in found if one["state"] == "RUNNING" and lives(one["pid"])}
+    """Process ids of those that live, by replica id."""
+    return {one["replica_id"]: one["pid"] for one in replicas_of(deployment) if lives(one["pid"])}
 
 
 def lives(pid: int) -> bool:
