@@ -72,6 +72,8 @@ class LocalApp:
         self._name: str = application["name"]
         self._host, self._port = host, port
         self.url = f"http://{host}:{port}"
+        self._serve_log = logging.getLogger("ray.serve")
+        self._serve_log_level = self._serve_log.level
 
     def __enter__(self) -> Self:
         schema = self._schema()
@@ -87,7 +89,7 @@ class LocalApp:
             ray.shutdown()
             raise AppFailed(f"Ray did not start: {error}") from error
         try:
-            logging.getLogger("ray.serve").setLevel(logging.ERROR)
+            self._serve_log.setLevel(logging.ERROR)
             serve.start(proxy_location="HeadOnly", http_options=schema.http_options.model_dump())
             serve.context._get_global_client().deploy_apps(schema)  # what `serve run CONFIG` calls
         except BaseException:
@@ -105,6 +107,7 @@ class LocalApp:
                 serve.shutdown()
             finally:
                 ray.shutdown()
+                self._serve_log.setLevel(self._serve_log_level)
 
     def start_ray(self) -> None:
         """Starts a cluster of this machine alone."""
