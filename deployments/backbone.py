@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -124,11 +123,6 @@ class FusedBackbone:
         self._engine.check_health()
         if self._watching.done():
             self._watching.result()
-
-    def stats(self) -> dict[str, float]:
-        """One moment of the engine (dlp_core.engine.EngineStats), its adapters counted."""
-        found = asdict(self._engine.stats())
-        return found | {"resident": len(found["resident"])}
 
     def record_routing_stats(self) -> dict[str, list[str]]:
         """What the request router asks for (deployments/affinity.py). Any change of it is sent to every handle."""

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import yaml
 
+from deployments import haproxy
 from deployments.bank_follower import NoUsableBank
 from dlp_core.errors import DLPError, InvalidRequest
 
@@ -80,6 +81,7 @@ class LocalApp:
         self._check_port()
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault(haproxy.VARIABLE, str(haproxy.COMMAND))
         import ray
         from ray import serve
 

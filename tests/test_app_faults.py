@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -24,6 +24,7 @@ from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
 from deployments.local_s3 import LocalS3
+from dlp_core.engine import EngineStats
 from dlp_core.publish import publish
 from dlp_core.store import open_store
 from tests.application import (
@@ -44,7 +45,7 @@ from tests.streams import question, streams
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
 
 STREAMS = 16
-QUEUE = 20  # of each replica: one that runs all streams still has room for a call from the test
+QUEUE = STREAMS  # of each replica
 LONG = 400  # tokens: seconds of them
 STALL_S = 2.0
 ROUTING = {"timeout_s": 2.0, "fallback": BASE}
@@ -92,14 +93,27 @@ def lives(pid: int) -> bool:
     return True
 
 
-def stats() -> list[dict[str, float]]:
+def inside(replica_id: str, function: Callable[[Any], Any]) -> Any:
+    """What a function returns that is given the engine of a backbone replica, in its process."""
+
+    def call(replica: Any) -> Any:
+        return function(replica._replica_impl._user_callable_wrapper._callable._engine)
+
+    [name] = [one["name"] for one in ray.util.list_named_actors(all_namespaces=True) if replica_id in one["name"]]
+    return ray.get(ray.get_actor(name, namespace="serve").__ray_call__.remote(call))
+
+
+def stats() -> list[EngineStats]:
     """Of the backbone replicas that live."""
-    handle = serve.get_deployment_handle("FusedBackbone", "dlp")
-    return [one for one in handle.broadcast("stats").results(return_exceptions=True) if isinstance(one, dict)]
+    found = []
+    for replica_id in replicas("FusedBackbone"):
+        with suppress(ray.exceptions.RayActorError):  # it has just died
+            found.append(inside(replica_id, lambda engine: engine.stats()))
+    return found
 
 
 def accepted() -> float:
-    return sum(one["running"] + one["waiting"] for one in stats())
+    return sum(one.running + one.waiting for one in stats())
 
 
 @contextmanager
@@ -116,20 +130,15 @@ def hanging(server: LocalS3) -> Iterator[None]:
 def break_engine(replica_id: str, how: str) -> None:
     """Makes the next step of a replica's engine fail or last for ever."""
 
-    def inside(replica: Any) -> None:
-        import time
-
-        batching = replica._replica_impl._user_callable_wrapper._callable._engine._batching
-
+    def broken(engine: Any) -> None:
         def step() -> None:
             if how == "fails":
                 raise RuntimeError("broken by the test")
             time.sleep(10_000)
 
-        batching._generation_step = step
+        engine._batching._generation_step = step
 
-    [name] = [one["name"] for one in ray.util.list_named_actors(all_namespaces=True) if replica_id in one["name"]]
-    ray.get(ray.get_actor(name, namespace="serve").__ray_call__.remote(inside))
+    inside(replica_id, broken)
 
 
 def deploy(app: Application, **args: Any) -> None:
@@ -305,9 +314,9 @@ def test_a_client_that_leaves_leaves_nothing_behind(app: Application, streaming:
         async with httpx.AsyncClient(timeout=60) as http:
             bodies = [question(number, 4000, stream=streaming) for number in range(STREAMS)]
             calls = [asyncio.create_task(http.post(f"{app.url}/v1/completions", json=body)) for body in bodies]
-            await asyncio.to_thread(wait_for, lambda: sum(one["running"] for one in stats()) == STREAMS, "streams")
+            await asyncio.to_thread(wait_for, lambda: sum(one.running for one in stats()) == STREAMS, "streams")
             busy = await asyncio.to_thread(stats)
-            assert all(one["pinned"] and one["cache_free"] < 1 for one in busy)
+            assert all(one.pinned and one.cache_free < 1 for one in busy)
             for call in calls:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
@@ -340,7 +349,7 @@ def test_a_drain_loses_nothing(app: Application, said: Callable[[int, int], list
     asked = 0
     with streams(app, [question(number, LONG) for number in range(STREAMS)]) as heard, ThreadPoolExecutor(1) as pool:
         wait_for(lambda: all(one.text for one in heard), "first tokens")
-        deploying = pool.submit(deploy, app, limits={"request_timeout_s": 1.5}, routing={"timeout_s": 1})
+        deploying = pool.submit(deploy, app, routing={"timeout_s": 1})
         while not deploying.done():
             with streams(app, [question(number, 20) for number in range(4)]) as more:
                 pass
@@ -351,12 +360,29 @@ def test_a_drain_loses_nothing(app: Application, said: Callable[[int, int], list
     assert [(one.text, one.error, one.done) for one in heard] == [(text, None, True) for text in expected]
 
 
-# --- from here on requests have a second and a half, and there is no fallback
+# --- from here on there is no fallback
+
+
+def test_without_routers_and_fallback_it_is_503(app: Application) -> None:
+    with no_routers(), ThreadPoolExecutor(STREAMS) as pool:
+        replies = list(pool.map(lambda number: ask(app, f"{TASKS['sql']} {number}"), range(STREAMS)))
+        named = ask(app, "hello", model="sql")
+    assert {(reply["status"], reply["error"]["code"]) for reply in replies} == {(503, "router_unavailable")}
+    assert {reply["headers"]["retry-after"] for reply in replies} == {"1"}
+    assert named["status"] == 200
+    wait_for(whole, "two routers")
+
+
+@pytest.fixture(scope="module")
+def hurried(app: Application) -> Application:
+    """Requests have a second and a half."""
+    deploy(app, limits={"request_timeout_s": 1.5})
+    return app
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_a_deadline_ends_the_work(app: Application, streaming: bool) -> None:
-    with streams(app, [question(number, 4000, stream=streaming) for number in range(STREAMS)]) as heard:
+def test_a_deadline_ends_the_work(hurried: Application, streaming: bool) -> None:
+    with streams(hurried, [question(number, 4000, stream=streaming) for number in range(STREAMS)]) as heard:
         pass
     for one in heard:
         assert one.error is not None
@@ -367,20 +393,11 @@ def test_a_deadline_ends_the_work(app: Application, streaming: bool) -> None:
     idle_within(1.0)
 
 
-def test_without_routers_and_fallback_it_is_503(app: Application) -> None:
-    with no_routers(), ThreadPoolExecutor(STREAMS) as pool:
-        replies = list(pool.map(lambda number: ask(app, f"{TASKS['sql']} {number}"), range(STREAMS)))
-        named = ask(app, "hello", model="sql")
-    assert {(reply["status"], reply["error"]["code"]) for reply in replies} == {(503, "router_unavailable")}
-    assert {reply["headers"]["retry-after"] for reply in replies} == {"1"}
-    assert named["status"] == 200
-
-
 def idle_within(seconds: float) -> None:
     began = time.monotonic()
     wait_for(lambda: all(is_idle(one) for one in stats()), "idle replicas", seconds=10)
     assert time.monotonic() - began < seconds
 
 
-def is_idle(one: Mapping[str, float]) -> bool:
-    return (one["running"], one["waiting"], one["pinned"], one["cache_free"]) == (0, 0, 0, 1)
+def is_idle(one: EngineStats) -> bool:
+    return (one.running, one.waiting, one.pinned, one.cache_free) == (0, 0, 0, 1)
