@@ -1,16 +1,16 @@
 """Fusion on CUDA devices: one kernel launch for modules with one input, one more for each. Needs triton.
 
-Semantics: those of `ops.reference`. Adapters stay where they were placed, in the model's dtype: their factors are
-rounded once, and what is multiplied is added up in float32 and rounded once into y. Nothing is packed side by side as on a
-CPU, because there the set of active adapters changes seldom beside a step's cost, and here it would cost copies of
-weights at a speed that a step is made of. Instead a table on the device says where each slot's factors lie, and
-a plan of a few hundred integers, copied before the forward pass, says which tokens use which slots at which weight.
+Semantics: those of `ops.reference`. Adapters stay where they were placed, in the model's dtype: factors are rounded to
+it once, all is added up in float32, and the sum is rounded once into y. Nothing is laid side by side as on a CPU: that
+would copy weights whenever the set of active adapters changes, in a step whose cost is reading weights. Instead a table
+on the device says where each slot's factors lie, and a plan, some hundred integers that are copied before
+the forward pass, says which tokens use which slots at which weight.
 
 Neither waits for the device, and both lie in buffers that stay: a CUDA graph that was captured inside one
-`fusion.batch` may be replayed inside any other whose step has the same `shape`, on the stream that the batch was entered
-on. A batch without any adapter has no step, and takes a graph that was captured without one.
+`fusion.batch` may be replayed inside any other whose step has the same `shape`, on the stream that the batch was
+entered on. A batch without any adapter has no step, and takes a graph that was captured without one.
 
-Shape letters: T tokens, D in, O out, R rank, K parts of a mix.
+Shape letters: T tokens, D in, O out, R rank.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16
 _BLOCK_R = 16
 """Ranks of one program: the least that a Tensor Core product takes."""
 _BLOCK_N = 32
-_TILE, _SHORT_TILE = 64, 16
-"""Tokens of a tile where prompts are computed, and where the longest run of one mix is shorter."""
+_TILE, _SMALL_TILE = 64, 16
+"""Tokens of a tile where prompts are computed; the small one where the longest run of one mix is no longer, and in
+float32, where a large one does not fit into registers."""
 
 
 class _Blocks(NamedTuple):
@@ -68,7 +69,7 @@ class _Tiles(NamedTuple):
     """Tiles of the plan that cover all tokens of a layer's input."""
 
     at: int
-    count: int
+    number: int
     tokens: int
     size: int
 
@@ -116,7 +117,7 @@ class TritonStep:
         members, modules = op.group(siblings)
         parts, rank = self.shape.parts, self.shape.rank
         z = torch.empty(splits, len(members), tokens, parts * rank, device=x.device)
-        shrink[parts * (rank // _BLOCK_R) * splits, len(members), tiles.count](
+        shrink[parts * (rank // _BLOCK_R) * splits, len(members), tiles.number](
             x, z, op.plan, op.table, modules, tiles.at, self._parts_at, tokens, op.table.stride(0), width,
             DTYPE=_DTYPES[op.dtype], PARTS=parts, RANK=rank, SPLITS=splits, SPAN=span,
             BLOCK_T=tiles.size, BLOCK_R=_BLOCK_R, BLOCK_D=blocks.block_d,
@@ -126,11 +127,11 @@ class TritonStep:
     def _expand(self, y: Tensor, path: str, shrunk: _Shrunk) -> Tensor:
         op, tiles, width = self._op, shrunk.tiles, y.shape[-1]
         block_o = (_DECODE if tiles.size == 1 else _PREFILL).block_o
-        expand[triton.cdiv(width, block_o), tiles.count](
+        expand[triton.cdiv(width, block_o), tiles.number](
             y, shrunk.z, op.plan, op.table, op.modules[path], shrunk.members.index(path), len(shrunk.members),
             tiles.at, self._parts_at, tiles.tokens, op.table.stride(0), width,
             DTYPE=_DTYPES[op.dtype], PARTS=self.shape.parts, RANK=self.shape.rank, SPLITS=shrunk.splits,
-            BLOCK_T=tiles.size, BLOCK_N=_BLOCK_N, BLOCK_O=block_o,
+            SPLITS_2=triton.next_power_of_2(shrunk.splits), BLOCK_T=tiles.size, BLOCK_N=_BLOCK_N, BLOCK_O=block_o,
         )  # fmt: skip
         return y
 
@@ -159,7 +160,7 @@ class TritonOp:
         self.modules: dict[str, int] = {}
         """Which row of a slot's table is whose. It has the modules that any adapter so far has changed, and no others:
         no kernel is launched for those."""
-        self.table = torch.zeros(0, 0, 4, dtype=torch.int64, device=device)
+        self.table = torch.zeros(64, 64, 4, dtype=torch.int64, device=device)
         self.plan = torch.zeros(2**16, dtype=torch.int32, device=device)
         self.ran_on: torch.cuda.Stream | None = None
         self._device = device
@@ -225,7 +226,8 @@ class TritonOp:
 
     def _make_plan(self, segments: tuple[Segment, ...], head_rows: Sequence[int]) -> Shape:
         longest = max(segment.length for segment in segments if segment.parts)
-        size = 1 if longest == 1 else _SHORT_TILE if longest <= _SHORT_TILE else _TILE
+        small = longest <= _SMALL_TILE or self.dtype == torch.float32
+        size = 1 if longest == 1 else _SMALL_TILE if small else _TILE
         tiles: list[tuple[int, int, int, int]] = []
         parts: list[tuple[int, float]] = []
         mixes: list[tuple[int, int]] = []
