@@ -108,9 +108,9 @@ def expand(
     DTYPE: tl.constexpr, PARTS: tl.constexpr, RANK: tl.constexpr, SPLITS: tl.constexpr, SPLITS_2: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (O / BLOCK_O, tiles). `module` is the row of the table, `member` the same module's place in z. All parts of a
-    mix lie in one program: their rows of B are gathered in one go, however many adapters they belong to. SPLITS_2 is
-    the power of two from SPLITS on."""
+    """Grid: (O / BLOCK_O, tiles). `module` is the row of the table, `member` the same module's place in z. All parts of
+    a mix lie in one program: their rows of B are gathered in one go, however many adapters they belong to. SPLITS_2
+    is the power of two from SPLITS on."""
     tile_ptr = plan_ptr + tiles_at + 4 * tl.program_id(1)
     parts = tl.load(tile_ptr + 3)
     if parts == 0:
