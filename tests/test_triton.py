@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="the extra `gpu` is not installed")
 
@@ -156,26 +154,6 @@ def test_trained_biases(rank: int, length: int) -> None:
     adapters.check(new_op(), (Segment(length, ((0, 0.5), (1, -2.0))), Segment(1, ((1, 1.0),))), GROUP)
 
 
-SLOTS = st.integers(0, 4)
-PARTS = st.lists(st.tuples(SLOTS, st.floats(-3, 3, width=32)), max_size=4).map(tuple)
-RANKS = st.dictionaries(st.sampled_from(GROUP), st.sampled_from([1, 2, 7, 8, 15, 16, 17, 40]))
-
-
-@given(
-    segments=st.lists(st.builds(Segment, st.sampled_from([1, 1, 1, 2, 18]), PARTS), min_size=1, max_size=4).map(tuple),
-    ranks=st.lists(RANKS, min_size=5, max_size=5),
-    biased=st.booleans(),
-    seed=st.integers(0, 1000),
-)
-@settings(max_examples=20, deadline=None, derandomize=True)
-def test_any_batch_over_any_bank(
-    segments: tuple[Segment, ...], ranks: list[dict[str, int]], biased: bool, seed: int
-) -> None:
-    op = new_op()
-    torch.manual_seed(seed)
-    Bank.random(ranks, biased=biased).check(op, segments, GROUP)
-
-
 def test_a_batch_without_adapters_has_no_step() -> None:
     assert new_op().begin((Segment(3, ()), Segment(1, ())), {}) is None
 
@@ -231,13 +209,18 @@ def test_slots_that_change_hands_and_tables_that_grow() -> None:
     adapters = Bank.random([{"q_proj": 4}, {"q_proj": 2}])
     mix = (Segment(1, ((0, 1.0), (1, 0.5))),)
     adapters.check(op, mix, GROUP)
+    before = adapters.residents[0]
     adapters.put(0, {"q_proj": _delta(48, 72, 6, 3.0)})
+    assert before is not adapters.residents[0]
     adapters.check(op, mix, GROUP)
     adapters.put(1, {"v_proj": _delta(48, 40, 50, 2.0)})  # another module, a larger rank, and q no more
     adapters.check(op, mix, GROUP)
     adapters.put(300, {"down_proj": _delta(48, 64, 2, 1.0)})
-    for paths in (GROUP, ("down_proj",)):
-        adapters.check(op, (Segment(1, ((0, 1.0), (1, 0.5), (300, 2.0))),), paths)
+    grown = (Segment(1, ((0, 1.0), (1, 0.5), (300, 2.0))),)
+    with torch.inference_mode():
+        adapters.check(op, grown, ("down_proj",))
+    adapters.put(1, {"v_proj": _delta(48, 40, 3, 2.0)})
+    adapters.check(op, grown, GROUP)
     op.plan = op.plan[:8]
     adapters.check(op, mix, GROUP)  # the plan outgrows its buffer
     with pytest.raises(KeyError):

@@ -160,8 +160,8 @@ class TritonOp:
         self.modules: dict[str, int] = {}
         """Which row of a slot's table is whose. It has the modules that any adapter so far has changed, and no others:
         no kernel is launched for those."""
-        self.table = torch.zeros(64, 64, 4, dtype=torch.int64, device=device)
-        self.plan = torch.zeros(2**16, dtype=torch.int32, device=device)
+        self.table = _buffer(64, 64, 4, dtype=torch.int64, device=device)
+        self.plan = _buffer(2**16, dtype=torch.int32, device=device)
         self.ran_on: torch.cuda.Stream | None = None
         self._device = device
         self._rank = _BLOCK_R
@@ -212,7 +212,7 @@ class TritonOp:
         if max(active) >= slots or len(self.modules) > modules:
             slots = max(slots, _round_up(max(active) + 1, 64))
             modules = max(modules, _round_up(len(self.modules), 64))
-            self.table = torch.zeros(slots, modules, 4, dtype=torch.int64, device=self._device)
+            self.table = _buffer(slots, modules, 4, dtype=torch.int64, device=self._device)
             self._entered.clear()
         for slot, resident in self._changed(active).items():
             rows = [[0, 0, 0, 0]] * self.table.shape[1]
@@ -246,7 +246,7 @@ class TritonOp:
         bits = torch.tensor(weights, dtype=torch.float32).view(torch.int32)
         plan = torch.cat((plan, torch.stack((torch.tensor(slots, dtype=torch.int32), bits), 1).flatten()))
         if plan.numel() > self.plan.numel():
-            self.plan = torch.zeros(2 * plan.numel(), dtype=torch.int32, device=self._device)
+            self.plan = _buffer(2 * plan.numel(), dtype=torch.int32, device=self._device)
         self._copy(plan, self.plan[: plan.numel()])
         return Shape(
             tokens=len(mixes),
@@ -263,6 +263,12 @@ class TritonOp:
     def _copy(self, source: Tensor, target: Tensor) -> None:
         """To the device without waiting. Pinned memory that is let go is used again only when its copies are done."""
         target.copy_(source.pin_memory() if target.is_cuda else source, non_blocking=True)
+
+
+def _buffer(*size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that may be written to in any mode, also if a batch in inference mode asks for them."""
+    with torch.inference_mode(False):
+        return torch.zeros(size, dtype=dtype, device=device)
 
 
 def _round_up(number: int, step: int) -> int:
