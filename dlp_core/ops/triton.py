@@ -39,7 +39,7 @@ float32, where a large one does not fit into registers."""
 
 
 class _Blocks(NamedTuple):
-    """How a layer's work is cut. Of sizes alone, so that a token's sum is made in one order whatever is beside it."""
+    """How a layer's work is cut. Not yet measured on a GPU."""
 
     block_d: int
     splits: int
@@ -47,7 +47,7 @@ class _Blocks(NamedTuple):
 
 
 _DECODE = _Blocks(block_d=512, splits=16, block_o=64)
-"""One token a tile: the products are small and what matters is how many programs read at once."""
+"""One token to a tile: the products are small, and what matters is how many programs read at once."""
 _PREFILL = _Blocks(block_d=64, splits=4, block_o=64)
 
 

@@ -14,7 +14,7 @@ valid when they change. What a launch looks like depends on the constants below 
 from sizes alone.
 
 z is float32 [splits, members of the group, tokens, parts * RANK]: each split of shrink covers some of D and expand
-adds them up, in an order that is always the same. Nothing is atomic.
+adds them up. Nothing is atomic: the same batch gives the same bits.
 
 One token to a tile (decoding) is multiplied in float32. More go through Tensor Cores as TF32 where the weights have 16
 bits: it holds those and x as they are, and z to 11 bits. (Triton's interpreter has no product of bfloat16: it takes
