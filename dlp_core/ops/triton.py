@@ -178,6 +178,8 @@ class TritonOp:
         active = active_slots(segments)
         if not active:
             return None
+        if self._device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("enter the batch before capturing a graph: its plan has to change between replays")
         if self.ran_on is not None:  # the last step may still read what is written here
             torch.cuda.current_stream(self._device).wait_stream(self.ran_on)
         self._enter({slot: residents[slot] for slot in active})
