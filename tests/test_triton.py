@@ -341,7 +341,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from dlp_core.ops.triton_kernels import expand, shrink
 
-common = dict(PARTS=3, RANK=32, SPLITS=4, BLOCK_O=64, BLOCK_N=32, BLOCK_R=16, SPAN=512, SPLITS_2=4)
+common = dict(RANK=32, SPLITS=4, BLOCK_O=64, BLOCK_N=32, BLOCK_R=16, SPLITS_2=4)
 pointers = dict(plan_ptr="*i32", modules_ptr="*i32", table_ptr="*i64", z_ptr="*fp32")
 for capability, name, dtype in ((80, "bf16", tl.bfloat16), (90, "bf16", tl.bfloat16), (90, "fp32", tl.float32)):
     for tile, block_d in ((1, 512), (16, 64) if name == "fp32" else (64, 64)):
@@ -350,7 +350,11 @@ for capability, name, dtype in ((80, "bf16", tl.bfloat16), (90, "bf16", tl.bfloa
             types = pointers | dict(x_ptr="*" + x, y_ptr="*" + name)
             signature = {a: "constexpr" if a in constants else types.get(a, "i32") for a in kernel.arg_names}
             values = {(i,): constants[a] for i, a in enumerate(kernel.arg_names) if a in constants}
-            triton.compile(ASTSource(kernel, signature, values), target=GPUTarget("cuda", capability, 32))
+            aligned = {"d_in", "d_out", "span", "slot_stride", *types} - set(kernel.do_not_specialize)
+            hints = {(i,): [["tt.divisibility", 16]] for i, a in enumerate(kernel.arg_names) if a in aligned}
+            source = ASTSource(kernel, signature, values, hints)
+            code = triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["ptx"]
+            assert tile > 1 or x == "i64" or ".v4.b32" in code, "weights are read 16 bytes at a time"
 """
 
 

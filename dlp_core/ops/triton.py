@@ -118,8 +118,8 @@ class TritonStep:
         parts, rank = self.shape.parts, self.shape.rank
         z = torch.empty(splits, len(members), tokens, parts * rank, device=x.device)
         shrink[parts * (rank // _BLOCK_R) * splits, len(members), tiles.number](
-            x, z, op.plan, op.table, modules, tiles.at, self._parts_at, tokens, op.table.stride(0), width,
-            DTYPE=_DTYPES[op.dtype], PARTS=parts, RANK=rank, SPLITS=splits, SPAN=span,
+            x, z, op.plan, op.table, modules, tiles.at, self._parts_at, tokens, parts, op.table.stride(0), width,
+            splits, span, DTYPE=_DTYPES[op.dtype], RANK=rank,
             BLOCK_T=tiles.size, BLOCK_R=_BLOCK_R, BLOCK_D=blocks.block_d,
         )  # fmt: skip
         return _Shrunk(z, members, tiles, splits)
@@ -129,8 +129,8 @@ class TritonStep:
         block_o = (_DECODE if tiles.size == 1 else _PREFILL).block_o
         expand[triton.cdiv(width, block_o), tiles.number](
             y, shrunk.z, op.plan, op.table, op.modules[path], shrunk.members.index(path), len(shrunk.members),
-            tiles.at, self._parts_at, tiles.tokens, op.table.stride(0), width,
-            DTYPE=_DTYPES[op.dtype], PARTS=self.shape.parts, RANK=self.shape.rank, SPLITS=shrunk.splits,
+            tiles.at, self._parts_at, tiles.tokens, self.shape.parts, op.table.stride(0), width,
+            DTYPE=_DTYPES[op.dtype], RANK=self.shape.rank, SPLITS=shrunk.splits,
             SPLITS_2=triton.next_power_of_2(shrunk.splits), BLOCK_T=tiles.size, BLOCK_N=_BLOCK_N, BLOCK_O=block_o,
         )  # fmt: skip
         return y

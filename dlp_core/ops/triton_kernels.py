@@ -13,7 +13,7 @@ an adapter has nothing for a module. So which adapters there are, and where, is 
 valid when they change. What a launch looks like depends on the constants below and on the grid, which ops.triton makes
 from sizes alone.
 
-z is float32 [splits, members of the group, tokens, parts * RANK]: each split of shrink covers some of D and expand
+z is float32 [splits, members of the group, tokens, max_parts * RANK]: each split of shrink covers some of D and expand
 adds them up. Nothing is atomic: the same batch gives the same bits.
 
 One token to a tile (decoding) is multiplied in float32. More go through Tensor Cores as TF32 where the weights have 16
@@ -47,16 +47,16 @@ def _z_times_b(z_TN, b_NO):
     return tl.dot(z_TN, b_32, input_precision="tf32")
 
 
-@triton.jit(do_not_specialize=["tiles_at", "parts_at", "tokens"])
+@triton.jit(do_not_specialize=["tiles_at", "parts_at", "tokens", "max_parts", "splits"])
 def shrink(
-    x_ptr, z_ptr, plan_ptr, table_ptr, modules_ptr, tiles_at, parts_at, tokens, slot_stride, d_in,
-    DTYPE: tl.constexpr, PARTS: tl.constexpr, RANK: tl.constexpr, SPLITS: tl.constexpr, SPAN: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    x_ptr, z_ptr, plan_ptr, table_ptr, modules_ptr,
+    tiles_at, parts_at, tokens, max_parts, slot_stride, d_in, splits, span,
+    DTYPE: tl.constexpr, RANK: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (PARTS * RANK / BLOCK_R * SPLITS, modules of the group, tiles). x is [tokens, D], or [tokens] token ids:
-    then A's columns are picked, and there is one split."""
-    split = tl.program_id(0) % SPLITS
-    block = tl.program_id(0) // SPLITS
+    """Grid: (max_parts * RANK / BLOCK_R * splits, modules of the group, tiles). x is [tokens, D], or [tokens] token
+    ids: then A's columns are picked, and there is one split. A split covers `span` columns."""
+    split = tl.program_id(0) % splits
+    block = tl.program_id(0) // splits
     part = block // (RANK // BLOCK_R)
     row_R = block % (RANK // BLOCK_R) * BLOCK_R + tl.arange(0, BLOCK_R)
 
@@ -81,8 +81,8 @@ def shrink(
         z_TR = tl.load(a_ptr + row_R[None, :] * d_in + id_T[:, None], mask=there_TR, other=0.0).to(tl.float32)
     else:
         z_TR = tl.zeros([BLOCK_T, BLOCK_R], tl.float32)
-        for start in range(0, SPAN, BLOCK_D):
-            d_D = split * SPAN + start + tl.arange(0, BLOCK_D)
+        for start in range(0, span, BLOCK_D):
+            d_D = split * span + start + tl.arange(0, BLOCK_D)
             there_D = d_D < d_in
             x_TD = tl.load(
                 x_ptr + t_T[:, None] * d_in + d_D[None, :], mask=there_T[:, None] & there_D[None, :], other=0.0
@@ -96,16 +96,17 @@ def shrink(
     z_TR = weight * (z_TR + tl.where(bias_R, 1.0, 0.0)[None, :])
     row_T = (split * tl.num_programs(1) + tl.program_id(1)) * tokens + t_T
     tl.store(
-        z_ptr + row_T[:, None] * (PARTS * RANK) + (part * RANK + row_R)[None, :],
+        z_ptr + row_T[:, None] * (max_parts * RANK) + (part * RANK + row_R)[None, :],
         z_TR,
         mask=there_T[:, None] & there_R[None, :],
     )
 
 
-@triton.jit(do_not_specialize=["tiles_at", "parts_at", "tokens", "module", "member", "members"])
+@triton.jit(do_not_specialize=["tiles_at", "parts_at", "tokens", "max_parts", "module", "member", "members"])
 def expand(
-    y_ptr, z_ptr, plan_ptr, table_ptr, module, member, members, tiles_at, parts_at, tokens, slot_stride, d_out,
-    DTYPE: tl.constexpr, PARTS: tl.constexpr, RANK: tl.constexpr, SPLITS: tl.constexpr, SPLITS_2: tl.constexpr,
+    y_ptr, z_ptr, plan_ptr, table_ptr, module, member, members,
+    tiles_at, parts_at, tokens, max_parts, slot_stride, d_out,
+    DTYPE: tl.constexpr, RANK: tl.constexpr, SPLITS: tl.constexpr, SPLITS_2: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """Grid: (O / BLOCK_O, tiles). `module` is the row of the table, `member` the same module's place in z. All parts of
@@ -122,7 +123,7 @@ def expand(
     there_O = o_O < d_out
 
     sum_TO = tl.zeros([BLOCK_T, BLOCK_O], tl.float32)
-    for start in range(0, PARTS * RANK, BLOCK_N):
+    for start in range(0, max_parts * RANK, BLOCK_N):
         n_N = start + tl.arange(0, BLOCK_N)
         row_N = n_N % RANK
         used_N = n_N // RANK < parts
@@ -137,7 +138,7 @@ def expand(
             split_S = tl.arange(0, SPLITS_2)
             row_S = (split_S * members + member) * tokens + tl.load(tile_ptr)
             z_SN = tl.load(
-                z_ptr + row_S[:, None].to(tl.int64) * (PARTS * RANK) + n_N[None, :],
+                z_ptr + row_S[:, None].to(tl.int64) * (max_parts * RANK) + n_N[None, :],
                 mask=(split_S < SPLITS)[:, None] & used_N[None, :],
                 other=0.0,
             )
@@ -147,7 +148,7 @@ def expand(
             for split in tl.static_range(SPLITS):
                 row_T = (split * members + member) * tokens + t_T
                 z_TN += tl.load(
-                    z_ptr + row_T[:, None] * (PARTS * RANK) + n_N[None, :],
+                    z_ptr + row_T[:, None] * (max_parts * RANK) + n_N[None, :],
                     mask=there_T[:, None] & used_N[None, :],
                     other=0.0,
                 )
