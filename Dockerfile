@@ -39,7 +39,7 @@ RUN python -c "from pathlib import Path; from deployments.demo_backbone import e
 COPY examples/bank /opt/dlp/examples/bank
 
 # KubeRay asks workers for their health by wget.
-FROM python:3.11-slim-bookworm AS run
+FROM python:3.11-slim-bookworm AS system
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends wget \
     && rm -rf /var/lib/apt/lists/* \
@@ -47,10 +47,17 @@ RUN apt-get update \
     && useradd --uid 1000 --gid 1000 --create-home dlp
 ENV PATH=/opt/dlp/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 WORKDIR /home/dlp
+
+# Triton compiles its kernels itself, but what launches them in C.
+FROM system AS cuda
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=build-cuda /opt/dlp /opt/dlp
 USER 1000:1000
 
-FROM run AS cuda
-COPY --from=build-cuda /opt/dlp /opt/dlp
+FROM system AS run
+USER 1000:1000
 
 FROM run AS demo
 COPY --from=build-demo /opt/dlp /opt/dlp

@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-EXTRAS := serve,train,eval,otel,demo,dev
+EXTRAS := serve,train,eval,otel,gpu,demo,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 
 export OMP_NUM_THREADS ?= 2

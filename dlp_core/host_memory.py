@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 
-from dlp_core.ops.cpu import Packed
+from dlp_core.ops.packed import Packed
 
 
 class HostMemory:

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from dlp_core.adapter import Adapter, LayerShape, LoRAWeights, check_fits
 from dlp_core.errors import AdapterRefused, InvalidRequest
-from dlp_core.ops.cpu import CpuOp, Packed, Resident, Step, pack, place
+from dlp_core.ops.cpu import CpuOp
+from dlp_core.ops.op import Op, Step
+from dlp_core.ops.packed import Packed, Resident, pack, place
 from dlp_core.ops.reference import Delta
 from dlp_core.ops.segments import Segment
 
@@ -50,13 +52,13 @@ class FusedForward:
 class Fusion:
     """The adapters in a model's slots and the batch in flight. One per model; made by `install`."""
 
-    def __init__(self, layers: Mapping[str, nn.Module], device: torch.device) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module], device: torch.device, op: Op) -> None:
         self.shapes: Mapping[str, LayerShape] = {path: _shape(layer) for path, layer in layers.items()}
         """Module path to shape of every layer an adapter may change."""
         self.step: Step | None = None
         self._layers = layers
         self._device = device
-        self._op = CpuOp()
+        self._op = op
         self._residents: dict[int, Resident] = {}
 
     def load(self, slot: int, adapter: Adapter) -> int:
@@ -69,7 +71,7 @@ class Fusion:
         check_fits(adapter, self.shapes)
         deltas = self._deltas(adapter)
         d_in = {path: self.shapes[path].d_in for path in deltas}
-        return pack(deltas, d_in, pinned=self._device.type == "cuda")
+        return pack(deltas, d_in, dtype=self._op.dtype, pinned=self._device.type == "cuda")
 
     def place(self, slot: int, packed: Packed) -> int:
         """The second half of `load`: one copy to the device. Safe on any thread, as `load` is."""
@@ -112,10 +114,11 @@ class Fusion:
         return deltas
 
 
-def install(model: nn.Module) -> Fusion:
+def install(model: nn.Module, op: Op | None = None) -> Fusion:
     """Lets every linear layer, embedding and biased LayerNorm of `model` take mixed deltas, in place.
 
-    Layers of a mixture's experts are left alone: they see some of the tokens only. Raises ValueError if the model
+    `op` computes them, by default the one for the model's device. Layers of a mixture's experts are left alone: they
+    see some of the tokens only. Raises ValueError if the model
     is installed already or has no such layer.
     """
     layers = {path: module for path, module in model.named_modules() if _takes_deltas(path, module)}
@@ -123,7 +126,8 @@ def install(model: nn.Module) -> Fusion:
         raise ValueError("this model has no linear layers that could take adapters")
     if any(isinstance(module.forward, FusedForward) for module in layers.values()):
         raise ValueError("fusion is installed on this model already")
-    fusion = Fusion(layers, next(model.parameters()).device)
+    device = next(model.parameters()).device
+    fusion = Fusion(layers, device, op or _op(model, device))
     known: dict[tuple[str, ...], tuple[str, ...]] = {}
     for path, module in layers.items():
         siblings = _siblings(path, layers)
@@ -145,6 +149,15 @@ def read_shapes(folder: Path) -> Mapping[str, LayerShape]:
     except (OSError, ValueError, KeyError) as error:
         raise InvalidRequest(f"{folder} is not a folder of a causal language model: {error}") from None
     return install(model).shapes
+
+
+def _op(model: nn.Module, device: torch.device) -> Op:
+    if device.type != "cuda":
+        return CpuOp()
+    from dlp_core.ops.triton import TritonOp
+
+    served = (torch.float32, torch.bfloat16, torch.float16)  # a quantised layer's weights are none of these
+    return TritonOp(device, next(p.dtype for p in model.parameters() if p.dtype in served))
 
 
 def _host(parameter: Any) -> Tensor:

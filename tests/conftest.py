@@ -11,6 +11,9 @@ import pytest
 
 from deployments.local_s3 import LocalS3
 
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, by whichever test comes first
+
 BUCKET = "dlp-test"
 
 

@@ -66,15 +66,29 @@ def test_every_installation_is_constrained() -> None:
 
 
 def test_the_user_is_the_one_of_the_manifests() -> None:
-    [user] = re.findall(r"^USER (\d+):(\d+)$", DOCKERFILE, flags=re.MULTILINE)
+    [user] = set(re.findall(r"^USER (\d+):(\d+)$", DOCKERFILE, flags=re.MULTILINE))
     assert user == ("1000", "1000")
     for where, spec, _ in pods("base"):
         if where.startswith("RayService"):
             context = spec["securityContext"]
             assert (str(context["runAsUser"]), str(context["runAsGroup"])) == user
-    run = DOCKERFILE.split(" AS run\n")[1]
-    assert "USER root" not in run
-    assert "wget" in run, "KubeRay's readiness probe of a worker is a wget"
+    system = DOCKERFILE.split(" AS system\n")[1]
+    assert "USER root" not in system
+    assert "wget" in system.split("\nFROM ")[0], "KubeRay's readiness probe of a worker is a wget"
+
+
+def test_no_image_runs_as_root() -> None:
+    parents = {name: base for base, name in BASES}
+    texts = dict(zip(NAMES, re.split(r"^FROM .*$", DOCKERFILE, flags=re.MULTILINE)[1:], strict=True))
+    for stage in ("cpu", "cuda", "demo"):
+        while "USER 1000:1000" not in texts[stage]:
+            assert stage in parents
+            stage = parents[stage]  # noqa: PLW2901
+
+
+def test_the_image_for_gpus_can_compile_what_launches_kernels() -> None:
+    cuda = DOCKERFILE.split(" AS cuda\n")[1].split("\nFROM ")[0]
+    assert re.search(r"apt-get install .* gcc libc6-dev", cuda)
 
 
 def test_what_is_copied_exists_and_is_not_ignored() -> None:

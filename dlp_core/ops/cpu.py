@@ -8,13 +8,13 @@ so that with W_TR[t, r] = weight of token t for the adapter that column r belong
 
     y_TO += ((x_TD A_RD^T + c_R) * W_TR) B_RO
 
-is exactly the weighted sum, for any mixture of ranks and without padding. A trained bias is one more row: zero in A,
-one in c, the bias in B. Modules that read the same input (q, k and v; gate and up) share one product with A.
+is exactly the weighted sum, for any mixture of ranks and without padding. c is one for the row of a trained bias, zero
+elsewhere. Modules that read the same input (q, k and v; gate and up) share one product with A.
 Low-rank products run in float32: at these sizes a bfloat16 product costs more (its fixed cost is some 20 us), and the
 sum is rounded once.
 
 The side-by-side matrices are built when the set of active adapters changes, not at every step. Everything here
-runs on the thread that runs the model, except `pack` and `place`.
+runs on the thread that runs the model.
 
 Shape letters: T tokens, D in, O out, R rank, S active slots.
 """
@@ -23,102 +23,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dlp_core.ops.reference import Delta
+from dlp_core.ops.packed import Resident
 from dlp_core.ops.segments import Segment, active_slots
 
 _SLACK = 4
 """Adapters no token uses any more that may stay packed: dropping them costs a rebuild, keeping them a few columns."""
-
-
-class _Shape(NamedTuple):
-    """One module's part of a packed adapter. The last of its rows is the bias if there is a `shift`."""
-
-    path: str
-    rank: int
-    d_in: int
-    d_out: int
-    shift: bool
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Packed:
-    """One adapter as one contiguous float32 buffer in host memory: A_RD and s * B^T as RO, module after module."""
-
-    buffer: Tensor
-    shapes: tuple[_Shape, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return int(self.buffer.nbytes)
-
-
-class _Factors(NamedTuple):
-    """One adapter's part in one module, on the device."""
-
-    a_RD: Tensor
-    b_RO: Tensor
-    shift: bool
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Resident:
-    """One adapter on the device: views into one contiguous buffer."""
-
-    buffer: Tensor
-    modules: Mapping[str, _Factors]
-
-    @property
-    def nbytes(self) -> int:
-        return int(self.buffer.nbytes)
-
-
-def pack(deltas: Mapping[str, Delta], d_in: Mapping[str, int], *, pinned: bool) -> Packed:
-    """What an adapter adds to each module, in one buffer. `d_in` maps those modules to the width of their input;
-    a `pinned` buffer can be copied to a CUDA device beside its computation. Safe on any thread."""
-    parts: list[Tensor] = []
-    shapes: list[_Shape] = []
-    for path, delta in deltas.items():
-        a_RD, b_RO, shift = _factors(delta, d_in[path])
-        parts += [a_RD.flatten(), b_RO.flatten()]
-        shapes.append(_Shape(path, a_RD.shape[0], a_RD.shape[1], b_RO.shape[1], shift))
-    buffer = torch.empty(sum(part.numel() for part in parts), pin_memory=pinned)
-    return Packed(torch.cat(parts, out=buffer), tuple(shapes))
-
-
-def place(packed: Packed, device: torch.device) -> Resident:
-    """Copies an adapter to the device in one transfer, and returns when it is there. Safe on any thread.
-
-    On a CPU nothing is copied: the buffer is shared.
-    """
-    buffer = packed.buffer.to(device, non_blocking=True)
-    if buffer.is_cuda:
-        torch.cuda.current_stream(device).synchronize()
-    sizes = [size for shape in packed.shapes for size in (shape.rank * shape.d_in, shape.rank * shape.d_out)]
-    pieces = iter(torch.split(buffer, sizes))
-    modules = {
-        shape.path: _Factors(
-            next(pieces).view(shape.rank, shape.d_in), next(pieces).view(shape.rank, shape.d_out), shape.shift
-        )
-        for shape in packed.shapes
-    }
-    return Resident(buffer=buffer, modules=modules)
-
-
-def _factors(delta: Delta, d_in: int) -> tuple[Tensor, Tensor, bool]:
-    rows_a: list[Tensor] = []
-    rows_b: list[Tensor] = []
-    if delta.lora is not None:
-        rows_a.append(delta.lora.a_RD.float())
-        rows_b.append(delta.lora.b_OR.T.float() * delta.lora.scaling)
-    if delta.shift_O is not None:
-        rows_a.append(torch.zeros(1, d_in))
-        rows_b.append(delta.shift_O.float()[None])
-    return torch.cat(rows_a), torch.cat(rows_b), delta.shift_O is not None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -181,9 +94,6 @@ class Step:
         self._shrunk: tuple[_Group | None, Tensor | None] = (None, None)
 
     def add(self, y: Tensor, x: Tensor, path: str, siblings: tuple[str, ...]) -> Tensor:
-        """Returns y plus the mixed delta of module `path`. y [..., O]; x [..., D], or token ids [...]; the leading
-        dimensions hold the T tokens. `siblings` are the modules, `path` among them, that read this same x one after
-        the other."""
         if x is not self._input[0] or siblings is not self._input[1]:
             self._input = (x, siblings)
             self._shrunk = self._shrink(x, siblings)
@@ -223,6 +133,8 @@ class Step:
 class CpuOp:
     """Packs the active adapters and hands out one `Step` per forward pass."""
 
+    dtype = torch.float32
+
     def __init__(self) -> None:
         self._pack: _Pack | None = None
 
@@ -232,8 +144,6 @@ class CpuOp:
         residents: Mapping[int, Resident],
         head_rows: Sequence[int] | None = None,
     ) -> Step | None:
-        """The step for these segments, or None if no token uses an adapter. `residents` maps slot to adapter;
-        `head_rows` are the tokens the output head is computed for, None for all."""
         active = active_slots(segments)
         if not active:
             return None

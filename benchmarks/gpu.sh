@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Everything that wants a GPU, on a machine with torch, triton, transformers, peft and pytest, and nothing else:
+#
+#   benchmarks/gpu.sh [--quick]      results in $OUT, benchmarks/results by default
+#
+# First the op against the specification with compiled kernels and real CUDA graphs, then what it costs.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out="${OUT:-benchmarks/results}"
+export HF_HUB_OFFLINE=1
+if ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  echo "no CUDA device here; python -m benchmarks.gpu_decode --smoke runs a tiny model without one" >&2
+  exit 2
+fi
+# The project's own pytest settings want plugins that a bare machine has not.
+python -m pytest -q -c /dev/null --rootdir . --noconftest -p no:cacheprovider tests/test_triton.py
+python -m benchmarks.gpu_decode "$@" --out "$out/gpu_decode.json"

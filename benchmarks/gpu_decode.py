@@ -1,0 +1,474 @@
+"""What adapters cost on a GPU: the forward passes of decoding and of prompts, alone, without Ray and without network.
+
+    python -m benchmarks.gpu_decode [--quick] [--layers N] [--small] [--out FILE]
+    python -m benchmarks.gpu_decode --smoke      a tiny model and a few cells, without a GPU in triton's interpreter
+
+A model with the shape of Llama 3 8B and random weights, in bfloat16, every pass a CUDA graph. Needs torch, triton and
+transformers; PEFT takes part if it is installed. In each cell of the grid these take turns (ABBA), in device time:
+
+    base     the plain model
+    one      ours: one adapter for all tokens
+    mix      ours: every sequence another mix of k of the resident adapters; each replay copies its own plan
+    peft     PEFT with one adapter for all tokens
+    loop     what the paper released, a loop over adapters in each layer, without its empty_cache (up to 8 sequences)
+
+Beside each ratio stands the ideal one: the bytes that the mixes' adapters have over those that the base reads.
+Prints one JSON object; the table goes to stderr. Without a CUDA device: one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
+
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+
+from dlp_core.adapter import Adapter, LoRAWeights
+from dlp_core.layers import Fusion, install
+from dlp_core.ops.segments import Segment
+from dlp_core.ops.triton import TritonOp
+
+TARGETS = {
+    "qv": ("q_proj", "v_proj"),
+    "all": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+}
+RANKS: dict[str, tuple[int, ...]] = {"8": (8,), "16": (16,), "64": (64,), "mixed": (8, 16, 64)}
+CONTEXT = 512
+LOOP_SEQUENCES = 8
+
+Run = Callable[[], object]
+
+
+class Cell(NamedTuple):
+    """One row of the table. `prompt` is 0 for decoding; a prompt is one sequence under one mix."""
+
+    targets: str
+    ranks: str
+    resident: int
+    sequences: int
+    k: int
+    prompt: int = 0
+
+
+class Limit(NamedTuple):
+    cells: Callable[[Cell], bool]
+    over: str
+    at_most: float
+
+
+LIMITS = (
+    Limit(lambda c: (*c[:3], c.k) == ("qv", "8", 26, 2) and c.sequences in {1, 8, 32} and not c.prompt, "single", 1.05),
+    Limit(lambda c: (*c[:3], c.k) == ("qv", "8", 26, 2) and c.sequences in {1, 8, 32} and not c.prompt, "base", 1.08),
+    Limit(lambda c: (*c[:3], c.k) == ("qv", "8", 100, 2) and not c.prompt, "base", 1.10),
+)
+
+
+def grid(quick: bool, smoke: bool) -> list[Cell]:
+    """Cells with the same adapters lie together."""
+    if smoke:
+        return [Cell("qv", "8", 3, 2, 2), Cell("all", "mixed", 3, 1, 3), Cell("qv", "8", 3, 1, 2, prompt=5)]
+    sequences = (1, 8, 32) if quick else (1, 4, 8, 16, 32, 64)
+    cells = []
+    for targets in ("qv",) if quick else TARGETS:
+        for k, count in product((2,) if quick else (1, 2, 3, 4), sequences):
+            cells.append(Cell(targets, "8", 26, count, k))
+        for k, length in product((1, 2), (512,) if quick else (128, 512, 2048)):
+            cells.append(Cell(targets, "8", 26, 1, k, prompt=length))
+        cells += [Cell(targets, "8", resident, count, 2) for resident in (8, 100) for count in sequences]
+        for ranks in ("mixed",) if quick else ("16", "64", "mixed"):
+            cells += [Cell(targets, ranks, 26, count, 2) for count in sequences]
+    return cells
+
+
+# ---------------------------------------------------------------------- the model
+
+
+def make_model(device: torch.device, layers: int, small: bool) -> LlamaForCausalLM:
+    width = 64 if small else 4096
+    config = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=width * 7 // 2,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 128 or 2,
+        num_key_value_heads=width // 512 or 1,
+        vocab_size=256 if small else 128_256,
+        max_position_embeddings=8192,
+    )
+    AttentionInterface.register("unmasked", unmasked)
+    config._attn_implementation = "unmasked"
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with device:
+            return LlamaForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def unmasked(layer: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **_: Any) -> tuple[Tensor, None]:
+    """What these passes need of attention, by the fastest kernel there is: a mask would make the base slow."""
+    y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1, enable_gqa=True)
+    return y.transpose(1, 2).contiguous(), None
+
+
+def twin(model: LlamaForCausalLM) -> Any:
+    """The same weights, in modules of their own."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+class FullCache:
+    """A cache that is full but for the last position, where every pass writes: what a graph of one step needs."""
+
+    is_compileable = True
+
+    def __init__(self, config: Any, sequences: int, device: torch.device) -> None:
+        size = config.num_hidden_layers, 2, sequences, config.num_key_value_heads, CONTEXT, config.head_dim
+        self._kv = torch.randn(size, dtype=torch.bfloat16, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self._kv.nbytes)
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        for whole, last in zip(self._kv[layer], (keys, values), strict=True):
+            whole[:, :, -1:] = last
+        return self._kv[layer, 0], self._kv[layer, 1]
+
+    def get_seq_length(self, *_: Any) -> int:
+        return CONTEXT - 1
+
+
+def decoding(model: Any, sequences: int, cache: FullCache, device: torch.device) -> Run:
+    ids = torch.arange(sequences, device=device)[:, None] + 7
+    positions = torch.full((sequences, 1), CONTEXT - 1, device=device)
+    return lambda: model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True).logits
+
+
+def prompting(model: Any, length: int, device: torch.device) -> Run:
+    ids = torch.arange(length, device=device)[None] % 251
+    return lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1).logits
+
+
+# ---------------------------------------------------------------------- what is timed
+
+
+def graphed(forward: Run, device: torch.device) -> tuple[Run, Any]:
+    """A replay of the pass, and what it leaves its logits in. Without a GPU the pass itself."""
+    if device.type != "cuda":
+        return forward, None
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            forward()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        logits = forward()
+    return graph.replay, logits
+
+
+def fused(fusion: Fusion, forward: Run, segments: tuple[Segment, ...], rows: list[int], device: torch.device) -> Run:
+    with fusion.batch(segments, rows):
+        replay, logits = graphed(forward, device)
+
+    def run() -> Any:
+        with fusion.batch(segments, rows):
+            found = replay()
+        return found if logits is None else logits
+
+    return run
+
+
+class Loop(nn.Module):
+    """A layer and a loop over the adapters of the batch: one adapter, its rows, its weights, after the other."""
+
+    def __init__(self, layer: nn.Module, parts: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
+        super().__init__()
+        self._layer = layer
+        self._parts = parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._layer(x)
+        rows = y.view(-1, y.shape[-1])
+        for index, weights, a_RD, b_RO in self._parts:
+            part = x.view(-1, x.shape[-1]).index_select(0, index)
+            rows.index_add_(0, index, (part @ a_RD.T @ b_RO) * weights)
+        return y
+
+
+def looped(model: Any, fusion: Fusion, segments: tuple[Segment, ...], device: torch.device) -> Any:
+    uses: dict[int, dict[int, float]] = {}
+    token = 0
+    for segment in segments:
+        for t in range(token, token + segment.length):
+            for slot, weight in segment.parts:
+                uses.setdefault(slot, {})[t] = weight
+        token += segment.length
+    other = twin(model)
+    parts: dict[str, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
+    for slot, weights in uses.items():
+        index = torch.tensor(list(weights), device=device)
+        w_T1 = torch.tensor(list(weights.values()), dtype=torch.bfloat16, device=device)[:, None]
+        for path, factors in fusion._residents[slot].modules.items():
+            parts.setdefault(path, []).append((index, w_T1, factors.a_RD, factors.b_RO))
+    for path, those in parts.items():
+        other.set_submodule(path, Loop(other.get_submodule(path), those))
+    return other
+
+
+def with_peft(model: Any, targets: str, rank: int) -> Any | None:
+    try:
+        from peft import LoraConfig, get_peft_model  # noqa: PLC0415
+    except ImportError:
+        return None
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(TARGETS[targets]), init_lora_weights=False)
+    return get_peft_model(twin(model), lora, autocast_adapter_dtype=False).eval()
+
+
+@dataclass
+class Bench:
+    """One model and the adapters that are resident in it."""
+
+    device: torch.device
+    plain: LlamaForCausalLM
+    rounds: int
+    repeats: int
+    held: tuple[str, str, int] | None = None
+
+    def __post_init__(self) -> None:
+        self.model = twin(self.plain)
+        self.fusion = install(self.model, TritonOp(self.device, torch.bfloat16))
+
+    def hold(self, targets: str, ranks: str, resident: int) -> None:
+        """Makes these adapters resident, each in memory of its own."""
+        if self.held == (targets, ranks, resident):
+            return
+        for slot in list(self.fusion._residents):
+            self.fusion.unload(slot)
+        self.fusion._op = TritonOp(self.device, torch.bfloat16)  # knows of no modules and ranks that were before
+        packed = [self.fusion.pack(self.adapter(targets, rank)) for rank in RANKS[ranks]]
+        for slot in range(resident):
+            self.fusion.place(slot, packed[slot % len(packed)])
+        self.held = targets, ranks, resident
+
+    def adapter(self, targets: str, rank: int) -> Adapter:
+        modules = {
+            path: LoRAWeights(
+                torch.randn(rank, shape.d_in) / shape.d_in**0.5, torch.randn(shape.d_out, rank) / rank**0.5, 2.0
+            )
+            for path, shape in self.fusion.shapes.items()
+            if path.rpartition(".")[2] in TARGETS[targets]
+        }
+        return Adapter(f"r{rank}", None, modules)
+
+    def segments(self, cell: Cell, k: int) -> tuple[Segment, ...]:
+        """A mix for every sequence, no two alike as far as the adapters reach."""
+        length = cell.prompt or 1
+        return tuple(
+            Segment(length, tuple(((i * k + j) % cell.resident, (j + 1) / k) for j in range(k)))
+            for i in range(cell.sequences)
+        )
+
+    def sides(self, cell: Cell) -> dict[str, Run]:
+        """What takes turns in this cell."""
+        self.hold(*cell[:3])
+        device, tokens = self.device, cell.sequences * (cell.prompt or 1)
+        rows = [tokens - 1] if cell.prompt else list(range(tokens))
+        cache = FullCache(self.plain.config, cell.sequences, device)
+
+        def forward(model: Any) -> Run:
+            return (
+                prompting(model, cell.prompt, device) if cell.prompt else decoding(model, cell.sequences, cache, device)
+            )
+
+        def plain(model: Any) -> Run:
+            replay, logits = graphed(forward(model), device)
+            return lambda: (replay(), logits)[1] if logits is not None else replay()
+
+        mix, one = self.segments(cell, cell.k), (Segment(tokens, ((0, 1.0),)),)
+        if not cell.prompt:
+            one = (Segment(1, ((0, 1.0),)),) * tokens
+        sides = {
+            "base": plain(self.plain),
+            "one": fused(self.fusion, forward(self.model), one, rows, device),
+            "mix": fused(self.fusion, forward(self.model), mix, rows, device),
+        }
+        if len(RANKS[cell.ranks]) == 1 and (peft := with_peft(self.plain, cell.targets, RANKS[cell.ranks][0])):
+            sides["peft"] = plain(peft)
+        if cell.sequences <= LOOP_SEQUENCES:
+            sides["loop"] = plain(looped(self.plain, self.fusion, mix, device))
+        return sides
+
+    @torch.inference_mode()
+    def measure(self, cell: Cell) -> dict[str, Any]:
+        sides = self.sides(cell)
+        found: dict[str, Any] = dict(cell._asdict())
+        if "loop" in sides:
+            ours, theirs = (sides[name]().float().clone() for name in ("mix", "loop"))
+            found["error_to_loop"] = float((ours - theirs).abs().max() / theirs.abs().max())
+        times: dict[str, list[float]] = {name: [] for name in sides}
+        for name in _abba(list(sides), self.rounds):
+            times[name].append(self.time(sides[name]))
+        middle = {name: median(ms) for name, ms in times.items()}
+        single = min(middle[name] for name in ("one", "peft") if name in middle)
+        found["ms"] = {
+            name: {"median": round(middle[name], 4), "min": round(min(ms), 4), "max": round(max(ms), 4)}
+            for name, ms in times.items()
+        }
+        found["over"] = {
+            "base": {name: round(ms / middle["base"], 4) for name, ms in middle.items() if name != "base"},
+            "single": round(middle["mix"] / single, 4),
+        }
+        found["ideal_over_base"] = round(1 + self.adapter_bytes(cell) / self.base_bytes(cell), 4)
+        found["plan_us"] = round(1e6 * self.plan_seconds(cell), 1)
+        found["limits"] = [
+            {"over": limit.over, "at_most": limit.at_most, "met": _ratio(found, limit.over) <= limit.at_most}
+            for limit in LIMITS
+            if limit.cells(cell)
+        ]
+        return found
+
+    def time(self, run: Run) -> float:
+        """Milliseconds of one run, over some in a row."""
+        if self.device.type != "cuda":
+            start = time.perf_counter()
+            run()
+            return 1000 * (time.perf_counter() - start)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        run()
+        begin.record()
+        for _ in range(self.repeats):
+            run()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / self.repeats
+
+    def plan_seconds(self, cell: Cell) -> float:
+        """Of the host, to enter a batch."""
+        segments, runs = self.segments(cell, cell.k), 20
+        start = time.perf_counter()
+        for _ in range(runs):
+            with self.fusion.batch(segments):
+                pass
+        return (time.perf_counter() - start) / runs
+
+    def adapter_bytes(self, cell: Cell) -> int:
+        slots = {slot for segment in self.segments(cell, cell.k) for slot, _ in segment.parts}
+        return sum(self.fusion._residents[slot].nbytes for slot in slots)
+
+    def base_bytes(self, cell: Cell) -> int:
+        weights = sum(p.nbytes for name, p in self.plain.named_parameters() if "embed_tokens" not in name)
+        return weights + (
+            0 if cell.prompt else FullCache(self.plain.config, cell.sequences, torch.device("meta")).nbytes
+        )
+
+    def bandwidth(self) -> float:
+        """GB/s that a large copy reads and writes."""
+        on_gpu = self.device.type == "cuda"
+        source = torch.zeros(2**30 if on_gpu else 2**22, dtype=torch.uint8, device=self.device)
+        target = torch.empty_like(source)
+        return 2 * source.nbytes / median(self.time(lambda: target.copy_(source)) for _ in range(5)) / 1e6
+
+
+def _abba(names: list[str], rounds: int) -> Iterator[str]:
+    for number in range(rounds):
+        yield from names if number % 2 == 0 else reversed(names)
+
+
+def _ratio(found: dict[str, Any], over: str) -> float:
+    return float(found["over"]["single"] if over == "single" else found["over"]["base"]["mix"])
+
+
+def _line(found: dict[str, Any]) -> str:
+    cell = f"{found['targets']:>3} r={found['ranks']:<5} N={found['resident']:<3} k={found['k']} "
+    cell += f"prompt={found['prompt']:<4} " if found["prompt"] else f"seqs={found['sequences']:<6} "
+    spread = found["ms"]["base"]
+    text = cell + f"base {spread['median']:.3f} ms ({spread['min']:.3f}-{spread['max']:.3f}) over base: "
+    text += ", ".join(f"{name} {ratio:.3f}" for name, ratio in found["over"]["base"].items())
+    text += f", ideal {found['ideal_over_base']:.3f}; mix over single {found['over']['single']:.3f}"
+    for limit in found["limits"]:
+        text += f"; target <= {limit['at_most']} of {limit['over']}: {'met' if limit['met'] else 'MISSED'}"
+    return text
+
+
+def _about(device: torch.device) -> dict[str, Any]:
+    import transformers  # noqa: PLC0415
+    import triton  # noqa: PLC0415
+
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, interpreter",
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": triton.__version__,
+        "transformers": transformers.__version__,
+        "commit": commit or "unknown",
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="What adapters cost on a GPU."
+    )  # no typer: a bare GPU machine has none
+    parser.add_argument("--quick", action="store_true", help="a few cells")
+    parser.add_argument(
+        "--smoke", action="store_true", help="a tiny model, three cells, on any machine; not a measurement"
+    )
+    parser.add_argument("--small", action="store_true", help="a tiny width")
+    parser.add_argument("--layers", type=int, help="default 32, with --smoke 2")
+    parser.add_argument("--out", type=Path, help="where the JSON goes as well")
+    args = parser.parse_args()
+    if not torch.cuda.is_available() and not args.smoke:
+        print("no CUDA device here; --smoke runs a tiny model without one", file=sys.stderr)
+        return 2
+    if args.smoke:
+        print("smoke: it runs; its times say nothing", file=sys.stderr)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    layers = args.layers or (2 if args.smoke else 32)
+    bench = Bench(
+        device,
+        make_model(device, layers, args.small or args.smoke),
+        rounds=2 if args.smoke else 4 if args.quick else 8,
+        repeats=1 if args.smoke else 10,
+    )
+    report: dict[str, Any] = _about(device) | {
+        "smoke": args.smoke,
+        "layers": layers,
+        "parameters": sum(p.numel() for p in bench.plain.parameters()),
+        "context": CONTEXT,
+        "copy_GBps": round(bench.bandwidth(), 1),
+        "cells": [],
+    }
+    for cell in grid(args.quick, args.smoke):
+        report["cells"].append(bench.measure(cell))
+        print(_line(report["cells"][-1]), file=sys.stderr, flush=True)
+        if args.out:  # what there is, should the time run out
+            args.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
