@@ -35,18 +35,21 @@ _SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 class FusedForward:
     """A layer's own forward plus the mixed deltas of the batch in flight: y = f(x) + sum_i w_i delta_i(x)."""
 
-    __slots__ = ("_forward", "_fusion", "_path", "_siblings")
+    __slots__ = ("_forward", "_fusion", "_head", "_path", "_siblings")
 
-    def __init__(self, forward: Callable[..., Tensor], path: str, siblings: tuple[str, ...], fusion: Fusion) -> None:
+    def __init__(
+        self, forward: Callable[..., Tensor], path: str, siblings: tuple[str, ...], fusion: Fusion, *, head: bool
+    ) -> None:
         self._forward = forward
         self._path = path
         self._siblings = siblings
         self._fusion = fusion
+        self._head = head
 
     def __call__(self, x: Tensor) -> Tensor:
         y = self._forward(x)
         step = self._fusion.step
-        return y if step is None else step.add(y, x, self._path, self._siblings)
+        return y if step is None else step.add(y, x, self._path, self._siblings, head=self._head)
 
 
 class Fusion:
@@ -128,11 +131,12 @@ def install(model: nn.Module, op: Op | None = None) -> Fusion:
         raise ValueError("fusion is installed on this model already")
     device = next(model.parameters()).device
     fusion = Fusion(layers, device, op or _op(model, device))
+    head = getattr(model, "get_output_embeddings", lambda: None)()
     known: dict[tuple[str, ...], tuple[str, ...]] = {}
     for path, module in layers.items():
         siblings = _siblings(path, layers)
         siblings = known.setdefault(siblings, siblings)  # one object for all of them: a step compares by identity
-        module.forward = FusedForward(module.forward, path, siblings, fusion)
+        module.forward = FusedForward(module.forward, path, siblings, fusion, head=module is head)
     return fusion
 
 

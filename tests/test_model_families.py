@@ -141,6 +141,22 @@ def test_logits_of_some_tokens_only(tmp_path: Path) -> None:
         model(IDS, logits_to_keep=torch.tensor(kept))
 
 
+@torch.no_grad()
+def test_logits_of_all_tokens_in_another_order(tmp_path: Path) -> None:
+    """As many as there are tokens: each keeps the mix of its own token."""
+    family = FAMILIES["llama"]
+    folder = save(tmp_path / "a", adapted(family.build(), 1, target_modules=["lm_head", "q_proj"]))
+    model = family.build()
+    fusion = fused(model, [folder])
+    segments = tuple(Segment(1, ((0, number / 5),) if number % 3 else ()) for number in range(IDS.shape[1]))
+    with fusion.batch(segments):
+        every = model(IDS).logits
+    turned = list(reversed(range(IDS.shape[1])))
+    with fusion.batch(segments, head_rows=turned):
+        found = model(IDS, logits_to_keep=torch.tensor(turned)).logits
+    assert relative_error(found, every[:, turned]) <= 1e-6
+
+
 def test_layers_with_the_same_input_are_told_apart(tmp_path: Path) -> None:
     """GPT-J and its like feed one hidden state to attention and to the MLP."""
     from transformers import GPTJConfig

@@ -89,14 +89,14 @@ class Step:
         self._pack = pack
         self._w_TS = w_TS
         self._head_rows = head_rows
-        self._w_TR: dict[tuple[tuple[int, ...], int], Tensor] = {}
+        self._w_TR: dict[tuple[tuple[int, ...], int, bool], Tensor] = {}
         self._input: tuple[Tensor | None, tuple[str, ...]] = (None, ())
         self._shrunk: tuple[_Group | None, Tensor | None] = (None, None)
 
-    def add(self, y: Tensor, x: Tensor, path: str, siblings: tuple[str, ...]) -> Tensor:
+    def add(self, y: Tensor, x: Tensor, path: str, siblings: tuple[str, ...], *, head: bool = False) -> Tensor:
         if x is not self._input[0] or siblings is not self._input[1]:
             self._input = (x, siblings)
-            self._shrunk = self._shrink(x, siblings)
+            self._shrunk = self._shrink(x, siblings, head=head)
         group, z_TR = self._shrunk
         if group is None or z_TR is None or path not in group.outs:
             return y
@@ -104,7 +104,7 @@ class Step:
         y_TO = y.reshape(-1, y.shape[-1])
         return torch.addmm(y_TO.float(), z_TR[:, first:end], b_RO).to(y.dtype).view(y.shape)
 
-    def _shrink(self, x: Tensor, siblings: tuple[str, ...]) -> tuple[_Group | None, Tensor | None]:
+    def _shrink(self, x: Tensor, siblings: tuple[str, ...], *, head: bool) -> tuple[_Group | None, Tensor | None]:
         group = self._pack.group(siblings)
         if group is None:
             return None, None
@@ -114,19 +114,19 @@ class Step:
         else:
             x_TD = x.reshape(-1, x.shape[-1]).float()
             z_TR = x_TD @ group.a_RD.T if group.c_R is None else torch.addmm(group.c_R, x_TD, group.a_RD.T)
-        return group, z_TR.mul_(self._weights(group.layout, z_TR.shape[0]))
+        return group, z_TR.mul_(self._weights(group.layout, z_TR.shape[0], head=head))
 
-    def _weights(self, layout: tuple[int, ...], tokens: int) -> Tensor:
+    def _weights(self, layout: tuple[int, ...], tokens: int, *, head: bool) -> Tensor:
         """W_TR for all tokens, or for those the output head is computed for."""
-        w_TR = self._w_TR.get((layout, tokens))
+        w_TR = self._w_TR.get((layout, tokens, head))
         if w_TR is None:
             w_TS = self._w_TS
-            if tokens != w_TS.shape[0] and self._head_rows is not None:
+            if self._head_rows is not None and (tokens != w_TS.shape[0] or (head and tokens == len(self._head_rows))):
                 w_TS = w_TS.index_select(0, self._head_rows)
             if tokens != w_TS.shape[0]:
                 raise RuntimeError(f"a layer sees {tokens} tokens, the batch's segments cover {self._w_TS.shape[0]}")
             columns = torch.tensor(layout, device=w_TS.device)
-            w_TR = self._w_TR[layout, tokens] = w_TS.index_select(1, columns)
+            w_TR = self._w_TR[layout, tokens, head] = w_TS.index_select(1, columns)
         return w_TR
 
 

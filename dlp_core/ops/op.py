@@ -15,10 +15,11 @@ from dlp_core.ops.segments import Segment
 class Step(Protocol):
     """One forward pass, dropped after it."""
 
-    def add(self, y: Tensor, x: Tensor, path: str, siblings: tuple[str, ...]) -> Tensor:
+    def add(self, y: Tensor, x: Tensor, path: str, siblings: tuple[str, ...], *, head: bool = False) -> Tensor:
         """Returns y plus the mixed delta of module `path`. y [..., O], which the layer has just made and which may be
         changed in place; x [..., D], or token ids [...]; the leading dimensions hold the T tokens. `siblings` are the
-        modules, `path` among them, that read this same x one after the other."""
+        modules, `path` among them, that read this same x one after the other. The output `head` sees the batch's
+        `head_rows`, in their order, also where they are as many as its tokens."""
 
 
 class Op(Protocol):

@@ -96,21 +96,21 @@ class TritonStep:
         self._input: tuple[Tensor | None, tuple[str, ...]] = (None, ())
         self._shrunk: _Shrunk | None = None
 
-    def add(self, y: Tensor, x: Tensor, path: str, siblings: tuple[str, ...]) -> Tensor:
+    def add(self, y: Tensor, x: Tensor, path: str, siblings: tuple[str, ...], *, head: bool = False) -> Tensor:
         if path not in self._op.modules:
             return y
         if x is not self._input[0] or siblings is not self._input[1]:
             self._input = (x, siblings)
-            self._shrunk = self._shrink(x, siblings)
+            self._shrunk = self._shrink(x, siblings, head=head)
         assert self._shrunk is not None
         return self._expand(y.contiguous(), path, self._shrunk)
 
-    def _shrink(self, x: Tensor, siblings: tuple[str, ...]) -> _Shrunk:
+    def _shrink(self, x: Tensor, siblings: tuple[str, ...], *, head: bool) -> _Shrunk:
         self._wait()
         op, ids = self._op, not x.is_floating_point()
         x = x.contiguous()
         tokens, width = (x.numel(), op.width(siblings)) if ids else (x.numel() // x.shape[-1], x.shape[-1])
-        tiles = self._tiles(tokens)
+        tiles = self._tiles(tokens, head=head)
         blocks = _DECODE if tiles.size == 1 else _PREFILL
         span = triton.cdiv(triton.cdiv(width, blocks.splits), blocks.block_d) * blocks.block_d
         splits = 1 if ids else triton.cdiv(width, span)
@@ -135,9 +135,9 @@ class TritonStep:
         )  # fmt: skip
         return y
 
-    def _tiles(self, tokens: int) -> _Tiles:
+    def _tiles(self, tokens: int, *, head: bool) -> _Tiles:
         """Those for all tokens, or for those the output head is computed for."""
-        for tiles in (self._all, self._head):
+        for tiles in (self._head, self._all) if head else (self._all, self._head):
             if tiles.tokens == tokens:
                 return tiles
         raise RuntimeError(f"a layer sees {tokens} tokens, the batch's segments cover {self.shape.tokens}")
