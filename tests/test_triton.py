@@ -177,17 +177,16 @@ def test_leading_dimensions_and_strides() -> None:
     assert relative_error(found[0].cpu(), fused_lora(y[0], x[0], segments, adapters.deltas["q_proj"])) <= 1e-5
 
 
-@pytest.mark.parametrize("length", [1, 2])
-def test_the_rows_of_the_output_head(length: int) -> None:
-    """In any order, some of them unused: what the engine asks for."""
+@pytest.mark.parametrize(("length", "rows"), [(1, [2, 0]), (1, [2, 0, 1]), (2, [5, 2, 1, 0])])
+def test_the_rows_of_the_output_head(length: int, rows: list[int]) -> None:
+    """In any order, some of them unused, or as many as there are tokens: what the engine asks for."""
     adapters = Bank.random([{"q_proj": 4}, {"q_proj": 9}])
     segments = (Segment(length, ((0, 1.0),)), Segment(length, ()), Segment(length, ((1, -0.5), (0, 2.0))))
-    rows = [3 * length - 1, 0] if length == 1 else [5, 2, 1, 0]
     step = new_op().begin(segments, adapters.residents, rows)
     assert step is not None
     every, x, y = [s for s in segments for _ in range(s.length)], torch.randn(len(rows), 48), torch.randn(len(rows), 72)
     chosen = tuple(Segment(1, every[row].parts) for row in rows)
-    found = step.add(y.clone().to(DEVICE), x.to(DEVICE), "q_proj", ("q_proj",))
+    found = step.add(y.clone().to(DEVICE), x.to(DEVICE), "q_proj", ("q_proj",), head=True)
     assert relative_error(found.cpu(), fused_lora(y, x, chosen, adapters.deltas["q_proj"])) <= 1e-5
     with pytest.raises(RuntimeError, match="sees 7 tokens"):
         step.add(torch.randn(7, 72), torch.randn(7, 48), "q_proj", GROUP)
