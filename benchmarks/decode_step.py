@@ -16,7 +16,6 @@ Sides of each cell (targets, ranks, sequences), timed in turn:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -26,8 +25,8 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 
-from benchmarks.harness import interleaved, report
-from benchmarks.synthetic import TARGETS, load_model, random_adapter
+from benchmarks.harness import compared, interleaved, report
+from benchmarks.synthetic import TARGETS, load_model, random_adapter, under
 from dlp_core.layers import Fusion, install
 from dlp_core.ops.segments import Segment
 
@@ -76,14 +75,6 @@ def mixes(sequences: int, k: int, adapters: int) -> list[Segment]:
     return found
 
 
-def under(fusion: Fusion, step: Callable[[], None], segments: Sequence[Segment]) -> Callable[[], None]:
-    def call() -> None:
-        with fusion.batch(tuple(segments)):
-            step()
-
-    return call
-
-
 def cell(models: Models, *, sequences: int, rounds: int, calls: int) -> list[dict[str, Any]]:
     base, few, many = (Decoder(model, sequences) for model in (models.plain, models.few, models.many))
     with_few, with_many = (partial(under, models.few_fusion, few.step), partial(under, models.many_fusion, many.step))
@@ -93,16 +84,7 @@ def cell(models: Models, *, sequences: int, rounds: int, calls: int) -> list[dic
     sides[f"k=3 beside {MANY}"] = with_many(mixes(sequences, 3, FEW))
     for number in (26, MANY):
         sides[f"k=3 of {number}"] = with_many(mixes(sequences, 3, number))
-    found = interleaved(sides, rounds=rounds, calls=calls)
-    return [
-        {
-            "side": name,
-            "ms": round(timing.ms, 2),
-            "spread": round(timing.spread, 3),
-            "ratio": round(timing.over(found["base"]), 3),
-        }
-        for name, timing in found.items()
-    ]
+    return compared(interleaved(sides, rounds=rounds, calls=calls), "base")
 
 
 @torch.inference_mode()

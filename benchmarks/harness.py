@@ -64,6 +64,19 @@ def interleaved(sides: Mapping[str, Callable[[], object]], *, rounds: int, calls
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
+def compared(found: Mapping[str, Timing], base: str) -> list[dict[str, Any]]:
+    """A row for each side: its time, its spread, and its ratio over `base`."""
+    return [
+        {
+            "side": name,
+            "ms": round(timing.ms, 2),
+            "spread": round(timing.spread, 3),
+            "ratio": round(timing.over(found[base]), 3),
+        }
+        for name, timing in found.items()
+    ]
+
+
 def surroundings() -> dict[str, Any]:
     """Hardware, versions and commit, for the head of a result."""
     versions = {}

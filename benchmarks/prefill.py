@@ -8,7 +8,8 @@ the same number of tokens of three requests with mixes of their own. `ratio` is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,8 +17,8 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.harness import interleaved, report
-from benchmarks.synthetic import TARGETS, load_model, random_adapter
+from benchmarks.harness import compared, interleaved, report
+from benchmarks.synthetic import TARGETS, load_model, random_adapter, under
 from dlp_core.layers import Fusion, install
 from dlp_core.ops.segments import Segment
 
@@ -30,35 +31,19 @@ def prefill(model: Any, tokens: int) -> Callable[[], object]:
     return lambda: model(ids, use_cache=False, logits_to_keep=1)
 
 
-def under(fusion: Fusion, segments: Sequence[Segment], pass_: Callable[[], object]) -> Callable[[], object]:
-    def call() -> None:
-        with fusion.batch(tuple(segments), head_rows=[sum(segment.length for segment in segments) - 1]):
-            pass_()
-
-    return call
-
-
 def cell(plain: Any, fused: Any, fusion: Fusion, tokens: int, rounds: int) -> list[dict[str, Any]]:
     base, pass_ = prefill(plain, tokens), prefill(fused, tokens)
     third = tokens // 3
     three = [Segment(third, ((slot, 0.5), (slot + 1, 0.3), (slot + 2, 0.2))) for slot in (0, 2)]
     three.append(Segment(tokens - 2 * third, ((4, 0.5), (5, 0.3), (6, 0.2))))
+    mixed = partial(under, fusion, pass_, head_rows=[tokens - 1])
     sides = {
         "base": base,
-        "one": under(fusion, [Segment(tokens, ((0, 1.0),))], pass_),
-        "k=3": under(fusion, [Segment(tokens, ((0, 0.5), (1, 0.3), (2, 0.2)))], pass_),
-        "three prompts, k=3": under(fusion, three, pass_),
+        "one": mixed([Segment(tokens, ((0, 1.0),))]),
+        "k=3": mixed([Segment(tokens, ((0, 0.5), (1, 0.3), (2, 0.2)))]),
+        "three prompts, k=3": mixed(three),
     }
-    found = interleaved(sides, rounds=rounds, calls=max(1, 512 // tokens))
-    return [
-        {
-            "side": name,
-            "ms": round(timing.ms, 1),
-            "spread": round(timing.spread, 3),
-            "ratio": round(timing.over(found["base"]), 3),
-        }
-        for name, timing in found.items()
-    ]
+    return compared(interleaved(sides, rounds=rounds, calls=max(1, 512 // tokens)), "base")
 
 
 @torch.inference_mode()

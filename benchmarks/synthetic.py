@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dlp_core.adapter import Adapter, LayerShape, LoRAWeights
+from dlp_core.layers import Fusion
+from dlp_core.ops.segments import Segment
 from dlp_core.quiet import quiet_transformers
 
 TARGETS = {
@@ -38,3 +40,19 @@ def random_adapter(
 def load_model(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
     with quiet_transformers():
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+def under(
+    fusion: Fusion,
+    forward: Callable[[], object],
+    segments: Sequence[Segment],
+    *,
+    head_rows: Sequence[int] | None = None,
+) -> Callable[[], None]:
+    """A forward pass whose tokens run under these mixes."""
+
+    def call() -> None:
+        with fusion.batch(tuple(segments), head_rows=head_rows):
+            forward()
+
+    return call
