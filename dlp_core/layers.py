@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from dlp_core.adapter import Adapter, LayerShape, LoRAWeights, check_fits
 from dlp_core.errors import AdapterRefused, InvalidRequest
-from dlp_core.ops.cpu import CpuOp
 from dlp_core.ops.op import Op, Step
 from dlp_core.ops.packed import Packed, Resident, pack, place
 from dlp_core.ops.reference import Delta
@@ -124,9 +123,7 @@ def install(model: nn.Module, op: Op | None = None) -> Fusion:
     see some of the tokens only. Raises ValueError if the model
     is installed already or has no such layer.
     """
-    layers = {path: module for path, module in model.named_modules() if _takes_deltas(path, module)}
-    if not layers:
-        raise ValueError("this model has no linear layers that could take adapters")
+    layers = _layers(model)
     if any(isinstance(module.forward, FusedForward) for module in layers.values()):
         raise ValueError("fusion is installed on this model already")
     device = next(model.parameters()).device
@@ -152,16 +149,27 @@ def read_shapes(folder: Path) -> Mapping[str, LayerShape]:
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     except (OSError, ValueError, KeyError) as error:
         raise InvalidRequest(f"{folder} is not a folder of a causal language model: {error}") from None
-    return install(model).shapes
+    return {path: _shape(layer) for path, layer in _layers(model).items()}
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Module path to every layer that takes deltas. Raises ValueError if there is none."""
+    layers = {path: module for path, module in model.named_modules() if _takes_deltas(path, module)}
+    if not layers:
+        raise ValueError("this model has no linear layers that could take adapters")
+    return layers
 
 
 def _op(model: nn.Module, device: torch.device) -> Op:
+    served = (torch.float32, torch.bfloat16, torch.float16)  # a quantised layer's weights are none of these
+    dtype = next(p.dtype for p in model.parameters() if p.dtype in served)
     if device.type != "cuda":
-        return CpuOp()
+        from dlp_core.ops.cpu import CpuOp
+
+        return CpuOp(dtype)
     from dlp_core.ops.triton import TritonOp
 
-    served = (torch.float32, torch.bfloat16, torch.float16)  # a quantised layer's weights are none of these
-    return TritonOp(device, next(p.dtype for p in model.parameters() if p.dtype in served))
+    return TritonOp(device, dtype)
 
 
 def _host(parameter: Any) -> Tensor:

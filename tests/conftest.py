@@ -17,6 +17,14 @@ if not Path("/dev/nvidiactl").exists():
 BUCKET = "dlp-test"
 
 
+@pytest.fixture(params=[0, 10**6], ids=["many", "few"])
+def each_cpu_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a test with each of the CPU op's ways for all batches."""
+    from dlp_core.ops import cpu
+
+    monkeypatch.setattr(cpu, "FEW", request.param)
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The variables that reach the S3 server of this run, which has a bucket BUCKET.

@@ -14,6 +14,8 @@ from dlp_core.ops.reference import Delta, fused_lora
 from dlp_core.ops.segments import Segment
 from tests.tiny import TOLERANCE, VOCAB, load_peft, peft_adapter, relative_error, tiny_llama
 
+pytestmark = pytest.mark.usefixtures("each_cpu_way")
+
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 # ranks, scalings and targets all differ, so that mixing any of them up shows

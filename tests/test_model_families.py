@@ -20,6 +20,8 @@ from dlp_core.peft_config import CONFIG_FILE
 from tests.families import FAMILIES, LLAMA_LINEAR, VOCAB, Family
 from tests.tiny import peft_model, relative_error
 
+pytestmark = pytest.mark.usefixtures("each_cpu_way")
+
 MIX = ((0, 0.6), (1, 0.3), (2, 0.1))
 IDS = torch.tensor([[5, 17, 3, 80, 44, 9, 61, 2, 33, 70, 12, 90, 7]])
 

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,99 +15,23 @@ import torch
 pytest.importorskip("triton", reason="the extra `gpu` is not installed")
 
 from dlp_core import layers
-from dlp_core.adapter import LoRAWeights, read_adapter
+from dlp_core.adapter import read_adapter
 from dlp_core.layers import install
 from dlp_core.ops import triton as op_module
-from dlp_core.ops.cpu import CpuOp
-from dlp_core.ops.packed import Resident, pack, place
-from dlp_core.ops.reference import Delta, fused_lora
+from dlp_core.ops.reference import fused_lora
 from dlp_core.ops.segments import Segment
 from dlp_core.ops.triton import TritonOp
 from tests.families import FAMILIES
+from tests.op_bank import DECODE, DEVICE, GROUP, MIXED, PROMPTS, TOLERANCE, WIDTHS, Bank, delta
 from tests.test_model_families import IDS, MIX, bank, with_peft
 from tests.tiny import relative_error
 
 ROOT = Path(__file__).parents[1]
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-GROUP = ("q_proj", "k_proj", "v_proj")
-WIDTHS = {"q_proj": 72, "k_proj": 24, "v_proj": 40, "down_proj": 64}
-
-
-@dataclass
-class Bank:
-    """Random adapters in slots, as the op has them and as the specification wants them."""
-
-    residents: dict[int, Resident]
-    deltas: dict[str, dict[int, Delta]]
-    d_in: int
-
-    @classmethod
-    def random(
-        cls, ranks: list[dict[str, int]], *, d_in: int = 48, dtype: torch.dtype = torch.float32, biased: bool = False
-    ) -> Bank:
-        """`ranks[slot]` maps modules to ranks. Rank 0 with `biased` is a trained bias alone."""
-        found = cls({}, {}, d_in)
-        for slot, modules in enumerate(ranks):
-            own = {path: _delta(d_in, WIDTHS[path], rank, 0.5 + slot, biased) for path, rank in modules.items()}
-            found.put(slot, own, dtype)
-        return found
-
-    def put(self, slot: int, own: dict[str, Delta], dtype: torch.dtype = torch.float32) -> None:
-        packed = pack(own, dict.fromkeys(own, self.d_in), dtype=dtype, pinned=DEVICE.type == "cuda")
-        self.residents[slot] = place(packed, DEVICE)
-        for deltas in self.deltas.values():
-            deltas.pop(slot, None)
-        for path, delta in own.items():
-            self.deltas.setdefault(path, {})[slot] = delta
-
-    def check(
-        self, op: TritonOp, segments: tuple[Segment, ...], paths: tuple[str, ...], dtype: torch.dtype = torch.float32
-    ) -> None:
-        """All modules of a group, one after the other, as a model's forward pass calls them."""
-        step = op.begin(segments, self.residents)
-        x_TD = torch.randn(sum(s.length for s in segments), self.d_in).to(dtype)
-        ours = x_TD.to(DEVICE)
-        for path in paths:
-            y_TO = torch.randn(len(x_TD), WIDTHS[path]).to(dtype)
-            expected = fused_lora(y_TO, x_TD, segments, self.deltas.get(path, {}))
-            found = y_TO.to(DEVICE) if step is None else step.add(y_TO.clone().to(DEVICE), ours, path, paths)
-            assert found.dtype == dtype
-            assert relative_error(found.cpu(), expected) <= TOLERANCE[dtype], (path, segments)
-            plain = [t for s, t in zip(segments, _starts(segments), strict=True) if not s.parts for t in t]
-            assert torch.equal(found.cpu()[plain], y_TO[plain]), "rows without adapters keep every bit"
-
-
-def _delta(d_in: int, d_out: int, rank: int, scaling: float, biased: bool = False) -> Delta:
-    lora = LoRAWeights(torch.randn(rank, d_in), torch.randn(d_out, rank), scaling) if rank else None
-    return Delta(lora, torch.randn(d_out) if biased else None)
-
-
-def _starts(segments: tuple[Segment, ...]) -> list[range]:
-    ends = [sum(s.length for s in segments[: i + 1]) for i in range(len(segments))]
-    return [range(end - s.length, end) for s, end in zip(segments, ends, strict=True)]
 
 
 def new_op(dtype: torch.dtype = torch.float32) -> TritonOp:
     torch.manual_seed(0)
     return TritonOp(DEVICE, dtype)
-
-
-MIXED = [{"q_proj": 4, "v_proj": 2}, {"v_proj": 19}, {"q_proj": 16, "k_proj": 33}, {"q_proj": 1}, {"down_proj": 3}]
-DECODE = (
-    Segment(1, ((0, 1.0),)),
-    Segment(1, ()),
-    Segment(1, ((1, 0.3), (2, -0.7))),
-    Segment(1, ((3, 0.5), (0, 0.2), (2, 1.3), (1, -2.0))),
-    Segment(1, ((4, 1.0),)),
-)
-PROMPTS = (
-    Segment(3, ((0, 1.0),)),
-    Segment(2, ()),
-    Segment(21, ((1, 0.3), (2, -0.7), (0, 0.4))),  # the mix changes inside a prompt, and a tile ends inside it
-    Segment(5, ((2, 1.0),)),
-    Segment(1, ((3, 0.5), (0, 0.2))),
-)
 
 
 @pytest.mark.parametrize("segments", [DECODE, PROMPTS], ids=["decode", "prompts"])
@@ -209,16 +132,16 @@ def test_slots_that_change_hands_and_tables_that_grow() -> None:
     mix = (Segment(1, ((0, 1.0), (1, 0.5))),)
     adapters.check(op, mix, GROUP)
     before = adapters.residents[0]
-    adapters.put(0, {"q_proj": _delta(48, 72, 6, 3.0)})
+    adapters.put(0, {"q_proj": delta(48, 72, 6, 3.0)})
     assert before is not adapters.residents[0]
     adapters.check(op, mix, GROUP)
-    adapters.put(1, {"v_proj": _delta(48, 40, 50, 2.0)})  # another module, a larger rank, and q no more
+    adapters.put(1, {"v_proj": delta(48, 40, 50, 2.0)})  # another module, a larger rank, and q no more
     adapters.check(op, mix, GROUP)
-    adapters.put(300, {"down_proj": _delta(48, 64, 2, 1.0)})
+    adapters.put(300, {"down_proj": delta(48, 64, 2, 1.0)})
     grown = (Segment(1, ((0, 1.0), (1, 0.5), (300, 2.0))),)
     with torch.inference_mode():
         adapters.check(op, grown, ("down_proj",))
-    adapters.put(1, {"v_proj": _delta(48, 40, 3, 2.0)})
+    adapters.put(1, {"v_proj": delta(48, 40, 3, 2.0)})
     adapters.check(op, grown, GROUP)
     op.plan = op.plan[:8]
     adapters.check(op, mix, GROUP)  # the plan outgrows its buffer
@@ -270,7 +193,7 @@ def test_a_captured_step_serves_other_mixes_and_other_adapters(monkeypatch: pyte
     first = op.begin((Segment(1, ((0, 1.0), (1, 2.0))), *(Segment(1, ((2, 1.0),)),) * 2), adapters.residents)
     assert first is not None
     graph = captured(monkeypatch, lambda: [first.add(y[path], x, path, GROUP) for path in GROUP])
-    adapters.put(1, {"q_proj": _delta(48, 72, 9, 1.0), "k_proj": _delta(48, 24, 1, 0.5)})
+    adapters.put(1, {"q_proj": delta(48, 72, 9, 1.0), "k_proj": delta(48, 24, 1, 0.5)})
     batches = [
         (Segment(1, ((2, 0.5), (1, -1.0))), Segment(2, ())),  # the last two rows are padding
         (Segment(1, ()), Segment(1, ((1, 1.0), (1, 0.5))), Segment(1, ((0, 0.1),))),
@@ -327,7 +250,7 @@ def test_a_whole_model_is_what_peft_serves(name: str, tmp_path: Path) -> None:
 
 def test_the_device_chooses_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
     family = FAMILIES["llama"]
-    assert isinstance(install(family.build())._op, CpuOp)
+    assert type(install(family.build())._op).__name__ == "CpuOp"
     made: list[tuple[Any, ...]] = []
     monkeypatch.setattr(op_module, "TritonOp", lambda *args: made.append(args))
     layers._op(family.build(dtype=torch.bfloat16), torch.device("cuda"))

@@ -48,4 +48,4 @@ async def test_the_engine_generates_what_it_does_with_the_op_for_cpus(tmp_path: 
         finally:
             await engine.stop()
 
-    assert await run(DEVICE, TritonOp(DEVICE, torch.float32)) == await run(torch.device("cpu"), CpuOp())
+    assert await run(DEVICE, TritonOp(DEVICE, torch.float32)) == await run(torch.device("cpu"), CpuOp(torch.float32))

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 pytest.importorskip("triton", reason="the extra `gpu` is not installed")
 
 from dlp_core.ops.segments import Segment
-from tests.test_triton import GROUP, Bank, new_op
+from tests.op_bank import GROUP, Bank
+from tests.test_triton import new_op
 
 SLOTS = st.integers(0, 4)
 PARTS = st.lists(st.tuples(SLOTS, st.floats(-3, 3, width=32)), max_size=4).map(tuple)

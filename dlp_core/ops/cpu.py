@@ -1,142 +1,36 @@
-"""Fusion in plain torch, fast on CPUs: few, wide float32 products over the adapters a batch really uses.
+"""Fusion on CPUs: compiled kernels where a batch has few tokens, wide matrix products where it has many.
 
-Semantics: those of `ops.reference`. The active adapters' factors lie side by side in one matrix per module,
+A decode step costs what it reads and what it calls: for few tokens, kernels go over the adapters where they lie
+(`ops.cpu_few`). A prompt costs arithmetic, which the matrix units do best over factors laid side by side
+(`ops.cpu_many`). Semantics of both: those of `ops.reference`, with factors rounded once to the model's dtype.
 
-    A_RD = [A_1; A_2; ...]     B_RO = [s_1 B_1^T; s_2 B_2^T; ...]     R = sum of the active ranks
-
-so that with W_TR[t, r] = weight of token t for the adapter that column r belongs to (0 if it has none)
-
-    y_TO += ((x_TD A_RD^T + c_R) * W_TR) B_RO
-
-is exactly the weighted sum, for any mixture of ranks and without padding. c is one for the row of a trained bias, zero
-elsewhere. Modules that read the same input (q, k and v; gate and up) share one product with A.
-Low-rank products run in float32: at these sizes a bfloat16 product costs more (its fixed cost is some 20 us), and the
-sum is rounded once.
-
-The side-by-side matrices are built when the set of active adapters changes, not at every step. Everything here
-runs on the thread that runs the model.
-
-Shape letters: T tokens, D in, O out, R rank, S active slots.
+Everything here runs on the thread that runs the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
+from dlp_core.ops.cpu_few import FewTokens
+from dlp_core.ops.cpu_many import ManyTokens
+from dlp_core.ops.op import Step
 from dlp_core.ops.packed import Resident
 from dlp_core.ops.segments import Segment, active_slots
 
-_SLACK = 4
-"""Adapters no token uses any more that may stay packed: dropping them costs a rebuild, keeping them a few columns."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Group:
-    """The packed factors of modules that read one input. `layout[c]` is the slot position of A's row c."""
-
-    a_RD: Tensor
-    c_R: Tensor | None
-    layout: tuple[int, ...]
-    outs: Mapping[str, tuple[int, int, Tensor]]
-    """Module path to (first column, end column, B_RO)."""
-
-
-@dataclass(slots=True, eq=False)
-class _Pack:
-    """The side-by-side factors of some slots, built per group when first needed."""
-
-    slots: tuple[int, ...]
-    residents: tuple[Resident, ...]
-    groups: dict[tuple[str, ...], _Group | None] = field(default_factory=dict)
-
-    def group(self, paths: tuple[str, ...]) -> _Group | None:
-        if paths not in self.groups:
-            self.groups[paths] = self._build(paths)
-        return self.groups[paths]
-
-    def _build(self, paths: tuple[str, ...]) -> _Group | None:
-        rows: list[Tensor] = []
-        constants: list[float] = []
-        layout: list[int] = []
-        outs: dict[str, tuple[int, int, Tensor]] = {}
-        for path in paths:
-            first = len(layout)
-            backs: list[Tensor] = []
-            for position, resident in enumerate(self.residents):
-                if (factors := resident.modules.get(path)) is not None:
-                    rank = factors.a_RD.shape[0]
-                    rows.append(factors.a_RD)
-                    backs.append(factors.b_RO)
-                    layout += [position] * rank
-                    constants += [0.0] * (rank - factors.shift) + [1.0] * factors.shift
-            if backs:
-                outs[path] = (first, len(layout), torch.cat(backs))
-        if not rows:
-            return None
-        a_RD = torch.cat(rows)
-        c_R = torch.tensor(constants, device=a_RD.device) if any(constants) else None
-        return _Group(a_RD, c_R, tuple(layout), outs)
-
-
-class Step:
-    """One forward pass: the weights of its tokens over a pack. Made by `CpuOp.begin`, dropped after the pass."""
-
-    def __init__(self, pack: _Pack, w_TS: Tensor, head_rows: Tensor | None) -> None:
-        self._pack = pack
-        self._w_TS = w_TS
-        self._head_rows = head_rows
-        self._w_TR: dict[tuple[tuple[int, ...], int, bool], Tensor] = {}
-        self._input: tuple[Tensor | None, tuple[str, ...]] = (None, ())
-        self._shrunk: tuple[_Group | None, Tensor | None] = (None, None)
-
-    def add(self, y: Tensor, x: Tensor, path: str, siblings: tuple[str, ...], *, head: bool = False) -> Tensor:
-        if x is not self._input[0] or siblings is not self._input[1]:
-            self._input = (x, siblings)
-            self._shrunk = self._shrink(x, siblings, head=head)
-        group, z_TR = self._shrunk
-        if group is None or z_TR is None or path not in group.outs:
-            return y
-        first, end, b_RO = group.outs[path]
-        y_TO = y.reshape(-1, y.shape[-1])
-        return torch.addmm(y_TO.float(), z_TR[:, first:end], b_RO).to(y.dtype).view(y.shape)
-
-    def _shrink(self, x: Tensor, siblings: tuple[str, ...], *, head: bool) -> tuple[_Group | None, Tensor | None]:
-        group = self._pack.group(siblings)
-        if group is None:
-            return None, None
-        if not x.is_floating_point():
-            z_TR = group.a_RD[:, x.reshape(-1)].T
-            z_TR = z_TR.clone() if group.c_R is None else z_TR + group.c_R
-        else:
-            x_TD = x.reshape(-1, x.shape[-1]).float()
-            z_TR = x_TD @ group.a_RD.T if group.c_R is None else torch.addmm(group.c_R, x_TD, group.a_RD.T)
-        return group, z_TR.mul_(self._weights(group.layout, z_TR.shape[0], head=head))
-
-    def _weights(self, layout: tuple[int, ...], tokens: int, *, head: bool) -> Tensor:
-        """W_TR for all tokens, or for those the output head is computed for."""
-        w_TR = self._w_TR.get((layout, tokens, head))
-        if w_TR is None:
-            w_TS = self._w_TS
-            if self._head_rows is not None and (tokens != w_TS.shape[0] or (head and tokens == len(self._head_rows))):
-                w_TS = w_TS.index_select(0, self._head_rows)
-            if tokens != w_TS.shape[0]:
-                raise RuntimeError(f"a layer sees {tokens} tokens, the batch's segments cover {self._w_TS.shape[0]}")
-            columns = torch.tensor(layout, device=w_TS.device)
-            w_TR = self._w_TR[layout, tokens, head] = w_TS.index_select(1, columns)
-        return w_TR
+FEW = 64
+"""Tokens up to which the kernels are the faster way, on two cores."""
 
 
 class CpuOp:
-    """Packs the active adapters and hands out one `Step` per forward pass."""
+    """Chooses for each forward pass, and keeps what both ways prepare for the adapters in use."""
 
-    dtype = torch.float32
-
-    def __init__(self) -> None:
-        self._pack: _Pack | None = None
+    def __init__(self, dtype: torch.dtype) -> None:
+        """`dtype` is the model's: float32, bfloat16 or float16."""
+        self.dtype = dtype
+        self._few = FewTokens(dtype)
+        self._many = ManyTokens()
 
     def begin(
         self,
@@ -147,22 +41,5 @@ class CpuOp:
         active = active_slots(segments)
         if not active:
             return None
-        pack = self._reusable(active, residents) or _Pack(active, tuple(residents[slot] for slot in active))
-        self._pack = pack
-        position = {slot: index for index, slot in enumerate(pack.slots)}
-        rows: list[list[float]] = []
-        for segment in segments:
-            row = [0.0] * len(pack.slots)
-            for slot, weight in segment.parts:
-                row[position[slot]] += weight
-            rows.extend([row] * segment.length)
-        device = pack.residents[0].buffer.device
-        w_TS = torch.tensor(rows, dtype=torch.float32, device=device)
-        return Step(pack, w_TS, None if head_rows is None else torch.tensor(head_rows, dtype=torch.long, device=device))
-
-    def _reusable(self, active: tuple[int, ...], residents: Mapping[int, Resident]) -> _Pack | None:
-        pack = self._pack
-        if pack is None or len(pack.slots) > len(active) + _SLACK:
-            return None
-        packed = dict(zip(pack.slots, pack.residents, strict=True))
-        return pack if all(packed.get(slot) is residents[slot] for slot in active) else None
+        way = self._few if sum(segment.length for segment in segments) <= FEW else self._many
+        return way.begin(segments, {slot: residents[slot] for slot in active}, head_rows)

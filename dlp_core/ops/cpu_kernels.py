@@ -1,0 +1,223 @@
+"""The CPU op's kernels for few tokens, compiled by numba.
+
+They read each adapter where it lies: a table holds addresses, so nothing is copied when other adapters become active.
+Sums are float32 and are rounded once, into y. What a row gets does not depend on the rows beside it. One thread does
+it all: at these sizes waking a second one costs more than it brings.
+
+Storage types, told by a scalar `like` of the type:
+
+    uint16  bfloat16 bits      int16  float16 bits      float32  itself
+
+Shape letters: T tokens, D in, O out, R rank, S adapters, M modules in the table, N modules of one call, P parts (one
+adapter of one token's mix).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+LIKE: Mapping[torch.dtype, Any] = {
+    torch.bfloat16: np.uint16(0),
+    torch.float16: np.int16(0),
+    torch.float32: np.float32(0),
+}
+A, B, RANK, SHIFT, D_IN, D_OUT = range(6)
+"""Columns of a table's last dimension: addresses of A_RD and B_RO, R, whether the last row is a bias, D and O."""
+
+_CACHE_LINE = 64
+_FLOAT, _HALF, _I16, _I32 = ir.FloatType(), ir.HalfType(), ir.IntType(16), ir.IntType(32)
+
+
+def _compiled(function: Callable[..., None]) -> Any:
+    options: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy", "nogil": True}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder to keep compiled code in can be written
+        return njit(**options)(function)
+
+
+@intrinsic
+def _pointer(_: Any, address: Any, like: Any) -> Any:
+    """An address as a pointer to elements of the type of `like`."""
+    target = types.CPointer(like)
+
+    def generate(context: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(target))
+
+    return target(address, like), generate
+
+
+@intrinsic
+def _widen(_: Any, stored: Any) -> Any:
+    """A stored number as float32."""
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        value = arguments[0]
+        if stored == types.float32:
+            return value
+        if stored == types.int16:
+            return builder.fpext(builder.bitcast(value, _HALF), _FLOAT)
+        return builder.bitcast(builder.shl(builder.zext(value, _I32), _I32(16)), _FLOAT)
+
+    return types.float32(stored), generate
+
+
+@intrinsic
+def _narrow(_: Any, value: Any, like: Any) -> Any:
+    """A float32 rounded to the nearest number of the storage type, ties to even; what is not a number stays so."""
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        number = arguments[0]
+        if like == types.float32:
+            return number
+        if like == types.int16:
+            return builder.bitcast(builder.fptrunc(number, _HALF), _I16)
+        bits = builder.bitcast(number, _I32)
+        odd = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
+        rounded = builder.lshr(builder.add(bits, builder.add(odd, _I32(0x7FFF))), _I32(16))
+        nan = builder.fcmp_unordered("uno", number, number)
+        return builder.trunc(builder.select(nan, _I32(0x7FC0), rounded), _I16)
+
+    return like(types.float32, like), generate
+
+
+@intrinsic
+def _prefetch_line(_: Any, address: Any) -> Any:
+    """Asks for the cache line at an address without waiting for it."""
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        pointer = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        read, into_second_level, data = _I32(0), _I32(2), _I32(1)
+        return builder.call(function, [builder.inttoptr(arguments[0], pointer), read, into_second_level, data])
+
+    return types.void(types.int64), generate
+
+
+@_compiled
+def _prefetch(table, modules, slot_start, factor, width, size):
+    """Factors A or B of these modules, of every adapter in use. They were last read a whole forward pass ago; asked
+    for one after the other they arrive much faster than when the products stumble on them, eight rows at a time."""
+    for n in range(modules.shape[0]):
+        for s in range(table.shape[0]):
+            entry = table[s, modules[n]]
+            if slot_start[s] < slot_start[s + 1]:
+                for address in range(entry[factor], entry[factor] + entry[RANK] * entry[width] * size, _CACHE_LINE):
+                    _prefetch_line(address)
+
+
+@_compiled
+def shrink(like, x, tokens, d_in, table, modules, rows, weights, by_slot, slot_start, z):
+    """z_NPR = weight_P * (x_TD A_RD^T), with 1 in the place of a bias.
+
+    `x` is an address, `table` [S, M, 6], `modules` [N] rows of it, `rows` and `weights` [P]; `by_slot` [P] are the
+    parts in the order of their adapters, `slot_start` [S + 1] where each adapter's begin: its A is read once for all.
+    """
+    x_TD = carray(_pointer(x, like), (tokens, d_in))
+    _prefetch(table, modules, slot_start, A, D_IN, x_TD.itemsize)
+    for n in range(modules.shape[0]):
+        for s in range(table.shape[0]):
+            entry = table[s, modules[n]]
+            rank, shift = entry[RANK], entry[SHIFT]
+            a = carray(_pointer(entry[A], like), (rank, d_in))
+            for i in range(slot_start[s], slot_start[s + 1]):
+                part = by_slot[i]
+                x_D, weight, z_R = x_TD[rows[part]], weights[part], z[n, part]
+                r = 0
+                while r + 8 <= rank - shift:  # eight sums at once: each number of x is read and widened once for them
+                    a_0, a_1, a_2, a_3 = a[r], a[r + 1], a[r + 2], a[r + 3]
+                    a_4, a_5, a_6, a_7 = a[r + 4], a[r + 5], a[r + 6], a[r + 7]
+                    sum_0 = sum_1 = sum_2 = sum_3 = sum_4 = sum_5 = sum_6 = sum_7 = np.float32(0)
+                    for d in range(d_in):
+                        value = _widen(x_D[d])
+                        sum_0 += value * _widen(a_0[d])
+                        sum_1 += value * _widen(a_1[d])
+                        sum_2 += value * _widen(a_2[d])
+                        sum_3 += value * _widen(a_3[d])
+                        sum_4 += value * _widen(a_4[d])
+                        sum_5 += value * _widen(a_5[d])
+                        sum_6 += value * _widen(a_6[d])
+                        sum_7 += value * _widen(a_7[d])
+                    z_R[r], z_R[r + 1], z_R[r + 2], z_R[r + 3] = sum_0, sum_1, sum_2, sum_3
+                    z_R[r + 4], z_R[r + 5], z_R[r + 6], z_R[r + 7] = sum_4, sum_5, sum_6, sum_7
+                    r += 8
+                while r < rank - shift:
+                    a_D, sum_ = a[r], np.float32(0)
+                    for d in range(d_in):
+                        sum_ += _widen(x_D[d]) * _widen(a_D[d])
+                    z_R[r] = sum_
+                    r += 1
+                if shift:
+                    z_R[rank - 1] = 1
+                for r in range(rank):
+                    z_R[r] *= weight
+    _prefetch(table, modules, slot_start, B, D_OUT, x_TD.itemsize)
+
+
+@_compiled
+def look_up(like, ids, table, modules, slots, rows, weights, z):
+    """`shrink` where x are token ids: z_NPR = weight_P * A_RD[:, id]. `ids` [T], `slots` [P]."""
+    for n in range(modules.shape[0]):
+        for part in range(rows.shape[0]):
+            entry = table[slots[part], modules[n]]
+            a = carray(_pointer(entry[A], like), (entry[RANK], entry[D_IN]))
+            for r in range(entry[RANK]):
+                bias = entry[SHIFT] and r == entry[RANK] - 1
+                z[n, part, r] = weights[part] * (np.float32(1) if bias else _widen(a[r, ids[rows[part]]]))
+
+
+@_compiled
+def expand(like, y, d_out, table, module, slots, row_start, z, n):
+    """y_TO += z_PR B_RO, for the parts of each token. `y` is an address, `row_start` [T + 1] where the parts of each
+    token begin; of `z` [N, P, R], which `shrink` filled, the module's part is the `n`th."""
+    tokens = row_start.shape[0] - 1
+    y_TO = carray(_pointer(y, like), (tokens, d_out))
+    total = np.empty(d_out, np.float32)
+    for t in range(tokens):
+        if row_start[t] == row_start[t + 1]:
+            continue
+        y_O = y_TO[t]
+        for o in range(d_out):
+            total[o] = _widen(y_O[o])
+        for part in range(row_start[t], row_start[t + 1]):
+            entry, z_R = table[slots[part], module], z[n, part]
+            rank = entry[RANK]
+            b = carray(_pointer(entry[B], like), (rank, d_out))
+            r = 0
+            while r + 8 <= rank:  # eight rows at once: the total is read and written once for them
+                z_0, z_1, z_2, z_3 = z_R[r], z_R[r + 1], z_R[r + 2], z_R[r + 3]
+                z_4, z_5, z_6, z_7 = z_R[r + 4], z_R[r + 5], z_R[r + 6], z_R[r + 7]
+                b_0, b_1, b_2, b_3 = b[r], b[r + 1], b[r + 2], b[r + 3]
+                b_4, b_5, b_6, b_7 = b[r + 4], b[r + 5], b[r + 6], b[r + 7]
+                for o in range(d_out):
+                    total[o] += (
+                        (z_0 * _widen(b_0[o]) + z_1 * _widen(b_1[o]))
+                        + (z_2 * _widen(b_2[o]) + z_3 * _widen(b_3[o]))
+                        + (z_4 * _widen(b_4[o]) + z_5 * _widen(b_5[o]))
+                        + (z_6 * _widen(b_6[o]) + z_7 * _widen(b_7[o]))
+                    )
+                r += 8
+            while r < rank:
+                z_r, b_O = z_R[r], b[r]
+                for o in range(d_out):
+                    total[o] += z_r * _widen(b_O[o])
+                r += 1
+        for o in range(d_out):
+            y_O[o] = _narrow(total[o], like)
+
+
+def compile_for(like: Any) -> None:
+    """Compiles the kernels for a storage type, or loads what was compiled before. Else the first request would wait."""
+    ints, floats = np.zeros(1, np.int64), np.zeros(0, np.float32)
+    table, z = np.zeros((0, 1, 6), np.int64), np.zeros((1, 0, 1), np.float32)
+    shrink(like, 0, 0, 1, table, ints, ints[:0], floats, ints[:0], ints, z)
+    look_up(like, ints, table, ints, ints[:0], ints[:0], floats, z)
+    expand(like, 0, 1, table, 0, ints[:0], ints, z, 0)
