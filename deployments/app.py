@@ -13,6 +13,7 @@ from deployments.router import Router
 
 def build_app(args: AppArgs) -> serve.Application:
     """Ingress over a router pool and backbone replicas. Their sizes are in serve_config.yaml."""
-    router = serve.deployment(Router).bind(args)
     backbone = serve.deployment(FusedBackbone).bind(args)
-    return serve.deployment(Ingress).bind(args, router, backbone)
+    router = serve.deployment(Router).bind(args)
+    # Serve starts replicas in this order: the backbone first, which takes longest
+    return serve.deployment(Ingress).bind(args, backbone, router)

@@ -18,6 +18,7 @@ from deployments.affinity import RESIDENT
 from deployments.args import AppArgs
 from deployments.autoscale import ADAPTERS, REQUESTS, TOKENS
 from deployments.generation import Delta, Finished, GenerationRequest
+from deployments.imports import lasting_imports
 from deployments.metrics import EngineMetrics
 from deployments.once import Once
 from deployments.replica_log import join_library_log
@@ -43,8 +44,9 @@ WATCH_S = 2.0
 
 class FusedBackbone:
     def __init__(self, args: AppArgs) -> None:
-        from deployments.completions import Completions
-        from deployments.load_engine import load_engine
+        with lasting_imports():
+            from deployments.completions import Completions
+            from deployments.load_engine import load_engine
 
         tracing.start()
         join_library_log()

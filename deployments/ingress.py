@@ -44,12 +44,12 @@ ATTEMPTS = 3
 
 @serve.ingress()
 class Ingress:
-    def __init__(self, args: AppArgs, router: DeploymentHandle, backbone: DeploymentHandle) -> None:
+    def __init__(self, args: AppArgs, backbone: DeploymentHandle, router: DeploymentHandle) -> None:
         tracing.start()
         join_library_log()
         self._args = args
-        self._router = router
         self._backbone = backbone
+        self._router = router
         self._metrics = RoutingMetrics()
         self._bank_metrics = BankMetrics()
         secrets = args.access

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 READY_SECONDS = 300.0
 _PLENTY = 1000.0
+_SOON_AGAIN = {"RAY_raylet_client_connect_timeout_milliseconds": "50", "RAY_raylet_client_num_connect_attempts": "200"}
+"""A raylet often asks for its object store a moment before that listens, and then sleeps for a second, at most ten
+times. Here it may wait as long, in shorter steps."""
 _OBJECT_STORE_BYTES = 200 * 1024**2  # requests and tokens are small; Ray's default takes a third of the memory
 
 
@@ -81,6 +84,8 @@ class LocalApp:
         self._check_port()
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        for variable, value in _SOON_AGAIN.items():
+            os.environ.setdefault(variable, value)
         os.environ.setdefault(haproxy.VARIABLE, str(haproxy.COMMAND))
         import ray
         from ray import serve

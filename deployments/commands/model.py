@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from deployments import console
-from dlp_core.base_model import ModelManifest
 from dlp_core.errors import StoreUnavailable
 from dlp_core.store import AdapterStore, open_store
+
+if TYPE_CHECKING:
+    from dlp_core.base_model import ModelManifest
 
 app = typer.Typer(help="Move base models between folders and a store.", no_args_is_help=True)
 

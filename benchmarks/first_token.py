@@ -1,0 +1,67 @@
+"""From a new process to the engine's first token, phase by phase: what the constructor of a backbone replica does.
+
+    .venv/bin/python -m benchmarks.first_token MODEL_DIR BANK_URI
+
+Prints one JSON object, seconds of each phase. The first token is the base model's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from contextlib import aclosing
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from deployments.args import AppArgs
+from deployments.imports import lasting_imports
+from dlp_core.bank_source import BankSource
+from dlp_core.disk_cache import DiskCache
+from dlp_core.mix import EMPTY_MIX
+from dlp_core.store import open_store
+
+MODULES = ("torch", "transformers.generation.continuous_batching", "dlp_core.engine", "deployments.load_engine")
+
+
+async def phases(model: str, bank: str) -> dict[str, float]:
+    seconds: dict[str, float] = {}
+    last = time.perf_counter()
+
+    def ended(phase: str) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        seconds[phase], last = now - last, now
+
+    with lasting_imports():
+        for name in MODULES:
+            module = import_module(name)
+            ended(f"import {name}")
+    args = AppArgs(bank=bank, base_model=model)
+    source = BankSource(open_store(bank), DiskCache(args.cache.path, args.cache.max_bytes))
+    engine, codec = module.load_engine(args, source, device="cpu", on_load=lambda *_: None)
+    ended("model and tokenizer")
+    engine.start()
+    ended("engine")
+    sampling = import_module("dlp_core.engine").Sampling(max_tokens=2)
+    ids = codec.encode("every weekday at 8:30 in the morning").ids
+    async with aclosing(engine.submit(ids, EMPTY_MIX, sampling, request_id="first")) as events:
+        await anext(events)
+    ended("first token")
+    await engine.stop()
+    return seconds
+
+
+def main(
+    model: Annotated[str, typer.Argument(help="Folder of a model.")],
+    bank: Annotated[str, typer.Argument(help="A bank that was published for it.")],
+) -> None:
+    logging.disable(logging.WARNING)  # metrics without Ray
+    print(json.dumps(asyncio.run(phases(model, bank))))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,156 @@
+"""How long it takes until something runs: imports, commands, the router, the engine, and `dlp serve`.
+
+    .venv/bin/python -m benchmarks.startup MODEL_DIR [--quick] [--out FILE]
+
+Three kinds of rows, milliseconds each, medians over the runs:
+
+    processes   from the start of a Python process to its end, in turn; `ratio` is over an empty one
+    engine      a backbone replica without Ray, phase by phase: benchmarks/first_token.py
+    serve       `dlp serve` from the start of its process to the first streamed token, phase by phase as Serve's own log
+                has them; `at_ms` is where a phase ends
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import httpx
+import typer
+import yaml
+
+from benchmarks.harness import Timing, compared, interleaved, report
+from deployments.local_app import load_config
+from dlp_core.publish import publish
+from dlp_core.router import Router
+from dlp_core.store import open_store
+from tests.application import ROOT, free_port, wait_for
+
+TEXT = "every weekday at 8:30 in the morning, as cron"
+ROUTER = ROOT / "examples/bank/router"
+DLP = (sys.executable, "-m", "deployments.cli")
+PROCESSES: dict[str, Sequence[str]] = {
+    "python": (sys.executable, "-c", "pass"),
+    "import dlp_core": (sys.executable, "-c", "import dlp_core"),
+    "import dlp_core.mix": (sys.executable, "-c", "import dlp_core.mix"),
+    "dlp --help": (*DLP, "--help"),
+    "dlp route TEXT": (*DLP, "route", TEXT, "--router", str(ROUTER)),
+}
+LOGS = Path("/tmp/ray/session_latest/logs/serve")
+PHASES = {
+    "ray, serve's controller": ("controller", "Controller starting"),
+    "http proxy": ("controller", "Deploying new app"),
+    "application imported": ("controller", "Imported and built app"),
+    "backbone's process": ("replica_dlp_FusedBackbone", "Started initializing replica"),
+    "backbone constructed": ("replica_dlp_FusedBackbone", "Finished initializing replica"),
+}
+"""How each phase's end reads in which of Serve's logs, in their order."""
+
+
+def run(command: Sequence[str]) -> None:
+    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+
+
+def engine(base: Path, bank: str) -> dict[str, float]:
+    """Seconds of each phase of benchmarks/first_token.py."""
+    command = [sys.executable, "-m", "benchmarks.first_token", str(base), bank]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+    return dict(json.loads(done.stdout))
+
+
+def serve(base: Path, bank: str, config: Path) -> dict[str, float]:
+    """Seconds of each phase of `dlp serve`. Starts a Ray cluster of its own and ends it."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    options = ["--bank", bank, "--base-model", str(base), "--port", str(port), "--config", str(config)]
+    began = time.time()
+    server = subprocess.Popen([*DLP, "serve", *options], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(partial(_healthy, url), "ready application", seconds=200)
+        ends = {"": began, **{name: _logged(*line) for name, line in PHASES.items()}, "ready": time.time()}
+        _first_token(url)
+        ends["first token, routed"] = time.time()
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait()
+    return {name: ends[name] - ends[before] for before, name in pairwise(ends)}
+
+
+def _healthy(url: str) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(f"{url}/health", timeout=200).status_code == 200
+    return False
+
+
+def _first_token(url: str) -> None:
+    body = {"model": "auto", "messages": [{"role": "user", "content": TEXT}], "max_tokens": 4, "stream": True}
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=200) as reply:
+        reply.raise_for_status()
+        for line in reply.iter_lines():
+            if line.startswith("data: {") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
+                return
+    raise RuntimeError("the stream had no token")
+
+
+def _logged(name: str, text: str) -> float:
+    """When a line with `text` was written to the log of that name, as time.time() has it."""
+    for path in sorted(LOGS.glob(f"{name}_*.log")):
+        for line in path.read_text().splitlines():
+            if text not in line:
+                continue
+            stamp = json.loads(line)["asctime"] if line.startswith("{") else " ".join(line.split()[1:3])
+            return datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f").timestamp()
+    raise RuntimeError(f"{LOGS} has no {name} log that says {text!r}")
+
+
+def phases(kind: str, measure: Callable[[], dict[str, float]], runs: int) -> list[dict[str, Any]]:
+    """A row for each phase, and where it ends."""
+    found = [measure() for _ in range(runs)]
+    rows, at = [], 0.0
+    for name in found[0]:
+        timing = Timing(tuple(one[name] for one in found))
+        at += timing.ms
+        rows.append({"kind": kind, "side": name, "ms": round(timing.ms, 1), "at_ms": round(at, 1)})
+    totals = [sum(one.values()) for one in found]
+    return [*rows, {"kind": kind, "side": "all", "ms": round(1000 * median(totals), 1)}]
+
+
+def main(
+    model: Annotated[Path, typer.Argument(help="Folder of SmolLM2-135M-Instruct, which the demo bank is for.")],
+    quick: Annotated[bool, typer.Option(help="One run of each but the processes.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Where the JSON goes; standard output by default.")] = None,
+) -> None:
+    os.environ["PYTHONPATH"] = str(ROOT)
+    sides: dict[str, Callable[[], object]] = {name: partial(run, command) for name, command in PROCESSES.items()}
+    found = interleaved(sides, rounds=2 if quick else 4, calls=1)
+    loads = interleaved({"Router.load": partial(Router.load, ROUTER)}, rounds=3, calls=3)
+    rows = [{"kind": "process", **row} for row in compared(found, "python")]
+    rows += [{"kind": "router", **row} for row in compared(loads, "Router.load")]
+    with TemporaryDirectory(prefix="dlp-startup-") as temporary:
+        work = Path(temporary)
+        bank = str(work / "store")
+        publish(open_store(bank), ROOT / "examples/bank")
+        settings = load_config(ROOT / "serve_config.yaml")
+        settings["applications"][0]["args"]["cache"] = {"path": str(work / "cache")}
+        config = work / "serve_config.yaml"
+        config.write_text(yaml.safe_dump(settings))
+        rows += phases("engine", partial(engine, model.resolve(), bank), 1 if quick else 3)
+        rows += phases("serve", partial(serve, model.resolve(), bank, config), 1 if quick else 2)
+    report("startup", rows, out=out, model=model.name, dtype="bfloat16")
+
+
+if __name__ == "__main__":
+    typer.run(main)
