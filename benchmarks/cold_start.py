@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from benchmarks.harness import model_folder, over, report, spread
+from benchmarks.harness import model_folder, over, report, run, spread
 from benchmarks.peft_folder import write_adapter
 from benchmarks.synthetic import TARGETS, load_model, random_adapter
 from deployments.local_s3 import LocalS3
@@ -247,4 +247,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)
