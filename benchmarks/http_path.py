@@ -10,9 +10,8 @@ its own, in turn and back:
     throughput  HAProxy and Serve's throughput mode, by the variables that k8s/ sets
 
 One ingress and one backbone replica; the adapter is named, so no router takes part. Without a model, a tiny random one
-serves: then nearly all there is to see is the path. Latencies are medians in milliseconds, `added_ms` is what the median
-answer takes longer than the engine's at as many streams, `ratio` the tokens a second over the engine's. The tiny model
-needs the `train` extra.
+serves: then nearly all there is to see is the path (it needs the `train` extra). Latencies are medians; `added_ms` is
+what the median answer takes longer than the engine's at as many streams, `ratio` the tokens a second over the engine's.
 """
 
 from __future__ import annotations
@@ -62,7 +61,6 @@ SIDES: dict[str, dict[str, str]] = {
 SIDE = "--side"
 """Runs what standard input says, in a process with the side's environment."""
 
-STREAMS = (1, 8, 16, 32)
 TOKENS = 32
 PROMPT = "the user and the assistant speak of the adapter"
 WARM_UP_S = 2.0
@@ -199,12 +197,13 @@ def rows(runs: Mapping[str, Sequence[Found]]) -> list[dict[str, Any]]:
 
 
 def main(
+    *,
     base: Annotated[Path | None, typer.Option(help="Folder of a model.")] = None,
     bank: Annotated[Path | None, typer.Option(help="Bank folder for it.")] = None,
     adapter: Annotated[str, typer.Option(help="Of the bank, that serves all requests.")] = "sql",
     dtype: Annotated[str, typer.Option(help="Of the backbone.")] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="Of the backbone.")] = 1,
-    streams: Annotated[list[int], typer.Option(min=1, help="At a time; may be given several times.")] = STREAMS,
+    streams: Annotated[list[int], typer.Option(min=1, help="At a time; may be given several times.")] = [1, 8, 16, 32]  # noqa: B006,
     seconds: Annotated[float, typer.Option(min=0.1, help="Of each load.")] = 10.0,
     quick: Annotated[bool, typer.Option(help="16 streams only, for 3 seconds.")] = False,
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes; standard output by default.")] = None,
