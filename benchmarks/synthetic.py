@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from dlp_core.adapter import WEIGHTS_FILE, Adapter, LayerShape, LoRAWeights
+from dlp_core.adapter import Adapter, LayerShape, LoRAWeights
 from dlp_core.layers import Fusion
 from dlp_core.ops.segments import Segment
-from dlp_core.peft_config import CONFIG_FILE
 from dlp_core.quiet import quiet_transformers
 
 TARGETS = {
@@ -39,26 +36,6 @@ def random_adapter(
         if path.rpartition(".")[2] in targets
     }
     return Adapter(name=name, base_model=None, modules=modules)
-
-
-def write_adapter(adapter: Adapter, folder: Path) -> Path:
-    """A PEFT folder of an adapter whose modules all have one rank and one scaling, as `random_adapter` makes them."""
-    folder.mkdir(parents=True)
-    first = next(iter(adapter.modules.values()))
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": first.rank,
-        "lora_alpha": first.rank * first.scaling,
-        "target_modules": sorted({path.rpartition(".")[2] for path in adapter.modules}),
-    }
-    (folder / CONFIG_FILE).write_text(json.dumps(config))
-    tensors = {}
-    for path, weights in adapter.modules.items():
-        tensors[f"base_model.model.{path}.lora_A.weight"] = weights.a_RD
-        tensors[f"base_model.model.{path}.lora_B.weight"] = weights.b_OR
-    save_file(tensors, folder / WEIGHTS_FILE)
-    return folder
 
 
 def twin(model: Any) -> Any:
