@@ -19,7 +19,6 @@ Prints one JSON object; the table goes to stderr. Without a CUDA device: one lin
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import platform
@@ -40,6 +39,8 @@ if not torch.cuda.is_available():
 
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.peers.loop import Factors, looped
+from benchmarks.synthetic import twin
 from benchmarks.timing import Timing, interleaved, on_host
 from dlp_core.adapter import Adapter, LoRAWeights
 from dlp_core.layers import Fusion, install
@@ -130,12 +131,6 @@ def unmasked(layer: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | N
     return y.transpose(1, 2).contiguous(), None
 
 
-def twin(model: LlamaForCausalLM) -> Any:
-    """The same weights, in modules of their own."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
-
-
 class FullCache:
     """A cache that is full but for the last position, where every pass writes: what a graph of one step needs."""
 
@@ -200,43 +195,6 @@ def fused(fusion: Fusion, forward: Run, segments: tuple[Segment, ...], rows: lis
     return run
 
 
-class Loop(nn.Module):
-    """A layer and a loop over the adapters of the batch: one adapter, its rows, its weights, after the other."""
-
-    def __init__(self, layer: nn.Module, parts: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
-        super().__init__()
-        self._layer = layer
-        self._parts = parts
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self._layer(x)
-        rows = y.view(-1, y.shape[-1])
-        for index, weights, a_RD, b_RO in self._parts:
-            part = x.view(-1, x.shape[-1]).index_select(0, index)
-            rows.index_add_(0, index, (part @ a_RD.T @ b_RO) * weights)
-        return y
-
-
-def looped(model: Any, fusion: Fusion, segments: tuple[Segment, ...], device: torch.device) -> Any:
-    uses: dict[int, dict[int, float]] = {}
-    token = 0
-    for segment in segments:
-        for t in range(token, token + segment.length):
-            for slot, weight in segment.parts:
-                uses.setdefault(slot, {})[t] = weight
-        token += segment.length
-    other = twin(model)
-    parts: dict[str, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
-    for slot, weights in uses.items():
-        index = torch.tensor(list(weights), device=device)
-        w_T1 = torch.tensor(list(weights.values()), dtype=torch.bfloat16, device=device)[:, None]
-        for path, factors in fusion._residents[slot].modules.items():
-            parts.setdefault(path, []).append((index, w_T1, factors.a_RD, factors.b_RO))
-    for path, those in parts.items():
-        other.set_submodule(path, Loop(other.get_submodule(path), those))
-    return other
-
-
 def with_peft(model: Any, targets: str, rank: int) -> Any | None:
     try:
         from peft import LoraConfig, get_peft_model  # noqa: PLC0415
@@ -282,6 +240,10 @@ class Bench:
         }
         return Adapter(f"r{rank}", None, modules)
 
+    def factors(self, slot: int) -> Factors:
+        modules = self.fusion._residents[slot].modules
+        return {path: (part.a_RD, part.b_RO.T) for path, part in modules.items()}
+
     def segments(self, cell: Cell, k: int) -> tuple[Segment, ...]:
         """A mix for every sequence, no two alike as far as the adapters reach."""
         length = cell.prompt or 1
@@ -317,7 +279,8 @@ class Bench:
         if len(RANKS[cell.ranks]) == 1 and (peft := with_peft(self.plain, cell.targets, RANKS[cell.ranks][0])):
             sides["peft"] = plain(peft)
         if cell.sequences <= LOOP_SEQUENCES:
-            sides["loop"] = plain(looped(self.plain, self.fusion, mix, device))
+            slots = {slot for segment in mix for slot, _ in segment.parts}
+            sides["loop"] = plain(looped(self.plain, {slot: self.factors(slot) for slot in slots}, mix))
         return sides
 
     @torch.inference_mode()
