@@ -61,6 +61,7 @@ SIDES: dict[str, dict[str, str]] = {
 SIDE = "--side"
 """Runs what standard input says, in a process with the side's environment."""
 
+STREAMS = (1, 8, 16, 32)
 TOKENS = 32
 PROMPT = "the user and the assistant speak of the adapter"
 WARM_UP_S = 2.0
@@ -203,14 +204,15 @@ def main(
     adapter: Annotated[str, typer.Option(help="Of the bank, that serves all requests.")] = "sql",
     dtype: Annotated[str, typer.Option(help="Of the backbone.")] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="Of the backbone.")] = 1,
-    streams: Annotated[list[int], typer.Option(min=1, help="At a time; may be given several times.")] = [1, 8, 16, 32]  # noqa: B006,
+    streams: Annotated[list[int] | None, typer.Option(min=1, help="May be given several times.")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Of each load.")] = 10.0,
     quick: Annotated[bool, typer.Option(help="16 streams only, for 3 seconds.")] = False,
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes; standard output by default.")] = None,
 ) -> None:
     os.environ |= {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    numbers: Sequence[int] = streams or STREAMS
     if quick:
-        streams, seconds = [16], 3.0
+        numbers, seconds = [16], 3.0
     runs: dict[str, list[Found]] = {name: [] for name in SIDES}
     with TemporaryDirectory(prefix="dlp-http-") as temporary:
         work = Path(temporary)
@@ -225,7 +227,7 @@ def main(
         }
         for name in abba(SIDES):
             print(f"{name} ...", file=sys.stderr)
-            job = {"side": name, "config": config, "adapter": adapter, "streams": streams, "seconds": seconds}
+            job = {"side": name, "config": config, "adapter": adapter, "streams": numbers, "seconds": seconds}
             runs[name].append(in_a_process(job, SIDES[name]))
     settings = {"model": base.name, "dtype": dtype, "tokens": TOKENS, "seconds": seconds}
     report("http path", rows(runs), out=out, **settings)
