@@ -211,13 +211,13 @@ def _ms(seconds: float) -> float:
 
 
 def main(
-    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
+    model: Annotated[Path, typer.Argument(help="Folder of a model.", callback=model_folder)],
     seconds: Annotated[float, typer.Option(min=1.0, help="Of each run.")] = 5.0,
     quick: Annotated[bool, typer.Option(help="One cell, runs of 3 s.")] = False,
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes; standard output by default.")] = None,
 ) -> None:
     cells, length = (CELLS[:1], 3.0) if quick else (CELLS, seconds)
-    result = asyncio.run(measure(model_folder(model), cells, length, rounds=1))
+    result = asyncio.run(measure(model, cells, length, rounds=1))
     report(
         "engine",
         result,

@@ -35,6 +35,7 @@ import aiohttp
 import typer
 
 from benchmarks.harness import abba, model_folder, over, report, run, spread
+from benchmarks.targets import Target, judged
 from deployments.args import AppArgs
 from deployments.completions import Completions
 from deployments.generation import GenerationRequest
@@ -62,6 +63,8 @@ SIDE = "--side"
 """Runs what standard input says, in a process with the side's environment."""
 
 STREAMS = (1, 8, 16, 32)
+JUDGED = 16
+"""Streams for which there is a target."""
 TOKENS = 32
 PROMPT = "the user and the assistant speak of the adapter"
 WARM_UP_S = 2.0
@@ -212,7 +215,7 @@ def main(
     os.environ |= {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
     numbers: Sequence[int] = streams or STREAMS
     if quick:
-        numbers, seconds = [16], 3.0
+        numbers, seconds = [JUDGED], 3.0
     runs: dict[str, list[Found]] = {name: [] for name in SIDES}
     with TemporaryDirectory(prefix="dlp-http-") as temporary:
         work = Path(temporary)
@@ -229,8 +232,16 @@ def main(
             print(f"{name} ...", file=sys.stderr)
             job = {"side": name, "config": config, "adapter": adapter, "streams": numbers, "seconds": seconds}
             runs[name].append(in_a_process(job, SIDES[name]))
+    found = rows(runs)
+    kept = judged(
+        [
+            Target(f"HTTP ({row['side']}) over the engine, {row['streams']} streams", row["ratio"], 0.75, at_least=True)
+            for row in found
+            if row["streams"] == JUDGED and row["side"] != "engine"
+        ]
+    )
     settings = {"model": base.name, "dtype": dtype, "tokens": TOKENS, "seconds": seconds}
-    report("http path", rows(runs), out=out, **settings)
+    report("http path", found, out=out, **settings, targets=kept)
 
 
 def in_a_process(job: Mapping[str, Any], variables: Mapping[str, str]) -> Found:
