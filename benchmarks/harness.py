@@ -77,7 +77,7 @@ def surroundings() -> dict[str, Any]:
 
 def report(title: str, rows: Sequence[Mapping[str, Any]], *, out: Path | None, **settings: Any) -> None:
     """Draws the rows as a table for a person, and writes them as JSON: to `out`, else to standard output."""
-    console = Console(file=sys.stderr, width=140)
+    console = Console(file=sys.stderr, width=160)
     table = Table(title=title, title_justify="left")
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for column in columns:
