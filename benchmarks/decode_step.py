@@ -13,39 +13,32 @@ Sides of each cell (targets, ranks, sequences), timed in turn:
     loop        the traffic of k=3 by what the paper released (peers/loop.py)
     peft ...    PEFT's ways (peers/peft.py); only `peft rows` lets rows differ, by one adapter each
 
-q,v at rank 8 has all sides, all linear layers at rank 16 those of 8 adapters, the rest of the grid `base`, `one`, k=1
-and k=3. `ratio` is over base. The step is the model's forward pass over one token a sequence, 128 tokens in its cache.
+q,v at rank 8 has all sides, all linear layers at rank 16 those of 8 adapters, the rest of the grid base, one, k=1 and
+k=3. `ratio` is over base. The step is the model's forward pass over one token a sequence, 128 tokens in its cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
 from random import Random
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
 
 from benchmarks.harness import Timing, compared, interleaved, model_folder, report
-from benchmarks.peers import installed
-from benchmarks.peers.loop import factors, looped
-from benchmarks.peft_folder import write_adapter
-from benchmarks.synthetic import TARGETS, load_model, random_adapter, twin, under
+from benchmarks.models import ADAPTERS, Models, Sides
+from benchmarks.synthetic import TARGETS, random_adapter, twin, under
 from benchmarks.targets import Target, judged
-from dlp_core.adapter import Adapter
 from dlp_core.layers import install
 from dlp_core.ops.segments import Segment
 
 CONTEXT = 128
 RANKS = {"8": (8,), "16": (16,), "64": (64,), "mixed": (4, 8, 16, 32)}
-FEW, MANY = 8, 100
-PEFT_MIX = {"a0": 0.5, "a1": 0.3, "a2": 0.2}
-
-Sides = dict[str, Callable[[], object]]
+MANY = 100
 
 
 class Cell(NamedTuple):
@@ -54,13 +47,13 @@ class Cell(NamedTuple):
     sequences: int
 
     @property
-    def narrow(self) -> bool:
-        """The adapters most banks have."""
+    def has_many(self) -> bool:
         return (self.targets, self.ranks) == ("q,v", "8")
 
     @property
-    def wide(self) -> bool:
-        return (self.targets, self.ranks) == ("all-linear", "16")
+    def has_all_k(self) -> bool:
+        """And the peers."""
+        return self.has_many or (self.targets, self.ranks) == ("all-linear", "16")
 
 
 def grid(quick: bool) -> list[Cell]:
@@ -68,7 +61,7 @@ def grid(quick: bool) -> list[Cell]:
     if quick:
         return [*(Cell("q,v", "8", sequences) for sequences in (1, 4, 16)), Cell("all-linear", "16", 16)]
     cells = [Cell(*cell) for cell in product(TARGETS, RANKS, (1, 4, 16, 64))]
-    return [cell for cell in cells if cell.sequences < 64 or cell.narrow or cell.wide]
+    return [cell for cell in cells if cell.sequences < 64 or cell.has_many]
 
 
 class Decoding:
@@ -101,64 +94,42 @@ def mixes(sequences: int, k: int, adapters: int) -> list[Segment]:
 
 
 class Bench:
-    """One model's weights: as they are, with fusion over few and over many resident adapters, and as peers run them."""
+    """The models, and one more whose adapters are many."""
 
     def __init__(self, folder: Path) -> None:
-        self._plain = load_model(folder)
-        self._few, self._many = twin(self._plain), twin(self._plain)
-        self._few_fusion, self._many_fusion = install(self._few), install(self._many)
-        self._has_peft = installed("peft")
+        self._models = Models(folder)
+        self._many = twin(self._models.plain)
+        self._many_fusion = install(self._many)
         self._held: tuple[str, str] | None = None
-        self._adapters: list[Adapter] = []
-        self._peft: Any = None
 
     def sides(self, cell: Cell) -> Sides:
         """What takes turns in this cell."""
         self._hold(cell)
-        count = cell.sequences
-        step = partial(partial, Decoding(self._plain, count).step)
-        with_few = partial(under, self._few_fusion, step(self._few))
-        sides: Sides = {"base": step(self._plain), "one": with_few([Segment(1, ((0, 1.0),))] * count)}
-        if not (cell.narrow or cell.wide):
-            return sides | {f"k={k}": with_few(mixes(count, k, FEW)) for k in (1, 3)}
-        sides["idle"] = step(self._few)
-        sides |= {f"k={k}": with_few(mixes(count, k, FEW)) for k in (1, 2, 3, 4)}
-        if cell.narrow:
-            with_many = partial(under, self._many_fusion, step(self._many))
-            sides[f"k=3 beside {MANY}"] = with_many(mixes(count, 3, FEW))
-            sides |= {f"k=3 of {number}": with_many(mixes(count, 3, number)) for number in (26, MANY)}
-        traffic = mixes(count, 3, FEW)
-        adapters = {slot: factors(adapter, torch.bfloat16) for slot, adapter in enumerate(self._adapters)}
-        sides["loop"] = step(looped(self._plain, adapters, traffic))
-        if self._peft is not None:
-            sides |= self._peft.sides(step(self._peft.model), count)
-        return sides
+        models, count = self._models, cell.sequences
+        step = Decoding(models.plain, count).step
+        fused = partial(under, models.fusion, partial(step, models.fused))
+        sides: Sides = {"base": partial(step, models.plain), "one": fused([Segment(1, ((0, 1.0),))] * count)}
+        if not cell.has_all_k:
+            return sides | {f"k={k}": fused(mixes(count, k, ADAPTERS)) for k in (1, 3)}
+        sides["idle"] = partial(step, models.fused)
+        sides |= {f"k={k}": fused(mixes(count, k, ADAPTERS)) for k in (1, 2, 3, 4)}
+        if cell.has_many:
+            beside = partial(under, self._many_fusion, partial(step, self._many))
+            sides[f"k=3 beside {MANY}"] = beside(mixes(count, 3, ADAPTERS))
+            sides |= {f"k=3 of {number}": beside(mixes(count, 3, number)) for number in (26, MANY)}
+        return sides | models.peers(step, mixes(count, 3, ADAPTERS), count)
 
     def _hold(self, cell: Cell) -> None:
         """Makes the adapters of this cell resident everywhere."""
         if self._held == (cell.targets, cell.ranks):
             return
         self._held = cell.targets, cell.ranks
-        options = [
-            {"targets": TARGETS[cell.targets], "rank": RANKS[cell.ranks][slot % len(RANKS[cell.ranks])], "seed": slot}
-            for slot in range(MANY if cell.narrow else FEW)
-        ]
-        shapes = self._few_fusion.shapes
-        adapters = [random_adapter(f"a{slot}", shapes, **those) for slot, those in enumerate(options)]
-        self._adapters = adapters[:FEW]
-        for slot, adapter in enumerate(adapters):
+        self._models.hold(cell.targets, RANKS[cell.ranks], peers=cell.has_all_k)
+        for slot in range(MANY if cell.has_many else 0):
+            rank = RANKS[cell.ranks][slot % len(RANKS[cell.ranks])]
+            shapes = self._many_fusion.shapes
+            adapter = random_adapter(f"a{slot}", shapes, targets=TARGETS[cell.targets], rank=rank, seed=slot)
             self._many_fusion.load(slot, adapter)
-        for slot, adapter in enumerate(self._adapters):
-            self._few_fusion.load(slot, adapter)
-        self._peft = None
-        if self._has_peft and (cell.narrow or cell.wide):
-            from benchmarks.peers.peft import Peft  # noqa: PLC0415
-
-            with TemporaryDirectory() as root:
-                folders = {adapter.name: Path(root) / adapter.name for adapter in self._adapters}
-                for folder, those in zip(folders.values(), options, strict=False):
-                    write_adapter(folder, shapes, **those)
-                self._peft = Peft(self._plain, folders, PEFT_MIX)
 
 
 def promises(found: Mapping[Cell, Mapping[str, Timing]]) -> list[Target]:
@@ -166,7 +137,7 @@ def promises(found: Mapping[Cell, Mapping[str, Timing]]) -> list[Target]:
     targets = []
     for cell, sides in found.items():
         over = partial(_over, sides)
-        if cell.narrow and cell.sequences <= 16:
+        if cell.has_many and cell.sequences <= 16:
             where = f"{cell.sequences} sequences"
             targets += [
                 Target(f"idle over base, {where}", over("idle", "base"), 1.02),
@@ -174,7 +145,7 @@ def promises(found: Mapping[Cell, Mapping[str, Timing]]) -> list[Target]:
                 Target(f"k=3 over k=1, {where}", over("k=3", "k=1"), 1.05),
                 Target(f"k=3 beside {MANY} over k=3, {where}", over(f"k=3 beside {MANY}", "k=3"), 1.05),
             ]
-        if cell.wide and cell.sequences == 16:
+        elif cell.has_all_k and cell.sequences == 16:
             targets.append(
                 Target("k=2 over base, all linear layers at rank 16, 16 sequences", over("k=2", "base"), 1.35)
             )
@@ -193,10 +164,10 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes; standard output by default.")] = None,
 ) -> None:
     bench = Bench(model)
-    found = {
-        cell: interleaved(bench.sides(cell), rounds=3 if quick else rounds, calls=2 if cell.sequences < 64 else 1)
-        for cell in grid(quick)
-    }
+    found = {}
+    for cell in grid(quick):
+        calls = 2 if cell.has_all_k and not quick else 1
+        found[cell] = interleaved(bench.sides(cell), rounds=3 if quick else rounds, calls=calls)
     rows = [
         {"targets": cell.targets, "rank": cell.ranks, "sequences": cell.sequences, **row}
         for cell, sides in found.items()

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import peers
+from benchmarks import decode_step, peers, prefill
+from benchmarks.decode_step import Cell
+from benchmarks.models import Models
 from benchmarks.peers.loop import factors, looped
 from benchmarks.peers.peft import Peft
 from benchmarks.peft_folder import write_adapter
@@ -88,6 +90,19 @@ def test_the_loop_computes_a_mix_for_each_row(bench: Bench) -> None:
         found = loop(IDS).logits
         assert relative_error(found, bench.fused(*mixes)) <= 1e-4
         assert relative_error(found, bench.plain(IDS).logits) > 1e-2
+
+
+@torch.inference_mode()
+def test_every_side_of_the_benchmarks_runs(tmp_path: Path) -> None:
+    tiny_llama(dtype=torch.bfloat16).save_pretrained(tmp_path)
+    decoding = decode_step.Bench(tmp_path)
+    for cell in (Cell("q,v", "8", 2), Cell("all-linear", "mixed", 1), Cell("all-linear", "16", 2)):
+        for side in decoding.sides(cell).values():
+            side()
+    models = Models(tmp_path)
+    models.hold("q,v", (8,), peers=True)
+    for side in prefill.sides(models, 12, peers=True).values():
+        side()
 
 
 def test_a_missing_peer_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
