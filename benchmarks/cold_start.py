@@ -1,0 +1,288 @@
+"""What a request pays for an adapter that is not on the device, against what its bytes cost from the same S3 server.
+
+    .venv/bin/python -m benchmarks.cold_start MODEL_DIR [--quick] [--out FILE]
+
+Random adapters of two sizes are published to a bank in SeaweedFS on this machine and asked for by an engine that does
+nothing else. Time to the first token of a request, by where its adapter is:
+
+    cold      in S3 alone
+    disk      in the disk cache (and so in the kernel's page cache)
+    host      in host memory
+    device    in a slot
+
+The server is reached over loopback, and over a link with the latency and bandwidth of a store in the same region
+(benchmarks/link.py). Each adapter is cold once. Before or after its cold start, in turn, boto3 reads the same object as
+a plain GET:
+
+    ideal = first byte + bytes / bandwidth            bandwidth: of the bytes after the first
+    ratio = (cold - device) / ideal                   of each adapter; the median counts
+
+`fetch_ms` is the part of a cold start from S3 to checked files on disk, `pack_ms` the part from there to host memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from urllib.parse import urlsplit
+
+import typer
+
+from benchmarks.harness import model_folder, over, report, run, spread
+from benchmarks.link import Link, Shape
+from benchmarks.peft_folder import write_adapter
+from benchmarks.synthetic import TARGETS, load_model, random_adapter
+from benchmarks.targets import Target, judged
+from deployments.local_s3 import LocalS3
+from dlp_core.adapter import WEIGHTS_FILE
+from dlp_core.bank import AdapterEntry, BankManifest
+from dlp_core.bank_source import BankSource
+from dlp_core.config import EngineConfig
+from dlp_core.disk_cache import DiskCache
+from dlp_core.engine import FusedEngine, Sampling
+from dlp_core.layers import Fusion, install
+from dlp_core.mix import Mix
+from dlp_core.publish import publish
+from dlp_core.residency import Residency
+from dlp_core.s3 import make_client
+from dlp_core.store import CHUNK_BYTES, open_store
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+BUCKET = "dlp-bench"
+PROMPT_TOKENS = 32
+TIERS = {"cold": ("disk", "host", "device"), "disk": ("host", "device"), "host": ("device",), "device": ()}
+"""Which loads a request of each kind sets off; anything else is a mistake of the benchmark."""
+
+
+class Size(NamedTuple):
+    """Of adapters, and how many of them are cold once."""
+
+    targets: str
+    rank: int
+    adapters: int
+
+    def __str__(self) -> str:
+        return f"{self.targets} r={self.rank}"
+
+    @property
+    def prefix(self) -> str:
+        """Of its bank in the bucket."""
+        return f"r{self.rank}/"
+
+
+SIZES = (Size("q,v", 8, 40), Size("all-linear", 64, 12))
+LINKS = (None, Shape(latency=0.02, bandwidth=100e6))
+"""Loopback, and what S3 in the same region is like: some 20 ms to the first byte, 100 MB/s for one connection."""
+QUICK = (Size("q,v", 8, 8), Size("all-linear", 64, 4))
+
+
+class Get(NamedTuple):
+    """One plain GET. Seconds to its first byte and from there to its last; bytes."""
+
+    first_byte: float
+    rest: float
+    size: int
+
+    def ideal(self, size: int) -> float:
+        """Seconds that so many bytes take at best."""
+        return self.first_byte + size * self.rest / self.size
+
+
+def plain_get(client: S3Client, key: str) -> Get:
+    began = time.perf_counter()
+    body = client.get_object(Bucket=BUCKET, Key=key)["Body"]
+    size = len(body.read(1))
+    first_byte = time.perf_counter() - began
+    for chunk in body.iter_chunks(CHUNK_BYTES):
+        size += len(chunk)
+    return Get(first_byte, time.perf_counter() - began - first_byte, size)
+
+
+@dataclass
+class Loads:
+    """What the loads since the last look took, in seconds by tier."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, tier: str, seconds: float) -> None:
+        self.seconds[tier] = seconds
+
+    def take(self) -> dict[str, float]:
+        found, self.seconds = self.seconds, {}
+        return found
+
+
+class Asker:
+    """Asks an engine for one adapter after the other."""
+
+    def __init__(self, engine: FusedEngine, loads: Loads) -> None:
+        self._engine = engine
+        self._loads = loads
+        self._numbers = count()
+
+    async def first_token(self, kind: str, entry: AdapterEntry) -> tuple[float, dict[str, float]]:
+        """Seconds to the first token of a request, whose adapter is where `kind` says, and of the loads on the way."""
+        number = next(self._numbers)
+        prompt = [3 + (number * PROMPT_TOKENS + place) % 30_000 for place in range(PROMPT_TOKENS)]  # nothing is shared
+        mix = Mix.of({f"{entry.name}@{entry.version}": 1.0})
+        sampling = Sampling(max_tokens=2, ignore_eos=True)
+        seconds = 0.0
+        began = time.perf_counter()
+        async for _ in self._engine.submit(prompt, mix, sampling, request_id=str(number)):
+            seconds = seconds or time.perf_counter() - began
+        loads = self._loads.take()
+        if set(loads) != set(TIERS[kind]):
+            raise RuntimeError(f"{entry.name} was to be {kind}, and the loads were {sorted(loads)}")
+        return seconds, loads
+
+
+async def turns(asker: Asker, entries: Sequence[AdapterEntry], client: S3Client, prefix: str) -> dict[str, list[Any]]:
+    """Every kind of start in turn. With one slot and room for two adapters in host memory, the adapter that was read
+    from disk before an entry's cold start is in host memory after it, and the entry before it on disk alone."""
+    found: dict[str, list[Any]] = defaultdict(list)
+    before, on_host, *measured = entries
+    for entry in (before, on_host):
+        await asker.first_token("cold", entry)
+    for number, entry in enumerate(measured):
+        for side in ("get", "cold") if number % 2 else ("cold", "get"):
+            if side == "get":
+                found["get"].append(plain_get(client, prefix + entry.key(WEIGHTS_FILE)))
+            else:
+                seconds, loads = await asker.first_token("cold", entry)
+                found["cold"].append(seconds)
+                found["loads"].append(loads)
+        for kind, other in (("device", entry), ("host", on_host), ("disk", before)):
+            found[kind].append((await asker.first_token(kind, other))[0])
+        on_host, before = before, entry
+    return found
+
+
+async def measure(model: Any, fusion: Fusion, size: Size, manifest: BankManifest, cache: Path) -> dict[str, list[Any]]:
+    loads = Loads()
+    disk = DiskCache(cache, 2**33, on_fetch=lambda _, seconds: loads.add("disk", seconds))
+    source = BankSource(open_store(f"s3://{BUCKET}/{size.prefix}"), disk)
+    source.add(manifest)
+    residency = Residency(
+        source,
+        fusion,
+        slots=1,
+        host_bytes=int(2.5 * host_bytes(fusion, size)),
+        on_load=lambda _, tier, seconds: loads.add(tier, seconds),
+    )
+    engine = FusedEngine(model, fusion, residency, EngineConfig(slots=1, cache_tokens=2048))
+    os.sync()  # or the first syncs of the disk cache would wait for what the S3 server was just given
+    engine.start()
+    try:
+        return await turns(Asker(engine, loads), manifest.adapters, make_client(), size.prefix)
+    finally:
+        await engine.stop()
+
+
+def publish_bank(folder: Path, fusion: Fusion, size: Size) -> BankManifest:
+    for number in range(size.adapters + 2):
+        write_adapter(
+            folder / "adapters" / f"a{number:03}",
+            fusion.shapes,
+            targets=TARGETS[size.targets],
+            rank=size.rank,
+            seed=number,
+        )
+    (folder / "bank.json").write_text(json.dumps({"base_model": "bench/model"}))
+    return publish(open_store(f"s3://{BUCKET}/{size.prefix}"), folder)
+
+
+def host_bytes(fusion: Fusion, size: Size) -> int:
+    """Of one adapter in host memory."""
+    return fusion.pack(random_adapter("a", fusion.shapes, targets=TARGETS[size.targets], rank=size.rank, seed=0)).nbytes
+
+
+def rows(about: dict[str, Any], size_bytes: int, found: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """`size_bytes` are those of one adapter, its config included."""
+    gets: list[Get] = found["get"]
+    ideal = [get.ideal(size_bytes) for get in gets]
+    added = [cold - device for cold, device in zip(found["cold"], found["device"], strict=True)]
+    about = about | {"mb": round(size_bytes / 1e6, 2)}
+    result: list[dict[str, Any]] = []
+    for kind in TIERS:
+        row = {**about, "side": kind, "ttft_ms": _ms(found[kind]), "spread": round(spread(found[kind]), 3)}
+        if kind == "cold":
+            fetch = [loads["disk"] for loads in found["loads"]]
+            pack = [loads["host"] - loads["disk"] for loads in found["loads"]]
+            row |= {"added_ms": _ms(added), "fetch_ms": _ms(fetch), "pack_ms": _ms(pack)}
+            row |= {"ideal_ms": _ms(ideal), "ratio": round(over(added, ideal), 2)}
+        result.append(row)
+    result.append(
+        {
+            **about,
+            "side": "plain GET",
+            "first_byte_ms": _ms([get.first_byte for get in gets]),
+            "mb_per_s": round(median(get.size / get.rest for get in gets) / 1e6),
+            "spread": round(spread(ideal), 3),
+            "ideal_ms": _ms(ideal),
+        }
+    )
+    return result
+
+
+def _ms(seconds: Sequence[float]) -> float:
+    return round(1000 * median(seconds), 2)
+
+
+def main(
+    model: Annotated[Path, typer.Argument(help="Folder of a model.", callback=model_folder)],
+    quick: Annotated[bool, typer.Option(help="Fewer adapters.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Where the JSON goes; standard output by default.")] = None,
+) -> None:
+    loaded = load_model(model)
+    fusion = install(loaded)
+    result = []
+    with TemporaryDirectory(prefix="dlp-cold-") as temporary, LocalS3(Path(temporary, "s3")) as server:
+        server.create_bucket(BUCKET)
+        for size in QUICK if quick else SIZES:
+            os.environ |= server.environment
+            manifest = publish_bank(Path(temporary, size.prefix), fusion, size)
+            for link in LINKS:
+                with reached(server, link):
+                    cache = Path(temporary, "cache", size.prefix, str(link))
+                    found = asyncio.run(measure(loaded, fusion, size, manifest, cache))
+                about = {"link": str(link) if link else "loopback", "adapter": str(size)}
+                result += rows(about, manifest.adapters[0].size, found)
+    kept = judged(
+        [
+            Target(f"cold start over ideal, {row['link']}, adapters of {row['mb']} MB", row["ratio"], 1.3)
+            for row in result
+            if row["side"] == "cold"
+        ]
+    )
+    report("cold start", result, out=out, model=model.name, dtype="bfloat16", prompt_tokens=PROMPT_TOKENS, targets=kept)
+
+
+@contextmanager
+def reached(server: LocalS3, shape: Shape | None) -> Iterator[None]:
+    """S3 clients that are made inside reach the server over such a link."""
+    if shape is None:
+        yield
+        return
+    endpoint = urlsplit(server.environment["AWS_ENDPOINT_URL_S3"])
+    assert endpoint.port is not None
+    with Link(endpoint.port, shape) as link:
+        os.environ["AWS_ENDPOINT_URL_S3"] = f"http://127.0.0.1:{link.port}"
+        yield
+    os.environ |= server.environment
+
+
+if __name__ == "__main__":
+    run(main)

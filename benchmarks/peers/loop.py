@@ -1,0 +1,64 @@
+"""What the paper released (DLP-LoRA, arXiv 2410.01497): in each layer, one adapter after the other for the whole batch.
+
+    y = W x + sum_i w_i * B_i (A_i x)
+
+This is `ParallelSpdUp` of its code, with three changes in its favour. It empties CUDA's cache in every layer; here
+nothing does. It knows one mix for the whole batch; here w_i is a column of one weight a token, zero where the token
+does not use the adapter. It scales all adapters by the scaling of one; here each has its own, in B.
+
+Shape letters: T tokens, D in, O out, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from benchmarks.synthetic import twin
+from dlp_core.adapter import Adapter
+from dlp_core.ops.segments import Segment
+
+Factors = Mapping[str, tuple[Tensor, Tensor]]
+"""Of one adapter: module path to (A_RD, B_OR), the scaling in B."""
+
+
+class Loop(nn.Module):
+    """A layer and the adapters it loops over, each with the weights of the batch's tokens for it."""
+
+    def __init__(self, layer: nn.Module, parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+        super().__init__()
+        self._layer = layer
+        self._parts = parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        outs = [linear(linear(x, a_RD), b_OR) for a_RD, b_OR, _ in self._parts]
+        fused = sum(out * w_T.view(*x.shape[:-1], 1) for out, (_, _, w_T) in zip(outs, self._parts, strict=True))
+        y: Tensor = self._layer(x) + fused
+        return y
+
+
+def looped(model: Any, adapters: Mapping[int, Factors], segments: Sequence[Segment]) -> Any:
+    """A model of the same weights that runs a batch of these segments and no other."""
+    lengths = [segment.length for segment in segments]
+    slots = sorted({slot for segment in segments for slot, _ in segment.parts})
+    parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+    for slot in slots:
+        weights = torch.tensor([dict(segment.parts).get(slot, 0.0) for segment in segments])
+        w_T = weights.repeat_interleave(torch.tensor(lengths))
+        for path, (a_RD, b_OR) in adapters[slot].items():
+            parts.setdefault(path, []).append((a_RD, b_OR, w_T.to(a_RD)))
+    other = twin(model)
+    for path, those in parts.items():
+        other.set_submodule(path, Loop(other.get_submodule(path), those))
+    return other
+
+
+def factors(adapter: Adapter, dtype: torch.dtype) -> Factors:
+    return {
+        path: (lora.a_RD.to(dtype), (lora.b_OR.float() * lora.scaling).to(dtype))
+        for path, lora in adapter.modules.items()
+    }
