@@ -13,8 +13,9 @@ Sides of each cell (targets, ranks, sequences), timed in turn:
     loop        the traffic of k=3 by what the paper released (peers/loop.py)
     peft ...    PEFT's ways (peers/peft.py); only `peft rows` lets rows differ, by one adapter each
 
-q,v at rank 8 has all sides, all linear layers at rank 16 those of 8 adapters, the rest of the grid base, one, k=1 and
-k=3. `ratio` is over base. The step is the model's forward pass over one token a sequence, 128 tokens in its cache.
+q,v at rank 8 has all sides, 16 sequences with all linear layers at rank 16 those of 8 adapters, the rest of the grid
+base, one, k=1 and k=3. `ratio` is over base. The step is the model's forward pass over one token a sequence, 128 tokens
+in its cache.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Cell(NamedTuple):
     @property
     def has_all_k(self) -> bool:
         """And the peers."""
-        return self.has_many or (self.targets, self.ranks) == ("all-linear", "16")
+        return self.has_many or self == ("all-linear", "16", 16)
 
 
 def grid(quick: bool) -> list[Cell]:
@@ -100,7 +101,7 @@ class Bench:
         self._models = Models(folder)
         self._many = twin(self._models.plain)
         self._many_fusion = install(self._many)
-        self._held: tuple[str, str] | None = None
+        self._held: tuple[str, str, bool] | None = None
 
     def sides(self, cell: Cell) -> Sides:
         """What takes turns in this cell."""
@@ -121,9 +122,10 @@ class Bench:
 
     def _hold(self, cell: Cell) -> None:
         """Makes the adapters of this cell resident everywhere."""
-        if self._held == (cell.targets, cell.ranks):
+        held = cell.targets, cell.ranks, cell.has_all_k
+        if self._held == held:
             return
-        self._held = cell.targets, cell.ranks
+        self._held = held
         self._models.hold(cell.targets, RANKS[cell.ranks], peers=cell.has_all_k)
         for slot in range(MANY if cell.has_many else 0):
             rank = RANKS[cell.ranks][slot % len(RANKS[cell.ranks])]
@@ -138,14 +140,14 @@ def promises(found: Mapping[Cell, Mapping[str, Timing]]) -> list[Target]:
     for cell, sides in found.items():
         over = partial(_over, sides)
         if cell.has_many and cell.sequences <= 16:
-            where = f"{cell.sequences} sequences"
+            where = f"{cell.sequences} sequence{'s' * (cell.sequences > 1)}"
             targets += [
                 Target(f"idle over base, {where}", over("idle", "base"), 1.02),
                 Target(f"k=3 over base, {where}", over("k=3", "base"), 1.10),
                 Target(f"k=3 over k=1, {where}", over("k=3", "k=1"), 1.05),
                 Target(f"k=3 beside {MANY} over k=3, {where}", over(f"k=3 beside {MANY}", "k=3"), 1.05),
             ]
-        elif cell.has_all_k and cell.sequences == 16:
+        elif cell.has_all_k and not cell.has_many:
             targets.append(
                 Target("k=2 over base, all linear layers at rank 16, 16 sequences", over("k=2", "base"), 1.35)
             )

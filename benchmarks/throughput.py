@@ -97,7 +97,8 @@ def promises(found: Mapping[Side, Turns], count: int) -> list[Target]:
     if Side("vllm", 1) not in found:
         return []
     ratio = over(found[Side("ours", 2)].rates, found[Side("vllm", 1)].rates)
-    return [Target(f"tokens/s, k=2 over vLLM's one adapter, {count} sequences", ratio, 1.3, at_least=True)]
+    what = f"tokens/s, k=2 over vLLM's one adapter, {count} sequence{'s' * (count > 1)}"
+    return [Target(what, ratio, 1.3, at_least=True)]
 
 
 def main(
