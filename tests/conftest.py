@@ -17,7 +17,7 @@ if not Path("/dev/nvidiactl").exists():
 BUCKET = "dlp-test"
 
 
-@pytest.fixture(params=[0, 10**6], ids=["many", "few"])
+@pytest.fixture(params=[0, 10**9], ids=["many", "few"])
 def each_cpu_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs a test with each of the CPU op's ways for all batches."""
     from dlp_core.ops import cpu

@@ -58,7 +58,7 @@ def test_a_slot_that_a_mix_names_twice_counts_twice() -> None:
     segments=st.lists(st.builds(Segment, st.sampled_from([1, 1, 1, 2, 18]), PARTS), min_size=1, max_size=4).map(tuple),
     ranks=st.lists(RANKS, min_size=5, max_size=5),
     biased=st.booleans(),
-    few=st.sampled_from([0, 10**6]),
+    few=st.sampled_from([0, 10**9]),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -118,7 +118,7 @@ def test_a_layer_that_sees_other_tokens_than_the_batch_is_an_error() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_the_kernels_round_as_torch_does(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every bit pattern goes through an adapter that adds nothing, and through one that does not."""
-    monkeypatch.setattr(cpu, "FEW", 10**6)
+    monkeypatch.setattr(cpu, "FEW", 10**9)
     y = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
     adapters = Bank({}, {}, 4, CPU)
     for scaling in (0.0, 1.0):
@@ -134,7 +134,7 @@ def test_the_kernels_round_as_torch_does(dtype: torch.dtype, monkeypatch: pytest
 
 
 def test_few_tokens_get_the_same_whatever_runs_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "FEW", 10**6)
+    monkeypatch.setattr(cpu, "FEW", 10**9)
     adapters = bank([{"q_proj": 8 + slot} for slot in range(5)], dtype=torch.bfloat16)
     random = np.random.default_rng(0)
     segments = [Segment(1, tuple((int(s), 0.4) for s in random.choice(5, 3, replace=False))) for _ in range(16)]

@@ -59,6 +59,8 @@ class Resident:
 
     buffer: Tensor
     modules: Mapping[str, Factors]
+    rank: int
+    """The largest of its modules."""
 
     @property
     def nbytes(self) -> int:
@@ -91,7 +93,8 @@ def place(packed: Packed, device: torch.device) -> Resident:
     if buffer.is_cuda:
         torch.cuda.current_stream(device).synchronize()
     factors = _views(buffer, packed.shapes)
-    return Resident(buffer, {shape.path: next(factors) for shape in packed.shapes})
+    modules = {shape.path: next(factors) for shape in packed.shapes}
+    return Resident(buffer, modules, max((shape.rank for shape in packed.shapes), default=0))
 
 
 def _shape(path: str, delta: Delta, d_in: int) -> _Shape:
