@@ -2,13 +2,13 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-EXTRAS := serve,train,eval,otel,gpu,demo,dev
+EXTRAS := serve,train,eval,otel,gpu,demo,bench,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test check format bench clean
 
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ check: $(INSTALLED) ## lint, format, types, import directions
 format: $(INSTALLED) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(INSTALLED) ## measure everything on this machine, 20 minutes; "make bench BENCH=--quick" takes a few
+	@$(BIN)/python -m benchmarks.suite $(BENCH)
 
 clean: ## remove what make demo and make test built
 	rm -rf .venv .demo

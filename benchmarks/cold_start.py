@@ -10,7 +10,9 @@ nothing else. Time to the first token of a request, by where its adapter is:
     host      in host memory
     device    in a slot
 
-Each adapter is cold once. Before or after its cold start, in turn, boto3 reads the same object as a plain GET:
+The server is reached over loopback, and over a link with the latency and bandwidth of a store in the same region
+(benchmarks/link.py). Each adapter is cold once. Before or after its cold start, in turn, boto3 reads the same object as
+a plain GET:
 
     ideal = first byte + bytes / bandwidth            bandwidth: of the bytes after the first
     ratio = (cold - device) / ideal                   of each adapter; the median counts
@@ -25,19 +27,23 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from urllib.parse import urlsplit
 
 import typer
 
-from benchmarks.harness import model_folder, over, report, spread
+from benchmarks.harness import model_folder, over, report, run, spread
+from benchmarks.link import Link, Shape
 from benchmarks.peft_folder import write_adapter
 from benchmarks.synthetic import TARGETS, load_model, random_adapter
+from benchmarks.targets import Target, judged
 from deployments.local_s3 import LocalS3
 from dlp_core.adapter import WEIGHTS_FILE
 from dlp_core.bank import AdapterEntry, BankManifest
@@ -71,8 +77,15 @@ class Size(NamedTuple):
     def __str__(self) -> str:
         return f"{self.targets} r={self.rank}"
 
+    @property
+    def prefix(self) -> str:
+        """Of its bank in the bucket."""
+        return f"r{self.rank}/"
+
 
 SIZES = (Size("q,v", 8, 40), Size("all-linear", 64, 12))
+LINKS = (None, Shape(latency=0.02, bandwidth=100e6))
+"""Loopback, and what S3 in the same region is like: some 20 ms to the first byte, 100 MB/s for one connection."""
 QUICK = (Size("q,v", 8, 8), Size("all-linear", 64, 4))
 
 
@@ -157,12 +170,10 @@ async def turns(asker: Asker, entries: Sequence[AdapterEntry], client: S3Client,
     return found
 
 
-async def measure(model: Any, fusion: Fusion, size: Size, work: Path) -> list[dict[str, Any]]:
-    prefix = f"{size.targets}-{size.rank}/".replace(",", "")
-    manifest = publish_bank(work / prefix, fusion, size, f"s3://{BUCKET}/{prefix}")
+async def measure(model: Any, fusion: Fusion, size: Size, manifest: BankManifest, cache: Path) -> dict[str, list[Any]]:
     loads = Loads()
-    cache = DiskCache(work / "cache", 2**33, on_fetch=lambda _, seconds: loads.add("disk", seconds))
-    source = BankSource(open_store(f"s3://{BUCKET}/{prefix}"), cache)
+    disk = DiskCache(cache, 2**33, on_fetch=lambda _, seconds: loads.add("disk", seconds))
+    source = BankSource(open_store(f"s3://{BUCKET}/{size.prefix}"), disk)
     source.add(manifest)
     residency = Residency(
         source,
@@ -172,15 +183,15 @@ async def measure(model: Any, fusion: Fusion, size: Size, work: Path) -> list[di
         on_load=lambda _, tier, seconds: loads.add(tier, seconds),
     )
     engine = FusedEngine(model, fusion, residency, EngineConfig(slots=1, cache_tokens=2048))
+    os.sync()  # or the first syncs of the disk cache would wait for what the S3 server was just given
     engine.start()
     try:
-        found = await turns(Asker(engine, loads), manifest.adapters, make_client(), prefix)
+        return await turns(Asker(engine, loads), manifest.adapters, make_client(), size.prefix)
     finally:
         await engine.stop()
-    return rows(size, manifest.adapters[0].size, found)
 
 
-def publish_bank(folder: Path, fusion: Fusion, size: Size, uri: str) -> BankManifest:
+def publish_bank(folder: Path, fusion: Fusion, size: Size) -> BankManifest:
     for number in range(size.adapters + 2):
         write_adapter(
             folder / "adapters" / f"a{number:03}",
@@ -190,7 +201,7 @@ def publish_bank(folder: Path, fusion: Fusion, size: Size, uri: str) -> BankMani
             seed=number,
         )
     (folder / "bank.json").write_text(json.dumps({"base_model": "bench/model"}))
-    return publish(open_store(uri), folder)
+    return publish(open_store(f"s3://{BUCKET}/{size.prefix}"), folder)
 
 
 def host_bytes(fusion: Fusion, size: Size) -> int:
@@ -198,15 +209,15 @@ def host_bytes(fusion: Fusion, size: Size) -> int:
     return fusion.pack(random_adapter("a", fusion.shapes, targets=TARGETS[size.targets], rank=size.rank, seed=0)).nbytes
 
 
-def rows(size: Size, size_bytes: int, found: dict[str, list[Any]]) -> list[dict[str, Any]]:
+def rows(about: dict[str, Any], size_bytes: int, found: dict[str, list[Any]]) -> list[dict[str, Any]]:
     """`size_bytes` are those of one adapter, its config included."""
     gets: list[Get] = found["get"]
     ideal = [get.ideal(size_bytes) for get in gets]
     added = [cold - device for cold, device in zip(found["cold"], found["device"], strict=True)]
-    about = {"adapter": str(size), "mb": round(size_bytes / 1e6, 2)}
+    about = about | {"mb": round(size_bytes / 1e6, 2)}
     result: list[dict[str, Any]] = []
     for kind in TIERS:
-        row = {**about, "side": kind, "first_token_ms": _ms(found[kind]), "spread": round(spread(found[kind]), 3)}
+        row = {**about, "side": kind, "ttft_ms": _ms(found[kind]), "spread": round(spread(found[kind]), 3)}
         if kind == "cold":
             fetch = [loads["disk"] for loads in found["loads"]]
             pack = [loads["host"] - loads["disk"] for loads in found["loads"]]
@@ -231,20 +242,47 @@ def _ms(seconds: Sequence[float]) -> float:
 
 
 def main(
-    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
+    model: Annotated[Path, typer.Argument(help="Folder of a model.", callback=model_folder)],
     quick: Annotated[bool, typer.Option(help="Fewer adapters.")] = False,
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes; standard output by default.")] = None,
 ) -> None:
-    loaded = load_model(model_folder(model))
+    loaded = load_model(model)
     fusion = install(loaded)
     result = []
     with TemporaryDirectory(prefix="dlp-cold-") as temporary, LocalS3(Path(temporary, "s3")) as server:
-        os.environ |= server.environment
         server.create_bucket(BUCKET)
         for size in QUICK if quick else SIZES:
-            result += asyncio.run(measure(loaded, fusion, size, Path(temporary)))
-    report("cold start", result, out=out, model=model.name, dtype="bfloat16", prompt_tokens=PROMPT_TOKENS)
+            os.environ |= server.environment
+            manifest = publish_bank(Path(temporary, size.prefix), fusion, size)
+            for link in LINKS:
+                with reached(server, link):
+                    cache = Path(temporary, "cache", size.prefix, str(link))
+                    found = asyncio.run(measure(loaded, fusion, size, manifest, cache))
+                about = {"link": str(link) if link else "loopback", "adapter": str(size)}
+                result += rows(about, manifest.adapters[0].size, found)
+    kept = judged(
+        [
+            Target(f"cold start over ideal, {row['link']}, adapters of {row['mb']} MB", row["ratio"], 1.3)
+            for row in result
+            if row["side"] == "cold"
+        ]
+    )
+    report("cold start", result, out=out, model=model.name, dtype="bfloat16", prompt_tokens=PROMPT_TOKENS, targets=kept)
+
+
+@contextmanager
+def reached(server: LocalS3, shape: Shape | None) -> Iterator[None]:
+    """S3 clients that are made inside reach the server over such a link."""
+    if shape is None:
+        yield
+        return
+    endpoint = urlsplit(server.environment["AWS_ENDPOINT_URL_S3"])
+    assert endpoint.port is not None
+    with Link(endpoint.port, shape) as link:
+        os.environ["AWS_ENDPOINT_URL_S3"] = f"http://127.0.0.1:{link.port}"
+        yield
+    os.environ |= server.environment
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

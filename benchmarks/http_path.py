@@ -1,17 +1,17 @@
 """What HTTP and Ray Serve cost over calling the engine directly, with and without Serve's throughput mode.
 
-    .venv/bin/python -m benchmarks.http_path [--base MODEL_DIR --bank BANK_FOLDER --adapter NAME]
+    .venv/bin/python -m benchmarks.http_path [--base MODEL_DIR --bank BANK_FOLDER --adapter NAME] [--quick] [--out FILE]
 
-Clients stream answers of 32 tokens, each its next request as soon as the last is answered, 1, 8 and 32 at a time. The
-sides, each a process of its own, in turn and back:
+Clients stream answers of 32 tokens, each its next request as soon as the last is answered. The sides, each a process of
+its own, in turn and back:
 
     engine      the engine and the text codec of a backbone replica, called from this process
     serve       the application over HTTP: Serve's own proxy, user code on a thread of its own
     throughput  HAProxy and Serve's throughput mode, by the variables that k8s/ sets
 
 One ingress and one backbone replica; the adapter is named, so no router takes part. Without a model, a tiny random one
-serves: then nearly all there is to see is the path. Prints one JSON object; latencies are in milliseconds, medians over
-both runs, `added` is over the engine's at as many streams. Needs the `train` extra.
+serves: then nearly all there is to see is the path (it needs the `train` extra). Latencies are medians; `added_ms` is
+what the median answer takes longer than the engine's at as many streams, `ratio` the tokens a second over the engine's.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ import asyncio
 import json
 import logging
 import os
-import platform
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +34,8 @@ from typing import Annotated, Any
 import aiohttp
 import typer
 
+from benchmarks.harness import abba, model_folder, over, report, run, spread
+from benchmarks.targets import Target, judged
 from deployments.args import AppArgs
 from deployments.completions import Completions
 from deployments.generation import GenerationRequest
@@ -56,18 +57,24 @@ SIDES: dict[str, dict[str, str]] = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # half a minute less to wait for at the end of a side
     },
 }
 SIDE = "--side"
 """Runs what standard input says, in a process with the side's environment."""
 
-STREAMS = (1, 8, 32)
+STREAMS = (1, 8, 16, 32)
+JUDGED = 16
+"""Streams for which there is a target."""
 TOKENS = 32
 PROMPT = "the user and the assistant speak of the adapter"
 WARM_UP_S = 2.0
 
 Ask = Callable[[int], AsyncIterator[object]]
 """One request, by its number: an item for each piece of its answer."""
+
+Found = dict[str, dict[str, float]]
+"""What one run of a side measured, by the number of streams."""
 
 
 @dataclass
@@ -98,12 +105,12 @@ async def load(ask: Ask, streams: int, seconds: float) -> Load:
     return found
 
 
-async def loads(ask: Ask, seconds: float) -> dict[int, dict[str, float]]:
-    await load(ask, max(STREAMS), WARM_UP_S)
+async def loads(ask: Ask, streams: Sequence[int], seconds: float) -> Found:
+    await load(ask, max(streams), WARM_UP_S)
     result = {}
-    for streams in STREAMS:
-        found = await load(ask, streams, seconds)
-        result[streams] = {
+    for number in streams:
+        found = await load(ask, number, seconds)
+        result[str(number)] = {
             "requests_per_s": len(found.totals) / found.seconds,
             "p50_ms": 1000 * median(found.totals),
             "first_token_p50_ms": 1000 * median(found.firsts),
@@ -111,17 +118,17 @@ async def loads(ask: Ask, seconds: float) -> dict[int, dict[str, float]]:
     return result
 
 
-def config_of(dtype: str, work: Path) -> dict[str, Any]:
+def config_of(dtype: str, threads: int, work: Path) -> dict[str, Any]:
     config = load_config(ROOT / "serve_config.yaml")
     args = config["applications"][0]["args"]
-    args |= {"dtype": dtype, "threads": 1, "cache": {"path": str(work / "cache")}}
+    args |= {"dtype": dtype, "threads": threads, "cache": {"path": str(work / "cache")}}
     for deployment in config["applications"][0]["deployments"]:
         deployment["ray_actor_options"]["num_cpus"] = 0.1
         deployment["autoscaling_config"] |= {"min_replicas": 1, "max_replicas": 1}
     return config
 
 
-async def over_http(url: str, adapter: str, seconds: float) -> dict[int, dict[str, float]]:
+async def over_http(url: str, adapter: str, streams: Sequence[int], seconds: float) -> Found:
     body = {"model": adapter, "prompt": PROMPT, "max_tokens": TOKENS, "ignore_eos": True, "stream": True}
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
 
@@ -136,10 +143,10 @@ async def over_http(url: str, adapter: str, seconds: float) -> dict[int, dict[st
                 if last.strip() != b"data: [DONE]":
                     raise RuntimeError(f"a stream ended with {last!r}")
 
-        return await loads(ask, seconds)
+        return await loads(ask, streams, seconds)
 
 
-async def directly(args: AppArgs, adapter: str, seconds: float) -> dict[int, dict[str, float]]:
+async def directly(args: AppArgs, adapter: str, streams: Sequence[int], seconds: float) -> Found:
     store, metrics = open_store(args.bank), EngineMetrics()
     manifest = load_manifest(store)
     source = BankSource(store, DiskCache(args.cache.path, args.cache.max_bytes))
@@ -157,66 +164,100 @@ async def directly(args: AppArgs, adapter: str, seconds: float) -> dict[int, dic
                 yield piece
 
     try:
-        return await loads(ask, seconds)
+        return await loads(ask, streams, seconds)
     finally:
         await engine.stop()
 
 
-def measure(side: str, config: dict[str, Any], adapter: str, seconds: float) -> dict[int, Any]:
+def measure(side: str, config: dict[str, Any], adapter: str, streams: Sequence[int], seconds: float) -> Found:
     args = config["applications"][0]["args"]
     if side == "engine":
         logging.disable(logging.WARNING)  # metrics without Ray
-        return asyncio.run(directly(AppArgs.model_validate(args), adapter, seconds))
+        return asyncio.run(directly(AppArgs.model_validate(args), adapter, streams, seconds))
     with LocalApp(config, bank=args["bank"], base_model=Path(args["base_model"]), port=free_port()) as app:
         app.wait_until_ready()
-        return asyncio.run(over_http(app.url, adapter, seconds))
+        return asyncio.run(over_http(app.url, adapter, streams, seconds))
 
 
-def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for streams in map(str, STREAMS):
-        row: dict[str, dict[str, float]] = {}
-        for name, of_side in runs.items():
-            found = [run[streams] for run in of_side]
-            row[name] = {key: round(median(one[key] for one in found), 2) for key in found[0]}
-        for name in ("serve", "throughput"):
-            row[name]["added_p50_ms"] = round(row[name]["p50_ms"] - row["engine"]["p50_ms"], 2)
-            row[name]["of_engine_requests"] = round(row[name]["requests_per_s"] / row["engine"]["requests_per_s"], 3)
-        result[streams] = row
+def rows(runs: Mapping[str, Sequence[Found]]) -> list[dict[str, Any]]:
+    result = []
+    for streams in runs["engine"][0]:
+        rates = {side: [found[streams]["requests_per_s"] for found in of_side] for side, of_side in runs.items()}
+        p50 = {side: median(found[streams]["p50_ms"] for found in of_side) for side, of_side in runs.items()}
+        for side, of_side in runs.items():
+            result.append(
+                {
+                    "streams": int(streams),
+                    "side": side,
+                    "requests_per_s": round(median(rates[side]), 2),
+                    "tokens_per_s": round(TOKENS * median(rates[side]), 1),
+                    "p50_ms": round(p50[side], 1),
+                    "first_token_p50_ms": round(median(found[streams]["first_token_p50_ms"] for found in of_side), 1),
+                    "added_ms": round(p50[side] - p50["engine"], 1),
+                    "spread": round(spread(rates[side]), 3),
+                    "ratio": round(over(rates[side], rates["engine"]), 3),
+                }
+            )
     return result
 
 
 def main(
+    *,
     base: Annotated[Path | None, typer.Option(help="Folder of a model.")] = None,
     bank: Annotated[Path | None, typer.Option(help="Bank folder for it.")] = None,
     adapter: Annotated[str, typer.Option(help="Of the bank, that serves all requests.")] = "sql",
     dtype: Annotated[str, typer.Option(help="Of the backbone.")] = "float32",
+    threads: Annotated[int, typer.Option(min=1, help="Of the backbone.")] = 1,
+    streams: Annotated[list[int] | None, typer.Option(min=1, help="May be given several times.")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Of each load.")] = 10.0,
+    quick: Annotated[bool, typer.Option(help="16 streams only, for 3 seconds.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Where the JSON goes; standard output by default.")] = None,
 ) -> None:
-    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    numbers: Sequence[int] = streams or STREAMS
+    if quick:
+        numbers, seconds = [JUDGED], 3.0
+    runs: dict[str, list[Found]] = {name: [] for name in SIDES}
     with TemporaryDirectory(prefix="dlp-http-") as temporary:
         work = Path(temporary)
         if base is None or bank is None:
             make_bank(work)
             base, bank = work / BASE, work / "bank"
         publish(open_store(str(work / "store")), bank)
-        config = config_of(dtype, work)
-        config["applications"][0]["args"] |= {"bank": str(work / "store"), "base_model": str(base.resolve())}
-        for name in (*SIDES, *reversed(SIDES)):
+        config = config_of(dtype, threads, work)
+        config["applications"][0]["args"] |= {
+            "bank": str(work / "store"),
+            "base_model": str(model_folder(base).resolve()),
+        }
+        for name in abba(SIDES):
             print(f"{name} ...", file=sys.stderr)
-            job = json.dumps({"side": name, "config": config, "adapter": adapter, "seconds": seconds})
-            command = [sys.executable, "-m", "benchmarks.http_path", SIDE]
-            environment = os.environ | SIDES[name]  # read when Ray is imported
-            done = subprocess.run(command, env=environment, input=job, stdout=subprocess.PIPE, check=True, text=True)
-            runs[name].append(json.loads(done.stdout.splitlines()[-1]))
-    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+            job = {"side": name, "config": config, "adapter": adapter, "streams": numbers, "seconds": seconds}
+            runs[name].append(in_a_process(job, SIDES[name]))
+    found = rows(runs)
+    kept = judged(
+        [
+            Target(f"HTTP ({row['side']}) over the engine, {row['streams']} streams", row["ratio"], 0.75, at_least=True)
+            for row in found
+            if row["streams"] == JUDGED and row["side"] != "engine"
+        ]
+    )
     settings = {"model": base.name, "dtype": dtype, "tokens": TOKENS, "seconds": seconds}
-    print(json.dumps({**machine, **settings, "streams": summary(runs), "runs": runs}, indent=1))
+    report("http path", found, out=out, **settings, targets=kept)
+
+
+def in_a_process(job: Mapping[str, Any], variables: Mapping[str, str]) -> Found:
+    """`variables` are read when Ray is imported."""
+    command = [sys.executable, "-m", "benchmarks.http_path", SIDE]
+    environment = {**os.environ, **variables}
+    done = subprocess.run(
+        command, env=environment, input=json.dumps(job), stdout=subprocess.PIPE, check=True, text=True
+    )
+    found: Found = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == [SIDE]:
         print(json.dumps(measure(**json.load(sys.stdin))))
     else:
-        typer.run(main)
+        run(main)

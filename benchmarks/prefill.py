@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 
-from benchmarks.harness import compared, interleaved, model_folder, report
+from benchmarks.harness import compared, interleaved, model_folder, report, run
 from benchmarks.models import Models, Sides
 from benchmarks.synthetic import under
 from benchmarks.targets import Target, judged
@@ -91,4 +91,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

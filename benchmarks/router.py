@@ -8,14 +8,14 @@
              are trained, 50 added one by one; latency of one prompt on one thread, beside the router of the tasks
     long     a prompt of 30,000 characters
 
-`dlp router eval --train-data` measures everything else. Prints one JSON object.
+`dlp router eval --train-data` measures quality, benchmarks/router_latency.py speed without any rows. Prints one JSON
+object.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -28,6 +28,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before numpy: latencies are those of one 
 import numpy as np
 import typer
 
+from benchmarks.harness import run, surroundings
 from dlp_core.router import Router
 from dlp_core.router.calibration import auroc
 from dlp_core.router.features import featurise
@@ -204,9 +205,7 @@ def main(
     rows, held_back = read_task_rows([train]), read_task_rows([test])
     tasks = sorted({row.task for row in rows if row.task is not None})
     result = {
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "numpy": np.__version__,
+        **surroundings(),
         "long": long(rows, held_back),
         **({} if quick else {"scale": scale(rows, held_back)}),
         "growth": growth(rows, held_back, os.cpu_count() or 1, tasks[:2] if quick else tasks),
@@ -215,4 +214,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

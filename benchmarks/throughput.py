@@ -32,7 +32,7 @@ import typer
 from transformers import AutoConfig
 
 from benchmarks.engines import ADAPTERS, Engine, Side, started
-from benchmarks.harness import abba, model_folder, over, report, spread
+from benchmarks.harness import abba, model_folder, over, report, run, spread
 from benchmarks.targets import Target, judged
 from benchmarks.worker import Batch
 
@@ -126,4 +126,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -24,9 +24,10 @@ from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from dlp_core.bank import AdapterEntry, RouterEntry
+from dlp_core.bank import AdapterEntry, FileEntry, RouterEntry
 from dlp_core.errors import AdapterRefused, AdapterUnavailable, StoreUnavailable
 from dlp_core.store import AdapterStore
+from dlp_core.transfers import in_parallel
 
 Entry = AdapterEntry | RouterEntry
 
@@ -138,11 +139,7 @@ class DiskCache:
                     shutil.rmtree(folder)
                 began = time.perf_counter()
                 with self._room(entry) as partial:
-                    for file in entry.files:
-                        target = partial / file.path
-                        store.download(entry.key(file.path), target, size=file.size, sha256=file.sha256)
-                        target.chmod(0o444)
-                        os.utime(target, ns=(_SEAL_NS, _SEAL_NS))
+                    _download(store, entry, partial)
                     with self._counting():
                         partial.rename(folder)
                 if self._on_fetch is not None:
@@ -204,6 +201,19 @@ class DiskCache:
     def _matching(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
         """Our own folders only: whatever else lies there is neither counted nor removed."""
         return [path for path in folder.iterdir() if pattern.fullmatch(path.name)]
+
+
+def _download(store: AdapterStore, entry: Entry, folder: Path) -> None:
+    """Fetches an entry's files, checked and sealed; together, so that a store's latency is waited for once."""
+
+    def fetch(file: FileEntry) -> int:
+        target = folder / file.path
+        store.download(entry.key(file.path), target, size=file.size, sha256=file.sha256)
+        target.chmod(0o444)
+        os.utime(target, ns=(_SEAL_NS, _SEAL_NS))
+        return file.size
+
+    in_parallel(fetch, entry.files, lambda size: size, entry.size, None)
 
 
 def _intact(folder: Path, entry: Entry) -> bool:

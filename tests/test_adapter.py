@@ -112,6 +112,10 @@ def _set_nan(tensors: dict[str, torch.Tensor]) -> None:
     next(iter(tensors.values()))[0, 0] = float("nan")
 
 
+def _set_infinities(tensors: dict[str, torch.Tensor]) -> None:
+    next(iter(tensors.values()))[0, :2] = torch.tensor([float("inf"), float("-inf")])
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -123,6 +127,7 @@ def _set_nan(tensors: dict[str, torch.Tensor]) -> None:
         (dict.clear, "holds no LoRA weights"),
         (_swap_dtype, "int8"),
         (_set_nan, "NaN"),
+        (_set_infinities, "infinity"),
     ],
 )
 def test_damaged_weights_are_refused(
@@ -132,6 +137,12 @@ def test_damaged_weights_are_refused(
     with pytest.raises(AdapterRefused, match=r"'sql'") as caught:
         read_adapter(folder, name="sql")
     assert reason in caught.value.message
+
+
+def test_weights_whose_sum_overflows_are_finite_all_the_same(folder: Path) -> None:
+    edit_weights(folder, lambda tensors: next(iter(tensors.values())).fill_(3e38))
+    weights = next(iter(read_adapter(folder, name="sql").modules.values()))
+    assert float(weights.a_RD.max()) == pytest.approx(3e38)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1])

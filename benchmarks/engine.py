@@ -1,0 +1,240 @@
+"""The engine under requests that arrive whether it is done with the others or not, called directly.
+
+    .venv/bin/python -m benchmarks.engine MODEL_DIR [--seconds 5] [--quick] [--out FILE]
+
+First 16 clients send one request after the other (`closed`), which says what the machine can do. Then requests arrive
+on their own, at `load` times the requests a second that the plain model answered then. Each cell is one trace of
+requests (benchmarks/traffic.py), played to every side in turn:
+
+    plain             no adapter
+    one               one of 8 adapters, another one for each request
+    k=3               a mix of 3 of the 8
+    k=3 of 100        a mix of 3 of 100 adapters, of which 32 have a slot: the others are loaded from disk when they are
+                      asked for
+
+`ttft` is the time to the first token from when a request was due, `itl` the time between pieces of an answer, nearly
+always of one token; both in milliseconds, percentiles over all requests of a side. `goodput` is the requests a second
+that met the objective, `met` their share; rates are medians over the runs. `ratio` is the median itl over plain's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import count, cycle
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import typer
+
+from benchmarks.harness import abba, model_folder, over, report, run, spread
+from benchmarks.peft_folder import write_adapter
+from benchmarks.service import Answer, Objective, percentiles, summary
+from benchmarks.synthetic import TARGETS, load_model
+from benchmarks.traffic import Lengths, Request, trace
+from dlp_core.config import EngineConfig
+from dlp_core.engine import FusedEngine, Sampling
+from dlp_core.layers import install
+from dlp_core.mix import EMPTY_MIX, Mix
+from dlp_core.residency import FolderSource, Residency
+
+STREAMS = 16
+SLOTS, FEW, MANY = 32, 8, 100
+ZIPF = 1.0
+WEIGHTS = (0.5, 0.3, 0.2)
+PROMPT, ANSWER = Lengths(48, 0.6, 8, 192), Lengths(16, 0.5, 4, 48)
+OBJECTIVE = Objective(first_token=0.5, per_token=0.1)
+SEED = 1
+
+
+class Side(NamedTuple):
+    name: str
+    k: int
+    adapters: int
+
+    def mix(self, request: Request) -> Mix:
+        if not self.k:
+            return EMPTY_MIX
+        weights = WEIGHTS if self.k == len(WEIGHTS) else (1.0,) * self.k
+        chosen = request.adapters(self.k, self.adapters, ZIPF)
+        return Mix.of({f"a{number}": weight for number, weight in zip(chosen, weights, strict=True)})
+
+
+SIDES = (Side("plain", 0, 0), Side("one", 1, FEW), Side("k=3", 3, FEW), Side(f"k=3 of {MANY}", 3, MANY))
+
+
+class Cell(NamedTuple):
+    """How requests come. `cv` is the coefficient of variation of the times between them, `load` their rate over what
+    the plain model answered of the closed loop."""
+
+    process: str
+    cv: float
+    load: float
+
+
+CELLS = (Cell("Poisson", 1.0, 0.5), Cell("Poisson", 1.0, 0.8), Cell("Gamma", 2.0, 0.5))
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    answers: list[Answer]
+    loads: int
+
+
+class Player:
+    """Plays requests to an engine. No prompt comes twice, so nothing is shared between runs."""
+
+    def __init__(self, engine: FusedEngine, loads: Callable[[], int]) -> None:
+        self._engine = engine
+        self._loads = loads
+        self._numbers = count()
+
+    async def play(self, side: Side, requests: Sequence[Request]) -> Run:
+        """Every request when it is due."""
+
+        async def send(request: Request, began: float) -> Answer:
+            await asyncio.sleep(began + request.at - time.perf_counter())
+            return await self._answer(side, request, began, due=request.at)
+
+        before = await self._ready(side)
+        began = time.perf_counter()
+        answers = await asyncio.gather(*(send(request, began) for request in requests))
+        return Run(list(answers), self._loads() - before)
+
+    async def saturate(self, side: Side, requests: Sequence[Request], seconds: float) -> Run:
+        """STREAMS clients, each with its next request as soon as the last is answered. What ends later than `seconds`
+        does not count: by then fewer are left."""
+        before = await self._ready(side)
+        answers: list[Answer] = []
+        queue = cycle(requests)
+        began = time.perf_counter()
+
+        async def client() -> None:
+            while (now := time.perf_counter() - began) < seconds:
+                answers.append(await self._answer(side, next(queue), began, due=now))
+
+        await asyncio.gather(*(client() for _ in range(STREAMS)))
+        return Run([answer for answer in answers if answer.pieces[-1] <= seconds], self._loads() - before)
+
+    async def _ready(self, side: Side) -> int:
+        """The side's most popular adapters are in the slots; returns how many loads there have been."""
+        await self._engine.preload([f"a{number}" for number in range(min(side.adapters, SLOTS))])
+        return self._loads()
+
+    async def _answer(self, side: Side, request: Request, began: float, *, due: float) -> Answer:
+        number = next(self._numbers)
+        prompt = np.random.default_rng(number).integers(3, self._engine.vocabulary, request.prompt_tokens).tolist()
+        sampling = Sampling(max_tokens=request.answer_tokens, ignore_eos=True)
+        events = self._engine.submit(prompt, side.mix(request), sampling, request_id=str(number))
+        pieces = [time.perf_counter() - began async for event in events if event.token_ids]
+        return Answer(due, tuple(pieces), request.answer_tokens)
+
+
+@asynccontextmanager
+async def playing(base: Path, work: Path) -> AsyncIterator[Player]:
+    model = load_model(base)
+    fusion = install(model)
+    folders = {f"a{number}": work / f"a{number}" for number in range(MANY)}
+    for number, folder in enumerate(folders.values()):
+        write_adapter(folder, fusion.shapes, targets=TARGETS["q,v"], rank=8, seed=number)
+    loaded: list[str] = []
+
+    def on_load(name: str, tier: str, _: float) -> None:
+        if tier == "device":
+            loaded.append(name)
+
+    residency = Residency(FolderSource(folders), fusion, SLOTS, host_bytes=1, on_load=on_load)
+    engine = FusedEngine(model, fusion, residency, EngineConfig(slots=SLOTS, max_requests=1024))
+    engine.start()
+    try:
+        yield Player(engine, lambda: len(loaded))
+    finally:
+        await engine.stop()
+
+
+async def measure(base: Path, cells: Sequence[Cell], seconds: float, rounds: int) -> list[dict[str, Any]]:
+    with TemporaryDirectory(prefix="dlp-engine-") as temporary:
+        async with playing(base, Path(temporary)) as player:
+            closed = trace(100.0, 10.0, cv=1.0, prompt=PROMPT, answer=ANSWER, seed=SEED)
+            await player.saturate(SIDES[-1], closed, 1.0)  # what is done once is done
+            runs: dict[str, list[Run]] = {side.name: [] for side in SIDES}
+            for side in abba(SIDES, rounds):
+                runs[side.name].append(await player.saturate(side, closed, seconds))
+            capacity = median(summary(found.answers, OBJECTIVE).requests_per_s for found in runs["plain"])
+            result = rows({"process": "closed", "load": None, "rate": None}, runs)
+            for cell in cells:
+                rate = cell.load * capacity
+                requests = trace(rate, seconds, cv=cell.cv, prompt=PROMPT, answer=ANSWER, seed=SEED)
+                runs = {side.name: [] for side in SIDES}
+                for side in abba(SIDES, rounds):
+                    runs[side.name].append(await player.play(side, requests))
+                result += rows({"process": cell.process, "load": cell.load, "rate": round(rate, 2)}, runs)
+    return result
+
+
+def rows(cell: dict[str, Any], runs: dict[str, list[Run]]) -> list[dict[str, Any]]:
+    found = {name: [summary(one.answers, OBJECTIVE) for one in of_side] for name, of_side in runs.items()}
+    gaps = {name: [one.gap_p50 for one in of_side] for name, of_side in found.items()}
+    result = []
+    for name, of_side in runs.items():
+        answers = [answer for one in of_side for answer in one.answers]
+        first = percentiles([answer.first_token for answer in answers])
+        between = percentiles([gap for answer in answers for gap in answer.gaps])
+        result.append(
+            {
+                **cell,
+                "side": name,
+                "requests": len(answers),
+                "ttft_p50": _ms(first[0]),
+                "ttft_p99": _ms(first[1]),
+                "itl_p50": _ms(between[0]),
+                "itl_p99": _ms(between[1]),
+                "tokens_per_s": round(median(one.tokens_per_s for one in found[name]), 1),
+                "goodput": round(median(one.goodput for one in found[name]), 2),
+                "met": round(median(one.met for one in found[name]), 3),
+                "loads": sum(one.loads for one in of_side),
+                "spread": round(spread(gaps[name]), 3),
+                "ratio": round(over(gaps[name], gaps["plain"]), 3),
+            }
+        )
+    return result
+
+
+def _ms(seconds: float) -> float:
+    return round(1000 * seconds, 1)
+
+
+def main(
+    model: Annotated[Path, typer.Argument(help="Folder of a model.", callback=model_folder)],
+    seconds: Annotated[float, typer.Option(min=1.0, help="Of each run.")] = 5.0,
+    quick: Annotated[bool, typer.Option(help="One cell, runs of 3 s.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Where the JSON goes; standard output by default.")] = None,
+) -> None:
+    cells, length = (CELLS[:1], 3.0) if quick else (CELLS, seconds)
+    result = asyncio.run(measure(model, cells, length, rounds=1))
+    report(
+        "engine",
+        result,
+        out=out,
+        model=model.name,
+        dtype="bfloat16",
+        seconds=length,
+        streams=STREAMS,
+        slots=SLOTS,
+        zipf=ZIPF,
+        cv={cell.process: cell.cv for cell in cells},
+        prompt_tokens=PROMPT._asdict(),
+        answer_tokens=ANSWER._asdict(),
+        objective=OBJECTIVE._asdict(),
+        seed=SEED,
+    )
+
+
+if __name__ == "__main__":
+    run(main)

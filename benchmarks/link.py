@@ -1,0 +1,102 @@
+"""A link to a server on this machine that is as long and as narrow as asked: loopback has no latency to hide.
+
+    with Link(port, Shape(latency=0.02, bandwidth=100e6)) as link:
+        ...  # 127.0.0.1:link.port is the server at the other end
+
+What the server sends arrives `latency` seconds later, all connections together at most `bandwidth` bytes a second. What
+it is sent arrives at once. Relays in a process of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple, Self
+
+_CHUNK = 64 * 1024
+
+
+class Shape(NamedTuple):
+    """`latency` in seconds, `bandwidth` in bytes a second."""
+
+    latency: float
+    bandwidth: float
+
+    def __str__(self) -> str:
+        return f"{1000 * self.latency:g} ms, {self.bandwidth / 1e6:g} MB/s"
+
+
+class Link:
+    """Listens on a free port of 127.0.0.1 while it is entered."""
+
+    def __init__(self, server_port: int, shape: Shape) -> None:
+        self._command = [sys.executable, "-m", __name__, str(server_port), *map(str, shape)]
+        self.port = 0
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self.port = int(self._process.stdout.readline())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()  # it ends with its standard input
+
+
+async def listen(server_port: int, shape: Shape) -> None:
+    """Relays until standard input ends; prints the port."""
+    free = 0.0  # when all that has been sent so far will be through
+
+    def through(size: int) -> float:
+        """When bytes that come in now arrive."""
+        nonlocal free
+        now = asyncio.get_running_loop().time()
+        free = max(free, now) + size / shape.bandwidth
+        return free + shape.latency
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", server_port, limit=_CHUNK)
+        await asyncio.gather(_copy(reader, server_writer), _delay(server_reader, writer, through))
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    server.close()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        while data := await reader.read(_CHUNK):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+async def _delay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, through: Callable[[int], float]) -> None:
+    """Copies what comes, each piece when it is through; what is under way meanwhile waits in the queue."""
+    queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+
+    async def read() -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(_CHUNK):
+                await queue.put((through(len(data)), data))
+        await queue.put((0.0, b""))
+
+    async def write() -> None:
+        while (item := await queue.get())[1]:
+            due, data = item
+            await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))
+            with suppress(ConnectionError):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    await asyncio.gather(read(), write())
+
+
+if __name__ == "__main__":
+    port, latency, bandwidth = sys.argv[1:]
+    asyncio.run(listen(int(port), Shape(float(latency), float(bandwidth))))
