@@ -5,7 +5,7 @@
 One forward pass over 128 to 2,048 tokens, which all run under one mix, as those of one request do; `three prompts` is
 the same number of tokens of three requests with mixes of their own. `loop` is the mix of three by what the paper
 released (peers/loop.py), `peft ...` are PEFT's ways (peers/peft.py); they take part at 512 tokens, with q,v at rank 8.
-`ratio` is over the plain model. The longest prompts get half of the rounds.
+`ratio` is over the plain model. The longest prompts get fewer rounds.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def sides(models: Models, tokens: int, *, peers: bool) -> Sides:
 @torch.inference_mode()
 def main(
     model: Annotated[Path, typer.Argument(help="Folder of a model.", callback=model_folder)],
-    quick: Annotated[bool, typer.Option(help="The cell that has a target, fewer rounds.")] = False,
-    rounds: Annotated[int, typer.Option(min=2)] = 4,
+    quick: Annotated[bool, typer.Option(help="The cell that has a target only.")] = False,
+    rounds: Annotated[int, typer.Option(min=2)] = 3,
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes; standard output by default.")] = None,
 ) -> None:
     models = Models(model)
@@ -80,7 +80,7 @@ def main(
         if quick and not cell.promised:
             continue
         models.hold(cell.targets, (cell.rank,), peers=cell.promised)
-        count = 3 if quick else rounds if cell.tokens <= 512 else max(2, rounds // 2)
+        count = rounds if cell.tokens <= 512 else max(2, rounds // 2)
         taking_turns = sides(models, cell.tokens, peers=cell.promised)
         found = interleaved(taking_turns, rounds=count, calls=max(1, 256 // cell.tokens))
         rows += [{**cell._asdict(), **row} for row in compared(found, "base")]
