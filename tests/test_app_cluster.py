@@ -22,7 +22,19 @@ import pytest
 
 from dlp_core.publish import publish
 from dlp_core.store import open_store
-from tests.application import BANK, BASE, TASKS, Application, ask, back_to_bank_one, running, serving, text_of, wait_for
+from tests.application import (
+    BANK,
+    BASE,
+    TASKS,
+    Application,
+    ask,
+    back_to_bank_one,
+    replicas_of,
+    running,
+    serving,
+    text_of,
+    wait_for,
+)
 from tests.tiny_text import tiny_tokenizer
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
@@ -48,6 +60,13 @@ def test_it_waits_for_the_store_and_says_so(app: Application) -> None:
     assert error["code"] == "store_unavailable"
     assert BANK in error["message"]
     assert httpx.get(f"{app.url}/health").json() == {"status": "ok", "bank": "one"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc to see a process's libraries in")
+@pytest.mark.parametrize("deployment", ["Ingress", "Router", "FusedBackbone"])
+def test_only_the_backbone_loads_torch(app: Application, deployment: str) -> None:
+    [replica] = replicas_of(deployment)
+    assert ("libtorch" in Path(f"/proc/{replica['pid']}/maps").read_text()) == (deployment == "FusedBackbone")
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
