@@ -2,12 +2,13 @@
 
     .venv/bin/python -m benchmarks.startup MODEL_DIR [--quick] [--out FILE]
 
-Three kinds of rows, milliseconds each, medians over the runs:
+Four kinds of rows, milliseconds each, medians over the runs:
 
-    processes   from the start of a Python process to its end, in turn; `ratio` is over an empty one
-    engine      a backbone replica without Ray, phase by phase: benchmarks/first_token.py
-    serve       `dlp serve` from the start of its process to the first streamed token, phase by phase as Serve's own log
-                has them; `at_ms` is where a phase ends
+    process   from the start of a Python process to its end, in turn; `ratio` is over an empty one
+    router    reading the demo bank's router, in a process that runs
+    engine    a backbone replica without Ray, phase by phase: benchmarks/first_token.py
+    serve     `dlp serve` from the start of its process to the first streamed token, phase by phase as Serve's own log
+              has them; `at_ms` is where a phase ends
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -37,8 +39,8 @@ from deployments.local_app import load_config
 from dlp_core.publish import publish
 from dlp_core.router import Router
 from dlp_core.store import open_store
-from tests.application import ROOT, free_port, wait_for
 
+ROOT = Path(__file__).parents[1]
 TEXT = "every weekday at 8:30 in the morning, as cron"
 ROUTER = ROOT / "examples/bank/router"
 DLP = (sys.executable, "-m", "deployments.cli")
@@ -73,13 +75,18 @@ def engine(base: Path, bank: str) -> dict[str, float]:
 
 def serve(base: Path, bank: str, config: Path) -> dict[str, float]:
     """Seconds of each phase of `dlp serve`. Starts a Ray cluster of its own and ends it."""
-    port = free_port()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     options = ["--bank", bank, "--base-model", str(base), "--port", str(port), "--config", str(config)]
     began = time.time()
     server = subprocess.Popen([*DLP, "serve", *options], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_for(partial(_healthy, url), "ready application", seconds=200)
+        while not _healthy(url):
+            if server.poll() is not None:
+                raise RuntimeError(f"dlp serve ended with {server.returncode}")
+            time.sleep(0.02)
         ends = {"": began, **{name: _logged(*line) for name, line in PHASES.items()}, "ready": time.time()}
         _first_token(url)
         ends["first token, routed"] = time.time()
@@ -130,12 +137,12 @@ def phases(kind: str, measure: Callable[[], dict[str, float]], runs: int) -> lis
 
 def main(
     model: Annotated[Path, typer.Argument(help="Folder of SmolLM2-135M-Instruct, which the demo bank is for.")],
-    quick: Annotated[bool, typer.Option(help="One run of each but the processes.")] = False,
+    quick: Annotated[bool, typer.Option(help="One run of each.")] = False,
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes; standard output by default.")] = None,
 ) -> None:
     os.environ["PYTHONPATH"] = str(ROOT)
     sides: dict[str, Callable[[], object]] = {name: partial(run, command) for name, command in PROCESSES.items()}
-    found = interleaved(sides, rounds=2 if quick else 4, calls=1)
+    found = interleaved(sides, rounds=1 if quick else 3, calls=1)
     loads = interleaved({"Router.load": partial(Router.load, ROUTER)}, rounds=3, calls=3)
     rows = [{"kind": "process", **row} for row in compared(found, "python")]
     rows += [{"kind": "router", **row} for row in compared(loads, "Router.load")]
@@ -147,7 +154,7 @@ def main(
         settings["applications"][0]["args"]["cache"] = {"path": str(work / "cache")}
         config = work / "serve_config.yaml"
         config.write_text(yaml.safe_dump(settings))
-        rows += phases("engine", partial(engine, model.resolve(), bank), 1 if quick else 3)
+        rows += phases("engine", partial(engine, model.resolve(), bank), 1 if quick else 2)
         rows += phases("serve", partial(serve, model.resolve(), bank, config), 1 if quick else 2)
     report("startup", rows, out=out, model=model.name, dtype="bfloat16")
 
