@@ -229,6 +229,7 @@ def test_what_a_captured_step_cannot_serve_has_another_shape() -> None:
 @pytest.mark.parametrize("name", ["llama_tied", "gpt2"])
 @torch.no_grad()
 def test_a_whole_model_is_what_peft_serves(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("numba", reason="the op for CPUs, which this one is compared with, needs it")
     family = FAMILIES[name]
     folders = bank(family, tmp_path, bias="all")
     model = family.build().to(DEVICE)
@@ -249,6 +250,7 @@ def test_a_whole_model_is_what_peft_serves(name: str, tmp_path: Path) -> None:
 
 
 def test_the_device_chooses_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba", reason="the op for CPUs needs it")
     family = FAMILIES["llama"]
     assert type(install(family.build())._op).__name__ == "CpuOp"
     made: list[tuple[Any, ...]] = []
