@@ -98,7 +98,7 @@ def test_the_table_has_a_row_for_each_target_and_says_where_it_comes_from() -> N
 
 def test_the_picture_shows_every_side_and_is_the_same_each_time(tmp_path: Path) -> None:
     plot = pytest.importorskip("benchmarks.plot", reason="the bench extra is not installed")
-    result = json.loads((ROOT / "benchmarks/results/decode_step_quick.json").read_text())
+    result = json.loads((ROOT / "benchmarks/results/decode_step.json").read_text())
     one, two = tmp_path / "one.svg", tmp_path / "two.svg"
     plot.draw_decode_step(result, one)
     plot.draw_decode_step(result, two)
