@@ -95,6 +95,19 @@ def test_what_a_layer_gives_may_lie_in_memory_in_any_order() -> None:
     assert relative_error(step.add(y.clone(memory_format=torch.preserve_format), x, "q_proj", GROUP), expected) <= 1e-5
 
 
+def test_a_layer_may_be_kept_in_another_precision() -> None:
+    adapters = bank([{"q_proj": 4, "v_proj": 9}], dtype=torch.bfloat16)
+    segments = (Segment(3, ((0, 1.0),)),)
+    step = CpuOp(torch.bfloat16).begin(segments, adapters.residents)
+    assert step is not None
+    x = torch.randn(3, 48)
+    for path, width in (("q_proj", 72), ("v_proj", 40)):
+        y = torch.randn(3, width)
+        found = step.add(y.clone(), x, path, GROUP)
+        assert found.dtype == torch.float32
+        assert relative_error(found, fused_lora(y, x, segments, adapters.deltas[path])) <= 2e-2
+
+
 def test_token_ids() -> None:
     adapters = Bank({}, {}, 30, CPU)
     adapters.put(0, {"embed": delta(30, 16, 6, 2.0)})

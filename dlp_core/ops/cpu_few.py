@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -83,8 +83,9 @@ class FewTokensStep:
     what can be looked up once per table is.
     """
 
-    def __init__(self, like: Any, table: _Table, plan: _Plan, head_plan: _Plan | None) -> None:
-        self._like = like
+    def __init__(self, dtype: torch.dtype, table: _Table, plan: _Plan, head_plan: _Plan | None) -> None:
+        self._dtype = dtype
+        self._like = LIKE[dtype]
         self._table = table
         self._plan = plan
         self._head_plan = head_plan
@@ -101,6 +102,8 @@ class FewTokensStep:
             member = self._table.members[path]
         if member is None:
             return y
+        if y.dtype != self._dtype:  # a layer kept in another precision than the model's
+            return y + self.add(torch.zeros_like(y, dtype=self._dtype), x, path, siblings, head=head)
         if x is not self._input or member.rows is not self._input_rows:
             self._shrink(x, member, head=head)
         y, plan = y.contiguous(), self._input_plan
@@ -124,7 +127,7 @@ class FewTokensStep:
                 plan.weights, self._z_NPR,
             )  # fmt: skip
             return
-        x = x.contiguous()
+        x = x.to(self._dtype).contiguous()
         shrink(
             self._like, x.data_ptr(), plan.tokens, member.d_in, self._table.entries, member.rows,
             plan.rows, plan.weights, plan.by_slot, plan.slot_start, self._z_NPR,
@@ -142,8 +145,8 @@ class FewTokens:
     """Hands out one step per forward pass, and keeps the table as long as the same adapters are active."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self._like = LIKE[dtype]
-        compile_for(self._like)
+        self._dtype = dtype
+        compile_for(LIKE[dtype])
         self._rows: dict[str, int] = {}
         self._entries: WeakKeyDictionary[Resident, Ints] = WeakKeyDictionary()
         self._table: _Table | None = None
@@ -157,7 +160,7 @@ class FewTokens:
             tokens += [[(place[slot], weight) for slot, weight in segment.parts]] * segment.length
         head_plan = None if head_rows is None else _Plan([tokens[row] for row in head_rows], len(place))
         return FewTokensStep(
-            self._like, self._table_of(tuple(residents.values())), _Plan(tokens, len(place)), head_plan
+            self._dtype, self._table_of(tuple(residents.values())), _Plan(tokens, len(place)), head_plan
         )
 
     def _table_of(self, residents: tuple[Resident, ...]) -> _Table:

@@ -99,6 +99,9 @@ class ManyTokensStep:
         if group is None or z_TR is None or path not in group.outs:
             return y
         first, end, b_RO = group.outs[path]
+        if y.dtype != b_RO.dtype:  # a layer kept in another precision than the model's
+            y += (z_TR[:, first:end] @ b_RO).view(y.shape)
+            return y
         y = y.contiguous()
         y.view(-1, y.shape[-1]).addmm_(z_TR[:, first:end], b_RO)
         return y
@@ -111,7 +114,7 @@ class ManyTokensStep:
             z_TR = group.a_RD[:, x.reshape(-1)].T
             z_TR = z_TR if group.c_R is None else z_TR + group.c_R
         else:
-            x_TD = x.reshape(-1, x.shape[-1])
+            x_TD = x.reshape(-1, x.shape[-1]).to(group.a_RD.dtype)
             z_TR = x_TD @ group.a_RD.T if group.c_R is None else torch.addmm(group.c_R, x_TD, group.a_RD.T)
         weighted_TR = z_TR * self._weights(group.layout, z_TR.shape[0], head=head)  # float32
         return group, weighted_TR.to(z_TR.dtype)
