@@ -22,7 +22,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 from dlp_core.bank import Digest, FileEntry, Record, digest_of, first_problem
 from dlp_core.bank_folder import describe_files
 from dlp_core.errors import Conflict, InvalidRequest, NotFound
-from dlp_core.store import AdapterStore
+from dlp_core.store import AdapterStore, sync
 from dlp_core.transfers import Progress, in_parallel
 
 MANIFEST = "model.json"
@@ -124,6 +124,7 @@ def pull(store: AdapterStore, folder: Path, *, progress: Progress | None = None)
             target = partial / file.path
             if not target.is_file() or describe_files(partial, [file.path]) != (file,):
                 store.download(manifest.key(file), target, size=file.size, sha256=file.sha256)
+                sync(target)
             return file.size
 
         in_parallel(fetch, manifest.files, lambda size: size, manifest.size, progress)

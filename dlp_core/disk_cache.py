@@ -8,6 +8,9 @@
 An entry appears by one rename, after every byte was checked. Which process may do what is decided by file
 locks (flock), which the kernel drops with the process: a crash leaves nothing locked, and what it left half
 done is swept away when room is next needed.
+
+Nobody waits for the disk itself (fsync): what a power loss took from a file is found out afterwards, because the
+seal of a checked file names the boot it was checked in, and files from before the boot are checked again.
 """
 
 from __future__ import annotations
@@ -23,16 +26,28 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from zlib import crc32
 
 from dlp_core.bank import AdapterEntry, FileEntry, RouterEntry
+from dlp_core.bank_folder import describe_files
 from dlp_core.errors import AdapterRefused, AdapterUnavailable, StoreUnavailable
 from dlp_core.store import AdapterStore
 from dlp_core.transfers import in_parallel
 
 Entry = AdapterEntry | RouterEntry
 
-_SEAL_NS = 10**18
-"""Modification time given to a checked file (September 2001): whoever writes to it later breaks the seal."""
+
+def _boot() -> bytes:
+    """What is the same until the machine starts again. Only Linux tells; elsewhere seals are good for ever."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:
+        return b""
+
+
+_SEAL_NS = (10**9 + crc32(_boot()) % 10**8) * 10**9
+"""Modification time given to a checked file, of the years from 2001 to 2004: whoever writes to it later breaks the
+seal, and so does a start of the machine."""
 
 _ENTRY = re.compile(r"[0-9a-f]{64}")
 _PARTIAL = re.compile(r"[0-9]+-[0-9a-f]{32}")
@@ -134,7 +149,7 @@ class DiskCache:
         with ExitStack() as undo:
             lock = _Lock(self._locks / folder.name, fcntl.LOCK_EX)
             undo.enter_context(lock)
-            if not _intact(folder, entry):  # else another process was faster
+            if not _intact(folder, entry) and not _sealed_again(folder, entry):  # else another process was faster
                 if folder.exists():
                     shutil.rmtree(folder)
                 began = time.perf_counter()
@@ -210,10 +225,28 @@ def _download(store: AdapterStore, entry: Entry, folder: Path) -> None:
         target = folder / file.path
         store.download(entry.key(file.path), target, size=file.size, sha256=file.sha256)
         target.chmod(0o444)
-        os.utime(target, ns=(_SEAL_NS, _SEAL_NS))
+        _seal(target)
         return file.size
 
     in_parallel(fetch, entry.files, lambda size: size, entry.size, None)
+
+
+def _seal(file: Path) -> None:
+    os.utime(file, ns=(_SEAL_NS, _SEAL_NS))
+
+
+def _sealed_again(folder: Path, entry: Entry) -> bool:
+    """Checks files whose seal is not of this boot. Whether all are there and still have the right bytes; then they
+    are sealed."""
+    try:
+        found = describe_files(folder, [file.path for file in entry.files])
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if found != tuple(entry.files):
+        return False
+    for file in entry.files:
+        _seal(folder / file.path)
+    return True
 
 
 def _intact(folder: Path, entry: Entry) -> bool:

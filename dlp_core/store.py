@@ -75,8 +75,8 @@ class AdapterStore(Protocol):
     def download(self, key: str, target: Path, *, size: int, sha256: str) -> None:
         """Streams an object into the file `target`, replacing it.
 
-        Raises DigestMismatch as soon as the bytes cannot be the promised ones, and OSError if `target` cannot
-        be written; `target` is then untouched.
+        The file is not synced to the disk. Raises DigestMismatch as soon as the bytes cannot be the promised ones,
+        and OSError if `target` cannot be written; `target` is then untouched.
         """
 
     def put(self, key: str, body: bytes | Path, *, if_none_match: bool = False, if_match: str | None = None) -> str:
@@ -154,7 +154,8 @@ def check_prefix(prefix: str) -> str:
 def save_stream(chunks: Iterable[bytes], target: Path, *, source: str, size: int, sha256: str) -> None:
     """Writes `chunks` to `target` through a temporary file beside it, checking size and digest on the way.
 
-    Raises DigestMismatch, naming `source`; then, as after any error, no file is left behind.
+    Whether the bytes survive a power loss is the caller's business: see `sync`. Raises DigestMismatch, naming
+    `source`; then, as after any error, no file is left behind.
     """
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
     digest, received = hashlib.sha256(), 0
@@ -173,11 +174,18 @@ def save_stream(chunks: Iterable[bytes], target: Path, *, source: str, size: int
                     f"{source}: expected sha256 {sha256} ({size} bytes), found {digest.hexdigest()} "
                     f"({received} bytes); delete the object and publish it again"
                 )
-            file.flush()
-            os.fsync(file.fileno())
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Returns when a file's bytes, or the renames in a folder, would survive a power loss."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class FolderStore:
@@ -223,7 +231,7 @@ class FolderStore:
                         raise _conflict(key, self.uri, created=if_none_match)
                     path.parent.mkdir(parents=True, exist_ok=True)
                     temporary.replace(path)
-                    _sync_folder(path.parent)
+                    sync(path.parent)
                     return _etag(path.stat())
             finally:
                 temporary.unlink(missing_ok=True)
@@ -386,12 +394,3 @@ def _write(path: Path, body: bytes | Path) -> None:
             file.write(body)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename is on the disk only once its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from dlp_core import disk_cache
 from dlp_core.bank import AdapterEntry, BankManifest
 from dlp_core.disk_cache import DiskCache
 from dlp_core.errors import AdapterRefused, AdapterUnavailable, DigestMismatch
@@ -194,6 +195,24 @@ def test_a_damaged_cached_file_is_noticed_and_fetched_again(
 
     with cache.lease(store, entry) as folder:
         assert (folder / WEIGHTS).read_bytes() == good
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_files_from_before_the_machine_started_are_checked_again(
+    store: FolderStore, manifest: BankManifest, root: Path, monkeypatch: pytest.MonkeyPatch, *, lost: bool
+) -> None:
+    cache, spy, entry = DiskCache(root, 10**6), Spy(store), manifest.adapters[0]
+    weights = cache.fetch(store, entry) / WEIGHTS
+    good, times = weights.read_bytes(), weights.stat()
+    if lost:  # what a power loss makes of bytes that were never synced: the size and the time are right
+        weights.chmod(0o644)
+        weights.write_bytes(bytes(len(good)))
+        os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    monkeypatch.setattr(disk_cache, "_SEAL_NS", times.st_mtime_ns + 10**9)
+    for _ in range(2):
+        with cache.lease(spy, entry) as folder:
+            assert (folder / WEIGHTS).read_bytes() == good
+    assert len(downloads(spy)) == (2 if lost else 0), "both files, once"
 
 
 @pytest.mark.parametrize("bad", [lambda data: data[:-1], lambda data: data + b"x", lambda data: bytes(len(data))])
