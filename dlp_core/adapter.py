@@ -9,6 +9,7 @@ Shape letters: D in, O out, R rank.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -204,7 +205,7 @@ def _finite(tensor: Tensor) -> bool:
     overflowed, so its terms are looked at."""
     import torch
 
-    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
+    return math.isfinite(tensor.sum(dtype=torch.float32).item()) or bool(tensor.isfinite().all())
 
 
 def _weights(name: str, module: str, sides: Mapping[str, Tensor], config: PeftConfig) -> LoRAWeights:

@@ -60,14 +60,20 @@ class _Table:
         module path to its place in the second dimension."""
         self.residents = residents
         self.entries = entries
-        self.rank = int(entries[..., RANK].max(initial=0))
         self.members: dict[str, _Member | None] = {}
         """What `enter` has found, None for modules that no active adapter changes."""
         self._rows = rows
+        self._most: Ints = entries.max(0)
+        self.rank = int(self._most[:, RANK].max(initial=0))
+
+    def take_over(self, former: _Table) -> None:
+        """What was looked up in a table for adapters that change the same modules."""
+        if np.array_equal(self._most[:, RANK] > 0, former._most[:, RANK] > 0):
+            self.members = former.members
 
     def enter(self, siblings: tuple[str, ...]) -> None:
         """Looks up some modules with one input."""
-        most = self.entries.max(0)
+        most = self._most
         found = [path for path in siblings if path in self._rows and most[self._rows[path], RANK]]
         rows = np.array([self._rows[path] for path in found], np.int64)
         self.members |= dict.fromkeys(siblings)
@@ -167,9 +173,11 @@ class FewTokens:
         if self._table is None or self._table.residents != residents:
             for path in (path for resident in residents for path in resident.modules if path not in self._rows):
                 self._rows[path] = len(self._rows)
-            self._table = _Table(
-                residents, np.stack([self._entries_of(resident) for resident in residents]), self._rows
-            )
+            entries = np.stack([self._entries_of(resident) for resident in residents])
+            table = _Table(residents, entries, self._rows)
+            if self._table is not None:
+                table.take_over(self._table)
+            self._table = table
         return self._table
 
     def _entries_of(self, resident: Resident) -> Ints:

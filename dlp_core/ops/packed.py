@@ -111,8 +111,8 @@ def _views(buffer: Tensor, shapes: Sequence[_Shape]) -> Iterator[Factors]:
     for shape in shapes:
         middle = start + _room(shape.rank * shape.d_in)
         yield Factors(
-            buffer[start : start + shape.rank * shape.d_in].view(shape.rank, shape.d_in),
-            buffer[middle : middle + shape.rank * shape.d_out].view(shape.rank, shape.d_out),
+            buffer.as_strided((shape.rank, shape.d_in), (shape.d_in, 1), start),
+            buffer.as_strided((shape.rank, shape.d_out), (shape.d_out, 1), middle),
             shape.shift,
         )
         start = middle + _room(shape.rank * shape.d_out)
