@@ -142,6 +142,17 @@ def test_bad_rows_are_refused_by_name(tmp_path: Path, content: str, message: str
     assert str(path) in raised.value.message
 
 
+def test_of_a_file_with_several_tasks_one_is_named_or_all_are_joint(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"task": "{task}", "input": "x{task}", "output": "y"}}\n' for task in "aba"))
+    assert [row.input for row in read_rows(path, task="a")] == ["xa", "xa"]
+    assert [row.input for row in read_rows(path, joint=True)] == ["xa", "xb", "xa"]
+    with pytest.raises(InvalidRequest, match="no rows of 'c'; its tasks are a, b"):
+        read_rows(path, task="c")
+    with pytest.raises(InvalidRequest, match="name it with --task, or say --joint"):
+        read_rows(path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -23,6 +23,8 @@ def train(
     base: Annotated[Path, typer.Option(help="Folder of the base model (Hugging Face format, a chat model).")],
     data: Annotated[Path, typer.Option(help='JSON lines {"task", "input", "output"}, plain or .gz.')],
     out: Annotated[Path, typer.Option(help="Folder to write the PEFT adapter to.")],
+    task: Annotated[str | None, typer.Option(help="Of a file with several tasks, the one to train on.")] = None,
+    joint: Annotated[bool, typer.Option("--joint", help="Train one adapter on all tasks of the file.")] = False,
     rank: Annotated[int, typer.Option(min=1)] = 8,
     alpha: Annotated[float, typer.Option(min=0.0)] = 16.0,
     targets: Annotated[str, typer.Option(help="Modules to adapt, comma separated.")] = "q_proj,v_proj",
@@ -34,7 +36,7 @@ def train(
     seed: int = 0,
     json: Json = False,
 ) -> None:
-    """Train one LoRA adapter on the rows of one task. Runs on a CPU; the backbone stays frozen."""
+    """Train one LoRA adapter, as a rule on the rows of one task. Runs on a CPU; the backbone stays frozen."""
     from dlp_core.train.lora import TrainProgress, TrainSettings, train_adapter
     from dlp_core.train.rows import read_rows
 
@@ -49,7 +51,7 @@ def train(
         validation_rows=validation_rows,
         seed=seed,
     )
-    rows = read_rows(data)
+    rows = read_rows(data, task=task, joint=joint)
     with console.progress(f"train {out.name}", total=steps) as bar:
 
         def report(now: TrainProgress) -> None:

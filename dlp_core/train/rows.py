@@ -18,11 +18,12 @@ class Row:
     output: str
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Reads the rows an adapter is trained on.
+def read_rows(path: Path, *, task: str | None = None, joint: bool = False) -> list[Row]:
+    """Reads the rows an adapter is trained on: those of `task`, or all of the file.
 
     Raises InvalidRequest, naming file and line, for a file that is missing, empty, no JSON lines, lacks
-    `input` or `output`, or holds more than one task: one adapter is one task.
+    `input` or `output`, or has no row of `task`. One adapter is one task: a file of several is refused, too, unless one
+    of them is named or the adapter shall be their `joint` one.
     """
     rows: list[Row] = []
     tasks: set[str] = set()
@@ -37,16 +38,20 @@ def read_rows(path: Path) -> list[Row]:
                 for field in ("input", "output"):
                     if not isinstance(record.get(field), str) or not record[field].strip():
                         raise InvalidRequest(f"{path}:{number}: {field!r} must be a text that is not empty")
-                rows.append(Row(record["input"], record["output"]))
                 tasks.add(str(record.get("task")))
+                if task in (None, record.get("task")):
+                    rows.append(Row(record["input"], record["output"]))
     except OSError as error:
         raise InvalidRequest(f"{path}: cannot be read ({error.strerror or error})") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"{path}: not JSON lines ({error})") from error
-    if not rows:
+    if not tasks:
         raise InvalidRequest(f"{path}: holds no rows")
-    if len(tasks) > 1:
+    if not rows:
+        raise InvalidRequest(f"{path}: holds no rows of {task!r}; its tasks are {', '.join(sorted(tasks))}")
+    if len(tasks) > 1 and task is None and not joint:
         raise InvalidRequest(
-            f"{path}: holds the tasks {', '.join(sorted(tasks))}; give one adapter the rows of one task"
+            f"{path}: holds the tasks {', '.join(sorted(tasks))}; one adapter is one task: name it with --task, or say "
+            "--joint"
         )
     return rows
