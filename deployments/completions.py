@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from typing import cast
 
 from deployments.args import AppArgs
 from deployments.generation import Delta, Finished, FinishReason, GenerationRequest, Logprob, TokenText
@@ -19,7 +18,7 @@ from dlp_core.bank import BankManifest
 from dlp_core.bank_source import qualified, unqualified
 from dlp_core.chat import routing_texts
 from dlp_core.decision import choose
-from dlp_core.engine import FusedEngine, Plan, Sampling, TokenEvent, TokenLogprob
+from dlp_core.engine import FusedEngine, Plan, Sampling, TokenLogprob
 from dlp_core.mix import Span
 from dlp_core.router import Router, restricted
 from dlp_core.sentence_mixes import SentenceMixes
@@ -49,7 +48,7 @@ class Completions:
         submitted = self._engine.submit(
             prompt.ids, plan, self._sampling(request, prompt), request_id=request.request_id
         )
-        async with aclosing(cast("AsyncGenerator[TokenEvent, None]", submitted)) as events:
+        async with aclosing(submitted) as events:
             async for event in events:
                 stopwatch.tokens(len(event.token_ids))
                 delta = text.push(event.token_ids)

@@ -1,19 +1,14 @@
-"""Builds the engine of a backbone replica from a model folder. Imports torch: only inside the replica."""
+"""The engine of a backbone replica. Imports torch: only inside the replica."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deployments.args import AppArgs
 from dlp_core.engine import FusedEngine
-from dlp_core.errors import InvalidRequest
-from dlp_core.layers import install
-from dlp_core.residency import AdapterSource, Residency
+from dlp_core.engine.loading import load
+from dlp_core.residency import AdapterSource
 from dlp_core.text import TextCodec
 
 
@@ -24,17 +19,13 @@ def load_engine(
 
     Raises InvalidRequest if the base model is not a folder with a model.
     """
-    folder = Path(args.base_model)
-    if not (folder / "config.json").is_file():
-        raise InvalidRequest(f"base model {str(folder)!r} is not a model folder on this node: it has no config.json")
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, args.dtype))
-    model = model.to(device).eval()
-    fusion = install(model)
-    config = args.engine
-    residency = Residency(
-        source, fusion, config.slots, slot_bytes=config.slot_bytes, host_bytes=config.host_bytes, on_load=on_load
+    loaded = load(
+        Path(args.base_model),
+        source,
+        args.engine,
+        dtype=args.dtype,
+        device=device,
+        threads=args.threads,
+        on_load=on_load,
     )
-    engine = FusedEngine(model, fusion, residency, config)
-    return engine, TextCodec(AutoTokenizer.from_pretrained(folder), context=engine.context)
+    return loaded.engine, loaded.codec

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -95,7 +95,7 @@ class FusedEngine:
 
     async def submit(
         self, prompt_ids: Sequence[int], mix: Mix | Plan, sampling: Sampling, *, request_id: str
-    ) -> AsyncIterator[TokenEvent]:
+    ) -> AsyncGenerator[TokenEvent, None]:
         """Generates from `prompt_ids` under `mix`, or under the mixes of a plan, and yields tokens as they come; the
         last event has a finish reason.
 
