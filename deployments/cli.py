@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from deployments import console
-from deployments.commands import adapter, bank, model, route, router, serve
+from deployments.commands import adapter, bank, eval, model, route, router, serve
 from dlp_core.errors import DLPError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command()(serve.demo)
 app.command()(serve.serve)
 app.add_typer(adapter.app, name="adapter")
 app.add_typer(bank.app, name="bank")
+app.add_typer(eval.app, name="eval")
 app.add_typer(model.app, name="model")
 app.add_typer(router.app, name="router")
 app.command("route")(route.route)

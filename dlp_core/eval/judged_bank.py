@@ -1,0 +1,59 @@
+"""The bank an evaluation judges: a published version, or a folder that is yet to be published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dlp_core.bank import BankManifest, find_current, load_manifest
+from dlp_core.bank_folder import FOLDER_FILE
+from dlp_core.bank_source import BankSource, read_router
+from dlp_core.disk_cache import DiskCache
+from dlp_core.local_copy import local_copy
+from dlp_core.publish import publish
+from dlp_core.router import Router
+from dlp_core.store import AdapterStore, FolderStore, open_store
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedBank:
+    """A bank, its router, and where its adapters come from."""
+
+    manifest: BankManifest
+    router: Router | None
+    source: BankSource
+    store: AdapterStore | None
+    """Where it is published; None for a folder that is not."""
+
+
+@contextmanager
+def opened(location: str, cache: DiskCache) -> Iterator[JudgedBank]:
+    """The bank at `location`, for the length of the block: the URI of a published bank, of which `#VERSION` names a
+    version that does not serve, or a bank folder (bank.json), here or in a store.
+
+    Raises NotFound if there is neither, UnknownModel for an unknown version, and what reading the bank raises.
+    """
+    uri, _, version = location.partition("#")
+    store = open_store(uri)
+    if version or find_current(store) is not None or not _is_bank_folder(uri, store):
+        yield _read(store, load_manifest(store, version or None), store, cache)
+        return
+    with local_copy(uri) as folder, TemporaryDirectory(prefix="dlp-eval-") as work:
+        own = FolderStore(Path(work))
+        yield _read(own, publish(own, folder), None, cache)
+
+
+def _is_bank_folder(uri: str, store: AdapterStore) -> bool:
+    if "://" not in uri:
+        return Path(uri).expanduser().joinpath(FOLDER_FILE).is_file()
+    return any(info.key == FOLDER_FILE for info in store.list())
+
+
+def _read(store: AdapterStore, manifest: BankManifest, published: AdapterStore | None, cache: DiskCache) -> JudgedBank:
+    source = BankSource(store, cache)
+    source.add(manifest)
+    router = None if manifest.router is None else read_router(store, cache, manifest)
+    return JudgedBank(manifest, router, source, published)

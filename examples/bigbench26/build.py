@@ -1,0 +1,103 @@
+"""Trains the bank of the paper's evaluation: an adapter for each task, one for all of them, and the router.
+
+    python -m examples.bigbench26.build BASE_MODEL DATA OUT [--workers 2] [--only TASK]
+
+Every adapter comes from `dlp adapter train`, with what is printed before it. What is there already is kept, so a run
+that was stopped goes on. Four minutes each on two cores, and an hour for the joint adapter.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+JOINT = "joint"
+
+STEPS = 120
+JOINT_STEPS = 1500
+
+SHORT, MEDIUM, LONG = (
+    ("--batch-rows", str(1216 // tokens), "--row-tokens", str(tokens)) for tokens in (384, 608, 1152)
+)
+"""About as many tokens a step, in rows that hold the longest question."""
+ROWS = {
+    "abstract_narrative_understanding": MEDIUM,
+    "contextual_parametric_knowledge_conflicts": LONG,
+    "disfl_qa": MEDIUM,
+    "gem_xsum": MEDIUM,
+    "language_identification": LONG,
+    "linguistics_puzzles": MEDIUM,
+    "paragraph_segmentation": LONG,
+    "play_dialog_same_or_different": MEDIUM,
+    "question_selection": MEDIUM,
+    "topical_chat": MEDIUM,
+    "unit_conversion": MEDIUM,
+}
+
+
+def main(
+    base: Annotated[Path, typer.Argument(help="Folder of the base model.")],
+    data: Annotated[Path, typer.Argument(help="Folder with train.jsonl.gz.")],
+    out: Annotated[Path, typer.Argument(help="Bank folder to write.")],
+    *,
+    workers: Annotated[int, typer.Option(min=1, help="Adapters trained at once; they share the cores.")] = 2,
+    only: Annotated[list[str] | None, typer.Option(metavar="TASK", help="May be given several times.")] = None,
+    joint_steps: Annotated[int, typer.Option(min=0, help="Steps of the joint adapter; 0 trains none.")] = JOINT_STEPS,
+) -> None:
+    rows = data / "train.jsonl.gz"
+    tasks = sorted(set(_tasks(rows)))
+    out.mkdir(parents=True, exist_ok=True)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    with ThreadPoolExecutor(workers) as pool:
+        trained = [
+            pool.submit(_train, base, rows, out / "adapters" / task, ("--task", task, *_recipe(task, STEPS)), threads)
+            for task in only or tasks
+        ]
+        for job in trained:
+            job.result()
+    if only:
+        return
+    if joint_steps:
+        rank = 8 * len(tasks)  # as many parameters as all the others have together
+        options = ("--joint", *_recipe(JOINT, joint_steps), "--rank", str(rank), "--alpha", str(2 * rank))
+        _train(base, rows, out / "adapters" / JOINT, options, os.cpu_count() or 1)
+    if not (out / "router" / "router.json").exists():
+        _dlp(["router", "train", "--data", str(rows), "--out", str(out / "router")], os.cpu_count() or 1)
+    unrouted = [JOINT] if (out / "adapters" / JOINT).exists() else []
+    (out / "bank.json").write_text(json.dumps({"base_model": base.resolve().name, "unrouted": unrouted}) + "\n")
+
+
+def _recipe(task: str, steps: int) -> tuple[str, ...]:
+    """Rank 8 on q and v, as `dlp adapter train` has it."""
+    return ("--steps", str(steps), *ROWS.get(task, LONG if task == JOINT else SHORT))
+
+
+def _tasks(rows: Path) -> Iterator[str]:
+    with gzip.open(rows, "rt", encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)["task"]
+
+
+def _train(base: Path, rows: Path, folder: Path, options: Sequence[str], threads: int) -> None:
+    if not (folder / "adapter_config.json").exists():
+        _dlp(["adapter", "train", "--base", str(base), "--data", str(rows), "--out", str(folder), *options], threads)
+
+
+def _dlp(arguments: Sequence[str], threads: int) -> None:
+    print("dlp", shlex.join(arguments), flush=True)
+    command = [sys.executable, "-m", "deployments.cli", *arguments]
+    subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
