@@ -74,7 +74,7 @@ def write_suite(folder: Path, *, rows: int = 4, text: str = SUITE) -> Path:
     return folder / "suite.yaml"
 
 
-def write_rows(path: Path, records: Sequence[Mapping[str, str]]) -> Path:
+def write_rows(path: Path, records: Sequence[Mapping[str, str | None]]) -> Path:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
 

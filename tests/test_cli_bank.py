@@ -136,7 +136,7 @@ def test_a_mistake_is_one_line_and_exit_2(dlp: Run, tmp_path: Path) -> None:
     write_adapter(bad / "adapters" / "beta", use_dora=True)
     for arguments, says in (
         (["publish", str(bad)], "use_dora"),
-        (["publish", str(tmp_path / "none")], "bank.json"),
+        (["publish", str(tmp_path / "none")], "there is no folder"),
         (["show"], "dlp bank publish"),
         (["rollback", "nope"], "dlp bank publish"),
         (["show", "--bank", "ftp://x"], "ftp://x"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from dlp_core.eval.options import chosen, find_options, written
 from dlp_core.eval.suite import EvalRow, composites, load_suite
 from tests.eval_bank import SUITE, TASKS, write_rows, write_suite
 
+ROOT = Path(__file__).parent.parent
 QUESTION = "Which?\n(A) red\n(B) dark\nblue\n(C) green."
 
 
@@ -60,12 +62,36 @@ def test_data_may_lie_elsewhere_and_be_compressed(tmp_path: Path) -> None:
         (SUITE, [{"task": "a", "type": "mcq", "input": "x", "output": "y"}], "lists no \\(A\\)"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, suite: str, rows: list[dict[str, str]] | None, message: str) -> None:
+def test_mistakes_are_named(tmp_path: Path, suite: str, rows: list[dict[str, str | None]] | None, message: str) -> None:
     path = write_suite(tmp_path, text=suite)
     if rows is not None:
         write_rows(tmp_path / "rows.jsonl", rows)
     with pytest.raises(InvalidRequest, match=message):
         load_suite(path)
+
+
+def test_rows_of_no_task_are_left_out(tmp_path: Path) -> None:
+    path = write_suite(tmp_path)
+    rows = [{"task": None, "input": "x"}, {"task": "a", "type": "qa", "input": "x", "output": "y"}]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert [row.task for row in load_suite(path).rows] == ["a"]
+    write_rows(tmp_path / "rows.jsonl", rows[:1])
+    with pytest.raises(InvalidRequest, match="no row of its data has a task"):
+        load_suite(path)
+
+
+def test_the_suites_of_the_examples_are_read(tmp_path: Path) -> None:
+    demo = load_suite(ROOT / "examples/bank/suite.yaml")
+    assert set(demo.tasks) == {folder.name for folder in (ROOT / "examples/bank/adapters").iterdir()}
+    assert composites(demo).keys() == {2, 3}
+    data = os.environ.get("DLP_TEST_BIGBENCH")
+    if not data:
+        pytest.skip("DLP_TEST_BIGBENCH does not name the folder with the 26 tasks of BIG-bench")
+    suite = load_suite(ROOT / "examples/bigbench26/suite.yaml", data=Path(data))
+    assert len(suite.tasks) == 26
+    assert len(suite.rows) == 26 * 50
+    assert all(row.options for row in suite.rows if row.type == "mcq")
+    assert {chosen(row.output, row.options) is None for row in suite.rows if row.type == "mcq"} == {False}
 
 
 def test_a_file_that_is_no_data_is_named(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployments import console
+from dlp_core.local_copy import local_copy
 from dlp_core.store import AdapterStore, open_store
 
 app = typer.Typer(help="Publish banks and look after them.", no_args_is_help=True)
@@ -25,7 +26,13 @@ Version = Annotated[str | None, typer.Argument(help="A bank version; the one tha
 
 @app.command()
 def publish(
-    folder: Annotated[Path, typer.Argument(help="Bank folder: bank.json, adapters/<name>/, router/.")],
+    folder: Annotated[
+        str,
+        typer.Argument(
+            help="Bank folder: bank.json, adapters/<name>/, router/. Here, or s3://bucket/path/ of one.",
+            metavar="FOLDER|URI",
+        ),
+    ],
     bank: Bank,
     version: Annotated[str | None, typer.Option(help="Name of this bank version; by default its content's.")] = None,
     base_model: Annotated[
@@ -44,10 +51,10 @@ def publish(
         from dlp_core.layers import read_shapes
 
         check = partial(check_fits, layers=read_shapes(base_model))
-    with console.progress(f"publish {folder}") as bar:
+    with console.progress(f"publish {folder}") as bar, local_copy(folder) as source:
         manifest = publish_bank(
             store,
-            folder,
+            source,
             version=version,
             check=check,
             progress=lambda done, total: bar.update(done, total=total),

@@ -10,7 +10,8 @@
     max_adapters: 3                  # of one mix
     composite: {parts: [2, 3, 4, 5], prompts: 25, max_chars: 500}     # several tasks in one prompt
 
-A row's task is the name of the adapter that was made for it. `type` may be left out where the suite has one type only.
+A row's task is the name of the adapter that was made for it; rows whose task is null fit none and are left out. `type`
+may be left out where the suite has one type only.
 """
 
 from __future__ import annotations
@@ -139,7 +140,10 @@ def load_suite(path: Path, *, data: Path | None = None, rows: int | None = None)
     found: dict[str, EvalRow] = {}
     for name in settings.data:
         for row in _read(folder / name, settings):
-            found.setdefault(row.id, row)  # the same question twice is one question
+            if row is not None:
+                found.setdefault(row.id, row)  # the same question twice is one question
+    if not found:
+        raise InvalidRequest(f"{path}: no row of its data has a task")
     return Suite(settings, tuple(_draw(list(found.values()), settings)))
 
 
@@ -182,7 +186,7 @@ def _draw(rows: Sequence[EvalRow], settings: SuiteSettings) -> Iterator[EvalRow]
         yield from own
 
 
-def _read(path: Path, settings: SuiteSettings) -> Iterator[EvalRow]:
+def _read(path: Path, settings: SuiteSettings) -> Iterator[EvalRow | None]:
     empty = True
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
@@ -198,13 +202,16 @@ def _read(path: Path, settings: SuiteSettings) -> Iterator[EvalRow]:
         raise InvalidRequest(f"{path}: holds no rows")
 
 
-def _row(line: str, where: str, settings: SuiteSettings) -> EvalRow:
+def _row(line: str, where: str, settings: SuiteSettings) -> EvalRow | None:
+    """None for a row that fits no adapter."""
     try:
         record: Any = json.loads(line)
     except json.JSONDecodeError as error:
         raise InvalidRequest(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
     if not isinstance(record, dict):
         raise InvalidRequest(f'{where}: a row is an object with "task", "type", "input" and "output"')
+    if "task" in record and record["task"] is None:
+        return None
     if "type" not in record and len(settings.types) == 1:
         record["type"] = next(iter(settings.types))
     for field in ("task", "type", "input", "output"):
