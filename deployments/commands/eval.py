@@ -289,7 +289,7 @@ def _show(results: Results) -> None:
         Column("arm", no_wrap=True),
         title=f"{results.suite.name}: bank {results.bank.version}, {results.suite.rows} rows",
     )
-    for column in ("score", "95 % interval", "adapters in a mix", "left to the backbone"):
+    for column in ("score", "95 % interval", "adapters", "plain"):
         table.add_column(column, justify="right")
     for arm in results.arms:
         score = arm.score

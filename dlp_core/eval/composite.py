@@ -1,14 +1,11 @@
 """Prompts that ask the questions of several tasks at once, as DLP-LoRA (section 4) and MeteoRA (arXiv 2405.13053) do.
 
-    Answer every question, one line for each.
+    1. <question>
 
-    Question 1:
-    ...
-    Question 2:
-    ...
+    2. <question>
 
 An adapter was made for one question at a time, so the answers are asked for one by one: what the assistant is given to
-begin with is "1. ", then "1. <its first answer>\n2. ", and it goes on to the end of the line. Four ways:
+begin with is "1.", then "1. <its first answer>\n2.", and it goes on to the end of the line. Four ways:
 
     plain            the backbone alone
     by request       the mix the router gives the whole prompt
@@ -32,8 +29,6 @@ from dlp_core.eval.suite import EvalRow, Suite
 from dlp_core.mix import EMPTY_MIX, Mix
 
 WAYS = ("plain", "by request", "by sentence", "oracle by part")
-
-_INSTRUCTION = "Answer every question, one line for each."
 
 
 async def judge_composites(
@@ -83,12 +78,12 @@ async def judge_composites(
 
 def compose(rows: Sequence[EvalRow]) -> tuple[str, list[int]]:
     """The prompt, and where each question begins in it."""
-    text, starts = _INSTRUCTION, []
+    text, starts = "", []
     for number, row in enumerate(rows, start=1):
-        text += f"\n\nQuestion {number}:\n"
+        text += f"{number}. "
         starts.append(len(text))
-        text += row.input.strip()
-    return text, starts
+        text += f"{row.input.strip()}\n\n"
+    return text.rstrip(), starts
 
 
 def _possible(way: str, chooser: Chooser, tasks: set[str]) -> bool:
