@@ -291,12 +291,15 @@ def _show(results: Results) -> None:
     )
     for column in ("score", "95 % interval", "adapters", "plain"):
         table.add_column(column, justify="right")
-    for arm in results.arms:
-        score = arm.score
+    for name, same in results.distinct().items():
+        arm, score = results.arm(name), results.arm(name).score
         table.add_row(
-            arm.name, f"{score.mean:.1f}", f"{score.low:.1f} to {score.high:.1f}", f"{arm.adapters:.2f}",
+            "\n".join([name, *(f"[dim]= {other}[/]" for other in same)]),
+            f"{score.mean:.1f}",
+            f"{score.low:.1f} to {score.high:.1f}",
+            f"{arm.adapters:.2f}",
             f"{arm.plain:.1%}",
-        )  # fmt: skip
+        )
     console.out.print(table)
     if results.composites:
         parts = sorted({found.parts for found in results.composites})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -179,7 +181,12 @@ def _arm_score(
         },
         adapters=fmean(len(one.mix.names) for one in own),
         plain=fmean(not one.mix for one in own),
+        choices=_digest([(one.row.id, str(one.arm.by_sentence), repr(one.mix)) for one in own]),
     )
+
+
+def _digest(choices: Sequence[tuple[str, ...]]) -> str:
+    return hashlib.sha256(json.dumps(choices).encode()).hexdigest()[:12]
 
 
 def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:

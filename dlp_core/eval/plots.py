@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from dlp_core.eval.results import ArmScore, Results
@@ -13,9 +13,10 @@ from dlp_core.eval.results import ArmScore, Results
 _COLOURS = ("#9aa0a6", "#1b7f5c", "#c2571a", "#2457a6", "#8a3f8f", "#b8860b", "#4d4d4d")
 
 
-def task_bars(results: Results, arms: Sequence[str]) -> str:
-    """Score of each task under a few arms, with intervals."""
-    shown = [results.arm(name) for name in arms]
+def task_bars(results: Results, arms: Mapping[str, str]) -> str:
+    """Score of each task under a few arms, with intervals. `arms` maps labels to names."""
+    shown = [results.arm(name) for name in arms.values()]
+    labels = list(arms)
     tasks = sorted({task for arm in shown for task in arm.tasks}, reverse=True)
     figure = _figure(9, 1.2 + 0.16 * len(tasks) * (len(shown) + 1))
     axis = figure.subplots()
@@ -33,7 +34,7 @@ def task_bars(results: Results, arms: Sequence[str]) -> str:
             ],
             color=_COLOURS[number % len(_COLOURS)],
             error_kw={"elinewidth": 0.6, "ecolor": "#444"},
-            label=arm.name,
+            label=labels[number],
         )
     axis.set_yticks(range(len(tasks)), tasks)
     axis.set_ylim(-0.6, len(tasks) - 0.4)
@@ -43,9 +44,10 @@ def task_bars(results: Results, arms: Sequence[str]) -> str:
     return _svg(figure)
 
 
-def radar(results: Results, arms: Sequence[str]) -> str:
-    """All tasks around a circle, an arm a line."""
-    shown = [results.arm(name) for name in arms]
+def radar(results: Results, arms: Mapping[str, str]) -> str:
+    """All tasks around a circle, an arm a line. `arms` maps labels to names."""
+    shown = [results.arm(name) for name in arms.values()]
+    labels = list(arms)
     tasks = sorted(set.intersection(*(set(arm.tasks) for arm in shown)))
     angles = [2 * math.pi * place / len(tasks) for place in range(len(tasks))]
     figure = _figure(8, 8)
@@ -53,7 +55,11 @@ def radar(results: Results, arms: Sequence[str]) -> str:
     for number, arm in enumerate(shown):
         scores = [arm.tasks[task].score.mean for task in tasks]
         axis.plot(
-            [*angles, angles[0]], [*scores, scores[0]], color=_COLOURS[number % len(_COLOURS)], lw=1.6, label=arm.name
+            [*angles, angles[0]],
+            [*scores, scores[0]],
+            color=_COLOURS[number % len(_COLOURS)],
+            lw=1.6,
+            label=labels[number],
         )
     axis.set_xticks(angles, [task.replace("_", "\n", 1) if len(task) > 18 else task for task in tasks], fontsize=7)
     axis.tick_params(axis="x", pad=16)

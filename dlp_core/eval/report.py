@@ -39,8 +39,8 @@ class Contrast:
 
 
 def contrasts(results: Results) -> list[Contrast]:
-    """Every arm against each of the references."""
-    names = [arm.name for arm in results.arms]
+    """Every arm that chose differently from those before it, against each of the references."""
+    names = list(results.distinct())
     return [
         Contrast(arm, than, between_arms(results, arm, than))
         for than in REFERENCES
@@ -50,16 +50,20 @@ def contrasts(results: Results) -> list[Contrast]:
     ]
 
 
-def shown_arms(results: Results) -> list[str]:
-    names = [arm.name for arm in results.arms]
-    joint = [name for name in names if name.startswith("adapter=")]
-    return [name for name in (*SHOWN, *joint) if name in names] or names[:6]
+def shown_arms(results: Results) -> dict[str, str]:
+    """Label to arm, for pictures and tables of tasks: those of SHOWN that were run, arms of equal choices once."""
+    joint = [arm.name for arm in results.arms if arm.name.startswith("adapter=")]
+    labels: dict[str, list[str]] = {}
+    for name, same in results.distinct().items():
+        if wanted := [arm for arm in (name, *same) if arm in (*SHOWN, *joint)]:
+            labels[name] = wanted
+    return {", ".join(wanted): name for name, wanted in labels.items()} or {results.arms[0].name: results.arms[0].name}
 
 
 def pictures(results: Results) -> dict[str, str]:
     """Title to SVG text; those that would show nothing are left out."""
     arms = shown_arms(results)
-    shared = set.intersection(*(set(results.arm(name).tasks) for name in arms))
+    shared = set.intersection(*(set(results.arm(name).tasks) for name in arms.values()))
     drawn = {
         "Tasks": plots.task_bars(results, arms),
         "All tasks at a glance": plots.radar(results, arms) if len(shared) > 2 else "",
@@ -84,6 +88,7 @@ def write_html(results: Results, path: Path) -> None:
             pictures={title: _as_data(svg) for title, svg in pictures(results).items()},
             tasks=sorted({task for arm in results.arms for task in arm.tasks}),
             arms=shown_arms(results),
+            distinct=results.distinct(),
         )
     )
     path.write_text(page, encoding="utf-8")
@@ -92,11 +97,12 @@ def write_html(results: Results, path: Path) -> None:
 def markdown(results: Results) -> str:
     """The tables alone: arms, differences, tasks, composite prompts."""
     lines = ["| arm | score | 95 % interval | adapters in a mix | left to the backbone |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {arm.name} | {arm.score.mean:.1f} | {arm.score.low:.1f} to {arm.score.high:.1f} | {arm.adapters:.2f} | "
-        f"{arm.plain:.1%} |"
-        for arm in results.arms
-    ]
+    for name, same in results.distinct().items():
+        arm = results.arm(name)
+        lines.append(
+            f"| {', '.join([name, *same])} | {arm.score.mean:.1f} | {arm.score.low:.1f} to {arm.score.high:.1f} | "
+            f"{arm.adapters:.2f} | {arm.plain:.1%} |"
+        )
     lines += ["", "| arm | than | difference | 95 % interval | holds? | better on | worse on |", "|" + "---|" * 7]
     for contrast in contrasts(results):
         overall = contrast.found.overall
@@ -107,7 +113,7 @@ def markdown(results: Results) -> str:
     arms = shown_arms(results)
     lines += ["", f"| task | rows | {' | '.join(arms)} |", "|" + "---|" * (len(arms) + 2)]
     for task in sorted({task for arm in results.arms for task in arm.tasks}):
-        cells = [results.arm(name).tasks.get(task) for name in arms]
+        cells = [results.arm(name).tasks.get(task) for name in arms.values()]
         rows = max(cell.rows for cell in cells if cell is not None)
         scores = " | ".join("" if cell is None else f"{cell.score.mean:.1f}" for cell in cells)
         lines.append(f"| {task} | {rows} | {scores} |")

@@ -54,6 +54,8 @@ class ArmScore(Record):
     """Mean number of adapters in a mix."""
     plain: float
     """Share of rows that were left to the backbone alone."""
+    choices: str
+    """A digest of what it chose for each row: two arms of one digest are one and the same on these rows."""
 
 
 class RouterScore(Record):
@@ -131,6 +133,18 @@ class Results(Record):
             f"arm {name!r} is not in the results of bank {self.bank.version}; there are: "
             f"{', '.join(arm.name for arm in self.arms)}"
         )
+
+    def distinct(self) -> dict[str, list[str]]:
+        """Arms that chose differently for some row, in order, each with those that chose like it."""
+        first: dict[str, str] = {}
+        found: dict[str, list[str]] = {}
+        for arm in self.arms:
+            name = first.setdefault(arm.choices, arm.name)
+            if name == arm.name:
+                found[name] = []
+            else:
+                found[name].append(arm.name)
+        return found
 
     def by_task(self, arm: str) -> dict[str, dict[str, float]]:
         """Task to row id to score. Raises as `arm`."""
