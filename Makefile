@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint con
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check format eval bench clean
 
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ check: $(INSTALLED) ## lint, format, types, import directions
 format: $(INSTALLED) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+eval: $(INSTALLED) ## judge the demo bank on prompts that no generator made; report in .demo/eval
+	@$(BIN)/python -c "from pathlib import Path; from deployments.demo_backbone import ensure_backbone; ensure_backbone(Path('.demo'))"
+	@$(BIN)/dlp eval --suite examples/bank/suite.yaml --bank examples/bank --base-model .demo/SmolLM2-135M-Instruct --dtype float32 --out .demo/eval
 
 bench: $(INSTALLED) ## measure everything on this machine, 20 minutes; "make bench BENCH=--quick" takes a few
 	@$(BIN)/python -m benchmarks.suite $(BENCH)

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.status import Status
 
+from dlp_core.errors import InvalidRequest
+
 out = Console()
 err = Console(stderr=True)
 
@@ -67,3 +69,16 @@ class Step:
 
     def say(self, what: str) -> None:
         self._status.update(f"{self._title}: {what}")
+
+
+def device(wanted: str | None) -> str:
+    """Where a command computes: what was asked for, or a CUDA device where there is one. Raises InvalidRequest."""
+    import torch
+
+    if wanted is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InvalidRequest("--device is 'cuda', and there is no CUDA device here; use cpu")
+    if wanted not in ("cpu", "cuda"):
+        raise InvalidRequest(f"--device is {wanted!r}; it must be cpu or cuda")
+    return wanted

@@ -204,6 +204,7 @@ def test_a_published_bank_keeps_its_results_through_a_collection(
         (["--bank", "BANK", "--arms", "best"], "'best' is no arm"),
         (["--bank", "BANK", "--arms", "adapter=none"], "no adapter 'none'"),
         (["--bank", "BANK", "--dtype", "int8"], "--dtype is 'int8'"),
+        (["--bank", "BANK", "--device", "tpu"], "--device is 'tpu'"),
         (["--bank", "NOWHERE"], "no bank is published in"),
         (["--bank", "BANK", "--data", "NOWHERE"], "rows.jsonl: cannot be read"),
         (["--bank", "BANK", "--base-model", "NOWHERE"], "no config.json"),

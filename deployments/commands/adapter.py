@@ -34,9 +34,10 @@ def train(
     row_tokens: Annotated[int, typer.Option(min=16, help="Tokens of a packed row.")] = 192,
     validation_rows: Annotated[int, typer.Option(min=1, help="Rows held back to choose the best weights.")] = 64,
     seed: int = 0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one when left out.")] = None,
     json: Json = False,
 ) -> None:
-    """Train one LoRA adapter, as a rule on the rows of one task. Runs on a CPU; the backbone stays frozen."""
+    """Train one LoRA adapter, as a rule on the rows of one task. The backbone stays frozen."""
     from dlp_core.train.lora import TrainProgress, TrainSettings, train_adapter
     from dlp_core.train.rows import read_rows
 
@@ -57,7 +58,7 @@ def train(
         def report(now: TrainProgress) -> None:
             bar.update(now.step, title=f"train {out.name} loss {now.loss:.3f}")
 
-        summary = train_adapter(base, rows, out, settings, report=report)
+        summary = train_adapter(base, rows, out, settings, device=console.device(device), report=report)
     if json:
         console.print_json({"adapter": out.name, **summary.as_dict()})
         return

@@ -225,10 +225,7 @@ def _setup(base_model: Path | None, dtype: str, device: str | None, threads: int
     if dtype not in ("bfloat16", "float32", "float16"):
         raise InvalidRequest(f"--dtype is {dtype!r}; it must be bfloat16, float32 or float16")
     folder = _given(base_model, "--base-model DIR")
-    if device is None:
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = console.device(device)
     if device == "cpu":
         return Setup(folder, dtype, device, threads, at_once)
     return Setup(folder, dtype, device, threads, at_once, cache_tokens=131_072, batch_tokens=4096)

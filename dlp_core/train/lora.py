@@ -79,9 +79,10 @@ def train_adapter(
     out: Path,
     settings: TrainSettings,
     *,
+    device: str = "cpu",
     report: Callable[[TrainProgress], None] = lambda _: None,
 ) -> TrainSummary:
-    """Trains an adapter for the model folder `base` on `rows` and writes it to the folder `out`.
+    """Trains an adapter for the model folder `base` on `rows`, on `device`, and writes it to the folder `out`.
 
     Raises InvalidRequest if `base` is no model folder, a target module does not exist, there are too few
     rows to hold some back, or an example is longer than a packed row.
@@ -114,7 +115,7 @@ def train_adapter(
     )
     try:
         with quiet_transformers():
-            backbone = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+            backbone = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).to(device)
             model = get_peft_model(backbone, config, autocast_adapter_dtype=False)
     except ValueError as error:  # PEFT: "Target modules ... not found in the base model"
         raise InvalidRequest(f"{base}: {error}", param="targets") from error
@@ -127,7 +128,7 @@ def train_adapter(
     step = tokens = 0
     stream = _forever(training, shape, order)
     while step < settings.steps and step - best_step < settings.patience * settings.validate_every:
-        batch = next(stream)
+        batch = next(stream).to(backbone.device)
         loss = _loss(backbone, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         for parameter, master in zip(lora, masters, strict=True):
@@ -189,7 +190,7 @@ def _loss(backbone: Any, batch: PackedBatch) -> torch.Tensor:
 @torch.no_grad()
 def _validate(backbone: Any, validation: Sequence[PackedBatch]) -> float:
     answers = [int((batch.labels_BT != IGNORED).sum()) for batch in validation]
-    losses = [_loss(backbone, batch).item() for batch in validation]
+    losses = [_loss(backbone, batch.to(backbone.device)).item() for batch in validation]
     return sum(loss * count for loss, count in zip(losses, answers, strict=True)) / sum(answers)
 
 
@@ -209,7 +210,7 @@ def _save(model: Any, base_name: str, out: Path) -> int:
     from safetensors.torch import save
 
     out.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.contiguous() for name, value in get_peft_model_state_dict(model).items()}
+    weights = {name: value.cpu().contiguous() for name, value in get_peft_model_state_dict(model).items()}
     (out / "adapter_model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
     config = model.peft_config["default"].to_dict()
     # The name, not the path: the path means nothing on the machine that serves the adapter.

@@ -42,6 +42,10 @@ class PackedBatch:
     mask_B1TT: torch.Tensor
     """bool, True where a query (dim 2) sees a key (dim 3)."""
 
+    def to(self, device: torch.device) -> PackedBatch:
+        tensors = (self.input_ids_BT, self.position_ids_BT, self.labels_BT, self.mask_B1TT)
+        return PackedBatch(*(tensor.to(device) for tensor in tensors))
+
 
 def encode(rows: Sequence[Row], tokenizer: Any) -> list[Example]:
     """Tokenises rows the way the server does: one user message through the chat template.
