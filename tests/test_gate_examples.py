@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-import typer
 import yaml
 
-from deployments.cli import app
+from tests.shown_commands import check
 
 ROOT = Path(__file__).parent.parent
 WORKFLOW = ROOT / "examples/github/gate.yml"
+SETTINGS = {"DLP_BANK", "DLP_BASE_MODEL", "DLP_BASE_MODEL_URI"}
 
 
 @pytest.fixture(scope="module")
@@ -43,26 +42,6 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def job(rendered: list[dict[str, Any]]) -> dict[str, Any]:
     [found] = [o for o in rendered if o["kind"] == "Job"]
     return found
-
-
-def check_command(line: str) -> str:
-    """That a `dlp` command line names commands and options there are; returns the commands."""
-    program, *words = shlex.split(line)
-    assert program == "dlp", line
-    command: Any = typer.main.get_command(app)
-    path = []
-    while getattr(command, "commands", None) and words[0] in command.commands:
-        path.append(words.pop(0))
-        command = command.commands[path[-1]]
-    options = {option: parameter for parameter in command.params for option in parameter.opts}
-    for word in words:
-        if word.startswith("--"):
-            assert word in options, f"{line}: {word}"
-    given = {options[word].name for word in words if word.startswith("--")}
-    needed = [p for p in command.params if p.required and p.name not in given and not p.envvar]
-    positional = [w for n, w in enumerate(words) if not w.startswith("--") and (n == 0 or words[n - 1] not in options)]
-    assert len(needed) <= len(positional), line
-    return " ".join(path)
 
 
 def test_the_job_is_selected_by_its_label_and_finds_the_settings_of_the_overlay(
@@ -100,16 +79,24 @@ def test_the_job_judges_before_it_publishes(job: dict[str, Any]) -> None:
     [container] = job["spec"]["template"]["spec"]["containers"]
     assert container["command"] == ["/bin/bash", "-ec"], "it ends at the first command that fails"
     [script] = container["args"]
-    assert [check_command(line) for line in script.splitlines()] == ["model pull", "eval gate", "bank publish"]
+    assert [check(line, "k8s/gate", environment=SETTINGS) for line in script.splitlines()] == [
+        "model pull",
+        "eval gate",
+        "bank publish",
+    ]
 
 
 def test_the_workflow_judges_before_it_publishes() -> None:
     workflow = yaml.safe_load(WORKFLOW.read_text())
     [steps] = [job["steps"] for job in workflow["jobs"].values()]
-    commands = [check_command(step["run"]) for step in steps if step.get("run", "").startswith("dlp ")]
+    commands = [
+        check(step["run"], WORKFLOW.name, environment=workflow["env"])
+        for step in steps
+        if step.get("run", "").startswith("dlp ")
+    ]
     assert commands == ["model pull", "eval gate", "bank publish"]
     assert [step["if"] for step in steps if "if" in step] == ["github.event_name == 'push'"]
-    assert {"DLP_BANK", "DLP_BASE_MODEL", "DLP_BASE_MODEL_URI"} <= workflow["env"].keys()
+    assert SETTINGS <= workflow["env"].keys()
 
 
 def test_images_of_the_gate_can_evaluate() -> None:

@@ -5,20 +5,17 @@ from __future__ import annotations
 import ast
 import json
 import re
-import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 
 from deployments.access import Access
 from deployments.args import LimitArgs, RoutingArgs
-from deployments.cli import app
 from deployments.http_api import create_api
+from tests.shown_commands import check
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples/bank/README.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("*/README.md"))]
 README = PAGES[0].read_text()
 
 
@@ -39,19 +36,7 @@ def test_every_make_target_shown_exists(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_dlp_command_shown_exists_with_its_options(page: Path) -> None:
     for line in commands(page, "dlp"):
-        words = shlex.split(line)[1:]
-        command: Any = typer.main.get_command(app)
-        while getattr(command, "commands", None):
-            assert words, f"{page.name} shows `{line}`, which is not a whole command"
-            assert words[0] in command.commands, f"{page.name} shows `{line}`: no {words[0]!r} in {command.name}"
-            command = command.commands[words.pop(0)]
-        known = {option for parameter in command.params for option in parameter.opts}
-        for word in words:
-            if word.startswith("--"):
-                assert word in known, f"{page.name} shows `{line}`: {word} is not an option"
-        for parameter in command.params:
-            if parameter.required and parameter.param_type_name == "option":
-                assert set(parameter.opts) & set(words), f"{page.name} shows `{line}` without {parameter.opts}"
+        check(line, page.name)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

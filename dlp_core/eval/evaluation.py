@@ -77,7 +77,7 @@ async def evaluate(
     if groups:
         found = await judge_composites(suite, groups, chooser, answerer, at_once=at_once, report=phase("composites"))
     return Results(
-        created=datetime.now(UTC).replace(microsecond=0),
+        created=datetime.now(UTC),
         suite=SuiteOfResults(
             name=suite.settings.name, digest=suite.digest, rows=len(suite.rows), seed=suite.settings.seed
         ),

@@ -16,11 +16,12 @@ from pydantic import AwareDatetime, Field, ValidationError
 
 from dlp_core.adapter import validate_name
 from dlp_core.bank import Record, first_problem
-from dlp_core.errors import BankError, Conflict, InvalidRequest, NotFound
+from dlp_core.errors import BankError, InvalidRequest, NotFound
 from dlp_core.eval.statistics import LEVEL, Estimate, estimate, estimate_over_tasks
 from dlp_core.store import AdapterStore
 
 _FOLDER = "evals/"
+_TIME = "%Y%m%dT%H%M%S.%fZ"
 
 
 class Interval(Record):
@@ -219,12 +220,9 @@ def read(path: Path) -> Results:
 
 def keep(store: AdapterStore, results: Results) -> str:
     """Stores results beside their bank; returns the key. Raises StoreUnavailable, or Conflict if results of the same
-    second are there."""
-    key = f"{_prefix(results.bank.version)}{_name(results)}-{results.created:%Y%m%dT%H%M%SZ}.json"
-    try:
-        store.put(key, results.model_dump_json(indent=1).encode() + b"\n", if_none_match=True)
-    except Conflict:
-        raise Conflict(f"{key!r} is in {store.uri} already; evaluate again in a second") from None
+    microsecond are there."""
+    key = f"{_prefix(results.bank.version)}{_name(results)}-{results.created:{_TIME}}.json"
+    store.put(key, results.model_dump_json(indent=1).encode() + b"\n", if_none_match=True)
     return key
 
 
@@ -258,6 +256,6 @@ def _name(results: Results) -> str:
 
 def _time(key: str) -> datetime:
     try:
-        return datetime.strptime(key.rpartition("-")[2], "%Y%m%dT%H%M%SZ.json")
+        return datetime.strptime(key.rpartition("-")[2], f"{_TIME}.json")
     except ValueError:
         return datetime.min

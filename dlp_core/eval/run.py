@@ -38,7 +38,8 @@ class Setup:
 
     def name(self) -> str:
         """What answers depend on beside adapters. Raises InvalidRequest if the folder holds no model."""
-        return f"{describe(self.base_model).name} {describe(self.base_model).digest[:19]} in {self.dtype}"
+        model = describe(self.base_model)
+        return f"{model.name} {model.digest[:19]} in {self.dtype}"
 
 
 def judge(
