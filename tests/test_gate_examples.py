@@ -96,7 +96,7 @@ def test_the_workflow_judges_before_it_publishes() -> None:
     ]
     assert commands == ["model pull", "eval gate", "bank publish"]
     assert [step["if"] for step in steps if "if" in step] == ["github.event_name == 'push'"]
-    assert SETTINGS <= workflow["env"].keys()
+    assert workflow["env"].keys() >= SETTINGS
 
 
 def test_images_of_the_gate_can_evaluate() -> None:
