@@ -93,6 +93,8 @@ def test_arms_a_bank_cannot_have_are_refused(suite: Suite, router: Router) -> No
         Chooser(suite, None, ["cron"]).check([parse(SERVED)])
     with pytest.raises(InvalidRequest, match="has no adapter 'joint'"):
         Chooser(suite, router, ["cron"]).check([parse("adapter=joint")])
+    with pytest.raises(InvalidRequest, match="the tasks are cron, dates, sql, the adapters joint"):
+        Chooser(suite, router, ["joint"]).check([parse("oracle")])
     bare = Chooser(suite, router, ["dates", "sql"])
     assert [bare.applies(parse("oracle"), row) for row in suite.rows] == [row.task != "cron" for row in suite.rows]
 

@@ -19,6 +19,7 @@ from dlp_core.bank_source import qualified
 from dlp_core.chat import Message
 from dlp_core.engine import Plan, Sampling
 from dlp_core.engine.loading import Loaded
+from dlp_core.errors import InvalidRequest, PromptTooLong
 from dlp_core.eval.journal import Answer, Journal
 from dlp_core.eval.likelihood import log_likelihoods, whole_prompts
 from dlp_core.mix import EMPTY_MIX, Mix
@@ -131,7 +132,12 @@ class Answerer:
 
     def _request(self, job: Job) -> tuple[list[int], Plan, Prompt]:
         """The prompt's tokens with what the assistant has said, the plan, and the user's part of the prompt."""
-        prompt = self._loaded.codec.encode_chat([Message("user", job.text)])
+        try:
+            prompt = self._loaded.codec.encode_chat([Message("user", job.text)])
+        except PromptTooLong as error:
+            raise InvalidRequest(
+                f"the question {job.text[:60]!r} is too long ({error.message}); take it out"
+            ) from error
         pieces = [self._loaded.tokenizer.encode(text, add_special_tokens=False) for text, _ in job.begun]
         ids = [*prompt.ids, *(token for piece in pieces for token in piece)]
         if job.sentence is not None:

@@ -106,6 +106,11 @@ class Chooser:
                 raise InvalidRequest(f"arm {arm.name!r} asks the router, and this bank has none; publish it with one")
             if arm.kind == "adapter" and arm.adapter not in self.adapters:
                 raise InvalidRequest(f"arm {arm.name!r}: this bank has no adapter {arm.adapter!r}")
+            if not any(self.applies(arm, row) for row in self.suite.rows):
+                raise InvalidRequest(
+                    f"arm {arm.name!r} is about tasks that have adapters, and none of the suite's has one in this bank: "
+                    f"the tasks are {', '.join(self.suite.tasks[:5])}, the adapters {', '.join(list(self.adapters)[:5])}"
+                )
 
     def applies(self, arm: Arm, row: EvalRow) -> bool:
         """Whether the row has an adapter of its own, where the arm is about that."""
