@@ -206,7 +206,7 @@ async def test_an_error_ends_it_and_leaves_nothing_running(base: Path, bank: Jud
     async with running(base, bank) as loaded:
         asked = answerer(loaded, bank, Journal(None))
         jobs = [Job("x" * 30_000, max_tokens=2), *(Job(f"{TEXT} {n}", max_tokens=64) for n in range(4))]
-        with pytest.raises(InvalidRequest, match="the question 'xxx.*is too long"):
+        with pytest.raises(InvalidRequest, match=r"the question 'xxx.*is too long"):
             await asked.answer(jobs, at_once=5)
         await asyncio.sleep(0)
         stats = loaded.engine.stats()

@@ -107,9 +107,10 @@ class Chooser:
             if arm.kind == "adapter" and arm.adapter not in self.adapters:
                 raise InvalidRequest(f"arm {arm.name!r}: this bank has no adapter {arm.adapter!r}")
             if not any(self.applies(arm, row) for row in self.suite.rows):
+                tasks, adapters = (", ".join(sorted(names)[:5]) for names in (self.suite.tasks, self.adapters))
                 raise InvalidRequest(
-                    f"arm {arm.name!r} is about tasks that have adapters, and none of the suite's has one in this bank: "
-                    f"the tasks are {', '.join(self.suite.tasks[:5])}, the adapters {', '.join(list(self.adapters)[:5])}"
+                    f"arm {arm.name!r} is about tasks that have adapters, and none of the suite's has one in this "
+                    f"bank: the tasks are {tasks}, the adapters {adapters}"
                 )
 
     def applies(self, arm: Arm, row: EvalRow) -> bool:
