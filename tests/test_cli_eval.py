@@ -86,7 +86,16 @@ def test_a_folder_is_judged_and_reported(dlp: Run, bank: Path, tmp_path: Path) -
     assert page.count("data:image/svg+xml") == 5
     for title in ("Tasks", "All tasks at a glance", "p against score", "Several questions", "What the router takes"):
         assert title in page
+    check_markdown(tmp_path / "out")
     assert not re.search(r'(?:src|href)="(?!data:)|@import|url\(', page), "nothing is loaded"
+
+
+def check_markdown(out: Path) -> None:
+    text = (out / "report.md").read_text()
+    assert "| oracle, top1, top-p=0.5" in text, "arms that chose the same are one line"
+    drawn = re.findall(r"\]\((\w+\.svg)\)", text)
+    assert len(drawn) == 5
+    assert all((out / name).read_text().startswith("<svg") for name in drawn)
 
 
 def test_for_a_person_it_is_a_table(dlp: Run, bank: Path) -> None:

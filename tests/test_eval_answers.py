@@ -194,12 +194,14 @@ async def test_an_answer_under_other_bytes_is_another_answer(
 ) -> None:
     other = write_bank(tmp_path / "other", base, seeds={"sql": 99})
     jobs = [Job(TEXT, Mix.of({name: 1.0}), max_tokens=2) for name in ("sql", "dates")]
+    jobs.append(Job(TEXT, max_tokens=2, sentence=(0.9, 3)))
     journal = Journal(None)
     keys = [[answerer(None, bank, journal)._key(job) for job in jobs]]  # type: ignore[arg-type]
     with opened(str(other), DiskCache(tmp_path / "cache", 10**9)) as changed:
         keys.append([answerer(None, changed, journal)._key(job) for job in jobs])  # type: ignore[arg-type]
     assert keys[0][0] != keys[1][0]
     assert keys[0][1] == keys[1][1], "an adapter that did not change"
+    assert keys[0][2] != keys[1][2], "sentences may take any of the router's adapters"
 
 
 async def test_an_error_ends_it_and_leaves_nothing_running(base: Path, bank: JudgedBank) -> None:

@@ -37,7 +37,7 @@ BaseModel = Annotated[
 ]
 Data = Annotated[Path | None, typer.Option(help="Folder of the suite's data files; the suite's own when left out.")]
 Rows = Annotated[int | None, typer.Option(min=1, help="Rows of each task, instead of the suite's number.")]
-Out = Annotated[Path, typer.Option(help="Folder for answers (to go on after a kill), results.json and report.html.")]
+Out = Annotated[Path, typer.Option(help="Folder for answers, results.json, report.html and report.md.")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float32 or float16.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one when left out.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the model.")]
@@ -72,7 +72,7 @@ def evaluate(
     if context.invoked_subcommand is not None:
         return
     from dlp_core.eval.arms import DEFAULT, parse_all
-    from dlp_core.eval.report import write_html
+    from dlp_core.eval.report import write_html, write_markdown
     from dlp_core.eval.run import judge
     from dlp_core.store import open_store
 
@@ -93,6 +93,7 @@ def evaluate(
         )
     (out / "results.json").write_text(results.model_dump_json(indent=1) + "\n", encoding="utf-8")
     write_html(results, out / "report.html")
+    write_markdown(results, out)
     if json:
         console.print_json(results.model_dump(mode="json", exclude={"rows"}))
         return

@@ -176,9 +176,10 @@ class Answerer:
     def _key(self, job: Job) -> str:
         content: dict[str, Any] = asdict(job) | {"setup": self._setup}
         named = {name for mix in _mixes(job) for name in mix.names}
+        if job.sentence is not None and self._manifest.router is not None:
+            content["router"] = self._manifest.router.digest
+            named |= set(self._manifest.router.labels)
         content["adapters"] = {name: self._digests[name] for name in sorted(named)}
-        if job.sentence is not None:
-            content["bank"] = self._manifest.digest
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 

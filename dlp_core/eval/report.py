@@ -60,18 +60,27 @@ def shown_arms(results: Results) -> dict[str, str]:
     return {", ".join(wanted): name for name, wanted in labels.items()} or {results.arms[0].name: results.arms[0].name}
 
 
-def pictures(results: Results) -> dict[str, str]:
-    """Title to SVG text; those that would show nothing are left out."""
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One plot of a report. `name` is that of its file."""
+
+    name: str
+    title: str
+    svg: str
+
+
+def pictures(results: Results) -> list[Picture]:
+    """Those that would show nothing are left out."""
     arms = shown_arms(results)
     shared = set.intersection(*(set(results.arm(name).tasks) for name in arms.values()))
-    drawn = {
-        "Tasks": plots.task_bars(results, arms),
-        "All tasks at a glance": plots.radar(results, arms) if len(shared) > 2 else "",
-        "p against score and size of the mix": plots.sweep(results),
-        "Several questions in one prompt": plots.composites(results),
-        "What the router takes for what": plots.confusion(results),
-    }
-    return {title: svg for title, svg in drawn.items() if svg}
+    drawn = [
+        Picture("tasks", "Tasks", plots.task_bars(results, arms)),
+        Picture("radar", "All tasks at a glance", plots.radar(results, arms) if len(shared) > 2 else ""),
+        Picture("sweep", "p against score and size of the mix", plots.sweep(results)),
+        Picture("composites", "Several questions in one prompt", plots.composites(results)),
+        Picture("confusion", "What the router takes for what", plots.confusion(results)),
+    ]
+    return [picture for picture in drawn if picture.svg]
 
 
 def write_html(results: Results, path: Path) -> None:
@@ -85,7 +94,7 @@ def write_html(results: Results, path: Path) -> None:
         .render(
             results=results,
             contrasts=contrasts(results),
-            pictures={title: _as_data(svg) for title, svg in pictures(results).items()},
+            pictures={picture.title: _as_data(picture.svg) for picture in pictures(results)},
             tasks=sorted({task for arm in results.arms for task in arm.tasks}),
             arms=shown_arms(results),
             distinct=results.distinct(),
@@ -94,8 +103,17 @@ def write_html(results: Results, path: Path) -> None:
     path.write_text(page, encoding="utf-8")
 
 
-def markdown(results: Results) -> str:
-    """The tables alone: arms, differences, tasks, composite prompts."""
+def write_markdown(results: Results, folder: Path) -> None:
+    """Writes report.md, with the tables, and its pictures beside it: to be taken over into a page."""
+    drawn = pictures(results)
+    for picture in drawn:
+        (folder / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
+    shown = "".join(f"\n![{picture.title}]({picture.name}.svg)\n" for picture in drawn)
+    (folder / "report.md").write_text(_tables(results) + shown, encoding="utf-8")
+
+
+def _tables(results: Results) -> str:
+    """Arms, differences, tasks, composite prompts."""
     lines = ["| arm | score | 95 % interval | adapters in a mix | left to the backbone |", "|---|---|---|---|---|"]
     for name, same in results.distinct().items():
         arm = results.arm(name)
