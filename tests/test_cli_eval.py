@@ -211,7 +211,7 @@ def test_a_published_bank_keeps_its_results_through_a_collection(
     [
         (["--arms", "plain"], "--bank URI or FOLDER is missing"),
         (["--bank", "BANK", "--arms", "best"], "'best' is no arm"),
-        (["--bank", "BANK", "--arms", "adapter=none"], "no adapter 'none'"),
+        (["--bank", "BANK", "--arms", "adapter=none"], "does not have: 'none'"),
         (["--bank", "BANK", "--dtype", "int8"], "--dtype is 'int8'"),
         (["--bank", "BANK", "--device", "tpu"], "--device is 'tpu'"),
         (["--bank", "NOWHERE"], "no bank is published in"),

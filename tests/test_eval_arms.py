@@ -90,11 +90,13 @@ def test_a_left_out_task_is_unknown_to_its_router(chooser: Chooser, suite: Suite
 
 def test_arms_a_bank_cannot_have_are_refused(suite: Suite, router: Router) -> None:
     with pytest.raises(InvalidRequest, match="asks the router, and this bank has none"):
-        Chooser(suite, None, ["cron"]).check([parse(SERVED)])
-    with pytest.raises(InvalidRequest, match="has no adapter 'joint'"):
-        Chooser(suite, router, ["cron"]).check([parse("adapter=joint")])
+        Chooser(suite, None, ["cron"]).checked([SERVED])
+    with pytest.raises(InvalidRequest, match="adapter that this bank does not have: 'joint'"):
+        Chooser(suite, router, ["cron"]).checked(["adapter=joint"])
     with pytest.raises(InvalidRequest, match="the tasks are cron, dates, sql, the adapters joint"):
-        Chooser(suite, router, ["joint"]).check([parse("oracle")])
+        Chooser(suite, router, ["joint"]).checked(["oracle"])
+    assert [arm.name for arm in Chooser(suite, None, ["cron"]).checked(None)] == ["plain", "oracle"]
+    assert [arm.name for arm in Chooser(suite, router, [*TASKS]).checked(None)] == list(DEFAULT)
     bare = Chooser(suite, router, ["dates", "sql"])
     assert [bare.applies(parse("oracle"), row) for row in suite.rows] == [row.task != "cron" for row in suite.rows]
 

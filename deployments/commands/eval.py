@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.markup import escape
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from dlp_core.eval.results import Difference, Results
     from dlp_core.eval.run import Setup
     from dlp_core.eval.suite import Suite
+    from dlp_core.store import AdapterStore
+
+T = TypeVar("T")
 
 app = typer.Typer(help="Judge banks on task suites.")
 
@@ -71,19 +74,17 @@ def evaluate(
     """Judge a bank: every row of a suite through every arm. Run again after a kill, it goes on."""
     if context.invoked_subcommand is not None:
         return
-    from dlp_core.eval.arms import DEFAULT, parse_all
     from dlp_core.eval.report import write_html, write_markdown
     from dlp_core.eval.run import judge
     from dlp_core.store import open_store
 
-    chosen = parse_all(arms.split(",") if arms else DEFAULT)
     judged = _suite(suite, data, rows)
     setup = _setup(base_model, dtype, device, threads, at_once)
     location = _given(bank, "--bank URI or FOLDER")
     with _phases() as phase:
         results = judge(
             judged,
-            chosen,
+            arms.split(",") if arms else None,
             location,
             setup,
             cache=_cache(),
@@ -128,7 +129,7 @@ def gate(
     from dlp_core.eval.results import between_banks
     from dlp_core.eval.run import judge
 
-    chosen = parse(arm)
+    chosen = parse(arm).name
     judged = _suite(suite, data, rows)
     setup = _setup(base_model, dtype, device, threads, at_once)
     location, before = _given(bank, "--bank URI or FOLDER"), _given(baseline, "--baseline URI, FOLDER or FILE")
@@ -141,9 +142,9 @@ def gate(
                 history=history,
             )  # fmt: skip
 
-        old = _known(before, judged, setup, chosen.name) or results_of(before)
+        old = _known(before, judged, setup, chosen) or results_of(before)
         new = results_of(location)
-    found = between_banks(new, old, chosen.name)
+    found = between_banks(new, old, chosen)
     failed = found.worse(max_drop)
     dropped = found.overall.mean < -max_drop and found.overall.high < 0
     if json:
@@ -153,7 +154,7 @@ def gate(
                 "worse": failed,
                 "mean_worse": dropped,
                 "max_drop": max_drop,
-                "arm": chosen.name,
+                "arm": chosen,
                 "suite": judged.settings.name,
                 "bank": new.bank.version,
                 "baseline": old.bank.version,
@@ -162,7 +163,7 @@ def gate(
             }
         )
     else:
-        _show_difference(found, old, new, chosen.name)
+        _show_difference(found, old, new, chosen)
         for task in failed:
             _say(f"[red]worse: {task} {found.tasks[task].mean:+.1f}, at most {max_drop:g} may be lost[/]")
         if dropped:
@@ -240,7 +241,7 @@ def _cache() -> DiskCache:
     return DiskCache(args.path, args.max_bytes)
 
 
-def _store_of(location: str) -> Any:
+def _store_of(location: str) -> AdapterStore | None:
     """The store a published bank lies in, or None for results in a file and for a folder that is not published."""
     from dlp_core.bank import find_current
     from dlp_core.store import open_store
@@ -269,7 +270,7 @@ def _known(location: str, suite: Suite, setup: Setup, arm: str) -> Results | Non
     return found if found.setup == setup.name() else None
 
 
-def _given(value: Any, what: str) -> Any:
+def _given(value: T | None, what: str) -> T:
     if value is None:
         raise InvalidRequest(f"{what} is missing; see dlp eval --help")
     return value

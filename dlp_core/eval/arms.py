@@ -99,19 +99,31 @@ class Chooser:
     adapters: Collection[str]
     """All of the bank's."""
 
-    def check(self, arms: Collection[Arm]) -> None:
-        """Raises InvalidRequest, naming what is missing, if one of the arms makes no sense for this bank."""
+    def checked(self, names: Collection[str] | None) -> tuple[Arm, ...]:
+        """The arms of these names; without any, the standard ones that this bank can have.
+
+        Raises InvalidRequest for what is no arm, and for one that makes no sense for this bank, naming what is missing.
+        """
+        if names is None:
+            return tuple(arm for arm in parse_all(DEFAULT) if self._problem(arm) is None)
+        arms = parse_all(names)
         for arm in arms:
-            if self.router is None and (arm.asks_the_router or arm.kind == "random"):
-                raise InvalidRequest(f"arm {arm.name!r} asks the router, and this bank has none; publish it with one")
-            if arm.kind == "adapter" and arm.adapter not in self.adapters:
-                raise InvalidRequest(f"arm {arm.name!r}: this bank has no adapter {arm.adapter!r}")
-            if not any(self.applies(arm, row) for row in self.suite.rows):
-                tasks, adapters = (", ".join(sorted(names)[:5]) for names in (self.suite.tasks, self.adapters))
-                raise InvalidRequest(
-                    f"arm {arm.name!r} is about tasks that have adapters, and none of the suite's has one in this "
-                    f"bank: the tasks are {tasks}, the adapters {adapters}"
-                )
+            if (problem := self._problem(arm)) is not None:
+                raise InvalidRequest(f"arm {arm.name!r} {problem}")
+        return arms
+
+    def _problem(self, arm: Arm) -> str | None:
+        if self.router is None and (arm.asks_the_router or arm.kind == "random"):
+            return "asks the router, and this bank has none; publish it with one"
+        if arm.kind == "adapter" and arm.adapter not in self.adapters:
+            return f"names an adapter that this bank does not have: {arm.adapter!r}"
+        if not any(self.applies(arm, row) for row in self.suite.rows):
+            tasks, adapters = (", ".join(sorted(names)[:5]) for names in (self.suite.tasks, self.adapters))
+            return (
+                "is about tasks that have adapters, and none of the suite's has one in this bank: the tasks are "
+                f"{tasks}, the adapters {adapters}"
+            )
+        return None
 
     def applies(self, arm: Arm, row: EvalRow) -> bool:
         """Whether the row has an adapter of its own, where the arm is about that."""

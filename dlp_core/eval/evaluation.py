@@ -50,23 +50,18 @@ class _Asked:
 
 
 async def evaluate(
-    suite: Suite,
+    chooser: Chooser,
     arms: Sequence[Arm],
     manifest: BankManifest,
-    router: Router | None,
     answerer: Answerer,
     *,
     setup: str,
     at_once: int,
     phase: Phase,
 ) -> Results:
-    """Judges a bank. `at_once` requests are in the engine at a time.
-
-    Raises InvalidRequest for arms this bank cannot have, and what the engine raises.
-    """
+    """Judges a bank by arms it can have, `at_once` requests in the engine at a time. Raises what the engine raises."""
     began = time.perf_counter()
-    chooser = Chooser(suite, router, [adapter.name for adapter in manifest.adapters])
-    chooser.check(arms)
+    suite = chooser.suite
     groups = composites(suite)
     report = phase("route")
     asked = _ask(suite, arms, chooser, report)
@@ -91,7 +86,7 @@ async def evaluate(
         setup=setup,
         seconds=round(time.perf_counter() - began, 1),
         arms=[_arm_score(arm, asked, answers, scores, suite) for arm in arms],
-        router=_router_score(suite, router),
+        router=_router_score(suite, chooser.router),
         composites=found,
         rows={
             row.id: RowScore(

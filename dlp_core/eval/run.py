@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,7 @@ class Setup:
 
 def judge(
     suite: Suite,
-    arms: Sequence[Arm],
+    arms: Collection[str] | None,
     location: str,
     setup: Setup,
     *,
@@ -53,21 +53,23 @@ def judge(
     phase: Phase,
     history: AdapterStore | None = None,
 ) -> Results:
-    """Evaluates the bank at `location` (see judged_bank.opened) and keeps the results in the store it is published in,
-    or in `history`, if there is either. `journal` is the file answers are kept in, so that a killed run goes on.
+    """Evaluates the bank at `location` (see judged_bank.opened) by these arms, or by the standard ones, and keeps the
+    results in `history`, or else in the store the bank is published in, if it is.
 
-    Raises InvalidRequest, and what reading the bank and the engine raise.
+    `journal` is the file answers are kept in, so that a killed run goes on. Raises InvalidRequest, and what reading the
+    bank and the engine raise.
     """
     with opened(location, cache) as bank, closing(Journal(journal)) as answers:
-        Chooser(suite, bank.router, [adapter.name for adapter in bank.manifest.adapters]).check(arms)
-        results = asyncio.run(_judge(suite, arms, bank, setup, journal=answers, phase=phase))
+        chooser = Chooser(suite, bank.router, [adapter.name for adapter in bank.manifest.adapters])
+        chosen = chooser.checked(arms)
+        results = asyncio.run(_judge(chooser, chosen, bank, setup, journal=answers, phase=phase))
         if (store := history or bank.store) is not None:
             keep(store, results)
         return results
 
 
 async def _judge(
-    suite: Suite, arms: Sequence[Arm], bank: JudgedBank, setup: Setup, *, journal: Journal, phase: Phase
+    chooser: Chooser, arms: Sequence[Arm], bank: JudgedBank, setup: Setup, *, journal: Journal, phase: Phase
 ) -> Results:
     from dlp_core.engine.loading import load
     from dlp_core.eval.answers import Answerer
@@ -86,10 +88,9 @@ async def _judge(
     loaded.engine.start()
     try:
         return await evaluate(
-            suite,
+            chooser,
             arms,
             bank.manifest,
-            bank.router,
             Answerer(loaded, bank.manifest, bank.router, journal, setup=name),
             setup=name,
             at_once=setup.at_once,
