@@ -10,10 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.status import Status
 
 from dlp_core.errors import InvalidRequest
+
+LINE_S = 30.0
+"""How often a log is told how far a long job is."""
 
 out = Console()
 err = Console(stderr=True)
@@ -27,7 +30,7 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def progress(title: str, *, total: float | None = None) -> Iterator[ProgressBar]:
-    """A progress bar on stderr that goes away when done; silent where stderr is no terminal."""
+    """A progress bar on stderr that goes away when done; where stderr is no terminal, a line every half minute."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         yield ProgressBar(bar, bar.add_task(title, total=total))
@@ -36,9 +39,10 @@ def progress(title: str, *, total: float | None = None) -> Iterator[ProgressBar]
 class ProgressBar:
     """One task of a rich progress display."""
 
-    def __init__(self, bar: Progress, task: Any) -> None:
+    def __init__(self, bar: Progress, task: TaskID) -> None:
         self._bar = bar
         self._task = task
+        self._said = time.monotonic()
 
     def update(self, completed: float, *, total: float | None = None, title: str | None = None) -> None:
         fields: dict[str, Any] = {"completed": completed}
@@ -47,6 +51,11 @@ class ProgressBar:
         if title is not None:
             fields["description"] = title
         self._bar.update(self._task, **fields)
+        if self._bar.disable and time.monotonic() - self._said > LINE_S:
+            self._said = time.monotonic()
+            task = self._bar.tasks[self._task]
+            of = "" if task.total is None else f" of {task.total:,.0f}"
+            err.print(f"  … {task.description}: {completed:,.0f}{of}", highlight=False)
 
 
 @contextmanager
