@@ -18,7 +18,7 @@ from dlp_core.router.features import BUCKETS
 from dlp_core.router.memory import Memory
 from dlp_core.router.network import Network
 from dlp_core.router.novelty import PENALTY, Clouds
-from dlp_core.store import AdapterStore
+from dlp_core.store import AdapterStore, open_store
 
 BASE_ID = "org/tiny-base"
 ADAPTERS = ("alpha", "beta", "gamma")
@@ -56,6 +56,14 @@ def write_bank(folder: Path, names: Sequence[str] = ADAPTERS, *, seed: int = 0, 
     if router:
         write_router(folder / "router", list(reversed(names)), seed=seed)
     return folder
+
+
+def upload(folder: Path, uri: str) -> None:
+    """The files of a folder as they are, as `aws s3 sync` would."""
+    store = open_store(uri)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            store.put(path.relative_to(folder).as_posix(), path)
 
 
 def write_router(folder: Path, labels: Sequence[str], *, seed: int = 0) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from deployments import cli
 from dlp_core.store import open_store
-from tests.banks import ADAPTERS, write_adapter, write_bank
+from tests.banks import ADAPTERS, upload, write_adapter, write_bank
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -46,6 +46,13 @@ def json_of(result: tuple[int, str, str]) -> Any:
     code, out, err = result
     assert (code, err) == (0, "")
     return json.loads(out)
+
+
+def test_a_folder_in_a_store_is_published_like_one_here(dlp: Run, tmp_path: Path, s3: str) -> None:
+    folder = write_bank(tmp_path / "bank")
+    upload(folder, f"{s3}candidate/")
+    there = json_of(dlp("publish", f"{s3}candidate/", "--json"))
+    assert json_of(dlp("publish", str(folder), "--json")) == there
 
 
 def test_pin_gc_and_unpin(dlp: Run, tmp_path: Path, published: list[str]) -> None:
