@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,10 +62,13 @@ def radar(results: Results, arms: Mapping[str, str]) -> str:
             lw=1.6,
             label=labels[number],
         )
-    axis.set_xticks(angles, [task.replace("_", "\n", 1) if len(task) > 18 else task for task in tasks], fontsize=7)
-    axis.tick_params(axis="x", pad=16)
+    axis.set_xticks(angles, [textwrap.fill(task.replace("_", " "), 18) for task in tasks], fontsize=7)
+    for text, angle in zip(axis.get_xticklabels(), angles, strict=True):  # outwards, or they would lie on the circle
+        side = math.cos(angle)
+        text.set_horizontalalignment("left" if side > 0.1 else "right" if side < -0.1 else "center")
+    axis.set_rlabel_position(math.degrees(angles[0] + angles[1]) / 2)
     axis.set_ylim(0, 100)
-    axis.legend(loc="upper right", bbox_to_anchor=(1.28, 1.12), frameon=False)
+    axis.legend(loc="upper right", bbox_to_anchor=(1.45, 1.12), frameon=False)
     return _svg(figure)
 
 
@@ -96,7 +100,7 @@ def sweep(results: Results) -> str:
     axis.set_xlabel("p")
     axis.set_ylabel("score")
     sizes.set_ylabel("adapters in a mix, mean")
-    sizes.set_ylim(0, None)
+    sizes.set_ylim(0, 1.15 * max(arm.adapters for points in found.values() for _, arm in points) or 1)
     handles = [pair for which in (axis, sizes) for pair in zip(*which.get_legend_handles_labels(), strict=True)]
     axis.legend(*zip(*handles, strict=True), loc="center left", bbox_to_anchor=(1.1, 0.5), frameon=False)
     return _svg(figure)
