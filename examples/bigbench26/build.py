@@ -3,7 +3,7 @@
     python -m examples.bigbench26.build BASE_MODEL DATA OUT [--workers 2] [--only TASK]
 
 Every adapter comes from `dlp adapter train`, with what is printed before it. What is there already is kept, so a run
-that was stopped goes on. Four minutes each on two cores, and an hour for the joint adapter.
+that was stopped goes on. Three minutes each on two cores, an hour and a half for all, and an hour for the joint one.
 """
 
 from __future__ import annotations
