@@ -102,6 +102,6 @@ def test_the_workflow_judges_before_it_publishes() -> None:
 def test_images_of_the_gate_can_evaluate() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
     assert dockerfile.count("[serve,otel,eval]") == 2
-    version = json.loads(json.dumps(yaml.safe_load((ROOT / "k8s/gate/job.yaml").read_text())))
-    image = version["spec"]["template"]["spec"]["containers"][0]["image"]
-    assert image in WORKFLOW.read_text()
+    job = yaml.safe_load((ROOT / "k8s/gate/job.yaml").read_text())
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    assert container["image"] in WORKFLOW.read_text()
