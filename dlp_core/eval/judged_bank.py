@@ -12,6 +12,7 @@ from dlp_core.bank import BankManifest, find_current, load_manifest
 from dlp_core.bank_folder import FOLDER_FILE
 from dlp_core.bank_source import BankSource, read_router
 from dlp_core.disk_cache import DiskCache
+from dlp_core.errors import NotFound
 from dlp_core.local_copy import local_copy
 from dlp_core.publish import publish
 from dlp_core.router import Router
@@ -38,7 +39,7 @@ def opened(location: str, cache: DiskCache) -> Iterator[JudgedBank]:
     """
     uri, _, version = location.partition("#")
     store = open_store(uri)
-    if version or find_current(store) is not None or not _is_bank_folder(uri, store):
+    if version or find_current(store) is not None or not _is_bank_folder(store):
         yield _read(store, load_manifest(store, version or None), store, cache)
         return
     with local_copy(uri) as folder, TemporaryDirectory(prefix="dlp-eval-") as work:
@@ -46,10 +47,12 @@ def opened(location: str, cache: DiskCache) -> Iterator[JudgedBank]:
         yield _read(own, publish(own, folder), None, cache)
 
 
-def _is_bank_folder(uri: str, store: AdapterStore) -> bool:
-    if "://" not in uri:
-        return Path(uri).expanduser().joinpath(FOLDER_FILE).is_file()
-    return any(info.key == FOLDER_FILE for info in store.list())
+def _is_bank_folder(store: AdapterStore) -> bool:
+    try:
+        store.head(FOLDER_FILE)
+    except NotFound:
+        return False
+    return True
 
 
 def _read(store: AdapterStore, manifest: BankManifest, published: AdapterStore | None, cache: DiskCache) -> JudgedBank:
