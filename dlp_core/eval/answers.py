@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -93,13 +93,7 @@ class Answerer:
             async with room:
                 keep(job, await self._generate(job))
 
-        tasks = [asyncio.create_task(generate(job)) for job in missing if not job.options]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await together(generate(job) for job in missing if not job.options)
         return found
 
     async def _generate(self, job: Job) -> Answer:
@@ -181,6 +175,17 @@ class Answerer:
             named |= set(self._manifest.router.labels)
         content["adapters"] = {name: self._digests[name] for name in sorted(named)}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+async def together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Waits for all of it. The first error is raised itself, which a TaskGroup would wrap, once the rest has ended."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _mixes(job: Job) -> list[Mix]:

@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from dlp_core.eval.answers import Answerer, Job, Progress
+from dlp_core.eval.answers import Answerer, Job, Progress, together
 from dlp_core.eval.arms import SERVED, Chooser, parse
 from dlp_core.eval.metrics import LIKELIHOOD, METRICS
 from dlp_core.eval.results import CompositeScore, Interval
@@ -61,18 +61,12 @@ async def judge_composites(
                 report(done, total)
         said[way, parts, number] = answers
 
-    tasks_running = [
-        asyncio.create_task(converse(way, parts, number, rows))
+    await together(
+        converse(way, parts, number, rows)
         for parts, prompts in groups.items()
         for number, rows in enumerate(prompts)
         for way in ways
-    ]
-    try:
-        await asyncio.gather(*tasks_running)
-    finally:
-        for task in tasks_running:
-            task.cancel()
-        await asyncio.gather(*tasks_running, return_exceptions=True)
+    )
     return [_score(way, parts, prompts, said, suite) for parts, prompts in groups.items() for way in ways]
 
 

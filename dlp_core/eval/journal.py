@@ -42,7 +42,7 @@ class Journal:
             whole = 0
             if path.exists():
                 for line, end in _lines(path):
-                    with suppress(ValueError, TypeError, KeyError):
+                    with suppress(ValueError, TypeError, KeyError):  # of another version: it is done again
                         record: dict[str, Any] = json.loads(line)
                         key = record.pop("key")
                         self._answers[key] = Answer(**record)

@@ -26,11 +26,6 @@ class Estimate:
     low: float
     high: float
 
-    @property
-    def holds(self) -> bool:
-        """As a difference: whether it is one."""
-        return self.low > 0 or self.high < 0
-
 
 def estimate(values: Sequence[float], *, level: float = LEVEL, seed: int = 0) -> Estimate:
     """The mean of one task's rows. Raises ValueError without any."""
