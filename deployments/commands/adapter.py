@@ -33,6 +33,9 @@ def train(
     batch_rows: Annotated[int, typer.Option(min=1, help="Packed rows of one step.")] = 4,
     row_tokens: Annotated[int, typer.Option(min=16, help="Tokens of a packed row.")] = 192,
     validation_rows: Annotated[int, typer.Option(min=1, help="Rows held back to choose the best weights.")] = 64,
+    validate_every: Annotated[
+        int, typer.Option(min=1, help="Steps between looks at them; three without a gain end the training.")
+    ] = 50,
     seed: int = 0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one when left out.")] = None,
     json: Json = False,
@@ -50,6 +53,7 @@ def train(
         batch_rows=batch_rows,
         row_tokens=row_tokens,
         validation_rows=validation_rows,
+        validate_every=validate_every,
         seed=seed,
     )
     rows = read_rows(data, task=task, joint=joint)
