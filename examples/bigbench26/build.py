@@ -81,8 +81,8 @@ def _recipe(task: str, steps: int) -> tuple[str, ...]:
 
 
 def _joint(tasks: int, steps: int) -> tuple[str, ...]:
-    """As many parameters as `tasks` adapters have together. Alpha is what it is at rank 8: at twice the rank the loss on
-    held-back rows rose after 50 steps. A few rows of each task say what it is, less often, as it takes longer."""
+    """As many parameters as `tasks` adapters have together. Alpha is what it is at rank 8: at twice the rank, the loss
+    on held-back rows rose after 50 steps. A few rows of each task say what it is, less often, as it takes longer."""
     looks = ("--validation-rows", str(5 * tasks), "--validate-every", str(max(1, steps // 8)))
     return ("--joint", *_recipe(JOINT, steps), "--rank", str(8 * tasks), *looks)
 
