@@ -111,6 +111,8 @@ def test_composite_prompts_take_one_row_of_each_of_several_tasks(tmp_path: Path)
     for parts, prompts in groups.items():
         assert all(len({row.task for row in rows}) == parts for rows in prompts)
     assert groups == composites(suite)
+    fewer = composites(load_suite(tmp_path / "suite.yaml", rows=1))
+    assert {len(prompts) for prompts in fewer.values()} == {1}, "a quick look is quick"
     (tmp_path / "suite.yaml").write_text(SUITE.replace("prompts: 2", "prompts: 2, max_chars: 60"))
     with pytest.raises(InvalidRequest, match="2 tasks have questions of at most 60 characters"):
         composites(load_suite(tmp_path / "suite.yaml"))

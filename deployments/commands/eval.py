@@ -39,7 +39,7 @@ BaseModel = Annotated[
     Path | None, typer.Option(envvar="DLP_BASE_MODEL", help="Folder of the base model.", show_default=False)
 ]
 Data = Annotated[Path | None, typer.Option(help="Folder of the suite's data files; the suite's own when left out.")]
-Rows = Annotated[int | None, typer.Option(min=1, help="Rows of each task, instead of the suite's number.")]
+Rows = Annotated[int | None, typer.Option(min=1, help="Rows of each task, and most composite prompts.")]
 Out = Annotated[Path, typer.Option(help="Folder for answers, results.json, report.html and report.md.")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float32 or float16.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one when left out.")]

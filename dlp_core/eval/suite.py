@@ -120,7 +120,7 @@ class Suite:
 
 def load_suite(path: Path, *, data: Path | None = None, rows: int | None = None) -> Suite:
     """Reads a suite and draws its rows. `data` is the folder its files lie in, by default the suite's own; `rows` takes
-    the place of the suite's.
+    the place of the suite's, and there are no more composite prompts of a length than that.
 
     Raises InvalidRequest, naming file and line, for a suite or rows that cannot be used.
     """
@@ -136,6 +136,9 @@ def load_suite(path: Path, *, data: Path | None = None, rows: int | None = None)
         settings = SuiteSettings.model_validate(raw | ({} if rows is None else {"rows": rows}))
     except ValidationError as error:
         raise InvalidRequest(f"{path}: {first_problem(error)}") from None
+    if rows is not None and settings.composite is not None:
+        fewer = settings.composite.model_copy(update={"prompts": min(settings.composite.prompts, rows)})
+        settings = settings.model_copy(update={"composite": fewer})
     folder = path.parent if data is None else data
     found: dict[str, EvalRow] = {}
     for name in settings.data:
