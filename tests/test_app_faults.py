@@ -329,26 +329,35 @@ def test_a_full_queue_refuses_and_disturbs_nobody(app: Application, said: Callab
     """QUEUE requests run in each replica, as many wait for one; whoever comes then is told when to come back."""
     room = 2 * 2 * QUEUE
 
-    async def flood() -> list[httpx.Response]:
-        """Some more than there is room for, which would take minutes: the answers of as many as must be refused."""
-        async with httpx.AsyncClient(timeout=60) as http:
-            bodies = [question(number, 4000) for number in range(room + STREAMS)]
-            calls = {asyncio.create_task(http.post(f"{app.url}/v1/completions", json=body)) for body in bodies}
+    async def flood() -> tuple[list[httpx.Response], list[httpx.Response]]:
+        """Answers of short requests, which find room or wait for it, and of as many as must be refused of those behind
+        them: more than there is room for, and they would take minutes."""
+        async with httpx.AsyncClient(timeout=60, limits=httpx.Limits()) as http:
+
+            def call(body: dict[str, Any]) -> asyncio.Task[httpx.Response]:
+                return asyncio.create_task(http.post(f"{app.url}/v1/completions", json=body))
+
+            short = [call(question(0, 100, stream=False)) for _ in range(2 * STREAMS)]
+            endless = {call(question(number, 4000)) for number in range(room + STREAMS)}
             refused: list[httpx.Response] = []
             while len(refused) < STREAMS:
-                answered, calls = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
-                refused += [call.result() for call in answered]
-            for call in calls:
-                call.cancel()
-            await asyncio.gather(*calls, return_exceptions=True)
-            return refused
+                answered, endless = await asyncio.wait(endless, return_when=asyncio.FIRST_COMPLETED)
+                refused += [one.result() for one in answered]
+            for one in endless:
+                one.cancel()
+            await asyncio.gather(*endless, return_exceptions=True)
+            return await asyncio.gather(*short), refused
 
     expected = said(STREAMS, LONG)
     with streams(app, [question(number, LONG) for number in range(STREAMS)]) as heard:
         wait_for(lambda: all(one.text for one in heard), "first tokens")
-        refused = asyncio.run(flood())
+        short, refused = asyncio.run(flood())
     assert [one.text for one in heard] == expected
-    for one in refused:
+    served = [one.json() for one in short if one.status_code == 200]
+    assert served
+    [text] = {one["choices"][0]["text"] for one in served}
+    assert expected[0].startswith(text)
+    for one in [*refused, *(one for one in short if one.status_code != 200)]:
         assert one.status_code == 429
         assert one.headers["retry-after"] == "1"
         assert one.json()["error"]["code"] == "queue_full"
