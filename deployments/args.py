@@ -12,7 +12,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from dlp_core.config import EngineConfig
+from dlp_core.engine.config import EngineConfig
 
 
 class _Args(BaseModel):
@@ -57,7 +57,7 @@ class LimitArgs(_Args):
 
 
 class AccessArgs(_Args):
-    """Where secrets lie, never the secrets themselves (deployments/access.py)."""
+    """Where secrets lie, never the secrets themselves (deployments/http/access.py)."""
 
     admin_token_file: Path | None = None
     """Instead of DLP_ADMIN_TOKEN. Without either there are no admin routes."""
@@ -66,7 +66,7 @@ class AccessArgs(_Args):
 
 
 class LogArgs(_Args):
-    """What is written about requests (deployments/request_log.py)."""
+    """What is written about requests (deployments/http/request_log.py)."""
 
     requests: bool = True
     """One line for each request to a generation route."""

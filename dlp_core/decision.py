@@ -20,7 +20,7 @@ from dlp_core.errors import InvalidRequest, RouterUnavailable, UnknownModel
 from dlp_core.mix import EMPTY_MIX, Mix
 
 if TYPE_CHECKING:
-    from dlp_core.bank import BankManifest
+    from dlp_core.bank.manifest import BankManifest
     from dlp_core.router import Routing
 
 AUTO = "auto"
@@ -70,7 +70,7 @@ async def decide(
     bank: BankManifest, wish: Wish, texts: Sequence[str], route: Callable[[Sequence[str]], Awaitable[Routing]]
 ) -> Decision:
     """Chooses the mix that serves a request. `route` asks the bank's router, which shall know no adapter that is not
-    allowed, about the texts (dlp_core.chat.routing_texts), and is awaited only when needed.
+    allowed, about the texts (dlp_core.text.chat.routing_texts), and is awaited only when needed.
 
     Raises UnknownModel for a name the bank does not have or the request may not use: nothing tells the two apart.
     Raises InvalidRequest for weights that cannot be used. Where `route` raises RouterUnavailable, the wish's fallback

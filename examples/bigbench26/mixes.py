@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dlp_core.eval.results import Results
-from dlp_core.eval.suite import EvalRow, load_suite
+from dlp_core.eval.rows import EvalRow
+from dlp_core.eval.suite import load_suite
 from dlp_core.router import Router
-from dlp_core.sentences import split
+from dlp_core.text.sentences import split
 
 SUITE = Path(__file__).parent / "suite.yaml"
 SWEEP = ("0.5", "0.7", "0.9", "0.95", "0.99")
