@@ -32,7 +32,7 @@ from tests.support.application import running
 LOAD_S, SILENCE_S = 40, 25
 QUEUE = 16
 ENGINE = {"slots": 2, "cache_tokens": 8192}
-ROUTING = {"max_adapters": 2, "most_adapters": 2}
+ROUTING = {"default_max_adapters": 2, "max_adapters": 2}
 
 Body = dict[str, Any]
 

@@ -33,12 +33,12 @@ from deployments.http.admin import AdminService
 from deployments.http.choices import merged
 from deployments.http.deadline import before, until
 from deployments.http.errors import HTTPFault, answer, from_any, unknown_url
-from deployments.http.input import generations_of, parse, parse_route, read_json, wish_of
+from deployments.http.input import generations_of, parse, parse_route, read_json, routing_options
 from deployments.http.replies import Answer, Reply, explanation_json, models_json, route_json, visible
-from deployments.http.request_log import Recorded, RequestRecord, record_of
+from deployments.http.request_log import RequestLogMiddleware, RequestRecord, record_of
 from deployments.http.requests import AnyRequest, ChatRequest, CompletionRequest, TextRequest
 from dlp_core.bank.follower import Refusal
-from dlp_core.decision import Decision, Wish
+from dlp_core.decision import Decision, RoutingOptions
 from dlp_core.errors import DLPError, UnknownModel
 from dlp_core.generation.messages import Delta, Finished, GenerationRequest, IndexedPiece, Piece
 
@@ -59,7 +59,7 @@ class Service(AdminService, Protocol):
     def refused(self) -> Refusal | None:
         """The bank that was published and cannot be served."""
 
-    async def decide(self, wish: Wish, texts: Sequence[str]) -> Decision: ...
+    async def decide(self, options: RoutingOptions, texts: Sequence[str]) -> Decision: ...
 
     async def explain(self, decision: Decision, texts: Sequence[str]) -> Explanation:
         """Of a decision the router took part in."""
@@ -140,12 +140,12 @@ def create_api(
 
     async def decide(body: AnyRequest, caller: Caller, end: float, record: RequestRecord) -> Decision:
         record.asked(body)
-        wish = wish_of(body, routing)
+        options = routing_options(body, routing)
         if caller.adapters is not None:
             names = [adapter.name for adapter in service.bank().adapters]
-            wish = replace(wish, allowed=caller.allowed(names))
+            options = replace(options, allowed=caller.allowed(names))
         async with before(end):
-            return record.decided(await service.decide(wish, body.routing_texts))
+            return record.decided(await service.decide(options, body.routing_texts))
 
     async def complete(request: Request, kind: type[ChatRequest | CompletionRequest]) -> Response:
         """The whole life of a completion: decide, generate, answer."""
@@ -176,7 +176,7 @@ def create_api(
     admin.install(api, service, access, limits)
     openapi.describe(api, ChatRequest, CompletionRequest, TextRequest, *admin.BODIES)
     # outside even of what answers unforeseen errors, which add_middleware would not be
-    api.middleware_stack = Recorded(api.build_middleware_stack(), log or LogArgs(), answers_id=answers_id)
+    api.middleware_stack = RequestLogMiddleware(api.build_middleware_stack(), log or LogArgs(), answers_id=answers_id)
     return api
 
 

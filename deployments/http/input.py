@@ -1,4 +1,4 @@
-"""From the bytes of a request to what the service is asked: body, wish, generation. Refuses what it cannot honour."""
+"""From the bytes of a request to what the service is asked: body, routing options, generations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deployments.args import RoutingArgs
 from deployments.http.errors import BodyTooLarge, from_validation
 from deployments.http.requests import AnyRequest, ChatRequest, CompletionRequest, routed
 from deployments.observe import tracing
-from dlp_core.decision import Decision, Wish
+from dlp_core.decision import Decision, RoutingOptions
 from dlp_core.errors import InvalidRequest
 from dlp_core.generation.messages import GenerationRequest
 
@@ -54,21 +54,21 @@ def parse_route(data: object) -> AnyRequest:
         raise from_validation(error) from error
 
 
-def wish_of(body: AnyRequest, routing: RoutingArgs) -> Wish:
+def routing_options(body: AnyRequest, routing: RoutingArgs) -> RoutingOptions:
     """What the request says about adapters, completed by the server's defaults and held to its limits."""
     options = body.dlp
-    most = options.max_adapters or routing.max_adapters
-    if most > routing.most_adapters:
+    most = options.max_adapters or routing.default_max_adapters
+    if most > routing.max_adapters:
         raise InvalidRequest(
-            f"dlp.max_adapters is {most}; this server mixes at most {routing.most_adapters}", param="dlp.max_adapters"
+            f"dlp.max_adapters is {most}; this server mixes at most {routing.max_adapters}", param="dlp.max_adapters"
         )
     explicit = options.adapters
-    allowed = options.max_adapters or routing.most_adapters
+    allowed = options.max_adapters or routing.max_adapters
     if explicit is not None and len(explicit) > allowed:
         raise InvalidRequest(
             f"dlp.adapters names {len(explicit)} adapters; at most {allowed} are mixed", param="dlp.adapters"
         )
-    return Wish(
+    return RoutingOptions(
         model=body.model,
         top_p=routing.top_p if options.top_p is None else options.top_p,
         max_adapters=most,
@@ -87,7 +87,7 @@ def generations_of(
         request_id=request_id,
         bank=decision.bank,
         mix=decision.mix,
-        by_sentence=decision.wish if decision.by_sentence else None,
+        by_sentence=decision.options if decision.by_sentence else None,
         source=body.source,
         max_tokens=body.wanted_tokens,
         min_tokens=body.min_tokens,

@@ -70,7 +70,7 @@ def route_json(decision: Decision) -> dict[str, Any]:
     """What would serve the request, and why."""
     return {
         "object": "route",
-        "model": decision.wish.model,
+        "model": decision.options.model,
         "bank": decision.bank,
         "router": decision.router,
         "reason": decision.reason,
@@ -78,9 +78,9 @@ def route_json(decision: Decision) -> dict[str, Any]:
         "none": decision.none,
         "mix": mix_json(decision.mix, decision.digests),
         "probabilities": None if decision.probabilities is None else dict(decision.probabilities),
-        "top_p": decision.wish.top_p,
-        "max_adapters": decision.wish.max_adapters,
-        "min_confidence": decision.wish.min_confidence,
+        "top_p": decision.options.top_p,
+        "max_adapters": decision.options.max_adapters,
+        "min_confidence": decision.options.min_confidence,
         "none_threshold": NONE_DECISION,
     }
 
@@ -186,7 +186,7 @@ class Reply:
         return self._head("chat.completion.chunk" if self.kind == "chat" else "text_completion")
 
     def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.decision.wish.model}
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.decision.options.model}
 
     def _choice(
         self, index: int, content: dict[str, Any], reason: str | None, logprobs: Sequence[Logprob]

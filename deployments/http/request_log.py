@@ -1,8 +1,8 @@
 """One record of each request, and one log line for each to a generation route or /v1/route, whatever becomes of it.
 
 A `RequestRecord` lies in the request's state from the first byte to the last; the routes note in it what they
-learn. `Recorded` wraps the whole application: it makes the record, sees the status and how the answer ended, and
-writes the line. The logger is a child of Serve's, so the line goes where a replica's log goes and its `extra` fields
+learn. `RequestLogMiddleware` wraps the whole application: it makes the record, sees the status and how the answer
+ended, and writes the line. The logger is a child of Serve's, so the line goes where a replica's log goes and its `extra` fields
 become top-level keys where that log is JSON (logging_config in serve_config.yaml).
 
 The same facts become attributes of the request's span, if it has one.
@@ -189,7 +189,7 @@ def record_of(request: Request) -> RequestRecord:
     return record
 
 
-class Recorded:
+class RequestLogMiddleware:
     """The application, with a record of each request.
 
     Also sees to `x-request-id`: the client's, made safe, or a new one. `answers_id` says whether the answer's header

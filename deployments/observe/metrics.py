@@ -21,7 +21,7 @@ _SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 6
 
 
 class RoutingMetrics:
-    """Recorded by the ingress, once a decision."""
+    """RequestLogMiddleware by the ingress, once a decision."""
 
     def __init__(self) -> None:
         self._seconds = Histogram("dlp_route_seconds", "Time to decide a mix, router call included.", _MILLISECONDS)
@@ -46,7 +46,7 @@ class RoutingMetrics:
 
 
 class RouterMetrics:
-    """Recorded by a router replica, each time it reports to the autoscaler."""
+    """RequestLogMiddleware by a router replica, each time it reports to the autoscaler."""
 
     def __init__(self) -> None:
         self._busy = Gauge("dlp_router_busy", "Share of its time a router replica computes.")
@@ -56,7 +56,7 @@ class RouterMetrics:
 
 
 class BankMetrics:
-    """Recorded by the ingress, each time it looks at the pointer."""
+    """RequestLogMiddleware by the ingress, each time it looks at the pointer."""
 
     def __init__(self) -> None:
         self._refused = Gauge("dlp_bank_refused", "1 while the bank that was published last cannot be served.")
@@ -66,7 +66,7 @@ class BankMetrics:
 
 
 class EngineMetrics:
-    """Recorded by a backbone replica."""
+    """RequestLogMiddleware by a backbone replica."""
 
     def __init__(self) -> None:
         self._first = Histogram(

@@ -20,7 +20,7 @@ from deployments.observe import tracing
 from deployments.observe.metrics import EngineMetrics
 from deployments.replicas.imports import lasting_imports
 from deployments.replicas.process import join_library_log
-from deployments.replicas.single_flight import Once
+from deployments.replicas.single_flight import SingleFlight
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.folder import Check
 from dlp_core.bank.manifest import AdapterEntry, BankManifest, RouterEntry
@@ -56,8 +56,8 @@ class FusedBackbone:
         self._store = open_store(args.bank)
         self._cache = DiskCache(args.cache.path, args.cache.max_bytes, on_fetch=self._fetched)
         self._source = BankSource(self._store, self._cache)
-        self._manifests = Once(self._read_manifest, keep=BANKS_KEPT)
-        self._routers = Once(self._read_router, keep=BANKS_KEPT)
+        self._manifests = SingleFlight(self._read_manifest, keep=BANKS_KEPT)
+        self._routers = SingleFlight(self._read_router, keep=BANKS_KEPT)
         # A GPU is used where serve_config.yaml gives this deployment one, and only there.
         device = "cuda" if ray.get_gpu_ids() else "cpu"
         self._engine, codec = load_engine(args, self._source, device=device, on_load=self._loaded)

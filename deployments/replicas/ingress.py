@@ -26,7 +26,7 @@ from dlp_core.bank.follower import BankFollower, Refusal
 from dlp_core.bank.manifest import BankManifest
 from dlp_core.bank.publish import rollback
 from dlp_core.bank.revision import without_adapter
-from dlp_core.decision import Decision, Wish, decide
+from dlp_core.decision import Decision, RoutingOptions, decide
 from dlp_core.errors import EngineFailed, RouterUnavailable
 from dlp_core.generation.messages import Delta, Finished, GenerationRequest
 from dlp_core.router import Routing
@@ -114,22 +114,22 @@ class Ingress:
         await all_replicas.broadcast("look").results_async(return_exceptions=True)  # those who fail go on polling
         return bank
 
-    async def decide(self, wish: Wish, texts: Sequence[str]) -> Decision:
+    async def decide(self, options: RoutingOptions, texts: Sequence[str]) -> Decision:
         began = time.perf_counter()
         bank = self._bank.bank()
 
         async def route(texts: Sequence[str]) -> Routing:
-            routing: Routing = await self._ask_router("route", texts, bank.version, wish.allowed, tracing.carried())
+            routing: Routing = await self._ask_router("route", texts, bank.version, options.allowed, tracing.carried())
             return routing
 
         with tracing.span("route") as span:
-            decision = await decide(bank, wish, texts, route)
+            decision = await decide(bank, options, texts, route)
             span.set_attributes(tracing.decision_attributes(decision))
         self._metrics.decided(decision, time.perf_counter() - began)
         return decision
 
     async def explain(self, decision: Decision, texts: Sequence[str]) -> Explanation:
-        explanation: Explanation = await self._ask_router("explain", texts, decision.bank, decision.wish.allowed)
+        explanation: Explanation = await self._ask_router("explain", texts, decision.bank, decision.options.allowed)
         return explanation
 
     async def _ask_router(self, method: str, *args: Any) -> Any:

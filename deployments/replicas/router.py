@@ -13,7 +13,7 @@ from deployments.observe import tracing
 from deployments.observe.metrics import RouterMetrics
 from deployments.replicas.busy import BusyTime
 from deployments.replicas.process import join_library_log
-from deployments.replicas.single_flight import Once
+from deployments.replicas.single_flight import SingleFlight
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.reading import load_manifest
 from dlp_core.bank.source import read_router
@@ -33,7 +33,7 @@ class Router:
         join_library_log()
         self._store = open_store(args.bank)
         self._cache = DiskCache(args.cache.path, args.cache.max_bytes)
-        self._routers = Once(self._load, keep=BANKS_KEPT)
+        self._routers = SingleFlight(self._load, keep=BANKS_KEPT)
         self._busy = BusyTime()
         self._metrics = RouterMetrics()
 

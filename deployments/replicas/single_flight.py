@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 Value = TypeVar("Value")
 
 
-class Once(Generic[Value]):
+class SingleFlight(Generic[Value]):
     """Values computed in a thread, the last `keep` of them kept. A failure goes to those who waited and is not kept.
 
     Use from one event loop.

@@ -150,12 +150,12 @@ class Answerer:
         """As a server plans such a request (dlp_core/generation/sentence_mixes.py), whose completion has `begun`."""
         assert job.sentence is not None
         assert self._router is not None
-        top_p, most = job.sentence
+        top_p, max_adapters = job.sentence
 
         def choose(routing: Routing) -> Mix:
-            return self._qualified(routing.mix(top_p=top_p, max_adapters=most))
+            return self._qualified(routing.mix(top_p=top_p, max_adapters=max_adapters))
 
-        mixes = SentenceMixes(self._router.route_first, choose, most=self._loaded.config.slots)
+        mixes = SentenceMixes(self._router.route_first, choose, max_adapters=self._loaded.config.slots)
         plan = mixes.plan(prompt, [job.text], self._loaded.codec.stream(prompt))
         assert plan.follow is not None
         spans = list(plan.spans)

@@ -143,12 +143,12 @@ class Chooser:
             name = self._named(arm, row)
             return EMPTY_MIX if name is None else Mix.of({name: 1.0})
         assert routing is not None
-        most = self.suite.settings.max_adapters
+        max_adapters = self.suite.settings.max_adapters
         if arm.kind == "top1":
             return routing.mix(max_adapters=1)
         if arm.kind == "left-out-forced":
-            return select_top_p(routing.probabilities, top_p=arm.top_p, max_adapters=most)
-        mix = routing.mix(top_p=arm.top_p, max_adapters=most, weights=arm.weights)
+            return select_top_p(routing.probabilities, top_p=arm.top_p, max_adapters=max_adapters)
+        mix = routing.mix(top_p=arm.top_p, max_adapters=max_adapters, weights=arm.weights)
         if arm.kind == "uniform" and mix:
             return Mix.of({name: 1 / len(mix.names) for name in mix.names})
         return mix

@@ -76,13 +76,13 @@ class Completions:
             prompt, texts = self._codec.encode(request.source), (request.source,)
         else:
             prompt, texts = self._codec.encode_chat(request.source), routing_texts(request.source)
-        wish = request.by_sentence
-        if wish is None or router is None:
+        options = request.by_sentence
+        if options is None or router is None:
             return prompt, Plan.of(qualified(request.mix, bank))
         mixes = SentenceMixes(
-            restricted(router, wish.allowed).route_first,
-            lambda routing: qualified(choose(wish, routing)[0], bank),
-            most=self._args.engine.slots - len(self._args.pinned_adapters),
+            restricted(router, options.allowed).route_first,
+            lambda routing: qualified(choose(options, routing)[0], bank),
+            max_adapters=self._args.engine.slots - len(self._args.pinned_adapters),
         )
         return prompt, mixes.plan(prompt, texts, self._codec.stream(prompt))
 

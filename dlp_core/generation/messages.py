@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from dlp_core.decision import Wish
+from dlp_core.decision import RoutingOptions
 from dlp_core.mix import Mix, Span
 from dlp_core.text.chat import Message
 
@@ -34,7 +34,7 @@ class GenerationRequest:
     logprobs: int | None = None  # alternatives beside each token; None: no logprobs
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
-    by_sentence: Wish | None = None  # how to choose a mix for each sentence; None: `mix` is for all of them
+    by_sentence: RoutingOptions | None = None  # how to choose a mix for each sentence; None: `mix` is for all of them
     trace: Mapping[str, str] | None = None  # the span it belongs under (deployments/observe/tracing.py)
 
 

@@ -24,12 +24,12 @@ Route = Callable[[Sequence[Sequence[str]]], list[Routing]]
 
 
 class SentenceMixes:
-    """Plans requests. `choose` turns what the router says into a mix; `most` adapters may serve one request."""
+    """Plans requests. `choose` turns what the router says into a mix; `max_adapters` may serve one request."""
 
-    def __init__(self, route: Route, choose: Callable[[Routing], Mix], *, most: int) -> None:
+    def __init__(self, route: Route, choose: Callable[[Routing], Mix], *, max_adapters: int) -> None:
         self._route = route
         self._choose = choose
-        self._most = most
+        self._max_adapters = max_adapters
 
     def plan(self, prompt: Prompt, request: Sequence[str], completion: TextStream) -> Plan:
         """The plan of one request. `request` are the texts that route it as a whole; `completion` is a stream of its
@@ -47,7 +47,7 @@ class SentenceMixes:
         used: set[str] = set()
         for offset, mix in wanted:
             position = prompt.token_at(offset) if spans else 0
-            if spans and len(used | set(mix.names)) > self._most:
+            if spans and len(used | set(mix.names)) > self._max_adapters:
                 continue
             used |= set(mix.names)
             if spans and spans[-1][0] == position:  # one token ends a sentence and starts the next

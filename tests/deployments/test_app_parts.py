@@ -18,13 +18,13 @@ from ray.serve.metrics import Histogram
 from deployments.http.deadline import until
 from deployments.observe.metrics import EngineMetrics, RoutingMetrics, TokenStopwatch
 from deployments.replicas.errors import from_ray
-from deployments.replicas.single_flight import Once
+from deployments.replicas.single_flight import SingleFlight
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.follower import BankFollower, NoUsableBank, Refusal
 from dlp_core.bank.manifest import BankManifest
 from dlp_core.bank.publish import publish, rollback
 from dlp_core.bank.source import BankSource, qualified, successors
-from dlp_core.decision import Decision, Wish
+from dlp_core.decision import Decision, RoutingOptions
 from dlp_core.errors import (
     AdapterRefused,
     BankError,
@@ -99,7 +99,7 @@ async def test_those_who_ask_together_share_one_computation() -> None:
         go.wait(5)
         return key.upper()
 
-    once = Once(compute, keep=2)
+    once = SingleFlight(compute, keep=2)
     waiters = [asyncio.create_task(once.get("a")) for _ in range(5)]
     await asyncio.sleep(0.05)
     waiters[0].cancel()
@@ -118,7 +118,7 @@ async def test_a_failure_is_not_kept() -> None:
             raise answer
         return str(answer)
 
-    once = Once(compute, keep=2)
+    once = SingleFlight(compute, keep=2)
     with pytest.raises(StoreUnavailable, match="down"):
         await once.get("a")
     assert await once.get("a") == "value"
@@ -126,7 +126,7 @@ async def test_a_failure_is_not_kept() -> None:
 
 async def test_the_least_recently_used_value_goes_first() -> None:
     calls: list[str] = []
-    once = Once(lambda key: calls.append(key) or key, keep=2)
+    once = SingleFlight(lambda key: calls.append(key) or key, keep=2)
     for key in ("a", "b", "a", "c", "a", "b"):
         assert await once.get(key) == key
     assert calls == ["a", "b", "c", "b"]
@@ -332,10 +332,10 @@ async def test_a_deadline_closes_what_it_cuts_off() -> None:
 def test_metrics_take_every_decision_and_completion() -> None:
     """Ray refuses wrong tags and bounds when a value is recorded, not before."""
     routing, engine = RoutingMetrics(), EngineMetrics()
-    wish = Wish("auto", 0.9, 3)
-    routing.decided(Decision(wish, "b", Mix.of({"sql": 1.0}), {"sql": "d"}, "routed", "r", 0.9, 0.1, {}), 0.001)
-    routing.decided(Decision(wish, "b", EMPTY_MIX, {}, "none_of_these", "r", 0.1, 0.9, {}), 0.001)
-    routing.decided(Decision(wish, "b", EMPTY_MIX, {}, "base"), 0.001)
+    options = RoutingOptions("auto", 0.9, 3)
+    routing.decided(Decision(options, "b", Mix.of({"sql": 1.0}), {"sql": "d"}, "routed", "r", 0.9, 0.1, {}), 0.001)
+    routing.decided(Decision(options, "b", EMPTY_MIX, {}, "none_of_these", "r", 0.1, 0.9, {}), 0.001)
+    routing.decided(Decision(options, "b", EMPTY_MIX, {}, "base"), 0.001)
     for tier in ("disk", "host"):
         engine.loaded("sql@1a2b", tier, 0.1)
     engine.loaded("sql@1a2b", "device", 0.1)

@@ -52,7 +52,7 @@ def test_what_is_not_set_is_named(variable: str, monkeypatch: pytest.MonkeyPatch
         {"routing": {"top_p": 1.5}},
         {"routing": {"top_p": float("nan")}},
         {"routing": {"max_adapters": 9}},
-        {"engine": {"slots": 4}},  # a mix of most_adapters would never be resident
+        {"engine": {"slots": 4}},  # a mix of max_adapters would never be resident
         {"limits": {"request_timeout_s": 0}},
         {"cache": {"max_bytes": 0}},
     ],

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dlp_core.decision import AUTO, Decision, Wish, decide
+from dlp_core.decision import AUTO, Decision, RoutingOptions, decide
 from dlp_core.errors import RouterUnavailable
 from dlp_core.mix import EMPTY_MIX, Mix
 
@@ -26,8 +26,8 @@ async def decided(fallback: str | None, **changes: Any) -> Decision:
         adapters=[SimpleNamespace(name=name, digest=name) for name in ("sql", "cron")],
         router=SimpleNamespace(version="r1", labels=("sql", "cron")),
     )
-    wish: dict[str, Any] = {"model": AUTO, "top_p": 0.9, "max_adapters": 3, "fallback": fallback} | changes
-    return await decide(bank, Wish(**wish), ("hello",), nobody_answers)
+    options: dict[str, Any] = {"model": AUTO, "top_p": 0.9, "max_adapters": 3, "fallback": fallback} | changes
+    return await decide(bank, RoutingOptions(**options), ("hello",), nobody_answers)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 from deployments.args import LimitArgs, RoutingArgs
 from deployments.http.access import Access
 from deployments.http.api import create_api
-from dlp_core.decision import Decision, Wish, decide
+from dlp_core.decision import Decision, RoutingOptions, decide
 from dlp_core.errors import AdapterUnavailable, EngineFailed, EngineFull, PromptTooLong, StoreUnavailable
 from dlp_core.generation.messages import Delta, Finished, GenerationRequest, Logprob, TokenText
 from dlp_core.mix import EMPTY_MIX, Mix, Span, select_top_p
@@ -65,7 +65,7 @@ def manifest(**changes: Any) -> Any:
 class EchoService:
     manifest: Any = field(default_factory=manifest)
     asked: list[GenerationRequest] = field(default_factory=list)
-    wishes: list[Wish] = field(default_factory=list)
+    wishes: list[RoutingOptions] = field(default_factory=list)
     fail: Exception | None = None
     fail_after: int = 0  # pieces
     delay: float = 0.0
@@ -79,13 +79,13 @@ class EchoService:
             raise StoreUnavailable("bank s3://b/ is not ready: connection refused", retry_after=5)
         return self.manifest
 
-    async def decide(self, wish: Wish, texts: Sequence[str]) -> Decision:
+    async def decide(self, options: RoutingOptions, texts: Sequence[str]) -> Decision:
         async def route(texts: Sequence[str]) -> Any:
-            words = [word for word in texts[0].split() if word in ("sql", "cron", "dates") and wish.may_use(word)]
+            words = [word for word in texts[0].split() if word in ("sql", "cron", "dates") and options.may_use(word)]
             return WordRouting({name: words.count(name) / len(words) for name in dict.fromkeys(words)} if words else {})
 
-        self.wishes.append(wish)
-        return await decide(self.bank(), wish, texts, route)
+        self.wishes.append(options)
+        return await decide(self.bank(), options, texts, route)
 
     async def explain(self, decision: Decision, texts: Sequence[str]) -> Explanation:
         return Explanation(texts[0], "sql", tuple(WordEffect(word, 1.5) for word in texts[0].split()))
@@ -117,7 +117,7 @@ def service() -> EchoService:
 
 @pytest.fixture
 def http(service: EchoService) -> Iterator[TestClient]:
-    api = create_api(service, routing=RoutingArgs(most_adapters=3), limits=LIMITS, access=Access())
+    api = create_api(service, routing=RoutingArgs(max_adapters=3), limits=LIMITS, access=Access())
     with TestClient(api, raise_server_exceptions=False, base_url="http://server/v1") as client:
         yield client
 
@@ -371,10 +371,10 @@ def test_sentences_are_routed_where_the_router_decides(
 ) -> None:
     body = {"dlp": {"granularity": "sentence", "top_p": 0.6, "min_confidence": 0.2}} | changes
     assert http.post("/chat/completions", json=chat(**body)).status_code == 200
-    wish = service.asked[0].by_sentence
-    assert (wish is not None) == routed
-    if wish is not None:
-        assert (wish.top_p, wish.max_adapters, wish.min_confidence) == (0.6, 3, 0.2)
+    options = service.asked[0].by_sentence
+    assert (options is not None) == routed
+    if options is not None:
+        assert (options.top_p, options.max_adapters, options.min_confidence) == (0.6, 3, 0.2)
 
 
 def test_several_choices(client: openai.OpenAI, service: EchoService) -> None:

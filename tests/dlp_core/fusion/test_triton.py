@@ -149,7 +149,7 @@ def test_slots_that_change_hands_and_tables_that_grow() -> None:
         op.begin((Segment(1, ((7, 1.0),)),), adapters.residents)
 
 
-class Recorded:
+class RequestLogMiddleware:
     """What a CUDA graph is without a GPU: launches with the addresses and sizes of the time they were captured."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ class Recorded:
 def captured(monkeypatch: pytest.MonkeyPatch, forward: Callable[[], object]) -> Any:
     if DEVICE.type == "cpu":
         with monkeypatch.context() as patches:
-            graph = Recorded(patches)
+            graph = RequestLogMiddleware(patches)
             forward()
         return graph
     side = torch.cuda.Stream()

@@ -43,9 +43,11 @@ def mix(name: str) -> Mix:
     return Mix.of({name: 1.0})
 
 
-def plan(prompt: Prompt, *request: str, most: int = 8) -> tuple[Plan, WordRouter]:
+def plan(prompt: Prompt, *request: str, max_adapters: int = 8) -> tuple[Plan, WordRouter]:
     router = WordRouter()
-    return SentenceMixes(router.route_first, Routing.mix, most=most).plan(prompt, request, CODEC.stream(prompt)), router
+    return SentenceMixes(router.route_first, Routing.mix, max_adapters=max_adapters).plan(
+        prompt, request, CODEC.stream(prompt)
+    ), router
 
 
 def texts(prompt: Prompt, made: Plan) -> list[tuple[str, Mix]]:
@@ -94,7 +96,7 @@ def test_a_bare_prompt_goes_on_with_its_last_sentence() -> None:
 
 def test_a_sentence_beyond_the_limit_keeps_the_mix_before_it() -> None:
     prompt = CODEC.encode("An apple. Some bread. Much cheese. An apple again. Few dates.")
-    made, _ = plan(prompt, prompt.text, most=2)
+    made, _ = plan(prompt, prompt.text, max_adapters=2)
     assert [one for _, one in made.spans] == [mix("apple"), mix("bread"), mix("apple")]
     assert [text for text, _ in texts(prompt, made)] == [
         "An apple. ",
