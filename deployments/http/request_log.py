@@ -1,8 +1,8 @@
 """One record of each request, and one log line for each to a generation route or /v1/route, whatever becomes of it.
 
-A `RequestRecord` lies in the request's state from the first byte to the last; the routes note in it what they
-learn. `RequestLogMiddleware` wraps the whole application: it makes the record, sees the status and how the answer
-ended, and writes the line. The logger is a child of Serve's, so the line goes where a replica's log goes and its `extra` fields
+A `RequestRecord` lies in the request's state from the first byte to the last; the routes note in it what they learn.
+`RequestLogMiddleware` wraps the whole application: it makes the record, sees the status and how the answer ended, and
+writes the line. The logger is a child of Serve's, so the line goes where a replica's log goes and its `extra` fields
 become top-level keys where that log is JSON (logging_config in serve_config.yaml).
 
 The same facts become attributes of the request's span, if it has one.
