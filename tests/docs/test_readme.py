@@ -11,7 +11,7 @@ import pytest
 
 from deployments.args import LimitArgs, RoutingArgs
 from deployments.http.access import Access
-from deployments.http.api import create_api
+from deployments.http.app import create_app
 from tests.support.paths import ROOT
 from tests.support.shown_commands import check
 
@@ -71,7 +71,7 @@ def test_the_file_map_names_files_that_exist() -> None:
 
 
 def test_every_route_shown_exists() -> None:
-    api = create_api(None, routing=RoutingArgs(), limits=LimitArgs(), access=Access())  # type: ignore[arg-type]
+    api = create_app(None, routing=RoutingArgs(), limits=LimitArgs(), access=Access())  # type: ignore[arg-type]
     routes = {route.path for route in api.routes}
     for page in (ROOT / "README.md", ROOT / "docs/api.md"):
         shown = set(re.findall(r"(?:GET|POST)[` ]+(/[\w/{}]+)", page.read_text()))
