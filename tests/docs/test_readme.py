@@ -84,3 +84,23 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def anchors(text: str, level: str = "#+") -> list[str]:
+    """What GitHub calls the headings of a page."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(rf"^{level} (.*)$", prose, flags=re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_headings_lead_to_one_of_that_name(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", page.read_text()):
+        named = anchors((page.parent / target if target else page).read_text()).count(anchor)
+        assert named == 1, f"{page.name} links to {target}#{anchor}, of which there are {named}"
+
+
+def test_the_log_lists_every_entry_by_topic() -> None:
+    log = (ROOT / "docs/log.md").read_text()
+    index, entries = log.split("\n## By topic\n")[1].split("\n## ", 1)
+    assert sorted(re.findall(r"\]\(#([^)]+)\)", index)) == sorted(anchors(entries, "###"))
