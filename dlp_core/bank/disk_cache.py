@@ -6,8 +6,7 @@
     root/.partial/<n>-*   a download under way that will need n bytes; its folder is locked while that lasts
 
 An entry appears by one rename, after every byte was checked. Which process may do what is decided by file
-locks (flock), which the kernel drops with the process: a crash leaves nothing locked, and what it left half
-done is swept away when room is next needed.
+locks: a crash leaves nothing locked, and what it left half done is swept away when room is next needed.
 
 Nobody waits for the disk itself (fsync): what a power loss took from a file is found out afterwards, because the
 seal of a checked file names the boot it was checked in, and files from before the boot are checked again.
@@ -15,7 +14,6 @@ seal of a checked file names the boot it was checked in, and files from before t
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -31,6 +29,7 @@ from zlib import crc32
 from dlp_core.bank.manifest import AdapterEntry, RouterEntry
 from dlp_core.errors import AdapterRefused, AdapterUnavailable, StoreUnavailable
 from dlp_core.store.files import FileEntry, describe_files
+from dlp_core.store.lock import FileLock
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.transfers import in_parallel
 
@@ -112,12 +111,12 @@ class DiskCache:
             return set()
         return {f"sha256:{path.name}" for path in self._matching(self._root, _ENTRY)}
 
-    def _open(self, entry: Entry, folder: Path) -> _Lock | None:
+    def _open(self, entry: Entry, folder: Path) -> FileLock | None:
         """A shared lock on an intact entry, or None. Never waits: who waits for a download joins it below."""
         with _reported(entry, self._root), ExitStack() as undo:
             self._locks.mkdir(parents=True, exist_ok=True)
             self._partial.mkdir(exist_ok=True)
-            lock = _try_lock(self._locks / folder.name, fcntl.LOCK_SH)
+            lock = FileLock.attempt(self._locks / folder.name, shared=True)
             if lock is not None:
                 undo.enter_context(lock)
                 if _intact(folder, entry):
@@ -125,7 +124,7 @@ class DiskCache:
                     return lock
         return None
 
-    def _fill_once(self, store: AdapterStore, entry: Entry, folder: Path) -> _Lock | None:
+    def _fill_once(self, store: AdapterStore, entry: Entry, folder: Path) -> FileLock | None:
         """One thread fills and gets its lock; the others of this process wait for it and share its error."""
         with self._guard:
             waiting = self._filling.get(folder.name)
@@ -145,9 +144,9 @@ class DiskCache:
             with self._guard:
                 del self._filling[folder.name]
 
-    def _fill(self, store: AdapterStore, entry: Entry, folder: Path) -> _Lock | None:
+    def _fill(self, store: AdapterStore, entry: Entry, folder: Path) -> FileLock | None:
         with ExitStack() as undo:
-            lock = _Lock(self._locks / folder.name, fcntl.LOCK_EX)
+            lock = FileLock(self._locks / folder.name)
             undo.enter_context(lock)
             if not _intact(folder, entry) and not _sealed_again(folder, entry):  # else another process was faster
                 if folder.exists():
@@ -159,8 +158,7 @@ class DiskCache:
                         partial.rename(folder)
                 if self._on_fetch is not None:
                     self._on_fetch(entry, time.perf_counter() - began)
-            # Kept, not released: a fresh entry must not be evicted before it was read once. The change of mode is
-            # not atomic (flock(2)), hence the second look.
+            # Kept, not released: a fresh entry must not be evicted before it was read once.
             lock.share()
             if not _intact(folder, entry):
                 return None
@@ -175,22 +173,22 @@ class DiskCache:
             self._evict(entry)
             partial = self._partial / f"{entry.size}-{uuid.uuid4().hex}"
             partial.mkdir()
-            held = _Lock(partial, fcntl.LOCK_EX, folder=True)
+            held = FileLock(partial, folder=True)
         with held:
             try:
                 yield partial
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def _counting(self) -> _Lock:
+    def _counting(self) -> FileLock:
         """Nobody sets bytes aside, turns them into an entry or evicts meanwhile."""
-        return _Lock(self._locks / "room", fcntl.LOCK_EX)
+        return FileLock(self._locks / "room")
 
     def _sweep(self) -> None:
         """Removes what downloaders left that are no more: those alive hold a lock on their folder."""
         for path in self._matching(self._partial, _PARTIAL):
             with suppress(FileNotFoundError):
-                if (lock := _try_lock(path, fcntl.LOCK_EX, folder=True)) is not None:
+                if (lock := FileLock.attempt(path, folder=True)) is not None:
                     with lock:
                         shutil.rmtree(path)
 
@@ -201,7 +199,7 @@ class DiskCache:
         for path in sorted(entries, key=_last_used):
             if excess <= 0:
                 return
-            if (lock := _try_lock(self._locks / path.name, fcntl.LOCK_EX)) is not None:
+            if (lock := FileLock.attempt(self._locks / path.name)) is not None:
                 with lock:
                     excess -= _size(path)
                     shutil.rmtree(path)
@@ -258,36 +256,6 @@ def _intact(folder: Path, entry: Entry) -> bool:
     return all(
         (stat.st_size, stat.st_mtime_ns) == (file.size, _SEAL_NS) for stat, file in zip(stats, entry.files, strict=True)
     )
-
-
-class _Lock:
-    """An flock on `path`, from construction to the end of its `with` block. A missing lock file is created."""
-
-    def __init__(self, path: Path, mode: int, *, folder: bool = False) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._descriptor, mode)
-        except BaseException:
-            os.close(self._descriptor)
-            raise
-
-    def share(self) -> None:
-        """Turns an exclusive lock into a shared one."""
-        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
-
-
-def _try_lock(path: Path, mode: int, *, folder: bool = False) -> _Lock | None:
-    """The lock, or None if another holds it."""
-    try:
-        return _Lock(path, mode | fcntl.LOCK_NB, folder=folder)
-    except BlockingIOError:
-        return None
 
 
 @contextmanager

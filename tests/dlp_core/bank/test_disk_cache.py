@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ from dlp_core.bank.manifest import AdapterEntry, BankManifest
 from dlp_core.bank.publish import publish
 from dlp_core.errors import AdapterRefused, AdapterUnavailable, DigestMismatch
 from dlp_core.store.folder import FolderStore
+from dlp_core.store.lock import FileLock
 from tests.support.banks import Spy, write_bank
 from tests.support.paths import ROOT
 
@@ -252,8 +252,7 @@ def test_the_bound_holds_at_every_moment(store: FolderStore, manifest: BankManif
         def download(self, *args: Any, **kwargs: Any) -> None:
             nonlocal most
             store.download(*args, **kwargs)
-            with (root / ".locks" / "room").open("w") as lock:  # else files come and go while they are counted
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with FileLock(root / ".locks" / "room"):  # else files come and go while they are counted
                 most = max(most, bytes_on_disk(root))
 
     def churn(seed: int) -> int:
