@@ -85,7 +85,7 @@ def check(
 
     with (
         terminal.progress(f"read {location}") as bar,
-        local_copy(location, progress=lambda done, total: bar.update(done, total=total)) as folder,
+        local_copy(location, progress=bar.report) as folder,
     ):
         adapter = read_adapter(folder, name=folder.name)
         facts = _facts(adapter, folder)

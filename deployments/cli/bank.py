@@ -58,7 +58,7 @@ def publish(
             source,
             version=version,
             check=check,
-            progress=lambda done, total: bar.update(done, total=total),
+            progress=bar.report,
         )
     if json:
         terminal.print_json({"bank": store.uri, "version": manifest.version, "adapters": len(manifest.adapters)})
@@ -158,7 +158,7 @@ def verify_bank(bank: Bank, version: Version = None, json: Json = False) -> None
     from dlp_core.bank.publish import verify
 
     with terminal.progress("verify") as bar:
-        report = verify(open_store(bank), version, progress=lambda done, total: bar.update(done, total=total))
+        report = verify(open_store(bank), version, progress=bar.report)
     if json:
         terminal.print_json(
             {
@@ -232,7 +232,7 @@ def collect_garbage(
 
     store = open_store(bank)
     with terminal.progress("gc") as bar:
-        garbage = collect(store, keep=keep, dry_run=dry_run, progress=lambda done, total: bar.update(done, total=total))
+        garbage = collect(store, keep=keep, dry_run=dry_run, progress=bar.report)
     if json:
         terminal.print_json(
             {

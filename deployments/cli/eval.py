@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -16,6 +16,7 @@ from dlp_core.errors import InvalidRequest, NotFound
 
 if TYPE_CHECKING:
     from dlp_core.bank.disk_cache import DiskCache
+    from dlp_core.eval.evaluation import Phase
     from dlp_core.eval.results import Difference, Results
     from dlp_core.eval.run import Setup
     from dlp_core.eval.suite import Suite
@@ -277,7 +278,7 @@ def _given(value: T | None, what: str) -> T:
 
 
 @contextmanager
-def _phases() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+def _phases() -> Iterator[Phase]:
     """One progress bar for the phases of an evaluation, one after the other."""
     with terminal.progress("load") as bar:
         yield lambda title: lambda done, total: bar.update(done, total=total, title=title)

@@ -39,7 +39,7 @@ def push(
 
     store = open_store(uri)
     with terminal.progress(f"push {folder}") as bar:
-        manifest = push_model(store, folder, progress=lambda done, total: bar.update(done, total=total))
+        manifest = push_model(store, folder, progress=bar.report)
     if json:
         terminal.print_json(_facts(store, manifest))
         return
@@ -63,9 +63,7 @@ def pull(
     with terminal.progress(f"pull {uri}") as bar:
         while True:
             try:
-                manifest, fetched = pull_model(
-                    store, folder, progress=lambda done, total: bar.update(done, total=total)
-                )
+                manifest, fetched = pull_model(store, folder, progress=bar.report)
                 break
             except StoreUnavailable:
                 if time.monotonic() + RETRY_S > deadline:

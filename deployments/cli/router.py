@@ -35,11 +35,7 @@ def train(
 
     rows = read_task_rows(data)
     with terminal.progress(f"train router on {len(rows):,} rows") as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.update(done, total=total)
-
-        router, summary = train_router(rows, TrainSettings(seed=seed), report=report)
+        router, summary = train_router(rows, TrainSettings(seed=seed), report=bar.report)
     router.save(out)
     if json:
         terminal.print_json({"router": str(out), **summary.as_dict()})
@@ -74,9 +70,7 @@ def evaluate(
         from dlp_core.router.training.retrain import retrain
 
         with terminal.progress("train without 4 tasks at a time") as bar:
-            again = retrain(
-                judged, read_task_rows(train_data), rows, report=lambda done, total: bar.update(done, total=total)
-            )
+            again = retrain(judged, read_task_rows(train_data), rows, report=bar.report)
         result |= again.as_dict()
     if json:
         terminal.print_json(result)

@@ -226,7 +226,7 @@ def _download(store: AdapterStore, entry: Entry, folder: Path) -> None:
         _seal(target)
         return file.size
 
-    in_parallel(fetch, entry.files, lambda size: size, entry.size, None)
+    in_parallel(fetch, entry.files, lambda size: size, entry.size)
 
 
 def _seal(file: Path) -> None:

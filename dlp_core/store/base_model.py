@@ -22,7 +22,7 @@ from dlp_core.store.files import Digest, FileEntry, describe_files, digest_of, s
 from dlp_core.store.lock import FileLock
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.records import Record, first_problem
-from dlp_core.store.transfers import Progress, in_parallel
+from dlp_core.store.transfers import Progress, in_parallel, silent
 
 MANIFEST = "model.json"
 CONFIG_FILE = "config.json"
@@ -71,7 +71,7 @@ class ModelManifest(Record):
         return self
 
 
-def push(store: AdapterStore, folder: Path, *, progress: Progress | None = None) -> ModelManifest:
+def push(store: AdapterStore, folder: Path, *, progress: Progress = silent) -> ModelManifest:
     """Uploads the model in `folder` and returns its manifest. Pushing again skips what is stored, and resumes.
 
     Raises InvalidRequest for a folder that is no model or a file too large for one put, Conflict if the location holds
@@ -100,7 +100,7 @@ def push(store: AdapterStore, folder: Path, *, progress: Progress | None = None)
     return there
 
 
-def pull(store: AdapterStore, folder: Path, *, progress: Progress | None = None) -> tuple[ModelManifest, bool]:
+def pull(store: AdapterStore, folder: Path, *, progress: Progress = silent) -> tuple[ModelManifest, bool]:
     """Makes `folder` the model in the store; returns its manifest, and whether anything had to be fetched.
 
     The folder appears whole, after every digest was checked. One that has the model already is left as it is. Files
