@@ -11,17 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployments import terminal
+from deployments.cli.options import Bank, Json
 from dlp_core.store.local_copy import local_copy
 from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore
 
 app = typer.Typer(help="Publish banks and look after them.", no_args_is_help=True)
 
-Bank = Annotated[
-    str,
-    typer.Option("--bank", envvar="DLP_BANK", metavar="URI", help="s3://bucket/prefix/, a folder, or memory://name."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 Version = Annotated[str | None, typer.Argument(help="A bank version; the one that serves when left out.")]
 
 

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from deployments import terminal
+from deployments.cli.options import BASE_MODEL, Device, Json
 from dlp_core.errors import InvalidRequest, NotFound
 
 if TYPE_CHECKING:
@@ -36,20 +37,16 @@ Bank = Annotated[
         show_default=False,
     ),
 ]
-BaseModel = Annotated[
-    Path | None, typer.Option(envvar="DLP_BASE_MODEL", help="Folder of the base model.", show_default=False)
-]
+BaseModel = Annotated[Path | None, BASE_MODEL]
 Data = Annotated[Path | None, typer.Option(help="Folder of the suite's data files; the suite's own when left out.")]
 Rows = Annotated[int | None, typer.Option(min=1, help="Rows of each task, and most composite prompts.")]
 Out = Annotated[Path, typer.Option(help="Folder for answers, results.json, report.html and report.md.")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float32 or float16.")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one when left out.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the model.")]
 AtOnce = Annotated[int, typer.Option(min=1, help="Requests in the engine at a time.")]
 History = Annotated[
     str | None, typer.Option(metavar="URI", help="Store to keep the results in; the bank's own when left out.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.callback(invoke_without_command=True)

@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 
 from deployments import terminal
+from deployments.cli.options import Json
 from dlp_core.errors import StoreUnavailable
 from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore
@@ -23,7 +24,6 @@ Location = Annotated[
     str,
     typer.Argument(envvar="DLP_BASE_MODEL_URI", metavar="URI", help="s3://bucket/prefix/ or a folder; one model each."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 RETRY_S = 2.0
 
