@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from dlp_core.adapter.config import CONFIG_FILE
-from dlp_core.adapter.names import validate_name
+from dlp_core.adapter.names import qualify, validate_name
 from dlp_core.adapter.weights import WEIGHTS_FILE
 from dlp_core.errors import InvalidRequest
 from dlp_core.router import router
@@ -88,6 +88,11 @@ class AdapterEntry(_Blob):
     def key(self, file: str) -> str:
         """Where `file` lies in the store."""
         return f"adapters/{self.name}/{self.version}/{file}"
+
+    @property
+    def qualified_name(self) -> str:
+        """What the engine calls it: `name@version`."""
+        return qualify(self.name, self.version)
 
     def __str__(self) -> str:
         return f"adapter {self.name!r} version {self.version}"
