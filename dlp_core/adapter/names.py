@@ -6,6 +6,9 @@ import re
 
 from dlp_core.errors import InvalidRequest
 
+AUTO = "auto"
+"""The model name that asks for routing; an adapter of that name could never be asked for."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SEPARATOR = "@"  # no character of a name or a version
 
