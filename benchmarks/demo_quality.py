@@ -24,6 +24,7 @@ from openai import OpenAI
 from rich.table import Table
 
 from deployments import terminal
+from dlp_core.adapter.names import AUTO
 from dlp_core.store.jsonl import read_objects
 from examples.bank.tasks import TASKS, background_rows, rows
 
@@ -31,7 +32,6 @@ ROOT = Path(__file__).resolve().parent.parent
 BANK = ROOT / "examples/bank"
 HANDWRITTEN = "handwritten"
 NO_TASK = "of no task"
-AUTO = "auto"
 NAMED = "named"
 
 Row = Mapping[str, str | None]

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from dlp_core.decision import AUTO, Decision, RoutingOptions, decide
+from dlp_core.adapter.names import AUTO
+from dlp_core.decision import Decision, RoutingOptions, decide
 from dlp_core.errors import RouterUnavailable
 from dlp_core.mix import EMPTY_MIX, Mix
 
