@@ -1,15 +1,12 @@
 """A bounded, content-addressed cache of adapter and router files on local disk, shared by a node's processes.
 
-    root/<sha256>/        one entry: its files, complete, checked and sealed
+    root/<sha256>/        one entry: its files, complete and checked, and their seal (dlp_core/bank/seal.py)
     root/.locks/<sha256>  held shared while an entry is in use, exclusively while it is filled or removed
     root/.locks/room      held while bytes are counted, set aside, or freed
     root/.partial/<n>-*   a download under way that will need n bytes; its folder is locked while that lasts
 
 An entry appears by one rename, after every byte was checked. Which process may do what is decided by file
 locks: a crash leaves nothing locked, and what it left half done is swept away when room is next needed.
-
-Nobody waits for the disk itself (fsync): what a power loss took from a file is found out afterwards, because the
-seal of a checked file names the boot it was checked in, and files from before the boot are checked again.
 """
 
 from __future__ import annotations
@@ -24,29 +21,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from zlib import crc32
 
 from dlp_core.bank.manifest import AdapterEntry, RouterEntry
+from dlp_core.bank.seal import SEAL_FILE, is_intact, reseal, seal
 from dlp_core.errors import AdapterRefused, AdapterUnavailable, StoreUnavailable
-from dlp_core.store.files import FileEntry, describe_files
+from dlp_core.store.files import FileEntry
 from dlp_core.store.lock import FileLock
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.transfers import in_parallel
 
 Entry = AdapterEntry | RouterEntry
-
-
-def _boot() -> bytes:
-    """What is the same until the machine starts again. Only Linux tells; elsewhere seals are good for ever."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_bytes()
-    except OSError:
-        return b""
-
-
-_SEAL_NS = (10**9 + crc32(_boot()) % 10**8) * 10**9
-"""Modification time given to a checked file, of the years from 2001 to 2004: whoever writes to it later breaks the
-seal, and so does a start of the machine."""
 
 _ENTRY = re.compile(r"[0-9a-f]{64}")
 _PARTIAL = re.compile(r"[0-9]+-[0-9a-f]{32}")
@@ -119,7 +103,7 @@ class DiskCache:
             lock = FileLock.attempt(self._locks / folder.name, shared=True)
             if lock is not None:
                 undo.enter_context(lock)
-                if _intact(folder, entry):
+                if is_intact(folder, entry.files):
                     undo.pop_all()
                     return lock
         return None
@@ -148,7 +132,8 @@ class DiskCache:
         with ExitStack() as undo:
             lock = FileLock(self._locks / folder.name)
             undo.enter_context(lock)
-            if not _intact(folder, entry) and not _sealed_again(folder, entry):  # else another process was faster
+            # Another process may have been faster, or have left the files before the machine started.
+            if not (is_intact(folder, entry.files) or reseal(folder, entry.files)):
                 if folder.exists():
                     shutil.rmtree(folder)
                 began = time.perf_counter()
@@ -160,7 +145,7 @@ class DiskCache:
                     self._on_fetch(entry, time.perf_counter() - began)
             # Kept, not released: a fresh entry must not be evicted before it was read once.
             lock.share()
-            if not _intact(folder, entry):
+            if not is_intact(folder, entry.files):
                 return None
             undo.pop_all()
             return lock
@@ -223,39 +208,10 @@ def _download(store: AdapterStore, entry: Entry, folder: Path) -> None:
         target = folder / file.path
         store.download(entry.key(file.path), target, size=file.size, sha256=file.sha256)
         target.chmod(0o444)
-        _seal(target)
         return file.size
 
     in_parallel(fetch, entry.files, lambda size: size, entry.size)
-
-
-def _seal(file: Path) -> None:
-    os.utime(file, ns=(_SEAL_NS, _SEAL_NS))
-
-
-def _sealed_again(folder: Path, entry: Entry) -> bool:
-    """Checks files whose seal is not of this boot. Whether all are there and still have the right bytes; then they
-    are sealed."""
-    try:
-        found = describe_files(folder, [file.path for file in entry.files])
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    if found != tuple(entry.files):
-        return False
-    for file in entry.files:
-        _seal(folder / file.path)
-    return True
-
-
-def _intact(folder: Path, entry: Entry) -> bool:
-    """Whether all files have their size and their seal. Their bytes were checked when they were sealed."""
-    try:
-        stats = [(folder / file.path).stat() for file in entry.files]
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return all(
-        (stat.st_size, stat.st_mtime_ns) == (file.size, _SEAL_NS) for stat, file in zip(stats, entry.files, strict=True)
-    )
+    seal(folder, entry.files)
 
 
 @contextmanager
@@ -272,10 +228,11 @@ def _reported(entry: Entry, root: Path) -> Iterator[None]:
 
 
 def _size(folder: Path) -> int:
+    """Bytes of an entry's files. Its seal is not counted, as the locks are not."""
     total = 0
     with suppress(FileNotFoundError):  # it may be on its way out
         for path in folder.iterdir():
-            total += path.stat().st_size
+            total += path.stat().st_size if path.name != SEAL_FILE else 0
     return total
 
 
