@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from deployments import terminal
 from deployments.cli.options import Json
-from dlp_core.errors import StoreUnavailable
+from dlp_core.errors import NotFound, StoreUnavailable
 from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore
 
@@ -65,7 +65,7 @@ def pull(
             try:
                 manifest, fetched = pull_model(store, folder, progress=bar.report)
                 break
-            except StoreUnavailable:
+            except (NotFound, StoreUnavailable):
                 if time.monotonic() + RETRY_S > deadline:
                     raise
                 time.sleep(RETRY_S)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from dlp_core.bank.manifest import AdapterEntry, RouterEntry
 from dlp_core.bank.seal import SEAL_FILE, is_intact, reseal, seal
-from dlp_core.errors import AdapterRefused, AdapterUnavailable, StoreUnavailable
+from dlp_core.errors import AdapterMissing, AdapterRefused, AdapterUnavailable, NotFound, StoreUnavailable
 from dlp_core.store.files import FileEntry
 from dlp_core.store.lock import FileLock
 from dlp_core.store.protocol import AdapterStore
@@ -62,7 +62,8 @@ class DiskCache:
         reading, not longer: it keeps the entry from being evicted.
 
         Raises AdapterRefused if the entry is larger than the cache, DigestMismatch if the store holds other
-        bytes than the manifest promises, AdapterUnavailable if it cannot be fetched now.
+        bytes than the manifest promises, AdapterMissing if it has none, AdapterUnavailable if the entry cannot be
+        fetched now.
         """
         if entry.size > self._max_bytes:
             raise AdapterRefused(
@@ -218,6 +219,8 @@ def _download(store: AdapterStore, entry: Entry, folder: Path) -> None:
 def _reported(entry: Entry, root: Path) -> Iterator[None]:
     try:
         yield
+    except NotFound as error:
+        raise AdapterMissing(f"{entry} is gone: {error.message}; publish its bank again, or roll back") from error
     except StoreUnavailable as error:
         raise AdapterUnavailable(f"{entry} cannot be fetched: {error.message}", retry_after=5.0) from error
     except OSError as error:

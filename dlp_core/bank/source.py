@@ -40,7 +40,8 @@ class BankSource:
     def load(self, name: str) -> Adapter:
         """Reads one adapter, from disk if it was fetched before.
 
-        Raises AdapterUnavailable if it cannot be fetched now, AdapterRefused if it cannot be served.
+        Raises AdapterUnavailable if it cannot be fetched now, AdapterMissing if it is not in the store, AdapterRefused
+        if it cannot be served.
         """
         entry, base_id = self._entry(name)
         with self._cache.lease(self._store, entry) as folder:
@@ -61,7 +62,7 @@ class BankSource:
 
 def read_router(store: AdapterStore, cache: DiskCache, manifest: BankManifest) -> Router:
     """The router of a bank, through the disk cache. Raises UnknownModel if the bank has none, AdapterUnavailable if
-    it cannot be fetched now, BankError if it cannot be read."""
+    it cannot be fetched now, AdapterMissing if it is not in the store, BankError if it cannot be read."""
     if manifest.router is None:
         raise UnknownModel(f"bank {manifest.version} has no router")
     with cache.lease(store, manifest.router) as folder:

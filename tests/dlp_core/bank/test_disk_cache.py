@@ -21,7 +21,7 @@ from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.manifest import AdapterEntry, BankManifest
 from dlp_core.bank.publish import publish
 from dlp_core.bank.seal import SEAL_FILE
-from dlp_core.errors import AdapterRefused, AdapterUnavailable, DigestMismatch
+from dlp_core.errors import AdapterMissing, AdapterRefused, AdapterUnavailable, DigestMismatch, StoreUnavailable
 from dlp_core.store.folder import FolderStore
 from dlp_core.store.lock import FileLock
 from tests.support.banks import Spy, write_bank
@@ -156,7 +156,7 @@ def test_a_failed_download_is_told_to_all_who_wait_and_then_forgotten(
         def download(self, key: str, *args: Any, **kwargs: Any) -> None:
             time.sleep(0.2)
             self.calls.append(("download", key))
-            store.get("not/there")
+            raise StoreUnavailable(f"{key} is cut off")
 
     down, entry = Down(store), manifest.adapters[0]
     cache = DiskCache(root, 10**6)
@@ -173,9 +173,24 @@ def test_a_failed_download_is_told_to_all_who_wait_and_then_forgotten(
         messages = set(pool.map(fetch, range(8)))
 
     assert sorted(downloads(down)) == sorted(entry.key(file.path) for file in entry.files)  # each once
-    assert all("'a'" in message and "not/there" in message for message in messages)
+    assert all("'a'" in message and "is cut off" in message for message in messages)
     cache.fetch(store, entry)
     assert bytes_on_disk(root) == entry.size
+
+
+def test_files_that_are_not_in_the_store_are_not_to_be_waited_for(
+    store: FolderStore, manifest: BankManifest, root: Path
+) -> None:
+    cache, entry = DiskCache(root, 10**6), manifest.adapters[0]
+    store.delete(entry.key(WEIGHTS))
+    with pytest.raises(AdapterMissing) as error:
+        cache.fetch(store, entry)
+    assert (error.value.status, error.value.retry_after) == (503, None)
+    for part in ("'a'", entry.key(WEIGHTS), store.uri, "publish its bank again, or roll back"):
+        assert part in error.value.message
+    assert bytes_on_disk(root) == 0
+    store.put(entry.key(WEIGHTS), root.parent / "bank" / "adapters" / "a" / WEIGHTS)
+    cache.fetch(store, entry)
 
 
 @pytest.mark.parametrize("how", ["truncated", "same size", "deleted", "replaced by a link"])
