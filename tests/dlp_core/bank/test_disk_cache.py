@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -17,12 +16,14 @@ from typing import Any
 
 import pytest
 
-from dlp_core.bank import disk_cache
+from dlp_core.bank import seal
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.manifest import AdapterEntry, BankManifest
 from dlp_core.bank.publish import publish
-from dlp_core.errors import AdapterRefused, AdapterUnavailable, DigestMismatch
+from dlp_core.bank.seal import SEAL_FILE
+from dlp_core.errors import AdapterMissing, AdapterRefused, AdapterUnavailable, DigestMismatch, StoreUnavailable
 from dlp_core.store.folder import FolderStore
+from dlp_core.store.lock import FileLock
 from tests.support.banks import Spy, write_bank
 from tests.support.paths import ROOT
 
@@ -55,10 +56,10 @@ def downloads(spy: Spy) -> list[str]:
 
 
 def bytes_on_disk(root: Path) -> int:
-    """By inode: a download that is renamed while this looks is one file, not two."""
+    """Without seals. By inode: a download that is renamed while this looks is one file, not two."""
     sizes = {}
     for folder, _, names in os.walk(root):
-        for name in names:
+        for name in set(names) - {SEAL_FILE}:
             with suppress(FileNotFoundError):
                 stat = Path(folder, name).stat()
                 sizes[stat.st_ino] = stat.st_size
@@ -68,7 +69,7 @@ def bytes_on_disk(root: Path) -> int:
 def test_a_leased_folder_holds_the_published_bytes(store: FolderStore, manifest: BankManifest, root: Path) -> None:
     cache, entry = DiskCache(root, 10**6), manifest.adapters[0]
     with cache.lease(store, entry) as folder:
-        assert sorted(os.listdir(folder)) == ["adapter_config.json", WEIGHTS]
+        assert sorted(os.listdir(folder)) == ["adapter_config.json", WEIGHTS, SEAL_FILE]
         for file in entry.files:
             assert (folder / file.path).read_bytes() == store.get(entry.key(file.path)).data
     assert cache.fetch(store, entry) == folder
@@ -78,7 +79,7 @@ def test_a_leased_folder_holds_the_published_bytes(store: FolderStore, manifest:
 def test_a_router_is_cached_like_an_adapter(store: FolderStore, manifest: BankManifest, root: Path) -> None:
     assert manifest.router is not None
     with DiskCache(root, 10**6).lease(store, manifest.router) as folder:
-        assert sorted(os.listdir(folder)) == ["router.json", "router.safetensors"]
+        assert sorted(os.listdir(folder)) == ["router.json", "router.safetensors", SEAL_FILE]
 
 
 def test_the_second_lease_and_a_restart_read_the_disk(store: FolderStore, manifest: BankManifest, root: Path) -> None:
@@ -136,7 +137,7 @@ def test_the_files_of_an_entry_are_fetched_together(store: FolderStore, manifest
             self._store.download(key, *args, **kwargs)
 
     with DiskCache(root, 10**6).lease(Together(store), manifest.adapters[0]) as folder:
-        assert {path.name for path in folder.iterdir()} == {file.path for file in manifest.adapters[0].files}
+        assert all((folder / file.path).is_file() for file in manifest.adapters[0].files)
 
 
 def test_several_caches_on_one_folder_download_once(store: FolderStore, manifest: BankManifest, root: Path) -> None:
@@ -155,7 +156,7 @@ def test_a_failed_download_is_told_to_all_who_wait_and_then_forgotten(
         def download(self, key: str, *args: Any, **kwargs: Any) -> None:
             time.sleep(0.2)
             self.calls.append(("download", key))
-            store.get("not/there")
+            raise StoreUnavailable(f"{key} is cut off")
 
     down, entry = Down(store), manifest.adapters[0]
     cache = DiskCache(root, 10**6)
@@ -172,9 +173,24 @@ def test_a_failed_download_is_told_to_all_who_wait_and_then_forgotten(
         messages = set(pool.map(fetch, range(8)))
 
     assert sorted(downloads(down)) == sorted(entry.key(file.path) for file in entry.files)  # each once
-    assert all("'a'" in message and "not/there" in message for message in messages)
+    assert all("'a'" in message and "is cut off" in message for message in messages)
     cache.fetch(store, entry)
     assert bytes_on_disk(root) == entry.size
+
+
+def test_files_that_are_not_in_the_store_are_not_to_be_waited_for(
+    store: FolderStore, manifest: BankManifest, root: Path
+) -> None:
+    cache, entry = DiskCache(root, 10**6), manifest.adapters[0]
+    store.delete(entry.key(WEIGHTS))
+    with pytest.raises(AdapterMissing) as error:
+        cache.fetch(store, entry)
+    assert (error.value.status, error.value.retry_after) == (503, None)
+    for part in ("'a'", entry.key(WEIGHTS), store.uri, "publish its bank again, or roll back"):
+        assert part in error.value.message
+    assert bytes_on_disk(root) == 0
+    store.put(entry.key(WEIGHTS), root.parent / "bank" / "adapters" / "a" / WEIGHTS)
+    cache.fetch(store, entry)
 
 
 @pytest.mark.parametrize("how", ["truncated", "same size", "deleted", "replaced by a link"])
@@ -209,7 +225,7 @@ def test_files_from_before_the_machine_started_are_checked_again(
         weights.chmod(0o644)
         weights.write_bytes(bytes(len(good)))
         os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
-    monkeypatch.setattr(disk_cache, "_SEAL_NS", times.st_mtime_ns + 10**9)
+    monkeypatch.setattr(seal, "_BOOT", "another")
     for _ in range(2):
         with cache.lease(spy, entry) as folder:
             assert (folder / WEIGHTS).read_bytes() == good
@@ -252,8 +268,7 @@ def test_the_bound_holds_at_every_moment(store: FolderStore, manifest: BankManif
         def download(self, *args: Any, **kwargs: Any) -> None:
             nonlocal most
             store.download(*args, **kwargs)
-            with (root / ".locks" / "room").open("w") as lock:  # else files come and go while they are counted
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with FileLock(root / ".locks" / "room"):  # else files come and go while they are counted
                 most = max(most, bytes_on_disk(root))
 
     def churn(seed: int) -> int:
