@@ -1,6 +1,6 @@
 """Faults as Kubernetes has them: behind HAProxy and in Serve's throughput mode, by the variables of the manifests.
 
-Ray reads them when it is imported, so these tests of test_app_faults.py run again in a process of their own.
+Ray reads them when it is imported, so these tests of test_faults.py run again in a process of their own.
 """
 
 from __future__ import annotations

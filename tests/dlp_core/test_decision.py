@@ -1,4 +1,4 @@
-"""What serves when the router cannot say: dlp_core/decision.py. The rest of its table is in test_openai_api.py."""
+"""What serves when the router cannot say. The rest of the table of dlp_core/decision.py is in http/test_api.py."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ PARENT = """
 import os, sys, time
 from pathlib import Path
 from dlp_core.store.local_s3 import LocalS3
-from dlp_core.store.protocol import open_store
+from dlp_core.store.opening import open_store
 server = LocalS3(Path(sys.argv[1]))
 os.environ.update(server.start())
 server.create_bucket("kept")
