@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -34,13 +33,12 @@ import httpx
 import typer
 import yaml
 
-from benchmarks.measure.harness import Timing, compared, interleaved, report
-from deployments.local.app import load_config
+from benchmarks.measure.harness import ROOT, Timing, compared, interleaved, report
+from deployments.local.app import free_port, load_config
 from dlp_core.bank.publish import publish
 from dlp_core.router import Router
 from dlp_core.store.opening import open_store
 
-ROOT = Path(__file__).parents[1]
 TEXT = "every weekday at 8:30 in the morning, as cron"
 ROUTER = ROOT / "examples/bank/router"
 DLP = (sys.executable, "-m", "deployments.cli.main")
@@ -75,9 +73,7 @@ def engine(base: Path, bank: str) -> dict[str, float]:
 
 def serve(base: Path, bank: str, config: Path) -> dict[str, float]:
     """Seconds of each phase of `dlp serve`. Starts a Ray cluster of its own and ends it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     options = ["--bank", bank, "--base-model", str(base), "--port", str(port), "--config", str(config)]
     began = time.time()

@@ -16,7 +16,7 @@ from dlp_core.quiet import quiet_transformers
 from dlp_core.train.lora import TrainProgress, TrainSettings, train_adapter
 from dlp_core.train.packing import IGNORED, Example, batches, common_prefix, encode
 from dlp_core.train.rows import Row, read_rows
-from tests.support.tiny_text import tiny_backbone, tiny_tokenizer
+from examples.tiny.model import tiny_backbone, tiny_tokenizer
 
 ROWS = [
     Row(f"the adapter {word} {number}", f"{word}{number}") for word in ("of", "and", "user") for number in range(20)
