@@ -6,7 +6,7 @@ Four kinds of rows, milliseconds each, medians over the runs:
 
     process   from the start of a Python process to its end, in turn; `ratio` is over an empty one
     router    reading the demo bank's router, in a process that runs
-    engine    a backbone replica without Ray, phase by phase: benchmarks/first_token.py
+    engine    a backbone replica without Ray, phase by phase: benchmarks/measure/first_token.py
     serve     `dlp serve` from the start of its process to the first streamed token, phase by phase as Serve's own log
               has them; `at_ms` is where a phase ends
 """
@@ -65,8 +65,8 @@ def run(command: Sequence[str]) -> None:
 
 
 def engine(base: Path, bank: str) -> dict[str, float]:
-    """Seconds of each phase of benchmarks/first_token.py."""
-    command = [sys.executable, "-m", "benchmarks.first_token", str(base), bank]
+    """Seconds of each phase of benchmarks/measure/first_token.py."""
+    command = [sys.executable, "-m", "benchmarks.measure.first_token", str(base), bank]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
     return dict(json.loads(done.stdout))
 
