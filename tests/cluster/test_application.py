@@ -22,10 +22,10 @@ import pytest
 
 from dlp_core.bank.publish import publish
 from dlp_core.store.opening import open_store
+from examples.tiny.build import BASE, TASKS
+from examples.tiny.model import tiny_tokenizer
 from tests.support.application import (
     BANK,
-    BASE,
-    TASKS,
     Application,
     ask,
     back_to_bank_one,
@@ -35,7 +35,6 @@ from tests.support.application import (
     text_of,
     wait_for,
 )
-from tests.support.tiny_text import tiny_tokenizer
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
 

@@ -17,7 +17,8 @@ import pytest
 
 from dlp_core.bank.publish import publish
 from dlp_core.store.opening import open_store
-from tests.support.application import BANK, TASKS, Application, ask, back_to_bank_one, running, serving, wait_for
+from examples.tiny.build import TASKS
+from tests.support.application import BANK, Application, ask, back_to_bank_one, running, serving, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 

@@ -27,10 +27,9 @@ from dlp_core.bank.publish import publish
 from dlp_core.engine.stats import EngineStats
 from dlp_core.store.local_s3 import LocalS3
 from dlp_core.store.opening import open_store
+from examples.tiny.build import BASE, TASKS
 from tests.support.application import (
     BANK,
-    BASE,
-    TASKS,
     Application,
     ask,
     back_to_bank_one,

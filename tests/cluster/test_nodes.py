@@ -16,7 +16,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from deployments.local.app import LocalApp
-from tests.support.application import TASKS, Application, ask, replicas_of, running, wait_for
+from examples.tiny.build import TASKS
+from tests.support.application import Application, ask, replicas_of, running, wait_for
 from tests.support.streams import question, streams
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]

@@ -18,7 +18,8 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from tests.support.application import TASKS, Application, running, wait_for
+from examples.tiny.build import TASKS
+from tests.support.application import Application, running, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

@@ -18,11 +18,10 @@ import pytest
 
 from dlp_core.bank.publish import publish, rollback
 from dlp_core.store.opening import open_store
+from examples.tiny.build import BASE, TASKS
 from tests.support.application import (
     ADMIN_TOKEN,
     BANK,
-    BASE,
-    TASKS,
     Application,
     ask,
     back_to_bank_one,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,30 +15,17 @@ import pytest
 import torch
 
 from deployments.http.access import TOKEN_VARIABLE
-from deployments.local.app import LocalApp, load_config
+from deployments.local.app import LocalApp, free_port, load_config
 from dlp_core.adapter.weights import read_adapter
 from dlp_core.bank.publish import publish, rollback
-from dlp_core.router.rows import TaskRow
-from dlp_core.router.training.train import TrainSettings, train_router
 from dlp_core.store.local_s3 import LocalS3
 from dlp_core.store.opening import open_store
+from examples.tiny.build import BASE, write_bank
+from examples.tiny.model import tiny_model, tiny_tokenizer
 from tests.support.paths import ROOT
-from tests.support.tiny import peft_model
-from tests.support.tiny_text import tiny_backbone, tiny_tokenizer
 
-BASE = "tiny-llama"
 ADMIN_TOKEN = "admin-token-of-the-tests"
 BANK = "s3://dlp/bank/"
-TASKS = {
-    "cron": "write a cron schedule for every {} minutes at night",
-    "dates": "which calendar date comes {} days after christmas",
-    "sql": "select the {} newest rows from this database table",
-}
-LORA: Mapping[str, Mapping[str, Any]] = {
-    "cron": {"r": 2, "lora_alpha": 6},
-    "dates": {"r": 8, "use_rslora": True, "target_modules": ["q_proj", "o_proj", "down_proj"]},
-    "sql": {},
-}
 
 
 @dataclass
@@ -58,7 +43,7 @@ class Application:
 
     def expected(self, prompt_ids: list[int], weights: Mapping[str, float], tokens: int) -> str:
         """Greedy text of the backbone whose weights were changed by exactly this sum."""
-        model = tiny_backbone(self.folder / "reference")
+        model = tiny_model()
         modules = dict(model.named_modules())
         with torch.no_grad():
             for name, weight in weights.items():
@@ -86,7 +71,7 @@ def running(
     """The application with BANK published as version one. `queue` requests run at once in a backbone replica, as many
     wait; `args` are set in serve_config.yaml, and `scaling` in the autoscaling_config of the deployments it names. With
     `store_is_late` it starts while there is no store."""
-    make_bank(folder)
+    write_bank(folder)
     config = load_config(ROOT / "serve_config.yaml")
     settings = config["applications"][0]["args"]
     settings |= {"dtype": "float32", "threads": 1, "bank_poll_s": 0.5, "cache": {"path": str(folder / "cache")}} | args
@@ -108,43 +93,12 @@ def running(
         publish(open_store(BANK), folder / "bank", version="one")
         if store_is_late:
             server.stop()
-        local = started.enter_context(local_app(config, bank=BANK, base_model=folder / BASE, port=free_port()))
+        local = started.enter_context(local_app(config, bank=BANK, base_model=folder / BASE))
         first_health = wait_for(lambda: answer_of(f"{local.url}/health"), "answer", seconds=200)
         if store_is_late:
             server.start()
         wait_for(lambda: httpx.get(f"{local.url}/health").status_code == 200, "ready application", seconds=200)
         yield Application(local.url, folder, server, first_health, local.config)
-
-
-def make_bank(folder: Path) -> None:
-    bank = folder / "bank"
-    tiny_backbone(folder / BASE)
-    for seed, (name, lora) in enumerate(LORA.items(), start=1):
-        model = tiny_backbone(folder / "reference")
-        model.config.name_or_path = BASE
-        peft_model(model, seed, **lora).save_pretrained(bank / "adapters" / name)
-        (bank / "adapters" / name / "README.md").unlink()
-    (bank / "bank.json").write_text(json.dumps({"base_model": BASE}))
-    train(bank / "router")
-
-
-def train(folder: Path) -> None:
-    """A router for the three tasks, from the templates of TASKS with numbers filled in."""
-    openings = ("", "please ", "could you ", "now ", "quickly ")
-    rows = [
-        TaskRow(task, f"{opening}{text.format(number)}")
-        for task, text in TASKS.items()
-        for opening in openings
-        for number in range(12)
-    ]
-    router, _ = train_router(rows, TrainSettings(min_steps=60, batch=32, embedding=16, widths=(32, 32, 32)))
-    router.save(folder)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def answer_of(url: str) -> httpx.Response | None:

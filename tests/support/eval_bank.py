@@ -13,15 +13,9 @@ from dlp_core.eval.judged_bank import JudgedBank
 from dlp_core.router import Router
 from dlp_core.router.rows import TaskRow
 from dlp_core.router.training.train import TrainSettings, train_router
-from tests.support.tiny import peft_model
-from tests.support.tiny_text import tiny_backbone
+from examples.tiny.build import BASE, TASKS
+from examples.tiny.model import peft_model, tiny_backbone
 
-BASE = "tiny-llama"
-TASKS = {
-    "cron": "write a cron schedule for every {} minutes at night",
-    "dates": "which calendar date comes {} days after christmas",
-    "sql": "select the {} newest rows from this database table",
-}
 SUITE = """
 name: tiny
 data: [rows.jsonl]

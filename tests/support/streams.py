@@ -11,7 +11,8 @@ from typing import Any
 
 import httpx
 
-from tests.support.application import TASKS, Application
+from examples.tiny.build import TASKS
+from tests.support.application import Application
 
 
 @dataclass

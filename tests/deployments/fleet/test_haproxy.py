@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from deployments.fleet.haproxy import COMMAND
-from tests.support.application import free_port, wait_for
+from deployments.local.app import free_port
+from tests.support.application import wait_for
 
 CONFIG = """
 defaults

@@ -17,8 +17,9 @@ from dlp_core.adapter.weights import read_adapter
 from dlp_core.errors import AdapterRefused
 from dlp_core.fusion.layers import Fusion, install
 from dlp_core.fusion.segments import Segment
+from examples.tiny.model import peft_model
 from tests.support.families import FAMILIES, LLAMA_LINEAR, VOCAB, Family
-from tests.support.tiny import peft_model, relative_error
+from tests.support.tiny import relative_error
 
 pytestmark = pytest.mark.usefixtures("each_cpu_way")
 
