@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.metrics import Histogram
 
+from deployments import metrics
 from deployments.bank_follower import BankFollower, NoUsableBank, Refusal
 from deployments.deadline import until
 from deployments.errors_ray import from_ray
@@ -39,6 +41,7 @@ from dlp_core.publish import publish, rollback
 from dlp_core.store import AdapterStore, MemoryStore
 from tests.banks import Spy
 from tests.tiny import BASE_ID, peft_adapter
+from tests.waiting import HANG_S, async_wait_for
 
 
 @pytest.fixture
@@ -95,12 +98,12 @@ async def test_those_who_ask_together_share_one_computation() -> None:
 
     def compute(key: str) -> str:
         calls.append(key)
-        go.wait(5)
+        assert go.wait(HANG_S)
         return key.upper()
 
     once = Once(compute, keep=2)
     waiters = [asyncio.create_task(once.get("a")) for _ in range(5)]
-    await asyncio.sleep(0.05)
+    await async_wait_for(lambda: calls, "computation")
     waiters[0].cancel()
     go.set()
     assert await asyncio.gather(*waiters[1:]) == ["A"] * 4
@@ -136,16 +139,19 @@ async def test_the_least_recently_used_value_goes_first() -> None:
 
 async def test_the_follower_waits_follows_and_survives(store: AdapterStore, tmp_path: Path) -> None:
     prepared: list[str] = []
+    looks: list[str] = []
+    tried: list[str] = []
     broken = {"two"}
 
     async def prepare(bank: BankManifest) -> None:
+        tried.append(bank.version)
         if bank.version in broken:
             raise EngineFailed("no replica yet")
         prepared.append(bank.version)
 
-    follower = BankFollower(store, poll_s=0.02, prepare=prepare)
+    follower = BankFollower(store, poll_s=0.02, prepare=prepare, looked=lambda: looks.append(""))
     following = asyncio.create_task(follower.follow())
-    await asyncio.sleep(0.05)
+    await async_wait_for(lambda: looks, "look")
     with pytest.raises(StoreUnavailable, match="no bank is published") as refused:
         follower.bank()
     assert refused.value.retry_after == 0.02
@@ -153,13 +159,14 @@ async def test_the_follower_waits_follows_and_survives(store: AdapterStore, tmp_
     publish_bank(store, tmp_path, {"sql": 1}, "one")
     await serving(follower, "one")
     publish_bank(store, tmp_path, {"sql": 1, "cron": 2}, "two")
-    await asyncio.sleep(0.1)
+    await async_wait_for(lambda: tried.count("two") > 1, "second attempt")
     assert follower.bank().version == "one"  # two is not ready
     broken.clear()
     await serving(follower, "two")
 
     store.delete("current.json")
-    await asyncio.sleep(0.1)
+    looks.clear()
+    await async_wait_for(lambda: len(looks) > 2, "look at what is no more")
     assert follower.bank().version == "two"
     assert prepared == ["one", "two"]
     assert not following.done()
@@ -176,7 +183,7 @@ async def test_a_bank_that_no_waiting_makes_fit_is_told_apart(store: AdapterStor
     publish_bank(store, tmp_path, {"sql": 1}, "one")
     follower = BankFollower(store, poll_s=0.02, prepare=prepare)
     following = asyncio.create_task(follower.follow())
-    await asyncio.sleep(0.1)
+    await async_wait_for(lambda: follower.refused, "refusal")
     with pytest.raises(NoUsableBank, match="this replica runs 'tiny'") as refused:
         follower.bank()
     assert (refused.value.status, refused.value.code) == (503, "bank_invalid")
@@ -205,9 +212,10 @@ async def test_it_is_settled_by_a_bank_or_by_a_reason_not_by_a_lost_replica(
         if error is not None:
             raise error
 
-    follower = BankFollower(store, poll_s=0.02, prepare=prepare)
+    looks: list[str] = []
+    follower = BankFollower(store, poll_s=0.02, prepare=prepare, looked=lambda: looks.append(""))
     following = asyncio.create_task(follower.follow())
-    await asyncio.sleep(0.2)
+    await async_wait_for(lambda: len(looks) > 1, "second look")
     assert follower.settled.is_set() == known
     error = None
     await serving(follower, "one")
@@ -269,14 +277,12 @@ async def ready(bank: BankManifest) -> None:
 
 
 async def serving(follower: BankFollower, version: str) -> None:
-    async with asyncio.timeout(5):
-        while True:
-            try:
-                if follower.bank().version == version:
-                    return
-            except StoreUnavailable:
-                pass
-            await asyncio.sleep(0.01)
+    def serves() -> bool:
+        with suppress(StoreUnavailable):
+            return follower.bank().version == version
+        return False
+
+    await async_wait_for(serves, f"bank {version}")
 
 
 def test_what_a_bank_has_instead_of_what_is_resident(store: AdapterStore, tmp_path: Path) -> None:
@@ -316,7 +322,7 @@ async def test_a_deadline_closes_what_it_cuts_off() -> None:
     async def endless() -> AsyncGenerator[int, None]:
         try:
             yield 1
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
             yield 2
         finally:
             closed.set()
@@ -342,7 +348,7 @@ def test_metrics_take_every_decision_and_completion() -> None:
     engine.stopwatch().tokens(1)
 
 
-def test_the_stopwatch_times_the_first_token_and_then_each() -> None:
+def test_the_stopwatch_times_the_first_token_and_then_each(monkeypatch: pytest.MonkeyPatch) -> None:
     class Recorder(Histogram):
         def __init__(self) -> None:
             self.seen: list[float] = []
@@ -350,13 +356,14 @@ def test_the_stopwatch_times_the_first_token_and_then_each() -> None:
         def observe(self, value: float, tags: dict[str, str] | None = None) -> None:
             self.seen.append(value)
 
+    now = 100.0
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(perf_counter=lambda: now))
     first, between = Recorder(), Recorder()
     watch = TokenStopwatch(first, between)
-    time.sleep(0.02)
+    now += 2
     watch.tokens(0)  # an event without tokens is not a token
+    now += 1
     watch.tokens(1)
-    time.sleep(0.04)
+    now += 4
     watch.tokens(4)
-    assert len(first.seen) == len(between.seen) == 1
-    assert first.seen[0] >= 0.02
-    assert 0.01 <= between.seen[0] < 0.04
+    assert (first.seen, between.seen) == ([3.0], [1.0])

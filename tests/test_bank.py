@@ -38,6 +38,7 @@ from dlp_core.errors import (
 from dlp_core.publish import publish, rollback, verify
 from dlp_core.store import AdapterStore, open_store
 from tests.banks import ADAPTERS, BASE_ID, Spy, write_adapter, write_bank, write_router
+from tests.waiting import HANG_S
 
 
 @pytest.fixture
@@ -186,7 +187,7 @@ def test_of_two_publishers_one_wins_and_the_other_is_told(store: AdapterStore, t
     def race(folder: Path) -> BankManifest | Conflict:
         def wait_once(done: int, total: int) -> None:
             if done == total:
-                barrier.wait(timeout=30)
+                barrier.wait(timeout=HANG_S)
 
         try:
             return publish(store, folder, progress=wait_once)

@@ -27,6 +27,7 @@ from dlp_core.mix import EMPTY_MIX, Mix
 from tests.test_engine import assert_nothing_leaked, build, prompt
 from tests.test_engine_spans import every
 from tests.tiny import peft_adapter
+from tests.waiting import HANG_S
 
 ADAPTERS = [f"{name}.{version}" for name in "abcd" for version in (0, 1)]
 SLOTS = 3
@@ -130,7 +131,7 @@ class Traffic(RuleBasedStateMachine):
     @rule()
     def settle(self) -> None:
         """All that runs ends, with the tokens and spans it has alone."""
-        results = [self.loop.run_until_complete(asyncio.wait_for(task, 60)) for task, _ in self.running.values()]
+        results = [self.loop.run_until_complete(asyncio.wait_for(task, HANG_S)) for task, _ in self.running.values()]
         for (_, job), result in zip(self.running.values(), results, strict=True):
             assert result == self.alone(job), job
         self.running.clear()

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,6 +15,7 @@ import pytest
 from deployments.local_s3 import LocalS3
 from dlp_core.errors import StoreUnavailable
 from dlp_core.store import open_store
+from tests.waiting import wait_for
 
 PARENT = """
 import os, sys, time
@@ -46,10 +46,7 @@ def test_the_server_dies_with_its_parent_and_its_data_does_not(
         assert port is not None
         assert is_open(port)
         os.kill(parent.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while is_open(port):
-        assert time.monotonic() < deadline, "the server outlived its parent"
-        time.sleep(0.05)
+    wait_for(lambda: not is_open(port), "end of the server, which outlived its parent")
 
     with LocalS3(tmp_path) as server:
         for name, value in server.environment.items():
