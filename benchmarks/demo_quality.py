@@ -23,7 +23,7 @@ import typer
 from openai import OpenAI
 from rich.table import Table
 
-from deployments import console
+from deployments import terminal
 from examples.bank.tasks import TASKS, background_rows, rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,7 +97,7 @@ def measure(
                 "rows": judged,
             }
             records.append(record)
-            console.err.print(f"{suite} {arm}: exact {record['exact']}, routed {record['routed']}", highlight=False)
+            terminal.err.print(f"{suite} {arm}: exact {record['exact']}, routed {record['routed']}", highlight=False)
     return records
 
 
@@ -149,7 +149,7 @@ def main(
         assert base is not None
         answerer = InProcess(base, sorted(adapters.iterdir()), router if AUTO in arms else None)
     records = measure(answerer, suites, arms, json.loads((BANK / "bank.json").read_text())["base_model"])
-    console.out.print(table(records, arms))
+    terminal.out.print(table(records, arms))
     about = {
         "over": "http" if url else "transformers and PEFT, bf16",
         "cores": os.cpu_count(),
@@ -159,7 +159,7 @@ def main(
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({**about, "records": records}, indent=1, ensure_ascii=False) + "\n")
-    console.out.print(f"raw answers: {out}")
+    terminal.out.print(f"raw answers: {out}")
 
 
 if __name__ == "__main__":

@@ -13,5 +13,5 @@ if ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; the
   exit 2
 fi
 # The project's own pytest settings want plugins that a bare machine has not.
-python -m pytest -q -c /dev/null --rootdir . --noconftest -p no:cacheprovider tests/test_triton.py
+python -m pytest -q -c /dev/null --rootdir . --noconftest -p no:cacheprovider tests/dlp_core/fusion/test_triton.py
 python -m benchmarks.gpu_decode "$@" --out "$out/gpu_decode.json"

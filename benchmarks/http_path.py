@@ -34,21 +34,21 @@ from typing import Annotated, Any
 import aiohttp
 import typer
 
-from benchmarks.harness import abba, model_folder, over, report, run, spread
-from benchmarks.targets import Target, judged
+from benchmarks.measure.harness import abba, model_folder, over, report, run, spread
+from benchmarks.measure.targets import Target, judged
 from deployments.args import AppArgs
-from deployments.completions import Completions
-from deployments.generation import GenerationRequest
-from deployments.load_engine import load_engine
-from deployments.local_app import LocalApp, load_config
-from deployments.metrics import EngineMetrics
-from dlp_core.bank import load_manifest
-from dlp_core.bank_source import BankSource
-from dlp_core.disk_cache import DiskCache
+from deployments.local.app import LocalApp, load_config
+from deployments.observe.metrics import EngineMetrics
+from deployments.replicas.load_engine import load_engine
+from dlp_core.bank.disk_cache import DiskCache
+from dlp_core.bank.publish import publish
+from dlp_core.bank.reading import load_manifest
+from dlp_core.bank.source import BankSource
+from dlp_core.generation.generator import Completions
+from dlp_core.generation.messages import GenerationRequest
 from dlp_core.mix import Mix
-from dlp_core.publish import publish
-from dlp_core.store import open_store
-from tests.application import BASE, ROOT, free_port, make_bank
+from dlp_core.store.opening import open_store
+from tests.support.application import BASE, ROOT, free_port, make_bank
 
 SIDES: dict[str, dict[str, str]] = {
     "engine": {},

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from benchmarks.harness import ROOT, run
+from benchmarks.measure.harness import ROOT, run
 from dlp_core.errors import InvalidRequest
 
 RESULT = ROOT / "benchmarks/results/decode_step.json"

@@ -14,18 +14,18 @@ from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Any
 
-from dlp_core.bank import BankManifest
-from dlp_core.bank_source import qualified
-from dlp_core.chat import Message
-from dlp_core.engine import Plan, Sampling
+from dlp_core.bank.manifest import BankManifest
+from dlp_core.bank.source import qualified
 from dlp_core.engine.loading import Loaded
+from dlp_core.engine.request import Plan, Sampling
 from dlp_core.errors import InvalidRequest, PromptTooLong
 from dlp_core.eval.journal import Answer, Journal
 from dlp_core.eval.likelihood import log_likelihoods, whole_prompts
+from dlp_core.generation.sentence_mixes import SentenceMixes
 from dlp_core.mix import EMPTY_MIX, Mix
 from dlp_core.router import Router, Routing
-from dlp_core.sentence_mixes import SentenceMixes
-from dlp_core.text import Prompt
+from dlp_core.text.chat import Message
+from dlp_core.text.codec import Prompt
 
 Progress = Callable[[int, int], None]
 """Called with jobs done and jobs in all."""
@@ -147,15 +147,15 @@ class Answerer:
         return ids, Plan(tuple(spans)), prompt
 
     def _by_sentence(self, job: Job, prompt: Prompt, begun: Sequence[int]) -> Plan:
-        """As a server plans such a request (dlp_core/sentence_mixes.py), whose completion has `begun`."""
+        """As a server plans such a request (dlp_core/generation/sentence_mixes.py), whose completion has `begun`."""
         assert job.sentence is not None
         assert self._router is not None
-        top_p, most = job.sentence
+        top_p, max_adapters = job.sentence
 
         def choose(routing: Routing) -> Mix:
-            return self._qualified(routing.mix(top_p=top_p, max_adapters=most))
+            return self._qualified(routing.mix(top_p=top_p, max_adapters=max_adapters))
 
-        mixes = SentenceMixes(self._router.route_first, choose, most=self._loaded.config.slots)
+        mixes = SentenceMixes(self._router.route_first, choose, max_adapters=self._loaded.config.slots)
         plan = mixes.plan(prompt, [job.text], self._loaded.codec.stream(prompt))
         assert plan.follow is not None
         spans = list(plan.spans)

@@ -24,8 +24,9 @@ from dlp_core.eval.answers import Answerer, Job, Progress, together
 from dlp_core.eval.arms import SERVED, Chooser, parse
 from dlp_core.eval.metrics import LIKELIHOOD, METRICS
 from dlp_core.eval.results import CompositeScore, Interval
+from dlp_core.eval.rows import EvalRow
 from dlp_core.eval.statistics import estimate
-from dlp_core.eval.suite import EvalRow, Suite
+from dlp_core.eval.suite import Suite
 from dlp_core.mix import EMPTY_MIX, Mix
 
 WAYS = ("plain", "by request", "by sentence", "oracle by part")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import fmean
 
-from dlp_core.bank import BankManifest
+from dlp_core.bank.manifest import BankManifest
 from dlp_core.eval.answers import Answerer, Job, Progress
 from dlp_core.eval.arms import Arm, Chooser
 from dlp_core.eval.composite import judge_composites
@@ -29,8 +29,9 @@ from dlp_core.eval.results import (
     SuiteOfResults,
     TaskScore,
 )
+from dlp_core.eval.rows import EvalRow
 from dlp_core.eval.statistics import estimate, estimate_over_tasks
-from dlp_core.eval.suite import EvalRow, Suite, composites
+from dlp_core.eval.suite import Suite, composites
 from dlp_core.mix import Mix
 from dlp_core.router import Router, Routing
 

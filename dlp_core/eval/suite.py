@@ -29,11 +29,11 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dlp_core.adapter import validate_name
-from dlp_core.bank import first_problem
+from dlp_core.adapter.names import validate_name
 from dlp_core.errors import InvalidRequest
 from dlp_core.eval.metrics import LIKELIHOOD, METRICS
-from dlp_core.eval.options import find_options
+from dlp_core.eval.rows import EvalRow
+from dlp_core.store.records import first_problem
 
 
 class _Settings(BaseModel):
@@ -77,23 +77,6 @@ class SuiteSettings(_Settings):
     seed: int = 0
     max_adapters: Annotated[int, Field(ge=1)] = 3
     composite: Composite | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EvalRow:
-    """One question with the answer wanted."""
-
-    id: str
-    """From its content: the same row has the same id in every suite."""
-    task: str
-    type: str
-    input: str
-    output: str
-
-    @property
-    def options(self) -> dict[str, str]:
-        """Letter to text, of a multiple choice; empty for others."""
-        return find_options(self.input)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dlp_core.adapter import validate_name
+from dlp_core.adapter.names import validate_name
 from dlp_core.errors import InvalidRequest
 
 Row = TypeVar("Row")

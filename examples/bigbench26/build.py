@@ -100,7 +100,7 @@ def _train(base: Path, rows: Path, folder: Path, options: Sequence[str], threads
 
 def _dlp(arguments: Sequence[str], threads: int) -> None:
     print("dlp", shlex.join(arguments), flush=True)
-    command = [sys.executable, "-m", "deployments.cli", *arguments]
+    command = [sys.executable, "-m", "deployments.cli.main", *arguments]
     subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=True)
 
 

@@ -1,0 +1,86 @@
+"""The README and the docs tell the truth: what they show exists."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from deployments.args import LimitArgs, RoutingArgs
+from deployments.http.access import Access
+from deployments.http.api import create_api
+from tests.support.paths import ROOT
+from tests.support.shown_commands import check
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("*/README.md"))]
+README = PAGES[0].read_text()
+
+
+def commands(page: Path, program: str) -> list[str]:
+    """Command lines of `program` in indented or fenced blocks, continued lines joined."""
+    text = page.read_text().replace("\\\n", " ")
+    found = re.findall(rf"^\s*(?:\$ )?(?:\.venv/bin/)?({program} .*?)(?:\s{{2,}}#.*)?$", text, flags=re.MULTILINE)
+    return [line for line in found if line.split()[1] != "..."]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_make_target_shown_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for line in commands(page, "make"):
+        assert line.split()[1] in targets, f"{page.name} shows `{line}`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_dlp_command_shown_exists_with_its_options(page: Path) -> None:
+    for line in commands(page, "dlp"):
+        check(line, page.name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_shown_compiles_and_json_shown_parses(page: Path) -> None:
+    for kind, body in re.findall(r"```(python|json)\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        if kind == "python":
+            compile(body, page.name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        else:
+            json.loads(body)
+
+
+def test_curl_bodies_are_json() -> None:
+    bodies = re.findall(r"-d '(\{.*?\})'", README, flags=re.DOTALL)
+    assert bodies
+    for body in bodies:
+        assert "model" in json.loads(body)
+
+
+def test_the_file_map_names_files_that_exist() -> None:
+    tree = README.split("## Where things are", 1)[1].split("```")[1]
+    folder = ""
+    names = 0
+    for line in tree.strip().splitlines():
+        top = re.match(r"(\S+/)", line)
+        if top and not line.startswith(" "):
+            folder = top[1]
+        for name in re.findall(r"(?<![\w/.])([\w*]+(?:\.(?:py|yaml|md)|/))(?=\s|$)", line):
+            candidates = [*ROOT.glob(name.rstrip("/")), *(ROOT / folder).glob(name.rstrip("/"))]
+            assert candidates, f"the README's map names {name} in {folder or 'the top'}"
+            names += 1
+    assert names > 30
+
+
+def test_every_route_shown_exists() -> None:
+    api = create_api(None, routing=RoutingArgs(), limits=LimitArgs(), access=Access())  # type: ignore[arg-type]
+    routes = {route.path for route in api.routes}
+    for page in (ROOT / "README.md", ROOT / "docs/api.md"):
+        shown = set(re.findall(r"(?:GET|POST)[` ]+(/[\w/{}]+)", page.read_text()))
+        assert shown
+        for path in shown:
+            assert path in routes or path.replace("{name}", "{name:path}") in routes, f"{page.name} shows {path}"
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
