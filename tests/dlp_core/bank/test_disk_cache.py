@@ -309,7 +309,7 @@ def test_what_is_leased_is_never_evicted(store: FolderStore, manifest: BankManif
 def test_another_process_respects_a_lease(store: FolderStore, manifest: BankManifest, root: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from dlp_core.bank.manifest import load_manifest; from dlp_core.bank.disk_cache import DiskCache\n"
+        "from dlp_core.bank.reading import load_manifest; from dlp_core.bank.disk_cache import DiskCache\n"
         "from dlp_core.store.opening import open_store\n"
         "store = open_store(sys.argv[1]); cache = DiskCache(Path(sys.argv[2]), int(sys.argv[3]))\n"
         "for entry in load_manifest(store).adapters[1:]: cache.fetch(store, entry)"

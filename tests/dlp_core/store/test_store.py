@@ -278,7 +278,7 @@ def test_links_do_not_lead_out_of_the_folder(tmp_path: Path) -> None:
 
 def test_conditions_hold_between_processes(tmp_path: Path) -> None:
     code = (
-        "import sys; from dlp_core.store.protocol import open_store; from dlp_core.errors import Conflict\n"
+        "import sys; from dlp_core.store.opening import open_store; from dlp_core.errors import Conflict\n"
         "won = 0\n"
         "for n in range(50):\n"
         "    try: open_store(sys.argv[1]).put(f'k{n}', b'x', if_none_match=True); won += 1\n"
