@@ -31,7 +31,8 @@ from benchmarks.affinity import SMALL, affinity, power_of_two, simulate
 from deployments.local.app import LocalApp, load_config
 from dlp_core.bank.publish import publish
 from dlp_core.store.opening import open_store
-from tests.support.application import BASE, ROOT, free_port
+from tests.support.application import BASE, ROOT
+from tests.support.ports import free_port
 from tests.support.tiny import peft_model
 from tests.support.tiny_text import tiny_backbone
 

@@ -27,7 +27,7 @@ import httpx
 from ray.serve.config import AutoscalingContext
 
 from deployments.fleet.autoscaling import ADAPTERS, REQUESTS, TOKENS, BackbonePolicy, Decision
-from tests.support.application import running
+from tests.support.application import make_bank, running
 
 LOAD_S, SILENCE_S = 40, 25
 QUEUE = 16
@@ -154,6 +154,7 @@ def main() -> None:
             "policy_kwargs": {"path": str(path), "tokens": 0.7, "adapters": 0.9},
         }
         scaling = {"FusedBackbone": SCALING | {"policy": policy}}
+        make_bank(Path(temporary))
         with running(Path(temporary), queue=QUEUE, scaling=scaling, engine=ENGINE, routing=ROUTING) as app:
             for kind in (steady, bursts, long_prompts, mixes):
                 began = time.time()

@@ -48,7 +48,8 @@ from dlp_core.generation.generator import Completions
 from dlp_core.generation.messages import GenerationRequest
 from dlp_core.mix import Mix
 from dlp_core.store.opening import open_store
-from tests.support.application import BASE, ROOT, free_port, make_bank
+from tests.support.application import BASE, ROOT, make_bank
+from tests.support.ports import free_port
 
 SIDES: dict[str, dict[str, str]] = {
     "engine": {},

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from deployments.fleet.haproxy import COMMAND
-from tests.support.application import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import HANG_S, wait_for
 
 CONFIG = """

@@ -37,6 +37,7 @@ def is_open(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.s3
 def test_the_server_dies_with_its_parent_and_its_data_does_not(
     tmp_path: Path, aws_free: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +56,7 @@ def test_the_server_dies_with_its_parent_and_its_data_does_not(
         assert open_store("s3://kept/").get("a/b").data == b"still here"
 
 
+@pytest.mark.s3
 def test_a_port_in_use_is_said_so(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
