@@ -95,7 +95,7 @@ def successors(resident: Iterable[str], manifest: BankManifest) -> list[str]:
 
 def unqualified(mix: Mix) -> Mix:
     """`mix` with each adapter named as in its bank: what `qualified` was given."""
-    return Mix.of([(part.name.rpartition("@")[0], part.weight) for part in mix.adapters])
+    return Mix.of([(part.name.partition("@")[0], part.weight) for part in mix.adapters])
 
 
 def _key(entry: AdapterEntry) -> str:

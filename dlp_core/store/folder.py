@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dlp_core.errors import InvalidRequest, StoreUnavailable
-from dlp_core.store.files import CHUNK_BYTES, save_stream, sync
+from dlp_core.store.disk import CHUNK_BYTES, save_stream, sync
 from dlp_core.store.protocol import ObjectInfo, StoredObject, check_key, check_prefix, conflict, not_found
 
 _ABANDONED_S = 24 * 3600.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,6 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.metrics import Histogram
 
-from deployments.http.deadline import until
 from deployments.observe import metrics
 from deployments.observe.metrics import EngineMetrics, RoutingMetrics, TokenStopwatch
 from deployments.replicas.errors import from_ray
@@ -314,25 +312,7 @@ def test_two_banks_are_served_side_by_side(store: AdapterStore, tmp_path: Path) 
         source.load("sql")
 
 
-# --- deadlines, metrics
-
-
-async def test_a_deadline_closes_what_it_cuts_off() -> None:
-    closed = asyncio.Event()
-
-    async def endless() -> AsyncGenerator[int, None]:
-        try:
-            yield 1
-            await asyncio.Event().wait()
-            yield 2
-        finally:
-            closed.set()
-
-    items = until(asyncio.get_running_loop().time() + 0.05, endless())
-    assert await anext(items) == 1
-    with pytest.raises(DeadlineExceeded):
-        await anext(items)
-    assert closed.is_set()
+# --- metrics
 
 
 def test_metrics_take_every_decision_and_completion() -> None:
