@@ -31,6 +31,12 @@ from tests.support.waiting import HANG_S, wait_for
 BASE = "tiny-llama"
 START_S = 300.0
 """After which an application that does not start hangs."""
+PATIENCE = {
+    "RAY_worker_niceness": "0",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": str(HANG_S),
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(HANG_S),
+}
+"""By Ray's own settings, whatever else runs on this machine comes first, and a proxy that is slow then is replaced."""
 ADMIN_TOKEN = "admin-token-of-the-tests"
 BANK = "s3://dlp/bank/"
 TASKS = {
@@ -94,7 +100,7 @@ def running(
     settings["engine"] |= {"max_requests": queue, "cache_tokens": 32768} | args.get("engine", {})
     for deployment in config["applications"][0]["deployments"]:
         deployment["ray_actor_options"]["num_cpus"] = 0.1
-        deployment["health_check_period_s"] = 1  # so that what was broken is soon seen
+        deployment |= {"health_check_period_s": 1, "health_check_timeout_s": HANG_S}  # what broke is soon seen
         deployment["autoscaling_config"] |= (scaling or {}).get(deployment["name"], {})
         if deployment["name"] == "FusedBackbone":
             deployment |= {"max_ongoing_requests": queue, "max_queued_requests": queue}
@@ -103,6 +109,8 @@ def running(
         started.callback(server.stop)
         environment.setenv("PYTHONPATH", str(ROOT))
         environment.setenv("OMP_NUM_THREADS", "1")
+        for name, value in PATIENCE.items():
+            environment.setenv(name, value)
         environment.setenv(TOKEN_VARIABLE, ADMIN_TOKEN)
         for name, value in server.start().items():
             environment.setenv(name, value)
