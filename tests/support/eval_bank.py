@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 
 from dlp_core.engine.config import EngineConfig
@@ -44,6 +45,7 @@ def write_bank(folder: Path, base: Path, *, seeds: Mapping[str, int] | None = No
     return folder
 
 
+@cache
 def trained_router() -> Router:
     """It is sure of the tasks' questions, with a full stop or without."""
     questions = [(task, text.format(number)) for task, text in TASKS.items() for number in range(60)]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,17 +111,21 @@ def test_a_mistake_is_one_line_and_exit_2(dlp: Run, tmp_path: Path, monkeypatch:
 def test_pull_waits_for_a_model_that_is_pushed_later(
     dlp: Run, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model, "RETRY_S", 0.05)
-    source = write_model(tmp_path / "base")
-    later = threading.Timer(0.3, lambda: push(open_store(uri), source))
-    later.start()
+    source, waits = write_model(tmp_path / "base"), []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            push(open_store(uri), source)
+
+    monkeypatch.setattr(model, "time", SimpleNamespace(monotonic=lambda: sum(waits), sleep=sleep))
     assert json_of(dlp("pull", uri, str(tmp_path / "node"), "--wait", "30", "--json"))["fetched"]
-    later.join()
+    assert len(waits) == 3
 
 
 def test_pull_waits_no_longer_than_it_was_told(dlp: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "RETRY_S", 0.05)
-    began = time.monotonic()
-    code, _, err = dlp("pull", str(tmp_path / "nothing"), str(tmp_path / "node"), "--wait", "0.3")
+    waits: list[float] = []
+    monkeypatch.setattr(model, "time", SimpleNamespace(monotonic=lambda: sum(waits), sleep=waits.append))
+    code, _, err = dlp("pull", str(tmp_path / "nothing"), str(tmp_path / "node"), "--wait", "31")
     assert (code, err.count("\n")) == (2, 1)
-    assert 0.2 < time.monotonic() - began < 5
+    assert 31 - model.RETRY_S < sum(waits) <= 31

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import time
+from types import SimpleNamespace
 
+import pytest
 from ray.serve.metrics import Histogram
 
+from deployments.observe import metrics
 from deployments.observe.metrics import EngineMetrics, RoutingMetrics, TokenStopwatch
 from dlp_core.decision import Decision, RoutingOptions
 from dlp_core.generation.messages import Finished
@@ -26,7 +28,7 @@ def test_metrics_take_every_decision_and_completion() -> None:
     engine.stopwatch().tokens(1)
 
 
-def test_the_stopwatch_times_the_first_token_and_then_each() -> None:
+def test_the_stopwatch_times_the_first_token_and_then_each(monkeypatch: pytest.MonkeyPatch) -> None:
     class Recorder(Histogram):
         def __init__(self) -> None:
             self.seen: list[float] = []
@@ -34,13 +36,14 @@ def test_the_stopwatch_times_the_first_token_and_then_each() -> None:
         def observe(self, value: float, tags: dict[str, str] | None = None) -> None:
             self.seen.append(value)
 
+    now = 100.0
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(perf_counter=lambda: now))
     first, between = Recorder(), Recorder()
     watch = TokenStopwatch(first, between)
-    time.sleep(0.02)
+    now += 2
     watch.tokens(0)  # an event without tokens is not a token
+    now += 1
     watch.tokens(1)
-    time.sleep(0.04)
+    now += 4
     watch.tokens(4)
-    assert len(first.seen) == len(between.seen) == 1
-    assert first.seen[0] >= 0.02
-    assert 0.01 <= between.seen[0] < 0.04
+    assert (first.seen, between.seen) == ([3.0], [1.0])

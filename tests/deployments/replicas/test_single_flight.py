@@ -10,6 +10,7 @@ import pytest
 
 from deployments.replicas.single_flight import SingleFlight
 from dlp_core.errors import StoreUnavailable
+from tests.support.waiting import HANG_S, async_wait_for
 
 
 async def test_those_who_ask_together_share_one_computation() -> None:
@@ -18,12 +19,12 @@ async def test_those_who_ask_together_share_one_computation() -> None:
 
     def compute(key: str) -> str:
         calls.append(key)
-        go.wait(5)
+        assert go.wait(HANG_S)
         return key.upper()
 
     once = SingleFlight(compute, keep=2)
     waiters = [asyncio.create_task(once.get("a")) for _ in range(5)]
-    await asyncio.sleep(0.05)
+    await async_wait_for(lambda: calls, "computation")
     waiters[0].cancel()
     go.set()
     assert await asyncio.gather(*waiters[1:]) == ["A"] * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from dlp_core.errors import AdapterRefused, BankError, EngineFailed, StoreUnavai
 from dlp_core.store.memory import MemoryStore
 from dlp_core.store.protocol import AdapterStore
 from tests.support.banks import Spy, publish_bank
+from tests.support.waiting import async_wait_for
 
 
 @pytest.fixture
@@ -23,16 +25,19 @@ def store(request: pytest.FixtureRequest) -> AdapterStore:
 
 async def test_the_follower_waits_follows_and_survives(store: AdapterStore, tmp_path: Path) -> None:
     prepared: list[str] = []
+    looks: list[str] = []
+    tried: list[str] = []
     broken = {"two"}
 
     async def prepare(bank: BankManifest) -> None:
+        tried.append(bank.version)
         if bank.version in broken:
             raise EngineFailed("no replica yet")
         prepared.append(bank.version)
 
-    follower = BankFollower(store, poll_s=0.02, prepare=prepare)
+    follower = BankFollower(store, poll_s=0.02, prepare=prepare, looked=lambda: looks.append(""))
     following = asyncio.create_task(follower.follow())
-    await asyncio.sleep(0.05)
+    await async_wait_for(lambda: looks, "look")
     with pytest.raises(StoreUnavailable, match="no bank is published") as refused:
         follower.bank()
     assert refused.value.retry_after == 0.02
@@ -40,13 +45,14 @@ async def test_the_follower_waits_follows_and_survives(store: AdapterStore, tmp_
     publish_bank(store, tmp_path, {"sql": 1}, "one")
     await serving(follower, "one")
     publish_bank(store, tmp_path, {"sql": 1, "cron": 2}, "two")
-    await asyncio.sleep(0.1)
+    await async_wait_for(lambda: tried.count("two") > 1, "second attempt")
     assert follower.bank().version == "one"  # two is not ready
     broken.clear()
     await serving(follower, "two")
 
     store.delete("current.json")
-    await asyncio.sleep(0.1)
+    looks.clear()
+    await async_wait_for(lambda: len(looks) > 2, "look at what is no more")
     assert follower.bank().version == "two"
     assert prepared == ["one", "two"]
     assert not following.done()
@@ -63,7 +69,7 @@ async def test_a_bank_that_no_waiting_makes_fit_is_told_apart(store: AdapterStor
     publish_bank(store, tmp_path, {"sql": 1}, "one")
     follower = BankFollower(store, poll_s=0.02, prepare=prepare)
     following = asyncio.create_task(follower.follow())
-    await asyncio.sleep(0.1)
+    await async_wait_for(lambda: follower.refused, "refusal")
     with pytest.raises(NoUsableBank, match="this replica runs 'tiny'") as refused:
         follower.bank()
     assert (refused.value.status, refused.value.code) == (503, "bank_invalid")
@@ -92,9 +98,10 @@ async def test_it_is_settled_by_a_bank_or_by_a_reason_not_by_a_lost_replica(
         if error is not None:
             raise error
 
-    follower = BankFollower(store, poll_s=0.02, prepare=prepare)
+    looks: list[str] = []
+    follower = BankFollower(store, poll_s=0.02, prepare=prepare, looked=lambda: looks.append(""))
     following = asyncio.create_task(follower.follow())
-    await asyncio.sleep(0.2)
+    await async_wait_for(lambda: len(looks) > 1, "second look")
     assert follower.settled.is_set() == known
     error = None
     await serving(follower, "one")
@@ -156,11 +163,9 @@ async def ready(bank: BankManifest) -> None:
 
 
 async def serving(follower: BankFollower, version: str) -> None:
-    async with asyncio.timeout(5):
-        while True:
-            try:
-                if follower.bank().version == version:
-                    return
-            except StoreUnavailable:
-                pass
-            await asyncio.sleep(0.01)
+    def serves() -> bool:
+        with suppress(StoreUnavailable):
+            return follower.bank().version == version
+        return False
+
+    await async_wait_for(serves, f"bank {version}")
