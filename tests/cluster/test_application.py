@@ -24,6 +24,7 @@ from dlp_core.store.opening import open_store
 from tests.support.application import (
     BANK,
     BASE,
+    START_S,
     TASKS,
     Application,
     ask,
@@ -313,7 +314,7 @@ def test_a_replica_that_dies_is_replaced(app: Application) -> None:
         ray.kill(ray.get_actor(backbone["name"], namespace=backbone["namespace"]))
         *_, last = [line for line in lines if line]
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_failed"
-    wait_for(lambda: answers(app), "new replica")
+    wait_for(lambda: answers(app), "new replica", START_S)
 
 
 def answers(app: Application) -> bool:

@@ -20,6 +20,7 @@ from dlp_core.bank.publish import publish
 from dlp_core.store.opening import open_store
 from tests.support.application import (
     BANK,
+    START_S,
     TASKS,
     Application,
     ask,
@@ -112,7 +113,7 @@ def test_a_load_step_adds_replicas_and_its_end_removes_them(app: Application) ->
     with watched("FusedBackbone") as counts, load(app, STREAMS, tokens=1500) as streamed:
         wait_for(lambda: replicas("FusedBackbone") == (1, 1), "quiet deployment")
         with load(app, CLIENTS, tokens=100) as answered:
-            wait_for(lambda: replicas("FusedBackbone") == (3, 3), "three replicas")
+            wait_for(lambda: replicas("FusedBackbone") == (3, 3), "three replicas", START_S)
             time.sleep(8)  # longer than the delay: they stay
         wait_for(lambda: replicas("FusedBackbone") == (1, 1), "one replica again")
         time.sleep(4)
