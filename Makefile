@@ -33,7 +33,7 @@ format: $(INSTALLED) ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 eval: $(INSTALLED) ## judge the demo bank on prompts that no generator made; report in .demo/eval
-	@$(BIN)/python -c "from pathlib import Path; from deployments.demo_backbone import ensure_backbone; ensure_backbone(Path('.demo'))"
+	@$(BIN)/python -c "from pathlib import Path; from deployments.local.demo_backbone import ensure_backbone; ensure_backbone(Path('.demo'))"
 	@$(BIN)/dlp eval --suite examples/bank/suite.yaml --bank examples/bank --base-model .demo/SmolLM2-135M-Instruct --dtype float32 --out .demo/eval
 
 bench: $(INSTALLED) ## measure everything on this machine, 20 minutes; "make bench BENCH=--quick" takes a few

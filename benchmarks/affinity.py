@@ -2,10 +2,10 @@
 
     .venv/bin/python -m benchmarks.affinity
 
-The scoring function is the one that serves (dlp_core/affinity.py). Requests arrive at random (Poisson); each wants a
-mix of one to three adapters of one family, families by Zipf's law; a replica keeps the adapters it used last in its
-slots, runs so many requests at once, and a load delays the request it is for. Prints one JSON object: loads per 1,000
-requests, and the busiest replica's requests over the mean.
+The scoring function is the one that serves (dlp_core/fleet/affinity.py). Requests arrive at random (Poisson); each
+wants a mix of one to three adapters of one family, families by Zipf's law; a replica keeps the adapters it used last
+in its slots, runs so many requests at once, and a load delays the request it is for. Prints one JSON object: loads
+per 1,000 requests, and the busiest replica's requests over the mean.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
 
-from dlp_core.affinity import Replica, rank
+from dlp_core.fleet.affinity import Replica, rank
 
 LOAD = 0.07  # of a request's mean duration
 WARM_UP = 0.1  # share of the requests that are not counted

@@ -28,12 +28,12 @@ import ray
 import typer
 
 from benchmarks.affinity import SMALL, affinity, power_of_two, simulate
-from deployments.local_app import LocalApp, load_config
-from dlp_core.publish import publish
-from dlp_core.store import open_store
-from tests.application import BASE, ROOT, free_port
-from tests.tiny import peft_model
-from tests.tiny_text import tiny_backbone
+from deployments.local.app import LocalApp, load_config
+from dlp_core.bank.publish import publish
+from dlp_core.store.opening import open_store
+from tests.support.application import BASE, ROOT, free_port
+from tests.support.tiny import peft_model
+from tests.support.tiny_text import tiny_backbone
 
 EXPORT_S = 25.0  # Ray exports every ten seconds, and its agent scrapes now and then
 WARM_UP = 200

@@ -5,7 +5,7 @@
 A tiny random model, at most three replicas, and delays of seconds instead of minutes; each kind of load lasts 40 s and
 ends in 25 s of silence. Prints one JSON object: per kind of load, what all replicas reported together (`requests`,
 `tokens`, `adapters`), what waited at the callers (`queued`), and the number of replicas that Serve aimed at, once a
-second. tests/test_autoscaling_traces.py replays them. Needs the `train` extra.
+second. tests/deployments/fleet/test_autoscaling_traces.py replays them. Needs the `train` extra.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from typing import Any
 import httpx
 from ray.serve.config import AutoscalingContext
 
-from deployments.autoscale import ADAPTERS, REQUESTS, TOKENS, BackbonePolicy, Decision
-from tests.application import running
+from deployments.fleet.autoscaling import ADAPTERS, REQUESTS, TOKENS, BackbonePolicy, Decision
+from tests.support.application import running
 
 LOAD_S, SILENCE_S = 40, 25
 QUEUE = 16
 ENGINE = {"slots": 2, "cache_tokens": 8192}
-ROUTING = {"max_adapters": 2, "most_adapters": 2}
+ROUTING = {"default_max_adapters": 2, "max_adapters": 2}
 
 Body = dict[str, Any]
 

@@ -11,8 +11,8 @@ nothing else. Time to the first token of a request, by where its adapter is:
     device    in a slot
 
 The server is reached over loopback, and over a link with the latency and bandwidth of a store in the same region
-(benchmarks/link.py). Each adapter is cold once. Before or after its cold start, in turn, boto3 reads the same object as
-a plain GET:
+(benchmarks/measure/link.py). Each adapter is cold once. Before or after its cold start, in turn, boto3 reads the same
+object as a plain GET:
 
     ideal = first byte + bytes / bandwidth            bandwidth: of the bytes after the first
     ratio = (cold - device) / ideal                   of each adapter; the median counts
@@ -39,24 +39,26 @@ from urllib.parse import urlsplit
 
 import typer
 
-from benchmarks.harness import model_folder, over, report, run, spread
-from benchmarks.link import Link, Shape
-from benchmarks.peft_folder import write_adapter
-from benchmarks.synthetic import TARGETS, load_model, random_adapter
-from benchmarks.targets import Target, judged
-from deployments.local_s3 import LocalS3
-from dlp_core.adapter import WEIGHTS_FILE
-from dlp_core.bank import AdapterEntry, BankManifest
-from dlp_core.bank_source import BankSource
-from dlp_core.config import EngineConfig
-from dlp_core.disk_cache import DiskCache
-from dlp_core.engine import FusedEngine, Sampling
-from dlp_core.layers import Fusion, install
+from benchmarks.measure.harness import model_folder, over, report, run, spread
+from benchmarks.measure.link import Link, Shape
+from benchmarks.measure.peft_folder import write_adapter
+from benchmarks.measure.synthetic import TARGETS, load_model, random_adapter
+from benchmarks.measure.targets import Target, judged
+from dlp_core.adapter.weights import WEIGHTS_FILE
+from dlp_core.bank.disk_cache import DiskCache
+from dlp_core.bank.manifest import AdapterEntry, BankManifest
+from dlp_core.bank.publish import publish
+from dlp_core.bank.source import BankSource
+from dlp_core.engine.config import EngineConfig
+from dlp_core.engine.engine import FusedEngine
+from dlp_core.engine.request import Sampling
+from dlp_core.fusion.layers import Fusion, install
 from dlp_core.mix import Mix
-from dlp_core.publish import publish
-from dlp_core.residency import Residency
-from dlp_core.s3 import make_client
-from dlp_core.store import CHUNK_BYTES, open_store
+from dlp_core.residency.movement import Residency
+from dlp_core.store.disk import CHUNK_BYTES
+from dlp_core.store.local_s3 import LocalS3
+from dlp_core.store.opening import open_store
+from dlp_core.store.s3 import make_client
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -137,7 +139,7 @@ class Asker:
         """Seconds to the first token of a request, whose adapter is where `kind` says, and of the loads on the way."""
         number = next(self._numbers)
         prompt = [3 + (number * PROMPT_TOKENS + place) % 30_000 for place in range(PROMPT_TOKENS)]  # nothing is shared
-        mix = Mix.of({f"{entry.name}@{entry.version}": 1.0})
+        mix = Mix.of({entry.qualified_name: 1.0})
         sampling = Sampling(max_tokens=2, ignore_eos=True)
         seconds = 0.0
         began = time.perf_counter()

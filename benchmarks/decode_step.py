@@ -30,12 +30,12 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 
-from benchmarks.harness import Timing, compared, interleaved, model_folder, report, run
-from benchmarks.models import ADAPTERS, Models, Sides
-from benchmarks.synthetic import TARGETS, random_adapter, twin, under
-from benchmarks.targets import Target, judged
-from dlp_core.layers import install
-from dlp_core.ops.segments import Segment
+from benchmarks.measure.harness import Timing, compared, interleaved, model_folder, report, run
+from benchmarks.measure.models import ADAPTERS, Models, Sides
+from benchmarks.measure.synthetic import TARGETS, random_adapter, twin, under
+from benchmarks.measure.targets import Target, judged
+from dlp_core.fusion.layers import install
+from dlp_core.fusion.segments import Segment
 
 CONTEXT = 128
 RANKS = {"8": (8,), "16": (16,), "64": (64,), "mixed": (4, 8, 16, 32)}

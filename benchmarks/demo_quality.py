@@ -23,14 +23,15 @@ import typer
 from openai import OpenAI
 from rich.table import Table
 
-from deployments import console
+from deployments import terminal
+from dlp_core.adapter.names import AUTO
+from dlp_core.store.jsonl import read_objects
 from examples.bank.tasks import TASKS, background_rows, rows
 
 ROOT = Path(__file__).resolve().parent.parent
 BANK = ROOT / "examples/bank"
 HANDWRITTEN = "handwritten"
 NO_TASK = "of no task"
-AUTO = "auto"
 NAMED = "named"
 
 Row = Mapping[str, str | None]
@@ -97,7 +98,7 @@ def measure(
                 "rows": judged,
             }
             records.append(record)
-            console.err.print(f"{suite} {arm}: exact {record['exact']}, routed {record['routed']}", highlight=False)
+            terminal.err.print(f"{suite} {arm}: exact {record['exact']}, routed {record['routed']}", highlight=False)
     return records
 
 
@@ -135,7 +136,7 @@ def main(
     if (base is None) == (url is None):
         raise typer.BadParameter("give either --url or --base")
     arms = arm or ["base", NAMED, AUTO]
-    written = [json.loads(line) for line in (BANK / "handwritten.jsonl").read_text().splitlines()]
+    written = [row for _, row in read_objects(BANK / "handwritten.jsonl")]
     suites: dict[str, Sequence[Row]] = {task: rows(task, "heldout", count, seed=seed) for task in TASKS}
     suites[HANDWRITTEN] = [row for row in written if row["task"]]
     suites[NO_TASK] = [*background_rows("heldout", count, seed=seed), *(row for row in written if not row["task"])]
@@ -149,7 +150,7 @@ def main(
         assert base is not None
         answerer = InProcess(base, sorted(adapters.iterdir()), router if AUTO in arms else None)
     records = measure(answerer, suites, arms, json.loads((BANK / "bank.json").read_text())["base_model"])
-    console.out.print(table(records, arms))
+    terminal.out.print(table(records, arms))
     about = {
         "over": "http" if url else "transformers and PEFT, bf16",
         "cores": os.cpu_count(),
@@ -159,7 +160,7 @@ def main(
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({**about, "records": records}, indent=1, ensure_ascii=False) + "\n")
-    console.out.print(f"raw answers: {out}")
+    terminal.out.print(f"raw answers: {out}")
 
 
 if __name__ == "__main__":

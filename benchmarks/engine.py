@@ -4,7 +4,7 @@
 
 First 16 clients send one request after the other (`closed`), which says what the machine can do. Then requests arrive
 on their own, at `load` times the requests a second that the plain model answered then. Each cell is one trace of
-requests (benchmarks/traffic.py), played to every side in turn:
+requests (benchmarks/measure/traffic.py), played to every side in turn:
 
     plain             no adapter
     one               one of 8 adapters, another one for each request
@@ -33,16 +33,18 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import typer
 
-from benchmarks.harness import abba, model_folder, over, report, run, spread
-from benchmarks.peft_folder import write_adapter
-from benchmarks.service import Answer, Objective, percentiles, summary
-from benchmarks.synthetic import TARGETS, load_model
-from benchmarks.traffic import Lengths, Request, trace
-from dlp_core.config import EngineConfig
-from dlp_core.engine import FusedEngine, Sampling
-from dlp_core.layers import install
+from benchmarks.measure.harness import abba, model_folder, over, report, run, spread
+from benchmarks.measure.peft_folder import write_adapter
+from benchmarks.measure.service import Answer, Objective, percentiles, summary
+from benchmarks.measure.synthetic import TARGETS, load_model
+from benchmarks.measure.traffic import Lengths, Request, trace
+from dlp_core.engine.config import EngineConfig
+from dlp_core.engine.engine import FusedEngine
+from dlp_core.engine.request import Sampling
+from dlp_core.fusion.layers import install
 from dlp_core.mix import EMPTY_MIX, Mix
-from dlp_core.residency import FolderSource, Residency
+from dlp_core.residency.movement import Residency
+from dlp_core.residency.sources import FolderSource
 
 STREAMS = 16
 SLOTS, FEW, MANY = 32, 8, 100

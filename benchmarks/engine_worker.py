@@ -13,13 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.synthetic import load_model
-from benchmarks.worker import Batch, Done, answer
-from dlp_core.config import EngineConfig
-from dlp_core.engine import FusedEngine, Sampling
-from dlp_core.layers import install
+from benchmarks.measure.synthetic import load_model
+from benchmarks.measure.worker import Batch, Done, answer
+from dlp_core.engine.config import EngineConfig
+from dlp_core.engine.engine import FusedEngine
+from dlp_core.engine.request import Sampling
+from dlp_core.fusion.layers import install
 from dlp_core.mix import Mix
-from dlp_core.residency import FolderSource, Residency
+from dlp_core.residency.movement import Residency
+from dlp_core.residency.sources import FolderSource
 
 
 class Engine:

@@ -18,13 +18,18 @@ from typing import Annotated
 import typer
 
 from deployments.args import AppArgs
-from deployments.imports import lasting_imports
-from dlp_core.bank_source import BankSource
-from dlp_core.disk_cache import DiskCache
+from deployments.replicas.imports import lasting_imports
+from dlp_core.bank.disk_cache import DiskCache
+from dlp_core.bank.source import BankSource
 from dlp_core.mix import EMPTY_MIX
-from dlp_core.store import open_store
+from dlp_core.store.opening import open_store
 
-MODULES = ("torch", "transformers.generation.continuous_batching", "dlp_core.engine", "deployments.load_engine")
+MODULES = (
+    "torch",
+    "transformers.generation.continuous_batching",
+    "dlp_core.engine",
+    "deployments.replicas.load_engine",
+)
 
 
 async def phases(model: str, bank: str) -> dict[str, float]:

@@ -28,7 +28,7 @@ status=0
 # The project's own pytest settings want plugins that a bare machine does not have. An interrupt, unlike an end, leaves
 # pytest the time to say which test hangs.
 timeout --signal=INT --kill-after=10 200 \
-  "$python" -m pytest -v -c /dev/null --rootdir . --noconftest -p no:cacheprovider tests/test_triton.py 2>&1 |
+  "$python" -m pytest -v -c /dev/null --rootdir . --noconftest -p no:cacheprovider tests/dlp_core/fusion/test_triton.py 2>&1 |
   tee "$out/gpu_tests.txt" || status=1
 "$python" -m benchmarks.gpu_decode --out "$out/gpu_decode.json" "$@" 2>&1 | tee "$out/gpu_decode.txt" || status=1
 [ "$status" = 0 ] || echo "not all is well: see $out/gpu_tests.txt and $out/gpu_decode.txt" >&2

@@ -44,13 +44,13 @@ if not torch.cuda.is_available():
 
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.measure.synthetic import twin
+from benchmarks.measure.timing import Timing, interleaved, on_host
 from benchmarks.peers.loop import Factors, looped
-from benchmarks.synthetic import twin
-from benchmarks.timing import Timing, interleaved, on_host
-from dlp_core.adapter import Adapter, LoRAWeights
-from dlp_core.layers import Fusion, install
-from dlp_core.ops.segments import Segment
-from dlp_core.ops.triton import TritonOp
+from dlp_core.adapter.weights import Adapter, LoRAWeights
+from dlp_core.fusion.layers import Fusion, install
+from dlp_core.fusion.segments import Segment
+from dlp_core.fusion.triton import TritonOp
 
 TARGETS = {
     "qv": ("q_proj", "v_proj"),

@@ -23,12 +23,14 @@ import torch
 import typer
 from transformers import AutoModelForCausalLM
 
-from dlp_core.config import EngineConfig
-from dlp_core.engine import FusedEngine, Sampling
-from dlp_core.layers import install
+from dlp_core.engine.config import EngineConfig
+from dlp_core.engine.engine import FusedEngine
+from dlp_core.engine.request import Sampling
+from dlp_core.fusion.layers import install
 from dlp_core.mix import Mix
 from dlp_core.quiet import quiet_transformers
-from dlp_core.residency import FolderSource, Residency
+from dlp_core.residency.movement import Residency
+from dlp_core.residency.sources import FolderSource
 
 ADAPTERS = Path(__file__).parents[1] / "examples/bank/adapters"
 ORDER = ("quiet", "loading", "loading", "quiet") * 2

@@ -17,11 +17,11 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 
-from benchmarks.harness import compared, interleaved, model_folder, report, run
-from benchmarks.models import Models, Sides
-from benchmarks.synthetic import under
-from benchmarks.targets import Target, judged
-from dlp_core.ops.segments import Segment
+from benchmarks.measure.harness import compared, interleaved, model_folder, report, run
+from benchmarks.measure.models import Models, Sides
+from benchmarks.measure.synthetic import under
+from benchmarks.measure.targets import Target, judged
+from dlp_core.fusion.segments import Segment
 
 MIX = ((0, 0.5), (1, 0.3), (2, 0.2))
 

@@ -28,13 +28,13 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before numpy: latencies are those of one 
 import numpy as np
 import typer
 
-from benchmarks.harness import run, surroundings
+from benchmarks.measure.harness import run, surroundings
 from dlp_core.router import Router
 from dlp_core.router.calibration import auroc
 from dlp_core.router.features import featurise
 from dlp_core.router.growth import MIN_EXAMPLES, add_adapter
 from dlp_core.router.rows import TaskRow, read_task_rows
-from dlp_core.router.training import train_router
+from dlp_core.router.training.train import train_router
 
 ADAPTERS = 1000
 ADDED = 50

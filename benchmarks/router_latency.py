@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.harness import ROOT, abba, over, report, run, spread
+from benchmarks.measure.harness import ROOT, abba, over, report, run, spread
 from dlp_core.router import Router
 from examples.bank.tasks import TASKS, background_rows, rows
 

@@ -34,16 +34,16 @@ import httpx
 import typer
 import yaml
 
-from benchmarks.harness import Timing, compared, interleaved, report
-from deployments.local_app import load_config
-from dlp_core.publish import publish
+from benchmarks.measure.harness import Timing, compared, interleaved, report
+from deployments.local.app import load_config
+from dlp_core.bank.publish import publish
 from dlp_core.router import Router
-from dlp_core.store import open_store
+from dlp_core.store.opening import open_store
 
 ROOT = Path(__file__).parents[1]
 TEXT = "every weekday at 8:30 in the morning, as cron"
 ROUTER = ROOT / "examples/bank/router"
-DLP = (sys.executable, "-m", "deployments.cli")
+DLP = (sys.executable, "-m", "deployments.cli.main")
 PROCESSES: dict[str, Sequence[str]] = {
     "python": (sys.executable, "-c", "pass"),
     "import dlp_core": (sys.executable, "-c", "import dlp_core"),

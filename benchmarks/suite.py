@@ -5,7 +5,7 @@
 Under 20 minutes on two cores, a few with --quick. Each part is a process of its own and writes <part>.json into the
 folder of results (<part>_quick.json with --quick, so that a quick look replaces nothing); a part whose needs are not
 installed is skipped. Then come the plot of the decode step's ratios and, on standard output, the table of all targets.
-Without --model it is the demo's backbone.
+`python -m benchmarks.figures` fills the pages from the new results. Without --model the demo's backbone is used.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from benchmarks.harness import ROOT, model_folder, run
-from benchmarks.table import Result, table
-from deployments import console
-from deployments.demo_backbone import ensure_backbone
+from benchmarks.measure.harness import ROOT, model_folder, run
+from benchmarks.measure.table import Result, table
+from deployments import terminal
+from deployments.local.demo_backbone import ensure_backbone
 from dlp_core.errors import DLPError, InvalidRequest
 
 RESULTS = ROOT / "benchmarks/results"
@@ -100,14 +100,14 @@ def measure(part: Part, model: Path, out: Path, quick: bool) -> None:
     options = [str(model) if option == MODEL else option for option in part.options]
     command = [sys.executable, "-m", part.module, *options, *(["--quick"] if quick else []), "--out", str(out)]
     about = "" if quick else f", about {part.minutes:g} min"
-    with console.step(f"{part.name}{about}"):
+    with terminal.step(f"{part.name}{about}"):
         done = subprocess.run(
             command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
         )
         if done.returncode:
             said = done.stderr.strip().splitlines() or ["it said nothing"]
             raise PartFailed(f"{part.name} failed ({done.returncode}): {said[-1]}; run {part.command} to see why")
-    console.err.print(done.stderr.rstrip(), markup=False, highlight=False, soft_wrap=True)
+    terminal.err.print(done.stderr.rstrip(), markup=False, highlight=False, soft_wrap=True)
 
 
 def main(
@@ -123,12 +123,12 @@ def main(
     failed = False
     for part in parts:
         if missing := part.missing():
-            console.err.print(f"  - {part.name} is skipped: there is no {missing} here", highlight=False)
+            terminal.err.print(f"  - {part.name} is skipped: there is no {missing} here", highlight=False)
             continue
         try:
             measure(part, folder, result_of(part, results, quick).resolve(), quick)
         except PartFailed as error:
-            console.err.print(f"  [red]✗[/] {error.message}", highlight=False, soft_wrap=True)
+            terminal.err.print(f"  [red]✗[/] {error.message}", highlight=False, soft_wrap=True)
             failed = True
     found = [(part, result_of(part, results, quick)) for part in PARTS]
     there = [Result(json.loads(path.read_text()), part.command) for part, path in found if path.is_file()]
@@ -141,7 +141,7 @@ def draw(results: Path, quick: bool) -> None:
     """The plot, where there is something to draw it from and with."""
     source = results / f"decode_step{'_quick' if quick else ''}.json"
     if not installed("matplotlib"):
-        console.err.print("  - the plot is skipped: there is no matplotlib here", highlight=False)
+        terminal.err.print("  - the plot is skipped: there is no matplotlib here", highlight=False)
     elif source.is_file():
         from benchmarks.plot import draw_decode_step  # noqa: PLC0415 - matplotlib is not in every installation
 

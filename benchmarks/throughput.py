@@ -31,10 +31,10 @@ from typing import Annotated, Any
 import typer
 from transformers import AutoConfig
 
-from benchmarks.engines import ADAPTERS, Engine, Side, started
-from benchmarks.harness import abba, model_folder, over, report, run, spread
-from benchmarks.targets import Target, judged
-from benchmarks.worker import Batch
+from benchmarks.measure.engines import ADAPTERS, Engine, Side, started
+from benchmarks.measure.harness import abba, model_folder, over, report, run, spread
+from benchmarks.measure.targets import Target, judged
+from benchmarks.measure.worker import Batch
 
 SEQUENCES = (1, 4, 16)
 PROMPT, TOKENS = 32, 32

@@ -6,9 +6,9 @@ No postponed annotations here: Serve looks at the annotation of `args` to make A
 from ray import serve
 
 from deployments.args import AppArgs
-from deployments.backbone import FusedBackbone
-from deployments.ingress import Ingress
-from deployments.router import Router
+from deployments.replicas.backbone import FusedBackbone
+from deployments.replicas.ingress import Ingress
+from deployments.replicas.router import Router
 
 
 def build_app(args: AppArgs) -> serve.Application:

@@ -12,7 +12,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from dlp_core.config import EngineConfig
+from dlp_core.engine.config import EngineConfig
 
 
 class _Args(BaseModel):
@@ -23,10 +23,10 @@ class RoutingArgs(_Args):
     """Defaults of a request's `dlp` field, and the most it may ask for."""
 
     top_p: float = Field(default=0.9, gt=0, le=1)
-    max_adapters: int = Field(default=3, ge=1)
+    default_max_adapters: int = Field(default=3, ge=1)
     min_confidence: float | None = Field(default=None, ge=0, le=1)
     """None: the router's own "none of these" decides alone."""
-    most_adapters: int = Field(default=8, ge=1)
+    max_adapters: int = Field(default=8, ge=1)
     """The most a request may ask for, also with explicit weights."""
     timeout_s: float = Field(default=5.0, gt=0)
     """Longest wait for an answer of the router pool."""
@@ -35,8 +35,10 @@ class RoutingArgs(_Args):
 
     @model_validator(mode="after")
     def _default_within_the_limit(self) -> Self:
-        if self.max_adapters > self.most_adapters:
-            raise ValueError(f"max_adapters {self.max_adapters} is above most_adapters {self.most_adapters}")
+        if self.default_max_adapters > self.max_adapters:
+            raise ValueError(
+                f"default_max_adapters {self.default_max_adapters} is above max_adapters {self.max_adapters}"
+            )
         return self
 
 
@@ -57,7 +59,7 @@ class LimitArgs(_Args):
 
 
 class AccessArgs(_Args):
-    """Where secrets lie, never the secrets themselves (deployments/access.py)."""
+    """Where secrets lie, never the secrets themselves (deployments/http/access.py)."""
 
     admin_token_file: Path | None = None
     """Instead of DLP_ADMIN_TOKEN. Without either there are no admin routes."""
@@ -66,7 +68,7 @@ class AccessArgs(_Args):
 
 
 class LogArgs(_Args):
-    """What is written about requests (deployments/request_log.py)."""
+    """What is written about requests (deployments/http/request_log.py)."""
 
     requests: bool = True
     """One line for each request to a generation route."""
@@ -104,14 +106,14 @@ class AppArgs(_Args):
 
     @model_validator(mode="after")
     def _every_mix_fits(self) -> Self:
-        if self.routing.most_adapters > self.engine.slots:
+        if self.routing.max_adapters > self.engine.slots:
             raise ValueError(
-                f"routing.most_adapters {self.routing.most_adapters} is above engine.slots {self.engine.slots}: "
+                f"routing.max_adapters {self.routing.max_adapters} is above engine.slots {self.engine.slots}: "
                 "such a mix could never be resident"
             )
-        if len(self.pinned_adapters) + self.routing.most_adapters > self.engine.slots:
+        if len(self.pinned_adapters) + self.routing.max_adapters > self.engine.slots:
             raise ValueError(
-                f"{len(self.pinned_adapters)} pinned_adapters and routing.most_adapters {self.routing.most_adapters} "
+                f"{len(self.pinned_adapters)} pinned_adapters and routing.max_adapters {self.routing.max_adapters} "
                 f"together are above engine.slots {self.engine.slots}: some mixes could never be resident"
             )
         return self

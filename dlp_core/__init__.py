@@ -10,28 +10,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dlp_core.adapter import Adapter, LoRAWeights, check_base, check_fits, read_adapter
-    from dlp_core.chat import Message
-    from dlp_core.config import EngineConfig
-    from dlp_core.engine import FusedEngine, Plan, Sampling, TokenEvent, TokenLogprob
+    from dlp_core.adapter.checks import check_base, check_fits
+    from dlp_core.adapter.weights import Adapter, LoRAWeights, read_adapter
+    from dlp_core.engine.config import EngineConfig
+    from dlp_core.engine.engine import FusedEngine
+    from dlp_core.engine.request import Plan, Sampling, TokenEvent, TokenLogprob
     from dlp_core.errors import DLPError
-    from dlp_core.layers import Fusion, install
+    from dlp_core.fusion.layers import Fusion, install
+    from dlp_core.fusion.segments import Segment
+    from dlp_core.generation.generator import Generator
+    from dlp_core.generation.messages import Completion, Delta, Finished
+    from dlp_core.generation.sentence_mixes import SentenceMixes
     from dlp_core.mix import EMPTY_MIX, Mix, Span, select_top_p
-    from dlp_core.ops.segments import Segment
-    from dlp_core.residency import AdapterSource, FolderSource, Residency
+    from dlp_core.residency.movement import Residency
+    from dlp_core.residency.sources import AdapterSource, FolderSource
     from dlp_core.router import Router, Routing
-    from dlp_core.sentence_mixes import SentenceMixes
-    from dlp_core.text import Prompt, TextCodec
+    from dlp_core.text.chat import Message
+    from dlp_core.text.codec import Prompt, TextCodec
 
 __all__ = [
     "Adapter",
     "AdapterSource",
+    "Completion",
+    "Delta",
     "DLPError",
     "EMPTY_MIX",
     "EngineConfig",
+    "Finished",
     "FolderSource",
     "FusedEngine",
     "Fusion",
+    "Generator",
     "LoRAWeights",
     "Message",
     "Mix",
@@ -55,18 +64,23 @@ __all__ = [
 ]
 
 _HOMES = {
-    "adapter": ("Adapter", "LoRAWeights", "check_base", "check_fits", "read_adapter"),
-    "chat": ("Message",),
-    "config": ("EngineConfig",),
-    "engine": ("FusedEngine", "Plan", "Sampling", "TokenEvent", "TokenLogprob"),
+    "adapter.checks": ("check_base", "check_fits"),
+    "adapter.weights": ("Adapter", "LoRAWeights", "read_adapter"),
+    "engine.config": ("EngineConfig",),
+    "engine.engine": ("FusedEngine",),
+    "engine.request": ("Plan", "Sampling", "TokenEvent", "TokenLogprob"),
     "errors": ("DLPError",),
-    "layers": ("Fusion", "install"),
+    "fusion.layers": ("Fusion", "install"),
+    "fusion.segments": ("Segment",),
+    "generation.generator": ("Generator",),
+    "generation.messages": ("Completion", "Delta", "Finished"),
+    "generation.sentence_mixes": ("SentenceMixes",),
     "mix": ("EMPTY_MIX", "Mix", "Span", "select_top_p"),
-    "ops.segments": ("Segment",),
-    "residency": ("AdapterSource", "FolderSource", "Residency"),
+    "residency.movement": ("Residency",),
+    "residency.sources": ("AdapterSource", "FolderSource"),
     "router": ("Router", "Routing"),
-    "sentence_mixes": ("SentenceMixes",),
-    "text": ("Prompt", "TextCodec"),
+    "text.chat": ("Message",),
+    "text.codec": ("Prompt", "TextCodec"),
 }
 
 

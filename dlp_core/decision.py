@@ -16,21 +16,19 @@ from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from dlp_core.adapter.names import AUTO
 from dlp_core.errors import InvalidRequest, RouterUnavailable, UnknownModel
 from dlp_core.mix import EMPTY_MIX, Mix
 
 if TYPE_CHECKING:
-    from dlp_core.bank import BankManifest
+    from dlp_core.bank.manifest import BankManifest
     from dlp_core.router import Routing
-
-AUTO = "auto"
-"""The model name that asks for routing."""
 
 Reason = Literal["routed", "named", "base", "explicit", "none_of_these", "low_confidence", "router_unavailable"]
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class RoutingOptions:
     """What one request says about adapters. Filled by the HTTP layer, defaults and limits already applied."""
 
     model: str
@@ -50,7 +48,7 @@ class Wish:
 class Decision:
     """The mix of one request. The last four fields are None where no router was asked."""
 
-    wish: Wish
+    options: RoutingOptions
     bank: str
     mix: Mix
     digests: Mapping[str, str]  # of the adapters it may use, as the bank promises them
@@ -63,52 +61,55 @@ class Decision:
     @property
     def by_sentence(self) -> bool:
         """Whether the request's sentences are routed one by one: asked for, and nobody chose the adapters."""
-        return self.wish.by_sentence and self.probabilities is not None
+        return self.options.by_sentence and self.probabilities is not None
 
 
 async def decide(
-    bank: BankManifest, wish: Wish, texts: Sequence[str], route: Callable[[Sequence[str]], Awaitable[Routing]]
+    bank: BankManifest,
+    options: RoutingOptions,
+    texts: Sequence[str],
+    route: Callable[[Sequence[str]], Awaitable[Routing]],
 ) -> Decision:
     """Chooses the mix that serves a request. `route` asks the bank's router, which shall know no adapter that is not
-    allowed, about the texts (dlp_core.chat.routing_texts), and is awaited only when needed.
+    allowed, about the texts (dlp_core.text.chat.routing_texts), and is awaited only when needed.
 
     Raises UnknownModel for a name the bank does not have or the request may not use: nothing tells the two apart.
-    Raises InvalidRequest for weights that cannot be used. Where `route` raises RouterUnavailable, the wish's fallback
-    serves, and without one that is raised.
+    Raises InvalidRequest for weights that cannot be used. Where `route` raises RouterUnavailable, `options.fallback`
+    serves; without one the error is raised.
     """
-    digests = {adapter.name: adapter.digest for adapter in bank.adapters if wish.may_use(adapter.name)}
+    digests = {adapter.name: adapter.digest for adapter in bank.adapters if options.may_use(adapter.name)}
     base = bank.base_model.id
-    named = _named_adapter(wish.model, base=base, names=digests, bank=bank.version)
+    named = _named_adapter(options.model, base=base, names=digests, bank=bank.version)
 
     def decided(mix: Mix, reason: Reason) -> Decision:
-        return Decision(wish, bank.version, mix, digests, reason)
+        return Decision(options, bank.version, mix, digests, reason)
 
-    if wish.adapters is not None:
+    if options.adapters is not None:
         if named is not None:
             raise InvalidRequest(
-                f"model {wish.model!r} and dlp.adapters both choose adapters; use model {AUTO!r} with dlp.adapters",
+                f"model {options.model!r} and dlp.adapters both choose adapters; use model {AUTO!r} with dlp.adapters",
                 param="dlp.adapters",
             )
-        return decided(_explicit_mix(wish.adapters, names=digests, bank=bank.version), "explicit")
+        return decided(_explicit_mix(options.adapters, names=digests, bank=bank.version), "explicit")
     if named is not None:
         return decided(Mix.of({named: 1.0}), "named")
-    if wish.model == base:
+    if options.model == base:
         return decided(EMPTY_MIX, "base")
     if bank.router is None:
         raise UnknownModel(
             f"bank {bank.version} has no router, so model {AUTO!r} cannot choose; name an adapter or {base!r}",
             param="model",
         )
-    if not any(wish.may_use(label) for label in bank.router.labels):
+    if not any(options.may_use(label) for label in bank.router.labels):
         return decided(EMPTY_MIX, "none_of_these")
     try:
         routing = await route(texts)
     except RouterUnavailable:
-        if wish.fallback is None:
+        if options.fallback is None:
             raise
-        return decided(_fallback_mix(wish.fallback, base=base, names=digests), "router_unavailable")
+        return decided(_fallback_mix(options.fallback, base=base, names=digests), "router_unavailable")
     return replace(
-        decided(*choose(wish, routing)),
+        decided(*choose(options, routing)),
         router=bank.router.version,
         confidence=routing.confidence,
         none=routing.none,
@@ -116,12 +117,12 @@ async def decide(
     )
 
 
-def choose(wish: Wish, routing: Routing) -> tuple[Mix, Reason]:
+def choose(options: RoutingOptions, routing: Routing) -> tuple[Mix, Reason]:
     """The mix of a text that the router made this of, and why."""
-    mix = routing.mix(top_p=wish.top_p, max_adapters=wish.max_adapters)
+    mix = routing.mix(top_p=options.top_p, max_adapters=options.max_adapters)
     if not mix:
         return EMPTY_MIX, "none_of_these"
-    if wish.min_confidence is not None and routing.confidence < wish.min_confidence:
+    if options.min_confidence is not None and routing.confidence < options.min_confidence:
         return EMPTY_MIX, "low_confidence"
     return mix, "routed"
 

@@ -2,7 +2,7 @@
 
     python -m k8s.embed
 
-tests/test_k8s.py fails while they differ.
+tests/k8s/test_manifests.py fails while they differ.
 """
 
 from __future__ import annotations

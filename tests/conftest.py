@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.local_s3 import LocalS3
+from dlp_core.store.local_s3 import LocalS3
 
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, by whichever test comes first
@@ -20,7 +20,7 @@ BUCKET = "dlp-test"
 @pytest.fixture(params=[0, 10**9], ids=["many", "few"])
 def each_cpu_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs a test with each of the CPU op's ways for all batches."""
-    from dlp_core.ops import cpu
+    from dlp_core.fusion import cpu
 
     monkeypatch.setattr(cpu, "FEW", request.param)
 

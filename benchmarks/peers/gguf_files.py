@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from dlp_core.adapter import read_adapter
+from dlp_core.adapter.weights import read_adapter
 
 ARCH = gguf.MODEL_ARCH.LLAMA
 

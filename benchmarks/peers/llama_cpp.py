@@ -17,8 +17,8 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
+from benchmarks.measure.worker import Batch, Done, WorkerFailed
 from benchmarks.peers.gguf_files import write_adapter, write_model
-from benchmarks.worker import Batch, Done, WorkerFailed
 
 SEQUENCES, CONTEXT = 16, 256
 LOAD_SECONDS = 120

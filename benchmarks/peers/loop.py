@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from benchmarks.synthetic import twin
-from dlp_core.adapter import Adapter
-from dlp_core.ops.segments import Segment
+from benchmarks.measure.synthetic import twin
+from dlp_core.adapter.weights import Adapter
+from dlp_core.fusion.segments import Segment
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 """Of one adapter: module path to (A_RD, B_OR), the scaling in B."""

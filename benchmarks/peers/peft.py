@@ -16,7 +16,7 @@ from typing import Any
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
-from benchmarks.synthetic import twin
+from benchmarks.measure.synthetic import twin
 from dlp_core.quiet import quiet_transformers
 
 Forward = Callable[..., object]

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks.worker import Batch, Done, answer
+from benchmarks.measure.worker import Batch, Done, answer
 
 SEQUENCES, CONTEXT = 16, 256
 """What the engine is sized for."""

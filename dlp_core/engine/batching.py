@@ -8,8 +8,8 @@ It is the scheduler and the paged cache. What is added:
                             pinned leaves the batch until they are, as if it had been preempted
     its block hashes        are of (token, mix), not of tokens alone: K and V depend on both
 
-The seams used are held by tests/test_engine_seam.py. Everything private here runs on the generation thread, except
-where it says otherwise.
+The seams used are held by tests/dlp_core/engine/test_seam.py. Everything private here runs on the generation thread,
+except where it says otherwise.
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ from transformers.generation.continuous_batching.requests import (
     RequestStatus,
 )
 
-from dlp_core.config import EngineConfig
-from dlp_core.engine.sampling import Sampler, Sampling, TokenLogprob
-from dlp_core.engine.timeline import Plan, Timeline
+from dlp_core.engine.config import EngineConfig
+from dlp_core.engine.request import Plan, Sampling, TokenLogprob
+from dlp_core.engine.sampling import Sampler
+from dlp_core.engine.timeline import Timeline
 from dlp_core.errors import EngineFailed
-from dlp_core.layers import Fusion
+from dlp_core.fusion.layers import Fusion
 from dlp_core.mix import Mix, Span
-from dlp_core.residency import Pin
+from dlp_core.residency.movement import Pin
 
 log = logging.getLogger(__name__)
 

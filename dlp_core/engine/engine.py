@@ -9,57 +9,17 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-from dlp_core.config import EngineConfig
 from dlp_core.engine.batching import Batching, Needs, Output
-from dlp_core.engine.sampling import Sampling, TokenLogprob
-from dlp_core.engine.timeline import Plan
+from dlp_core.engine.config import EngineConfig
+from dlp_core.engine.request import Plan, Sampling, TokenEvent
+from dlp_core.engine.stats import EngineStats
 from dlp_core.errors import EngineFailed, EngineFull, InvalidRequest, PromptTooLong, RequestAborted
-from dlp_core.layers import Fusion
-from dlp_core.mix import Mix, Span
-from dlp_core.residency import Pin, Residency
-
-FinishReason = Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
-    """Tokens generated since the last event; the end-of-sequence token is not among them."""
-
-    token_ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprob, ...] = ()
-    """One for each of `token_ids`, if the request asked for them."""
-    finish_reason: FinishReason | None = None
-    spans: tuple[Span, ...] = ()
-    """Which tokens of prompt and completion, up to this event's last, ran under which mix."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """One moment of an engine, for metrics and routing."""
-
-    running: int
-    waiting: int
-    """Requests that wait for their adapters."""
-    resident: tuple[str, ...]
-    host_adapters: int
-    """Adapters in host memory, those on the device among them."""
-    pinned: int
-    cache_free: float
-    """Share of the paged cache that no request holds."""
-    shared_tokens: int
-    """Prompt tokens not computed since the start, because the cache had them under the same mix."""
-    tokens_running: int
-    """Tokens, prompt and completion, that the cache holds of requests in the batch; shared ones count for each."""
-    tokens_waiting: int
-    """Tokens, prompt and the most that may be generated, of requests that are not in the batch: they wait for their
-    adapters, or for room in it."""
-    adapter_demand: float
-    """Adapters that requests use or wait for, over the slots there are for them. Above 1, some wait for others."""
-    adapter_wait_s: float
-    """How long the request that has waited longest for its adapters has waited, loading included."""
+from dlp_core.fusion.layers import Fusion
+from dlp_core.mix import Mix
+from dlp_core.residency.movement import Pin, Residency
 
 
 class FusedEngine:
@@ -104,10 +64,11 @@ class FusedEngine:
         AdapterUnavailable, EngineFull, EngineFailed, and RequestAborted after `abort`.
         """
         plan = mix if isinstance(mix, Plan) else Plan.of(mix)
-        self._admit(prompt_ids, plan, sampling, request_id)
+        max_tokens = self._admit(prompt_ids, plan, sampling, request_id)
+        sampling = replace(sampling, max_tokens=max_tokens)
         results: asyncio.Queue[Output | Needs | RequestAborted] = asyncio.Queue()
         self._streams[request_id] = results
-        self._most_tokens[request_id] = len(prompt_ids) + sampling.max_tokens
+        self._most_tokens[request_id] = len(prompt_ids) + max_tokens
         last = None
 
         def deliver(item: Output | Needs) -> None:
@@ -180,16 +141,18 @@ class FusedEngine:
                 f"(limit {self._config.stall_seconds:.0f} s); replace this replica"
             )
 
-    def _admit(self, prompt_ids: Sequence[int], plan: Plan, sampling: Sampling, request_id: str) -> None:
+    def _admit(self, prompt_ids: Sequence[int], plan: Plan, sampling: Sampling, request_id: str) -> int:
+        """How many tokens the completion may have. Raises why the request cannot be taken."""
         if request_id in self._streams:
             raise InvalidRequest(f"request id {request_id!r} is in use")
         if not prompt_ids:
             raise InvalidRequest("the prompt is empty", param="prompt")
         if not all(0 <= token < self.vocabulary for token in prompt_ids):
             raise InvalidRequest(f"the prompt has token ids outside 0..{self.vocabulary - 1}", param="prompt")
-        if len(prompt_ids) + sampling.max_tokens > self.context:
+        max_tokens = sampling.max_tokens or max(1, self.context - len(prompt_ids))
+        if len(prompt_ids) + max_tokens > self.context:
             raise PromptTooLong(
-                f"the prompt has {len(prompt_ids)} tokens and max_tokens is {sampling.max_tokens}; "
+                f"the prompt has {len(prompt_ids)} tokens and max_tokens is {max_tokens}; "
                 f"together they may be at most {self.context}",
                 param="prompt",
             )
@@ -201,6 +164,7 @@ class FusedEngine:
             )
         if not self._batching.alive:
             raise EngineFailed("the generation thread has ended; this replica is being replaced, try again")
+        return max_tokens
 
     async def _events(
         self,

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dlp_core.config import EngineConfig
+from dlp_core.engine.config import EngineConfig
 from dlp_core.engine.engine import FusedEngine
 from dlp_core.errors import InvalidRequest
-from dlp_core.layers import Fusion, install
-from dlp_core.residency import AdapterSource, Residency
-from dlp_core.text import TextCodec
+from dlp_core.fusion.layers import Fusion, install
+from dlp_core.residency.movement import Residency
+from dlp_core.residency.sources import AdapterSource
+from dlp_core.text.codec import TextCodec
 
 
 class Loaded(NamedTuple):

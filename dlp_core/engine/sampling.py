@@ -5,9 +5,7 @@ Rows that take the plain argmax never come here: the batch computes them all at 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,59 +18,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from dlp_core.errors import InvalidRequest
-
-MAX_LOGPROBS = 20
-"""Alternatives per token whose log-probability may be asked for, as in OpenAI's API."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """The choices of one request. Raises InvalidRequest on a bad value."""
-
-    max_tokens: int
-    min_tokens: int = 0
-    """Completion tokens before which the end-of-sequence token is not picked."""
-    temperature: float = 0.0
-    """0 is greedy."""
-    top_p: float = 1.0
-    top_k: int = 0
-    """0 keeps every token."""
-    repetition_penalty: float = 1.0
-    """Above 1, tokens that occurred before, in prompt or completion, become less likely (CTRL, arXiv 1909.05858)."""
-    seed: int | None = None
-    """Makes a draw repeatable: same request, same seed, same tokens, whatever else is in the batch."""
-    logprobs: int | None = None
-    """How many of the likeliest tokens are reported beside each picked one; None reports nothing."""
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        self._require("max_tokens", self.max_tokens >= 1, "at least 1")
-        self._require("min_tokens", 0 <= self.min_tokens <= self.max_tokens, "between 0 and max_tokens")
-        self._require("temperature", math.isfinite(self.temperature) and self.temperature >= 0, "0 or more")
-        self._require("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
-        self._require("top_k", self.top_k >= 0, "0 or more")
-        self._require("repetition_penalty", 0 < self.repetition_penalty <= 100, "above 0 and at most 100")
-        self._require("seed", self.seed is None or -(2**63) <= self.seed < 2**63, "an integer of 64 bits")
-        self._require("logprobs", self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}")
-
-    def _require(self, field: str, good: bool, bounds: str) -> None:
-        if not good:
-            raise InvalidRequest(f"{field} is {getattr(self, field)}; it must be {bounds}", param=field)
-
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0 or self.top_k == 1
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """Natural logarithms of the model's own probabilities, before temperature, penalties and truncation."""
-
-    token_id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-    """The likeliest tokens, best first: (token id, log-probability)."""
+from dlp_core.engine.request import Sampling, TokenLogprob
 
 
 class Sampler:

@@ -9,46 +9,15 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dlp_core.errors import InvalidRequest
+from dlp_core.engine.request import Plan
+from dlp_core.fusion.segments import Segment
 from dlp_core.mix import Mix, Span
-from dlp_core.ops.segments import Segment
-from dlp_core.residency import Pin
+from dlp_core.residency.movement import Pin
 
 _KEY = os.urandom(16)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The mixes of a request.
-
-    `spans` are (first position, mix), ascending from 0; the last may start right after the prompt. `follow`, if
-    there is one, is told each completion token in order and returns the mix from that token on, or None for no
-    change. It is called on the generation thread, so it must be quick and must not raise.
-    """
-
-    spans: tuple[tuple[int, Mix], ...]
-    follow: Callable[[int], Mix | None] | None = None
-
-    @classmethod
-    def of(cls, mix: Mix) -> Plan:
-        """One mix for the whole request."""
-        return cls(((0, mix),))
-
-    def check(self, prompt_tokens: int) -> None:
-        """Raises InvalidRequest if the spans do not fit a prompt of that many tokens."""
-        starts = [start for start, _ in self.spans]
-        if not starts or starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] > prompt_tokens:
-            raise InvalidRequest(
-                f"spans start at {starts}; they must ascend from 0 to at most the {prompt_tokens} tokens of the prompt"
-            )
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Adapters of all spans, each once."""
-        return tuple(dict.fromkeys(name for _, mix in self.spans for name in mix.names))
 
 
 @dataclass(frozen=True, slots=True)

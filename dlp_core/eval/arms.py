@@ -8,7 +8,7 @@
     uniform=P            the same set, all of one weight
     random               any adapter of the router's, drawn with the suite's seed
     adapter=NAME         one and the same for all rows, such as a LoRA trained on all tasks
-    sentence=P           top-p for each sentence of its own (dlp_core/sentence_mixes.py)
+    sentence=P           top-p for each sentence of its own (dlp_core/generation/sentence_mixes.py)
     left-out=P           top-p of a router that does not know the row's own task
     left-out-forced=P    the same, where "none of these" is no answer
 
@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from random import Random
 
 from dlp_core.errors import InvalidRequest
-from dlp_core.eval.suite import EvalRow, Suite
+from dlp_core.eval.rows import EvalRow
+from dlp_core.eval.suite import Suite
 from dlp_core.mix import EMPTY_MIX, Mix, WeightRule, select_top_p
 from dlp_core.router import Router, Routing
 
@@ -142,12 +143,12 @@ class Chooser:
             name = self._named(arm, row)
             return EMPTY_MIX if name is None else Mix.of({name: 1.0})
         assert routing is not None
-        most = self.suite.settings.max_adapters
+        max_adapters = self.suite.settings.max_adapters
         if arm.kind == "top1":
             return routing.mix(max_adapters=1)
         if arm.kind == "left-out-forced":
-            return select_top_p(routing.probabilities, top_p=arm.top_p, max_adapters=most)
-        mix = routing.mix(top_p=arm.top_p, max_adapters=most, weights=arm.weights)
+            return select_top_p(routing.probabilities, top_p=arm.top_p, max_adapters=max_adapters)
+        mix = routing.mix(top_p=arm.top_p, max_adapters=max_adapters, weights=arm.weights)
         if arm.kind == "uniform" and mix:
             return Mix.of({name: 1 / len(mix.names) for name in mix.names})
         return mix

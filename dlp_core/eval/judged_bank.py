@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dlp_core.bank import BankManifest, find_current, load_manifest
-from dlp_core.bank_folder import FOLDER_FILE
-from dlp_core.bank_source import BankSource, read_router
-from dlp_core.disk_cache import DiskCache
+from dlp_core.bank.disk_cache import DiskCache
+from dlp_core.bank.folder import FOLDER_FILE
+from dlp_core.bank.manifest import BankManifest
+from dlp_core.bank.publish import publish
+from dlp_core.bank.reading import find_current, load_manifest
+from dlp_core.bank.source import BankSource, read_router
 from dlp_core.errors import NotFound
-from dlp_core.local_copy import local_copy
-from dlp_core.publish import publish
 from dlp_core.router import Router
-from dlp_core.store import AdapterStore, FolderStore, open_store
+from dlp_core.store.folder import FolderStore
+from dlp_core.store.local_copy import local_copy
+from dlp_core.store.opening import open_store
+from dlp_core.store.protocol import AdapterStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from dlp_core.engine import Plan
-from dlp_core.layers import Fusion
-from dlp_core.ops.segments import Segment
-from dlp_core.residency import Pin
+from dlp_core.engine.request import Plan
+from dlp_core.fusion.layers import Fusion
+from dlp_core.fusion.segments import Segment
+from dlp_core.residency.movement import Pin
 from dlp_core.train.packing import IGNORED, Example, collate
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from dlp_core.eval.options import chosen, find_options
 
 if TYPE_CHECKING:
-    from dlp_core.eval.suite import EvalRow
+    from dlp_core.eval.rows import EvalRow
 
 LIKELIHOOD = "likelihood"
 """The metric that is no function of the answer's text."""

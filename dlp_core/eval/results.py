@@ -14,11 +14,11 @@ from typing import Literal, Self
 
 from pydantic import AwareDatetime, Field, ValidationError
 
-from dlp_core.adapter import validate_name
-from dlp_core.bank import Record, first_problem
+from dlp_core.adapter.names import validate_name
 from dlp_core.errors import BankError, InvalidRequest, NotFound
 from dlp_core.eval.statistics import LEVEL, Estimate, estimate, estimate_over_tasks
-from dlp_core.store import AdapterStore
+from dlp_core.store.protocol import AdapterStore
+from dlp_core.store.records import Record, first_problem
 
 _FOLDER = "evals/"
 _TIME = "%Y%m%dT%H%M%S.%fZ"

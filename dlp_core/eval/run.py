@@ -8,9 +8,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlp_core.base_model import describe
-from dlp_core.config import EngineConfig
-from dlp_core.disk_cache import DiskCache
+from dlp_core.bank.disk_cache import DiskCache
+from dlp_core.engine.config import EngineConfig
 from dlp_core.eval.arms import Arm, Chooser
 from dlp_core.eval.evaluation import Phase, evaluate
 from dlp_core.eval.journal import Journal
@@ -18,7 +17,8 @@ from dlp_core.eval.judged_bank import JudgedBank, opened
 from dlp_core.eval.results import Results, keep
 from dlp_core.eval.suite import Suite
 from dlp_core.quiet import quiet_transformers
-from dlp_core.store import AdapterStore
+from dlp_core.store.base_model import describe
+from dlp_core.store.protocol import AdapterStore
 
 _MOST_SLOTS = 64
 

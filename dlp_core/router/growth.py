@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlp_core.adapter import validate_name
+from dlp_core.adapter.names import validate_name
 from dlp_core.errors import BankError, InvalidRequest, UnknownModel
 from dlp_core.router.augment import wear
 from dlp_core.router.features import featurise

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from dlp_core.adapter import validate_name
+from dlp_core.adapter.names import validate_name
 from dlp_core.errors import BankError, InvalidRequest
 from dlp_core.router.calibration import Calibration
 from dlp_core.router.features import BUCKETS, VERSION, featurise
@@ -59,7 +59,7 @@ class Router:
 
     def route_first(self, choices: Sequence[Sequence[str]]) -> list[Routing]:
         """One Routing for each sequence of texts: of the first text that fits an adapter, or, where none does, of the
-        first one. See dlp_core.chat.routing_texts."""
+        first one. See dlp_core.text.chat.routing_texts."""
         found = self.route([texts[0] for texts in choices])
         for turn in range(1, max(map(len, choices), default=0)):
             open_ = [n for n, texts in enumerate(choices) if turn < len(texts) and not found[n].fits]

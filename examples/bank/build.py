@@ -14,9 +14,9 @@ from typing import Annotated
 
 import typer
 
-from deployments import console
+from deployments import terminal
 from dlp_core.router.rows import TaskRow
-from dlp_core.router.training import train_router
+from dlp_core.router.training.train import train_router
 from dlp_core.train.lora import TrainProgress, train_adapter
 from dlp_core.train.rows import Row
 from examples.bank.recipe import ADAPTERS, BACKGROUND_ROWS, ROUTER, ROWS
@@ -49,13 +49,13 @@ def adapters(
     for name in only or ADAPTERS:
         settings = ADAPTERS[name]
         training = [Row(row["input"], row["output"]) for row in task_rows(name, "train", ROWS)]
-        with console.progress(f"train {name}", total=settings.steps) as bar:
+        with terminal.progress(f"train {name}", total=settings.steps) as bar:
 
             def report(now: TrainProgress, name: str = name) -> None:
                 bar.update(now.step, title=f"train {name} loss {now.loss:.3f}")
 
             summary = train_adapter(base, training, out / name, settings, report=report)
-        console.print_json({"adapter": name, **summary.as_dict()})
+        terminal.print_json({"adapter": name, **summary.as_dict()})
 
 
 @app.command()
@@ -64,10 +64,10 @@ def router(
 ) -> None:
     """Train the router; prints a JSON line."""
     training = [TaskRow(row["task"], str(row["input"])) for row in router_rows("train", ROWS, BACKGROUND_ROWS)]
-    with console.progress("train router") as bar:
-        trained, summary = train_router(training, ROUTER, report=lambda done, total: bar.update(done, total=total))
+    with terminal.progress("train router") as bar:
+        trained, summary = train_router(training, ROUTER, report=bar.report)
     trained.save(out)
-    console.print_json({"router": out.name, **summary.as_dict()})
+    terminal.print_json({"router": out.name, **summary.as_dict()})
 
 
 def _write(path: Path, lines: Iterable[Mapping[str, str | None]]) -> None:

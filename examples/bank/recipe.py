@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dlp_core.router.training import TrainSettings as RouterSettings
+from dlp_core.router.training.train import TrainSettings as RouterSettings
 from dlp_core.train.lora import TrainSettings
 
 ROWS = 5_000

@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dlp_core.eval.results import Results
-from dlp_core.eval.suite import EvalRow, load_suite
+from dlp_core.eval.rows import EvalRow
+from dlp_core.eval.suite import load_suite
 from dlp_core.router import Router
-from dlp_core.sentences import split
+from dlp_core.text.sentences import split
 
 SUITE = Path(__file__).parent / "suite.yaml"
 SWEEP = ("0.5", "0.7", "0.9", "0.95", "0.99")
@@ -39,11 +40,11 @@ def main(
     rows = [row for row in suite.rows if row.id in found.rows]
     if not rows:
         raise typer.BadParameter(f"{results} is of other rows than {data} has", param_hint="RESULTS")
-    most = suite.settings.max_adapters
-    Console().print(several(rows, router, found, most), sentences(rows, router, most))
+    max_adapters = suite.settings.max_adapters
+    Console().print(several(rows, router, found, max_adapters), sentences(rows, router, max_adapters))
 
 
-def several(rows: Sequence[EvalRow], router: Router, found: Results, most: int) -> Table:
+def several(rows: Sequence[EvalRow], router: Router, found: Results, max_adapters: int) -> Table:
     """Rows whose mix has two adapters or more, at each p, and their mean score under some arms."""
     routings = router.route([row.input for row in rows])
     table = Table(
@@ -53,7 +54,7 @@ def several(rows: Sequence[EvalRow], router: Router, found: Results, most: int) 
         mixed = [
             found.rows[row.id].scores
             for row, routing in zip(rows, routings, strict=True)
-            if len(routing.mix(top_p=float(p), max_adapters=most).names) > 1
+            if len(routing.mix(top_p=float(p), max_adapters=max_adapters).names) > 1
         ]
         arms = (f"top-p={p}", f"top-p={p}:softmax", "top1")
         means = [f"{100 * sum(scores[arm] for scores in mixed) / max(1, len(mixed)):.1f}" for arm in arms]
@@ -61,7 +62,7 @@ def several(rows: Sequence[EvalRow], router: Router, found: Results, most: int) 
     return table
 
 
-def sentences(rows: Sequence[EvalRow], router: Router, most: int) -> Table:
+def sentences(rows: Sequence[EvalRow], router: Router, max_adapters: int) -> Table:
     """How much of each task's prompts runs under its own adapter, and how much under none, by sentence at p = 0.9."""
     characters: Counter[str] = Counter()
     own: Counter[str] = Counter()
@@ -69,7 +70,7 @@ def sentences(rows: Sequence[EvalRow], router: Router, most: int) -> Table:
     for row in rows:
         texts = [row.input[start:end] for start, end in split(row.input)]
         for text, routing in zip(texts, router.route(texts), strict=True):
-            mix = routing.mix(top_p=0.9, max_adapters=most)
+            mix = routing.mix(top_p=0.9, max_adapters=max_adapters)
             characters[row.task] += len(text)
             own[row.task] += len(text) * (row.task in mix.names)
             none[row.task] += len(text) * (not mix)

@@ -1,0 +1,88 @@
+"""Starts the engines of benchmarks/throughput.py, all with the same adapters, and ends them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from benchmarks.measure.peft_folder import write_adapter
+from benchmarks.measure.synthetic import TARGETS
+from benchmarks.measure.worker import Batch, Done, Worker, WorkerFailed
+from benchmarks.peers import installed, left_out
+from dlp_core.fusion.layers import read_shapes
+
+ADAPTERS = tuple(f"a{number}" for number in range(8))
+
+
+class Engine(Protocol):
+    """A process that runs batches; implemented by `Worker` and by `LlamaServer`."""
+
+    versions: Mapping[str, str]
+
+    def run(self, batch: Batch) -> Done: ...
+
+    def close(self) -> None: ...
+
+
+class Side(NamedTuple):
+    """An engine under mixes of k adapters; k is 0 for the plain model."""
+
+    engine: str
+    k: int
+
+    @property
+    def name(self) -> str:
+        return f"k={self.k}" if self.k else "plain"
+
+
+@contextmanager
+def started(
+    model: Path, scratch: Path, *, vllm_python: Path | None, llama_server: Path | None
+) -> Iterator[dict[Side, Engine]]:
+    """The engines, loaded, by the sides they run. A peer that is not named or does not start is left out."""
+    adapters = scratch / "adapters"
+    shapes = read_shapes(model)
+    for seed, name in enumerate(ADAPTERS):
+        write_adapter(adapters / name, shapes, targets=TARGETS["q,v"], rank=8, seed=seed)
+
+    def worker(python: Path, module: str, *folders: Path) -> Worker:
+        log = scratch / f"{module}-{len(folders)}.log"
+        return Worker([str(python), "-m", f"benchmarks.{module}", *map(str, folders)], log)
+
+    with ExitStack() as running:
+        engines: dict[Side, Engine] = {}
+
+        def start(name: str, ks: Sequence[int], load: Callable[[], Engine]) -> None:
+            print(f"loading {name}: {', '.join(Side(name, k).name for k in ks)}", file=sys.stderr)
+            engine = load()
+            running.callback(engine.close)
+            engines.update({Side(name, k): engine for k in ks})
+
+        start("ours", (0, 1, 2, 3), lambda: worker(Path(sys.executable), "engine_worker", model, adapters))
+        if vllm_python is None:
+            left_out("vllm", "name the Python that has it by --vllm-python or VLLM_PYTHON")
+        else:
+            with _left_out_if_it_fails("vllm"):
+                start("vllm", (0,), lambda: worker(vllm_python, "peers.vllm", model))
+                start("vllm", (1,), lambda: worker(vllm_python, "peers.vllm", model, adapters))
+        if llama_server is None:
+            left_out("llama.cpp", "name its server's binary by --llama-server or LLAMA_SERVER")
+        elif installed("gguf"):
+            from benchmarks.peers.llama_cpp import LlamaServer  # noqa: PLC0415
+
+            threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or os.cpu_count() or 1
+            with _left_out_if_it_fails("llama.cpp"):
+                start("llama.cpp", (0, 2), lambda: LlamaServer(llama_server, model, adapters, threads, scratch))
+        yield engines
+
+
+@contextmanager
+def _left_out_if_it_fails(peer: str) -> Iterator[None]:
+    try:
+        yield
+    except (WorkerFailed, OSError, ValueError) as error:
+        left_out(peer, str(error))

@@ -1,0 +1,128 @@
+"""`dlp adapter`: train one LoRA adapter, or check whether a folder is one that can be served exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from deployments import terminal
+from deployments.cli.options import Device, Json, Seed
+from dlp_core.adapter.weights import WEIGHTS_FILE, Adapter, read_adapter
+from dlp_core.store.local_copy import local_copy
+
+app = typer.Typer(help="Train and check LoRA adapters.", no_args_is_help=True)
+
+
+@app.command()
+def train(
+    *,
+    base: Annotated[Path, typer.Option(help="Folder of the base model (Hugging Face format, a chat model).")],
+    data: Annotated[Path, typer.Option(help='JSON lines {"task", "input", "output"}, plain or .gz.')],
+    out: Annotated[Path, typer.Option(help="Folder to write the PEFT adapter to.")],
+    task: Annotated[str | None, typer.Option(help="Of a file with several tasks, the one to train on.")] = None,
+    joint: Annotated[bool, typer.Option("--joint", help="Train one adapter on all tasks of the file.")] = False,
+    rank: Annotated[int, typer.Option(min=1)] = 8,
+    alpha: Annotated[float, typer.Option(min=0.0)] = 16.0,
+    targets: Annotated[str, typer.Option(help="Modules to adapt, comma separated.")] = "q_proj,v_proj",
+    steps: Annotated[int, typer.Option(min=1)] = 300,
+    lr: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 2e-3,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Packed rows of one step.")] = 4,
+    row_tokens: Annotated[int, typer.Option(min=16, help="Tokens of a packed row.")] = 192,
+    validation_rows: Annotated[int, typer.Option(min=1, help="Rows held back to choose the best weights.")] = 64,
+    validate_every: Annotated[
+        int, typer.Option(min=1, help="Steps between looks at them; three without a gain end the training.")
+    ] = 50,
+    seed: Seed = 0,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Train one LoRA adapter, as a rule on the rows of one task. The backbone stays frozen."""
+    from dlp_core.train.lora import TrainProgress, TrainSettings, train_adapter
+    from dlp_core.train.rows import read_rows
+
+    settings = TrainSettings(
+        rank=rank,
+        alpha=alpha,
+        targets=tuple(name.strip() for name in targets.split(",") if name.strip()),
+        steps=steps,
+        lr=lr,
+        batch_rows=batch_rows,
+        row_tokens=row_tokens,
+        validation_rows=validation_rows,
+        validate_every=validate_every,
+        seed=seed,
+    )
+    rows = read_rows(data, task=task, joint=joint)
+    with terminal.progress(f"train {out.name}", total=steps) as bar:
+
+        def report(now: TrainProgress) -> None:
+            bar.update(now.step, title=f"train {out.name} loss {now.loss:.3f}")
+
+        summary = train_adapter(base, rows, out, settings, device=terminal.device(device), report=report)
+    if json:
+        terminal.print_json({"adapter": out.name, **summary.as_dict()})
+        return
+    terminal.out.print(
+        f"[bold]{out}[/]: {summary.parameters:,} parameters, {summary.bytes:,} bytes; held-back loss "
+        f"{summary.validation_loss:.4f} at step {summary.best_step} of {summary.steps}, {summary.seconds:.0f} s"
+    )
+
+
+@app.command()
+def check(
+    location: Annotated[str, typer.Argument(help="A PEFT folder, or s3://bucket/path/ of one.", metavar="DIR|URI")],
+    base_model: Annotated[
+        Path | None, typer.Option(help="Folder of the base model: also check that the adapter fits its layers.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Say what an adapter is and whether it can be served exactly; exit 2 with the reason if it cannot."""
+    from dlp_core.adapter.checks import check_base, check_fits
+
+    with (
+        terminal.progress(f"read {location}") as bar,
+        local_copy(location, progress=bar.report) as folder,
+    ):
+        adapter = read_adapter(folder, name=folder.name)
+        facts = _facts(adapter, folder)
+    if base_model is not None:
+        from dlp_core.fusion.layers import read_shapes
+
+        check_base(adapter, base_model.resolve().name)
+        check_fits(adapter, read_shapes(base_model))
+        facts["fits"] = str(base_model)
+    if json:
+        terminal.print_json(facts)
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in facts.items():
+        if key == "served":  # said in words below
+            continue
+        if isinstance(value, list):
+            shown = ", ".join(map(str, value)) or "none"
+        else:
+            shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        table.add_row(key.replace("_", " "), shown)
+    terminal.out.print(table)
+    unsure = "" if base_model else "; --base-model DIR checks it against the layers of its base model"
+    terminal.out.print(f"[green]can be served exactly[/]{unsure}", soft_wrap=True)
+
+
+def _facts(adapter: Adapter, folder: Path) -> dict[str, Any]:
+    modules = adapter.modules
+    return {
+        "adapter": adapter.name,
+        "base_model": adapter.base_model,
+        "ranks": sorted({weights.rank for weights in modules.values()}),
+        "scalings": sorted({weights.scaling for weights in modules.values()}),
+        "targets": sorted({path.rpartition(".")[2] for path in modules}),
+        "modules": len(modules),
+        "biases": len(adapter.biases),
+        "base_weights": sorted(adapter.copies),
+        "parameters": adapter.parameters,
+        "bytes": (folder / WEIGHTS_FILE).stat().st_size,
+        "served": True,
+    }

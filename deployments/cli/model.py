@@ -1,0 +1,93 @@
+"""`dlp model`: take a base model to a store, and from there to a node."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from deployments import terminal
+from deployments.cli.options import Json
+from dlp_core.errors import NotFound, StoreUnavailable
+from dlp_core.store.opening import open_store
+from dlp_core.store.protocol import AdapterStore
+
+if TYPE_CHECKING:
+    from dlp_core.store.base_model import ModelManifest
+
+app = typer.Typer(help="Move base models between folders and a store.", no_args_is_help=True)
+
+Location = Annotated[
+    str,
+    typer.Argument(envvar="DLP_BASE_MODEL_URI", metavar="URI", help="s3://bucket/prefix/ or a folder; one model each."),
+]
+
+RETRY_S = 2.0
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Model folder: config.json, tokenizer files, *.safetensors.")],
+    uri: Location,
+    json: Json = False,
+) -> None:
+    """Upload a model folder. A location keeps its model: another one goes elsewhere."""
+    from dlp_core.store.base_model import push as push_model
+
+    store = open_store(uri)
+    with terminal.progress(f"push {folder}") as bar:
+        manifest = push_model(store, folder, progress=bar.report)
+    if json:
+        terminal.print_json(_facts(store, manifest))
+        return
+    _say(manifest, f"in {store.uri}")
+
+
+@app.command()
+def pull(
+    uri: Location,
+    folder: Annotated[
+        Path, typer.Argument(envvar="DLP_BASE_MODEL", help="Where to; it appears when it is complete and checked.")
+    ],
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a store or model that is not there yet.")] = 0,
+    json: Json = False,
+) -> None:
+    """Fetch a model into a folder; nothing is fetched when it is there already."""
+    from dlp_core.store.base_model import pull as pull_model
+
+    store = open_store(uri)
+    deadline = time.monotonic() + wait
+    with terminal.progress(f"pull {uri}") as bar:
+        while True:
+            try:
+                manifest, fetched = pull_model(store, folder, progress=bar.report)
+                break
+            except (NotFound, StoreUnavailable):
+                if time.monotonic() + RETRY_S > deadline:
+                    raise
+                time.sleep(RETRY_S)
+    if json:
+        terminal.print_json({**_facts(store, manifest), "folder": str(folder), "fetched": fetched})
+        return
+    _say(manifest, f"in {folder}" + ("" if fetched else ", as it was"))
+
+
+def _facts(store: AdapterStore, manifest: ModelManifest) -> dict[str, object]:
+    return {
+        "uri": store.uri,
+        "name": manifest.name,
+        "digest": manifest.digest,
+        "files": len(manifest.files),
+        "size": manifest.size,
+    }
+
+
+def _say(manifest: ModelManifest, where: str) -> None:
+    terminal.out.print(
+        f"[bold]{escape(manifest.name)}[/]: {len(manifest.files)} files, {manifest.size / 1e6:.1f} MB {escape(where)}",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,72 @@
+"""`dlp demo` and `dlp serve`: the application on this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deployments import terminal
+from deployments.cli.options import Bank, BaseModel
+
+Port = Annotated[int, typer.Option(min=1, max=65535, help="Port of the endpoint.")]
+Config = Annotated[Path, typer.Option(help="Serve config file with the deployments' settings.")]
+
+
+def demo(
+    port: Port = 8000,
+    config: Config = Path("serve_config.yaml"),
+    bank: Annotated[Path, typer.Option(help="Local folder of the bank to publish.")] = Path("examples/bank"),
+    folder: Annotated[Path, typer.Option(help="Where the demo keeps what it makes.")] = Path(".demo"),
+) -> None:
+    """Publish the demo bank to an S3 server of its own, serve it, answer some prompts, and stay up until Ctrl-C."""
+    from deployments.local.demo import run
+
+    with until_interrupted():
+        run(port=port, config=config, bank=bank, folder=folder)
+
+
+def serve(
+    bank: Bank,
+    base_model: BaseModel,
+    port: Port = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    config: Config = Path("serve_config.yaml"),
+) -> None:
+    """Serve a published bank on this machine until Ctrl-C."""
+    from deployments.local.app import LocalApp, load_config
+    from dlp_core.bank.reading import load_manifest
+    from dlp_core.store.opening import open_store
+
+    settings = load_config(config)
+    with until_interrupted(), ExitStack() as started:
+        with terminal.step(f"read the bank in {bank}"):
+            load_manifest(open_store(bank))
+        with terminal.step("start Ray and Ray Serve"):
+            app = started.enter_context(LocalApp(settings, bank=bank, base_model=base_model, port=port, host=host))
+        with terminal.step("start the replicas") as step:
+            app.wait_until_ready(step.say)
+        terminal.out.print(f"Serving {bank} on {app.url} until Ctrl-C.", highlight=False)
+        signal.pause()
+
+
+@contextmanager
+def until_interrupted() -> Iterator[None]:
+    """Ends the block on Ctrl-C or SIGTERM, once: while what was started is being stopped, further ones are ignored."""
+
+    def stop(*_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        terminal.err.print("\nStopping …")
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        terminal.err.print("Everything has stopped.")

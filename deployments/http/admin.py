@@ -1,0 +1,110 @@
+"""The admin routes: they change the bank. There are none unless the server has an admin token.
+
+POST /v1/load_lora_adapter      {"lora_name", "lora_path"}     vLLM's bodies and answers
+POST /v1/unload_lora_adapter    {"lora_name"}
+POST /v1/bank/publish           {"folder", "version"}          a bank folder the server can read, or s3://bucket/prefix/
+POST /v1/bank/rollback          {"version"}                    by default the bank before this one
+
+Each publishes a new version of the bank, or moves the pointer, and answers when this replica of the ingress serves it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import Field
+
+from deployments.args import LimitArgs
+from deployments.http import openapi
+from deployments.http.access import Access
+from deployments.http.errors import unknown_url
+from deployments.http.input import parse, read_json
+from deployments.http.requests import StrictBody
+
+if TYPE_CHECKING:
+    from dlp_core.bank.manifest import BankManifest
+
+
+class LoadAdapter(StrictBody):
+    """vLLM's body, and `examples`: prompts that teach the router to choose the adapter."""
+
+    lora_name: str = Field(min_length=1)
+    lora_path: str = Field(min_length=1)
+    load_inplace: bool = False
+    examples: list[str] | None = None
+
+
+class UnloadAdapter(StrictBody):
+    lora_name: str = Field(min_length=1)
+    lora_int_id: int | None = None  # vLLM's, of no meaning here
+
+
+class PublishBank(StrictBody):
+    folder: str = Field(min_length=1)
+    version: str | None = None
+
+
+class RollbackBank(StrictBody):
+    version: str | None = None
+
+
+BODIES = (LoadAdapter, UnloadAdapter, PublishBank, RollbackBank)
+
+
+class AdminService(Protocol):
+    """What the routes need. Each returns the bank that serves when it is done, and raises errors of dlp_core.errors."""
+
+    async def load_adapter(self, body: LoadAdapter) -> BankManifest: ...
+
+    async def unload_adapter(self, name: str) -> BankManifest: ...
+
+    async def publish(self, folder: str, version: str | None) -> BankManifest: ...
+
+    async def rollback(self, version: str | None) -> BankManifest: ...
+
+
+class AdminApi:
+    """A method for each route. Whether there is a token is asked at each request."""
+
+    def __init__(self, service: AdminService, *, limits: LimitArgs, access: Access) -> None:
+        self._service = service
+        self._limits = limits
+        self._access = access
+
+    def add_to(self, app: FastAPI) -> None:
+        app.post("/v1/load_lora_adapter", openapi_extra=openapi.body(LoadAdapter))(self.load)
+        app.post("/v1/unload_lora_adapter", openapi_extra=openapi.body(UnloadAdapter))(self.unload)
+        app.post("/v1/bank/publish", openapi_extra=openapi.body(PublishBank))(self.publish)
+        app.post("/v1/bank/rollback", openapi_extra=openapi.body(RollbackBank))(self.rollback)
+
+    async def load(self, request: Request) -> Response:
+        body = parse(LoadAdapter, await self._body(request))
+        await self._service.load_adapter(body)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+    async def unload(self, request: Request) -> Response:
+        body = parse(UnloadAdapter, await self._body(request))
+        await self._service.unload_adapter(body.lora_name)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+    async def publish(self, request: Request) -> Response:
+        body = parse(PublishBank, await self._body(request))
+        return _serving(await self._service.publish(body.folder, body.version))
+
+    async def rollback(self, request: Request) -> Response:
+        body = parse(RollbackBank, await self._body(request))
+        return _serving(await self._service.rollback(body.version))
+
+    async def _body(self, request: Request) -> object:
+        if not self._access.require_admin(request.headers.get("authorization")):
+            raise unknown_url(f"{request.method} {request.url.path}")
+        headers = request.headers
+        if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
+            return {}
+        return await read_json(request, self._limits.max_body_bytes)
+
+
+def _serving(bank: BankManifest) -> Response:
+    return JSONResponse({"version": bank.version, "adapters": len(bank.adapters)})

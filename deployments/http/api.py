@@ -1,0 +1,163 @@
+"""The routes of the HTTP API over a `Service`. Knows nothing of Ray.
+
+POST /v1/chat/completions   POST /v1/completions    generate
+POST /v1/route                                      what would serve this, and why; generates nothing
+GET  /v1/models  /v1/models/{name}  /v1/bank        what there is for the caller
+GET  /health                                        200 when requests can be served, else 503 and why
+
+The admin routes are in admin.py; app.py makes an application of both. Who sends a request is asked before anything else
+is looked at; what a caller may not use does not exist for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from deployments.args import LimitArgs, RoutingArgs
+from deployments.http import openapi
+from deployments.http.access import Access, Caller
+from deployments.http.admin import AdminService
+from deployments.http.input import generations_of, parse, parse_route, read_json, routing_options
+from deployments.http.replies import Reply, explanation_json, models_json, route_json, visible
+from deployments.http.request_log import record_of
+from deployments.http.requests import AnyRequest, ChatRequest, CompletionRequest, TextRequest
+from deployments.http.streams import AnswerStream, EventStream, within
+from dlp_core.decision import Decision, RoutingOptions
+from dlp_core.errors import UnknownModel
+from dlp_core.generation.messages import GenerationRequest, Piece
+
+if TYPE_CHECKING:
+    from dlp_core.bank.follower import Refusal
+    from dlp_core.bank.manifest import BankManifest
+    from dlp_core.router.explanation import Explanation
+
+BODIES = (ChatRequest, CompletionRequest, TextRequest)
+
+
+class Service(AdminService, Protocol):
+    """What the routes need. Each method raises errors of dlp_core.errors."""
+
+    async def ready(self) -> None:
+        """Returns when requests can be served, or when it is known why not."""
+
+    def bank(self) -> BankManifest:
+        """The bank new requests use. Raises StoreUnavailable until there is one that can be served."""
+
+    def refused(self) -> Refusal | None:
+        """The bank that was published and cannot be served."""
+
+    async def decide(self, options: RoutingOptions, texts: Sequence[str]) -> Decision: ...
+
+    async def explain(self, decision: Decision, texts: Sequence[str]) -> Explanation:
+        """Of a decision the router took part in."""
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]: ...
+
+
+class Api:
+    """A method for each route."""
+
+    def __init__(self, service: Service, *, routing: RoutingArgs, limits: LimitArgs, access: Access) -> None:
+        self._service = service
+        self._routing = routing
+        self._limits = limits
+        self._access = access
+        self._started = int(time.time())
+
+    def add_to(self, app: FastAPI) -> None:
+        app.post("/v1/chat/completions", openapi_extra=openapi.body(ChatRequest))(self.chat)
+        app.post("/v1/completions", openapi_extra=openapi.body(CompletionRequest))(self.completions)
+        app.post("/v1/route", openapi_extra=openapi.body(TextRequest, ChatRequest, CompletionRequest))(self.route)
+        app.get("/v1/models")(self.models)
+        app.get("/v1/models/{name:path}")(self.model)
+        app.get("/v1/bank")(self.bank)
+        app.get("/health")(self.health)
+
+    async def chat(self, request: Request) -> Response:
+        return await self._complete(request, ChatRequest)
+
+    async def completions(self, request: Request) -> Response:
+        return await self._complete(request, CompletionRequest)
+
+    async def route(self, request: Request) -> Response:
+        caller = self._caller(request)
+        body = parse_route(await read_json(request, self._limits.max_body_bytes))
+        deadline = self._deadline()
+        decision = await self._decide(request, body, caller, deadline)
+        if decision.probabilities is None:
+            return JSONResponse(route_json(decision))
+        async with within(deadline):
+            explanation = await self._service.explain(decision, body.routing_texts)
+        return JSONResponse(route_json(decision) | explanation_json(explanation))
+
+    async def models(self, request: Request) -> Response:
+        bank = self._visible_bank(self._caller(request))
+        return JSONResponse({"object": "list", "data": models_json(bank, created=self._started)})
+
+    async def model(self, request: Request, name: str) -> Response:
+        for entry in models_json(self._visible_bank(self._caller(request)), created=self._started):
+            if entry["id"] == name:
+                return JSONResponse(entry)
+        raise UnknownModel(f"model {name!r} does not exist; GET /v1/models lists what does", param="model")
+
+    async def bank(self, request: Request) -> Response:
+        return JSONResponse(self._visible_bank(self._caller(request)).model_dump(mode="json"))
+
+    async def health(self) -> Response:
+        serving, refused = self._service.bank().version, self._service.refused()
+        report = {} if refused is None else {"refused": {"version": refused.version, "reason": refused.reason}}
+        return JSONResponse({"status": "ok", "bank": serving, **report})
+
+    async def _complete(self, request: Request, kind: type[ChatRequest | CompletionRequest]) -> Response:
+        """The life of a completion: who asks, what for, under which mix, and the answer."""
+        caller, record = self._caller(request), record_of(request)
+        body = parse(kind, await read_json(request, self._limits.max_body_bytes))
+        deadline = self._deadline()
+        decision = await self._decide(request, body, caller, deadline)
+        chat = isinstance(body, ChatRequest)
+        reply = Reply(
+            id=f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
+            created=int(time.time()),
+            kind="chat" if chat else "text",
+            decision=decision,
+            with_logprobs=body.wanted_logprobs is not None,
+            include_usage=body.include_usage,
+        )
+        requests = generations_of(body, decision, f"{record.request_id}/{reply.id}")
+        generations = [self._service.generate(generation) for generation in requests]
+        answer = AnswerStream(reply, generations, record=record, deadline=deadline)
+        headers = {"x-dlp-adapters": str(decision.mix)}
+        if not body.stream:
+            return JSONResponse(await answer.whole(), headers=headers)
+        await answer.begin()
+        return EventStream(answer, headers=headers)
+
+    async def _decide(self, request: Request, body: AnyRequest, caller: Caller, deadline: float) -> Decision:
+        record = record_of(request)
+        record.asked(body)
+        options = routing_options(body, self._routing)
+        if caller.adapters is not None:
+            names = [adapter.name for adapter in self._service.bank().adapters]
+            options = replace(options, allowed=caller.allowed(names))
+        async with within(deadline):
+            return record.decided(await self._service.decide(options, body.routing_texts))
+
+    def _caller(self, request: Request) -> Caller:
+        return record_of(request).called_by(self._access.caller(request.headers.get("authorization")))
+
+    def _visible_bank(self, caller: Caller) -> BankManifest:
+        """The bank as the caller may see it."""
+        bank = self._service.bank()
+        return visible(bank, caller.allowed(adapter.name for adapter in bank.adapters))
+
+    def _deadline(self) -> float:
+        """Of a request that begins now, on the event loop's clock."""
+        return asyncio.get_running_loop().time() + self._limits.request_timeout_s

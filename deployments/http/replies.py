@@ -1,0 +1,184 @@
+"""The JSON objects the API answers with: OpenAI's shapes, plus `dlp`.
+
+`dlp` says which adapters served which tokens: {"bank", "router", "confidence", "reason", "spans": [{"start",
+"end", "mix": [{"adapter", "weight", "digest"}]}]}, where start and end count tokens of the prompt and the
+completion together, the prompt first. With several choices, `spans` are the first one's and `choices` holds a list of
+spans for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from dlp_core.adapter.names import AUTO
+from dlp_core.decision import Decision
+from dlp_core.generation.messages import Completion, Delta, Finished, Logprob, TokenText
+from dlp_core.mix import Mix
+from dlp_core.router.routing import NONE_DECISION
+
+if TYPE_CHECKING:
+    from dlp_core.bank.manifest import BankManifest
+    from dlp_core.router.explanation import Explanation
+
+OWNER = "dlp"
+
+
+def mix_json(mix: Mix, digests: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [{"adapter": part.name, "weight": part.weight, "digest": digests[part.name]} for part in mix.adapters]
+
+
+def dlp_json(decision: Decision, finished: Sequence[Finished]) -> dict[str, Any]:
+    """`finished` has one entry for each choice."""
+    spans = [
+        [{"start": span.start, "end": span.end, "mix": mix_json(span.mix, decision.digests)} for span in choice.spans]
+        for choice in finished
+    ]
+    return {
+        "bank": decision.bank,
+        "router": decision.router,
+        "confidence": decision.confidence,
+        "reason": decision.reason,
+        "spans": spans[0],
+        **({"choices": spans} if len(spans) > 1 else {}),
+    }
+
+
+def usage_json(finished: Sequence[Finished]) -> dict[str, int]:
+    prompt, completion = finished[0].prompt_tokens, sum(choice.completion_tokens for choice in finished)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def chat_logprobs_json(logprobs: Sequence[Logprob]) -> dict[str, Any]:
+    def token(token: TokenText) -> dict[str, Any]:
+        return {"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes)}
+
+    content = [{**token(entry.token), "top_logprobs": [token(other) for other in entry.top]} for entry in logprobs]
+    return {"content": content, "refusal": None}
+
+
+def text_logprobs_json(logprobs: Sequence[Logprob]) -> dict[str, Any]:
+    return {
+        "tokens": [entry.token.text for entry in logprobs],
+        "token_logprobs": [entry.token.logprob for entry in logprobs],
+        "top_logprobs": [{other.text: other.logprob for other in entry.top} for entry in logprobs],
+        "text_offset": [entry.offset for entry in logprobs],
+    }
+
+
+def route_json(decision: Decision) -> dict[str, Any]:
+    """What would serve the request, and why."""
+    return {
+        "object": "route",
+        "model": decision.options.model,
+        "bank": decision.bank,
+        "router": decision.router,
+        "reason": decision.reason,
+        "confidence": decision.confidence,
+        "none": decision.none,
+        "mix": mix_json(decision.mix, decision.digests),
+        "probabilities": None if decision.probabilities is None else dict(decision.probabilities),
+        "top_p": decision.options.top_p,
+        "max_adapters": decision.options.max_adapters,
+        "min_confidence": decision.options.min_confidence,
+        "none_threshold": NONE_DECISION,
+    }
+
+
+def explanation_json(explanation: Explanation) -> dict[str, Any]:
+    """Which words moved it: `effect` is the log-odds of `explains` with the word less those without it."""
+    return {
+        "explains": explanation.adapter,
+        "words": [{"text": word.text, "effect": word.effect} for word in explanation.words],
+    }
+
+
+def visible(bank: BankManifest, allowed: frozenset[str] | None) -> BankManifest:
+    """The bank as someone sees it who may use these adapters; None allows all. Without the digest of the whole: it is
+    not that of the part."""
+    if allowed is None:
+        return bank
+    adapters = tuple(adapter for adapter in bank.adapters if adapter.name in allowed)
+    labels = () if bank.router is None else tuple(label for label in bank.router.labels if label in allowed)
+    router = bank.router.model_copy(update={"labels": labels}) if bank.router is not None and labels else None
+    return bank.model_copy(update={"adapters": adapters, "router": router})
+
+
+def models_json(bank: BankManifest, *, created: int) -> list[dict[str, Any]]:
+    """Every value of `model`: routing where the bank has a router, the base, and each adapter."""
+
+    def model(name: str, parent: str | None) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": created, "owned_by": OWNER, "parent": parent}
+
+    base = bank.base_model.id
+    routed = [model(AUTO, base)] if bank.router is not None else []
+    return [*routed, model(base, None), *(model(adapter.name, base) for adapter in bank.adapters)]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to one request in the making, as a chat completion or a text completion, whole or in chunks."""
+
+    id: str
+    created: int
+    kind: Literal["chat", "text"]
+    decision: Decision
+    with_logprobs: bool = False
+    include_usage: bool = False
+
+    def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        """All of them are finished."""
+        finished = [completion.finished for completion in completions if completion.finished is not None]
+        choices = []
+        for index, (completion, end) in enumerate(zip(completions, finished, strict=True)):
+            message = {"role": "assistant", "content": completion.text}
+            content: dict[str, Any] = {"message": message} if self.kind == "chat" else {"text": completion.text}
+            choices.append(self._choice(index, content, end.finish_reason, completion.logprobs))
+        return {
+            **self._head("chat.completion" if self.kind == "chat" else "text_completion"),
+            "choices": choices,
+            "usage": usage_json(finished),
+            "dlp": dlp_json(self.decision, finished),
+        }
+
+    def opening(self, choices: int) -> list[dict[str, Any]]:
+        """A chat begins with a chunk that says who speaks; a text completion with its text."""
+        if self.kind == "text":
+            return []
+        return [self._chunk(index, {"delta": {"role": "assistant", "content": ""}}) for index in range(choices)]
+
+    def delta(self, index: int, delta: Delta) -> dict[str, Any]:
+        content = {"delta": {"content": delta.text}} if self.kind == "chat" else {"text": delta.text}
+        return self._chunk(index, content, None, delta.logprobs)
+
+    def ending(self, index: int, finished: Finished, everyone: Sequence[Finished] | None) -> list[dict[str, Any]]:
+        """The chunk that says why a choice ended. When `everyone` has ended, also the usage where it was asked for;
+        `dlp` rides on the very last chunk."""
+        content: dict[str, Any] = {"delta": {}} if self.kind == "chat" else {"text": ""}
+        chunks = [self._chunk(index, content, finished.finish_reason)]
+        if everyone is not None:
+            if self.include_usage:
+                chunks.append({**self._chunk_head(), "choices": [], "usage": usage_json(everyone)})
+            chunks[-1]["dlp"] = dlp_json(self.decision, everyone)
+        return chunks
+
+    def _chunk(
+        self, index: int, content: dict[str, Any], reason: str | None = None, logprobs: Sequence[Logprob] = ()
+    ) -> dict[str, Any]:
+        usage = {"usage": None} if self.include_usage else {}
+        return {**self._chunk_head(), "choices": [self._choice(index, content, reason, logprobs)], **usage}
+
+    def _chunk_head(self) -> dict[str, Any]:
+        return self._head("chat.completion.chunk" if self.kind == "chat" else "text_completion")
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.decision.options.model}
+
+    def _choice(
+        self, index: int, content: dict[str, Any], reason: str | None, logprobs: Sequence[Logprob]
+    ) -> dict[str, Any]:
+        listed = None
+        if self.with_logprobs:
+            listed = chat_logprobs_json(logprobs) if self.kind == "chat" else text_logprobs_json(logprobs)
+        return {"index": index, **content, "logprobs": listed, "finish_reason": reason}

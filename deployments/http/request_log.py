@@ -1,0 +1,239 @@
+"""One record of each request, and one log line for each to a generation route or /v1/route, whatever becomes of it.
+
+A `RequestRecord` lies in the request's state from the first byte to the last; the routes note in it what they learn.
+`RequestLogMiddleware` wraps the whole application: it makes the record, sees the status and how the answer ended, and
+writes the line. The logger is a child of Serve's, so the line goes where a replica's log goes and its `extra` fields
+become top-level keys where that log is JSON (logging_config in serve_config.yaml).
+
+The same facts become attributes of the request's span, if it has one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from fastapi import Request
+from opentelemetry import trace
+from opentelemetry.trace import StatusCode
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.args import LogArgs
+from deployments.http.requests import ChatRequest, TextRequest
+from deployments.observe import tracing
+from dlp_core.decision import Decision
+from dlp_core.errors import DLPError
+from dlp_core.generation.messages import Finished, Piece
+
+if TYPE_CHECKING:
+    from deployments.http.access import Caller
+    from deployments.http.requests import AnyRequest
+
+log = logging.getLogger("ray.serve.dlp.request")
+
+ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/route")
+_OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
+REQUEST_ID = "x-request-id"
+GONE = "client_disconnected"
+GONE_STATUS = 499
+_ID_LENGTH = 128
+_MODEL_LENGTH = 256
+
+
+class RequestRecord:
+    """What is known of one request. Filled by the routes as they learn it."""
+
+    def __init__(self, request_id: str, route: str, settings: LogArgs) -> None:
+        self.request_id = request_id
+        self._route = route
+        self._settings = settings
+        self._began = time.perf_counter()
+        self._caller: str | None = None
+        self._body: AnyRequest | None = None
+        self._asked_at = self._began
+        self._decision: Decision | None = None
+        self._decide_seconds: float | None = None
+        self._first_token_seconds: float | None = None
+        self._finished: dict[int, Finished] = {}
+        self._texts: dict[int, str] = {}
+        self._error_code: str | None = None
+        self._span = trace.get_current_span()
+
+    def called_by(self, caller: Caller) -> Caller:
+        self._caller = caller.name
+        return caller
+
+    def asked(self, body: AnyRequest) -> None:
+        """The request makes sense so far."""
+        self._body = body
+        self._asked_at = time.perf_counter()
+
+    def decided(self, decision: Decision) -> Decision:
+        self._decision = decision
+        self._decide_seconds = time.perf_counter() - self._asked_at
+        self._annotate()
+        return decision
+
+    def failed(self, error: DLPError) -> None:
+        """The client is told so: with a status, or at the end of a stream that had begun."""
+        self._error_code = error.code
+        self._annotate()
+        if self._span.is_recording():
+            self._span.set_attribute("error.type", error.code)
+            if error.status >= 500:
+                self._span.set_status(StatusCode.ERROR, error.code)
+
+    def arrived(self, index: int, piece: Piece) -> None:
+        """A piece of choice number `index` is about to be sent: notes when the first came and how each choice ended."""
+        if isinstance(piece, Finished):
+            self._finished[index] = piece
+            self._annotate()
+            return
+        if self._first_token_seconds is None:
+            self._first_token_seconds = time.perf_counter() - self._began
+        if self._settings.prompts:
+            self._texts[index] = self._texts.get(index, "") + piece.text
+
+    def write(self, status: int, *, gone: bool) -> None:
+        """The line. Of a client that went away, `status` is what had been sent, if anything."""
+        if gone:
+            status, self._error_code = GONE_STATUS, GONE
+        end = self._error_code or "+".join(self._finish_reasons()) or "ok"
+        # what Serve would add of its own context is the id as the client sent it, and job, worker and task ids
+        log.info("%s %d %s", self._route, status, end, extra=self._fields(status) | {"skip_context_filter": True})
+
+    def _fields(self, status: int) -> dict[str, Any]:
+        body, decision = self._body, self._decision
+        prompt_tokens, completion_tokens = self._tokens()
+        trace_id = self._span.get_span_context().trace_id
+        return {
+            "request_id": self.request_id,
+            "trace_id": trace.format_trace_id(trace_id) if trace_id else None,
+            "caller": self._caller,
+            "route": self._route,
+            "model": self._model(),
+            "stream": getattr(body, "stream", False),
+            "n": getattr(body, "n", 1),
+            "bank": decision and decision.bank,
+            "router": decision and decision.router,
+            "mix": decision and [{"adapter": part.name, "weight": part.weight} for part in decision.mix.adapters],
+            "reason": decision and decision.reason,
+            "confidence": decision and decision.confidence,
+            "status": status,
+            "error_code": self._error_code,
+            "finish_reasons": self._finish_reasons(),
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_seconds": round(time.perf_counter() - self._began, 6),
+            "decide_seconds": _rounded(self._decide_seconds),
+            "first_token_seconds": _rounded(self._first_token_seconds),
+            **(self._what_was_said() if self._settings.prompts else {}),
+        }
+
+    def _what_was_said(self) -> dict[str, Any]:
+        body = self._body
+        if body is None:
+            return {}
+        if isinstance(body, ChatRequest):
+            prompt: Any = [{"role": turn.role, "content": turn.content} for turn in body.source]
+        else:
+            prompt = body.text if isinstance(body, TextRequest) else body.source
+        return {"prompt": prompt, "completions": [self._texts[index] for index in sorted(self._texts)]}
+
+    def _model(self) -> str | None:
+        """As asked for, which may be anything."""
+        return None if self._body is None else self._body.model[:_MODEL_LENGTH]
+
+    def _finish_reasons(self) -> list[str]:
+        return [self._finished[index].finish_reason for index in sorted(self._finished)]
+
+    def _tokens(self) -> tuple[int | None, int | None]:
+        """Of prompt and completion; None while no choice has ended."""
+        found = list(self._finished.values())
+        return (found[0].prompt_tokens, sum(one.completion_tokens for one in found)) if found else (None, None)
+
+    def _annotate(self) -> None:
+        """Says on the span what is known by now: it ends with the last byte sent."""
+        if not self._span.is_recording():
+            return
+        operation, decision = _OPERATIONS.get(self._route), self._decision
+        prompt_tokens, completion_tokens = self._tokens()
+        attributes: dict[str, Any] = {
+            "dlp.request_id": self.request_id,
+            "dlp.caller": self._caller,
+            "gen_ai.operation.name": operation,
+            "gen_ai.provider.name": operation and tracing.SERVICE,
+            "gen_ai.request.model": self._model(),
+            "gen_ai.response.finish_reasons": self._finish_reasons() or None,
+            "gen_ai.response.time_to_first_chunk": self._first_token_seconds,
+            "gen_ai.usage.input_tokens": prompt_tokens,
+            "gen_ai.usage.output_tokens": completion_tokens,
+        }
+        if decision is not None:
+            attributes |= tracing.decision_attributes(decision)
+        self._span.set_attributes({key: value for key, value in attributes.items() if value is not None})
+
+
+def record_of(request: Request) -> RequestRecord:
+    record: RequestRecord = request.state.record
+    return record
+
+
+class RequestLogMiddleware:
+    """The application, with a record of each request.
+
+    Also sees to `x-request-id`: the client's, made safe, or a new one. `answers_id` says whether the answer's header
+    is set here, or by the server in front.
+    """
+
+    def __init__(self, app: ASGIApp, settings: LogArgs, *, answers_id: bool) -> None:
+        self._app = app
+        self._settings = settings
+        self._answers_id = answers_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        route = scope["path"].removeprefix(scope.get("root_path", ""))
+        record = RequestRecord(safe_id(Headers(scope=scope).get(REQUEST_ID)), route, self._settings)
+        scope.setdefault("state", {})["record"] = record
+        status, complete, gone = 0, False, False
+
+        async def recorded_receive() -> Message:
+            nonlocal gone
+            message = await receive()
+            gone = gone or (message["type"] == "http.disconnect" and not complete)
+            return message
+
+        async def recorded_send(message: Message) -> None:
+            nonlocal status, complete
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if self._answers_id:
+                    MutableHeaders(scope=message)[REQUEST_ID] = record.request_id
+            await send(message)
+            complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+        try:
+            await self._app(scope, recorded_receive, recorded_send)
+        except asyncio.CancelledError:
+            gone = not complete  # Serve cancels a request whose client went away
+            raise
+        finally:
+            if self._settings.requests and route in ROUTES:
+                record.write(status or DLPError.status, gone=gone or (status != 0 and not complete))
+
+
+def safe_id(given: str | None) -> str:
+    """A request id that may stand in a header, a log and a span: printable ASCII without blanks, of bounded length."""
+    return re.sub(r"[^!-~]", "_", given[:_ID_LENGTH]) if given else uuid.uuid4().hex
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)

@@ -1,0 +1,326 @@
+"""The request bodies of the HTTP API: OpenAI's fields this server has, plus `dlp` and `top_k`.
+
+Three rules hold for every body. null means absent. A field of OpenAI's API that this server lacks is
+accepted at its neutral value (`n: 1`, `tools: []`) and refused by name otherwise. Anything else unknown is
+refused by name. Types are strict: no booleans for numbers, no numbers in strings, no NaN.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import fields
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from dlp_core.adapter.names import AUTO
+from dlp_core.engine.request import MAX_LOGPROBS, Sampling
+from dlp_core.errors import InvalidRequest
+from dlp_core.text.chat import Message, Role, routing_texts
+
+MAX_STOPS = 4
+"""Stop strings of one request, as in OpenAI's API."""
+
+MAX_CHOICES = 16
+"""Completions of one request (`n`)."""
+
+
+def unsupported(field: str, why: str) -> PydanticCustomError:
+    """A field of OpenAI's API that is refused; from_validation() names it by its full path."""
+    return PydanticCustomError("unsupported_parameter", why, {"field": field})
+
+
+def _same(left: object, right: object) -> bool:
+    """Equal and of one type: JSON's true is not its 1."""
+    return type(left) is type(right) and left == right
+
+
+class StrictBody(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    """Fields of OpenAI's API that change nothing at these values, and are not supported at others."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_says_nothing(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
+        kept = {}
+        for key, value in data.items():
+            if value is None and (key in cls.model_fields or key in cls.neutral):
+                continue
+            if key in cls.neutral:
+                if not any(_same(value, neutral) for neutral in cls.neutral[key]):
+                    raise unsupported(key, "it is not supported by this server; remove it")
+                continue
+            kept[key] = value
+        return kept
+
+
+class AdapterWeight(StrictBody):
+    """One adapter of an explicit mix. `weight` multiplies the adapter's own scaling."""
+
+    name: str
+    weight: float = 1.0
+
+
+class DLPOptions(StrictBody):
+    """The `dlp` field. What is absent takes the server's default; `adapters` skips the router."""
+
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    max_adapters: int | None = Field(default=None, ge=1)
+    min_confidence: float | None = Field(default=None, ge=0, le=1)
+    granularity: Literal["request", "sentence"] = "request"
+    adapters: list[AdapterWeight] | None = None
+
+
+def _text_of(content: object) -> object:
+    """OpenAI's list of text parts as one string; any other value is left to the type check."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for index, part in enumerate(content):
+        if not isinstance(part, dict) or part.get("type") != "text":
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise PydanticCustomError(
+                "content_part", "part {index} is {kind}; only text parts are read", {"index": index, "kind": repr(kind)}
+            )
+        if set(part) != {"type", "text"} or not isinstance(part["text"], str):
+            raise PydanticCustomError(
+                "content_part", "part {index} must be {{type, text}} with text a string", {"index": index}
+            )
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+class ChatMessage(StrictBody):
+    neutral = {
+        "refusal": (),
+        "annotations": ([],),
+        "audio": (),
+        "function_call": (),
+        "tool_calls": ([],),
+    }  # what OpenAI's client sends when an answer is passed back as a turn
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_text_of)]
+
+    def message(self) -> Message:
+        role: Role = "system" if self.role == "developer" else self.role
+        return Message(role, self.content)
+
+
+class StreamOptions(StrictBody):
+    include_usage: bool = False
+
+
+def _stops_of(stop: object) -> object:
+    return [stop] if isinstance(stop, str) else stop
+
+
+class _Choice(StrictBody):
+    """What chat, completions and /v1/route share: which model, and how to mix."""
+
+    model: str = Field(min_length=1)
+    dlp: DLPOptions = DLPOptions()
+
+    @property
+    @abstractmethod
+    def routing_texts(self) -> tuple[str, ...]:
+        """What the router reads of this request: the first of them that fits an adapter decides."""
+
+
+class _Generation(_Choice):
+    neutral = {
+        "frequency_penalty": (0, 0.0),
+        "presence_penalty": (0, 0.0),
+        "logit_bias": ({},),
+        "service_tier": ("auto", "default"),
+        "store": (False,),
+    }
+
+    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
+    max_tokens: int | None = Field(default=None, ge=1)
+    min_tokens: int = Field(default=0, ge=0)
+    temperature: float = Field(default=0.0, ge=0, le=2)  # absent means greedy
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)  # 0 keeps every token
+    repetition_penalty: float = Field(default=1.0, gt=0, le=100)
+    ignore_eos: bool = False
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_stops_of)] = Field(
+        default_factory=list, max_length=MAX_STOPS
+    )
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    seed: int | None = Field(default=None, ge=-(2**62), lt=2**62)
+
+    # accepted and not used: they say who asks, not what to answer
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    @property
+    @abstractmethod
+    def source(self) -> tuple[Message, ...] | str:
+        """What the completion continues."""
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        """Most tokens of the completion; None leaves it to the server."""
+        return self.max_tokens
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def sampling(self) -> Sampling:
+        """Every field of Sampling that the body has under the same name, and the two that OpenAI names otherwise."""
+        same = {field.name: getattr(self, field.name) for field in fields(Sampling) if field.name in self.__dict__}
+        return Sampling(**same | {"max_tokens": self.wanted_tokens, "logprobs": self.wanted_logprobs})
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest("stream_options needs stream: true", param="stream_options")
+        if self.wanted_tokens is not None and self.min_tokens > self.wanted_tokens:
+            raise InvalidRequest(
+                f"min_tokens is {self.min_tokens}, above the {self.wanted_tokens} the completion may have",
+                param="min_tokens",
+            )
+        return self
+
+    @property
+    @abstractmethod
+    def wanted_logprobs(self) -> int | None:
+        """Alternatives reported beside each token; None for no log-probabilities at all."""
+
+
+class ChatRequest(_Generation):
+    """POST /v1/chat/completions"""
+
+    neutral = _Generation.neutral | {
+        "audio": (),
+        "function_call": ("none", "auto"),
+        "functions": ([],),
+        "modalities": (["text"],),
+        "moderation": (),
+        "parallel_tool_calls": (True, False),
+        "prediction": (),
+        "prompt_cache_options": (),
+        "prompt_cache_retention": (),
+        "reasoning_effort": (),
+        "response_format": ({"type": "text"},),
+        "tool_choice": ("none", "auto"),
+        "tools": ([],),
+        "verbosity": (),
+        "web_search_options": (),
+    }
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int = Field(default=0, ge=0, le=MAX_LOGPROBS)
+
+    @model_validator(mode="after")
+    def _somebody_says_something(self) -> Self:
+        if not routing_texts(self.source)[0].strip():
+            raise InvalidRequest("messages: the last user turn is empty; say something", param="messages")
+        return self
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
+            raise InvalidRequest("max_tokens and max_completion_tokens differ; give one", param="max_tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _top_logprobs_of_something(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+        return self
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        return self.top_logprobs if self.logprobs else None
+
+    @property
+    def source(self) -> tuple[Message, ...]:
+        return tuple(message.message() for message in self.messages)
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        return self.max_tokens or self.max_completion_tokens
+
+    @property
+    def routing_texts(self) -> tuple[str, ...]:
+        return routing_texts(self.source)
+
+
+def _one_prompt(prompt: object) -> object:
+    if not isinstance(prompt, list):
+        return prompt
+    if len(prompt) == 1 and isinstance(prompt[0], str):
+        return prompt[0]
+    raise PydanticCustomError("one_prompt", "a prompt is one string here; send several requests, they share a batch")
+
+
+class CompletionRequest(_Generation):
+    """POST /v1/completions"""
+
+    neutral = _Generation.neutral | {
+        "best_of": (1,),
+        "echo": (False,),
+        "suffix": ("",),
+    }
+
+    prompt: Annotated[str, BeforeValidator(_one_prompt), Field(min_length=1)]
+    max_tokens: int | None = Field(default=16, ge=1)  # OpenAI's default here
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def source(self) -> str:
+        return self.prompt
+
+    @property
+    def routing_texts(self) -> tuple[str, ...]:
+        return (self.prompt,)
+
+
+class TextRequest(_Choice):
+    """POST /v1/route with nothing but a text."""
+
+    text: str
+
+    @property
+    def routing_texts(self) -> tuple[str, ...]:
+        return (self.text,)
+
+
+def routed(data: object) -> ChatRequest | CompletionRequest | TextRequest:
+    """The body of POST /v1/route: a chat or completion request, or `text` (or `input`); `model` may be left out.
+
+    Raises pydantic's ValidationError, or InvalidRequest where it is none of these or several.
+    """
+    if not isinstance(data, dict):
+        return TextRequest.model_validate(data)
+    given = [key for key in ("messages", "prompt", "text", "input") if key in data]
+    if len(given) != 1:
+        raise InvalidRequest("give exactly one of messages, prompt, text and input", param=given[0] if given else None)
+    kind = given[0]
+    data = {"model": AUTO} | data
+    if kind == "messages":
+        return ChatRequest.model_validate(data)
+    if kind == "prompt":
+        return CompletionRequest.model_validate(data)
+    return TextRequest.model_validate({"text" if key == "input" else key: value for key, value in data.items()})
+
+
+AnyRequest = ChatRequest | CompletionRequest | TextRequest

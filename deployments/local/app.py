@@ -1,0 +1,202 @@
+"""The application of serve_config.yaml on a Ray cluster that lives and dies with this process.
+
+    with LocalApp(load_config(Path("serve_config.yaml")), bank="s3://bank/", base_model=folder, port=8000) as app:
+        app.wait_until_ready()
+        ...
+
+A cluster that outlives its commands is started by `ray start` and `serve deploy`, or by KubeRay (k8s/).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import yaml
+
+from deployments.fleet import haproxy
+from dlp_core.bank.follower import NoUsableBank
+from dlp_core.errors import DLPError, InvalidRequest
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ServeDeploySchema
+
+READY_SECONDS = 300.0
+_PLENTY = 1000.0
+_SOON_AGAIN = {"RAY_raylet_client_connect_timeout_milliseconds": "50", "RAY_raylet_client_num_connect_attempts": "200"}
+"""A raylet often asks for its object store a moment before that listens, and then sleeps for a second, at most ten
+times. Here it may wait as long, in shorter steps."""
+_OBJECT_STORE_BYTES = 200 * 1024**2  # requests and tokens are small; Ray's default takes a third of the memory
+
+
+class AppFailed(DLPError):
+    """The application did not come up; the message says what Serve reports."""
+
+    code = "app_failed"
+
+
+def load_config(path: Path) -> dict[str, Any]:
+    """Reads a Serve config file. Raises InvalidRequest if it is missing or not YAML."""
+    try:
+        config = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise InvalidRequest(
+            f"there is no {path} here; run this in a checkout, or name the file with --config"
+        ) from None
+    except (OSError, yaml.YAMLError) as error:
+        raise InvalidRequest(f"{path} cannot be read: {error}") from None
+    if not isinstance(config, dict) or not config.get("applications"):
+        raise InvalidRequest(f"{path} has no applications; see serve_config.yaml in the project")
+    return config
+
+
+class LocalApp:
+    """One application, one cluster, one port. Raises AppFailed or InvalidRequest when it cannot start."""
+
+    def __init__(
+        self, config: dict[str, Any], *, bank: str, base_model: Path, port: int, host: str = "127.0.0.1"
+    ) -> None:
+        application = config["applications"][0]
+        args = {**application.get("args", {}), "bank": bank, "base_model": str(base_model.resolve())}
+        self.config = {
+            **config,
+            "http_options": {**config.get("http_options", {}), "host": host, "port": port},
+            "applications": [{**application, "args": args}],
+        }
+        self._name: str = application["name"]
+        self._host, self._port = host, port
+        self.url = f"http://{host}:{port}"
+        self._serve_log = logging.getLogger("ray.serve")
+        self._serve_log_level = self._serve_log.level
+
+    def __enter__(self) -> Self:
+        schema = self._schema()
+        self._check_port()
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        for variable, value in _SOON_AGAIN.items():
+            os.environ.setdefault(variable, value)
+        os.environ.setdefault(haproxy.VARIABLE, str(haproxy.COMMAND))
+        import ray
+        from ray import serve
+
+        try:
+            self.start_ray()
+        except Exception as error:  # Ray raises a bare Exception here
+            ray.shutdown()
+            raise AppFailed(f"Ray did not start: {error}") from error
+        try:
+            self._serve_log.setLevel(logging.ERROR)
+            serve.start(proxy_location="HeadOnly", http_options=schema.http_options.model_dump())
+            serve.context._get_global_client().deploy_apps(schema)  # what `serve run CONFIG` calls
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+        from ray import serve
+
+        # Ray prints that its killed controller did not return from being shut down; nobody else prints here
+        with redirect_stdout(io.StringIO()):
+            try:
+                serve.shutdown()
+            finally:
+                ray.shutdown()
+                self._serve_log.setLevel(self._serve_log_level)
+
+    def start_ray(self) -> None:
+        """Starts a cluster of this machine alone."""
+        import ray
+
+        ray.init(
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            namespace="serve",
+            resources=dict.fromkeys(self._resources(), _PLENTY),
+        )
+
+    def wait_until_ready(self, report: Callable[[str], None] = lambda _: None) -> None:
+        """Returns when /health says 200. `report` is told what is being waited for. Raises AppFailed."""
+        from ray import serve
+
+        deadline = time.monotonic() + READY_SECONDS
+        while True:
+            health = self._health()
+            if health is None:
+                return
+            reason, code = health
+            if code == NoUsableBank.code:
+                raise AppFailed(reason)
+            status = serve.status().applications.get(self._name)
+            if status is not None and status.status == "DEPLOY_FAILED":
+                raise AppFailed(f"the application did not deploy: {_last_line(status.message)}")
+            for name, deployment in status.deployments.items() if status is not None else ():
+                if deployment.status == "DEPLOY_FAILED" or "failed to start" in deployment.message:
+                    raise AppFailed(f"{name} did not start: {_last_line(deployment.message)}")
+            if time.monotonic() > deadline:
+                raise AppFailed(f"the application was not ready within {READY_SECONDS:.0f} s: {reason}")
+            report(reason)
+            time.sleep(0.3)
+
+    def _resources(self) -> set[str]:
+        """Kinds of nodes the deployments ask for: this machine is all of them."""
+        options = [
+            deployment.get("ray_actor_options", {}) for deployment in self.config["applications"][0]["deployments"]
+        ]
+        return {name for of_one in options for name in of_one.get("resources", {})}
+
+    def _health(self) -> tuple[str, str] | None:
+        """Why /health does not say 200 yet and the code of that error, or None if it does."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                return None
+        except urllib.error.HTTPError as error:
+            try:
+                found = json.loads(error.read())["error"]
+                return found["message"], found["code"]
+            except (ValueError, KeyError, TypeError):
+                return f"the endpoint answers {error.code}", ""
+        except OSError:
+            return "starting replicas", ""
+
+    def _schema(self) -> ServeDeploySchema:
+        from pydantic import ValidationError
+        from ray.serve.schema import ServeDeploySchema
+
+        from deployments.args import AppArgs
+
+        try:
+            AppArgs.model_validate(self.config["applications"][0]["args"])
+            return ServeDeploySchema.model_validate(self.config)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise InvalidRequest(f"serve config: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+    def _check_port(self) -> None:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self._host, self._port))
+            except OSError as error:
+                raise InvalidRequest(
+                    f"port {self._port} is not free ({error.strerror}); choose one with --port"
+                ) from None
+
+
+def _last_line(message: str) -> str:
+    lines = [line for line in message.strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "Serve gave no reason; see the logs under /tmp/ray/session_latest/logs/serve"

@@ -1,0 +1,146 @@
+"""The demo: a real S3 server, the demo bank published to it, the application over it, and prompts sent to itself.
+
+Everything it makes lies in one folder (.demo), so a second start is quick and removing the folder undoes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from deployments import terminal
+from deployments.local.app import LocalApp, load_config
+from deployments.local.demo_backbone import ensure_backbone
+from dlp_core.adapter.checks import check_fits
+from dlp_core.bank.publish import publish
+from dlp_core.errors import InvalidRequest
+from dlp_core.store.local_s3 import LocalS3
+from dlp_core.store.opening import open_store
+
+BUCKET = "dlp-demo"
+BANK_URI = f"s3://{BUCKET}/bank/"
+CACHE_BYTES = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the endpoint made of a prompt. `adapters` is the x-dlp-adapters header."""
+
+    prompt: str
+    adapters: str
+    text: str
+    milliseconds: float
+
+
+def run(*, port: int, config: Path, bank: Path, folder: Path) -> None:
+    """Serves the demo bank until KeyboardInterrupt. Everything that was started has ended when this is left.
+
+    Raises InvalidRequest for a port in use or missing files, StoreUnavailable or AppFailed if a part does not
+    start.
+    """
+    settings = load_config(config)
+    prompts = read_prompts(bank / "prompts.json")
+    with terminal.step("unpack the backbone, SmolLM2-135M-Instruct (the first time only)"):
+        base = ensure_backbone(folder)
+    with ExitStack() as started:
+        with terminal.step("start an S3 server"):
+            s3 = started.enter_context(LocalS3(folder / "s3"))
+            os.environ.update(s3.environment)
+            s3.create_bucket(BUCKET)
+        with terminal.step(f"publish {bank} to {BANK_URI}") as step:
+            _publish(bank, base, step)
+        args = settings["applications"][0].setdefault("args", {})
+        args["dtype"] = "float32"  # on CPUs bfloat16 answers vary with what else is in the batch (docs/log.md)
+        args["threads"] = os.cpu_count()  # Ray gives a replica as many threads as its num_cpus
+        args["cache"] = {"path": str((folder / "cache").resolve()), "max_bytes": CACHE_BYTES}
+        with terminal.step("start Ray and Ray Serve"):
+            app = started.enter_context(LocalApp(settings, bank=BANK_URI, base_model=base, port=port))
+        with terminal.step("start the replicas") as step:
+            app.wait_until_ready(step.say)
+        with terminal.step(f"send {len(prompts)} prompts") as step:
+            answers = []
+            for number, prompt in enumerate(prompts, 1):
+                step.say(f"{number} of {len(prompts)}")
+                answers.append(ask(app.url, prompt))
+        terminal.out.print(table(answers))
+        terminal.out.print(snippets(app.url, prompts[0]), markup=False, highlight=False, soft_wrap=True)
+        signal.pause()
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The demo's prompts: one per adapter, one for two adapters, one for none. Raises InvalidRequest."""
+    try:
+        return [str(row["prompt"]) for row in json.loads(path.read_text())]
+    except FileNotFoundError:
+        raise InvalidRequest(f"there is no {path}; run this in a checkout of the project") from None
+
+
+def ask(url: str, prompt: str) -> Answer:
+    """Sends one chat request with the openai client, as any user would."""
+    from openai import OpenAI
+
+    with OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        began = time.perf_counter()
+        response = client.chat.completions.with_raw_response.create(
+            model="auto", messages=[{"role": "user", "content": prompt}], max_tokens=96
+        )
+        milliseconds = (time.perf_counter() - began) * 1000
+    text = response.parse().choices[0].message.content or ""
+    return Answer(prompt, response.headers["x-dlp-adapters"], text, milliseconds)
+
+
+def table(answers: Sequence[Answer]) -> Table:
+    """Prompt, adapters with weights, answer, milliseconds."""
+    view = Table(show_lines=True, expand=True)
+    view.add_column("prompt", ratio=5, overflow="fold")
+    view.add_column("adapters", ratio=2, overflow="fold")
+    view.add_column("answer", ratio=4, overflow="fold")
+    view.add_column("ms", justify="right", no_wrap=True, min_width=5)
+    for answer in answers:
+        mix = answer.adapters.replace(",", "\n").replace("=", " ")
+        view.add_row(escape(answer.prompt), escape(mix), escape(answer.text.strip()), f"{answer.milliseconds:.0f}")
+    return view
+
+
+def snippets(url: str, prompt: str) -> str:
+    """A curl line and an openai snippet that work as pasted."""
+    body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
+    shell_safe = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")
+    return f"""
+Serving on {url} until Ctrl-C. Paste into another terminal:
+
+curl -s {url}/v1/chat/completions -H 'content-type: application/json' -d '{shell_safe}'
+
+.venv/bin/python - <<'EOF'
+from openai import OpenAI
+
+client = OpenAI(base_url="{url}/v1", api_key="none")
+reply = client.chat.completions.create(
+    model="auto",
+    messages=[{{"role": "user", "content": {json.dumps(prompt, ensure_ascii=False)}}}],
+)
+print(reply.choices[0].message.content)
+print(reply.dlp["spans"][0]["mix"])
+EOF
+"""
+
+
+def _publish(bank: Path, base: Path, step: terminal.Step) -> None:
+    from dlp_core.fusion.layers import read_shapes
+
+    shapes = read_shapes(base)
+    publish(
+        open_store(BANK_URI),
+        bank,
+        check=lambda adapter: check_fits(adapter, shapes),
+        progress=lambda done, total: step.say(f"{done / 1e6:.1f} of {total / 1e6:.1f} MB"),
+    )

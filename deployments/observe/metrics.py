@@ -1,0 +1,137 @@
+"""Every metric this application exports, grouped by the process that records it.
+
+Ray adds the prefix `ray_` and the tags application, deployment and replica.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from ray.serve.metrics import Counter, Gauge, Histogram
+
+from dlp_core.adapter.names import unqualify
+from dlp_core.decision import Decision
+from dlp_core.generation.messages import Finished
+
+if TYPE_CHECKING:
+    from dlp_core.engine.stats import EngineStats
+
+_MILLISECONDS = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
+_SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0]
+
+
+class RoutingMetrics:
+    """RequestLogMiddleware by the ingress, once a decision."""
+
+    def __init__(self) -> None:
+        self._seconds = Histogram("dlp_route_seconds", "Time to decide a mix, router call included.", _MILLISECONDS)
+        self._confidence = Histogram(
+            "dlp_route_confidence", "Confidence of the router.", [0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0]
+        )
+        self._size = Histogram("dlp_mix_size", "Adapters in a mix; 0 is the plain backbone.", [0.5, 1, 2, 3, 4, 6, 8])
+        self._hits = Counter("dlp_adapter_hits_total", "Requests an adapter took part in.", ("adapter",))
+        self._fallbacks = Counter(
+            "dlp_fallback_total", "Requests for `auto` that no adapter of the router's choice serves.", ("reason",)
+        )
+
+    def decided(self, decision: Decision, seconds: float) -> None:
+        self._seconds.observe(seconds)
+        self._size.observe(len(decision.mix.adapters))
+        for part in decision.mix.adapters:
+            self._hits.inc(tags={"adapter": part.name})
+        if decision.confidence is not None:
+            self._confidence.observe(decision.confidence)
+        if decision.reason in ("none_of_these", "low_confidence", "router_unavailable"):
+            self._fallbacks.inc(tags={"reason": decision.reason})
+
+
+class RouterMetrics:
+    """RequestLogMiddleware by a router replica, each time it reports to the autoscaler."""
+
+    def __init__(self) -> None:
+        self._busy = Gauge("dlp_router_busy", "Share of its time a router replica computes.")
+
+    def state(self, *, busy: float) -> None:
+        self._busy.set(busy)
+
+
+class BankMetrics:
+    """RequestLogMiddleware by the ingress, each time it looks at the pointer."""
+
+    def __init__(self) -> None:
+        self._refused = Gauge("dlp_bank_refused", "1 while the bank that was published last cannot be served.")
+
+    def looked(self, *, refused: bool) -> None:
+        self._refused.set(float(refused))
+
+
+class EngineMetrics:
+    """RequestLogMiddleware by a backbone replica."""
+
+    def __init__(self) -> None:
+        self._first = Histogram(
+            "dlp_time_to_first_token_seconds", "From acceptance by the replica to the first token.", _SECONDS
+        )
+        self._between = Histogram("dlp_inter_token_seconds", "Mean time between the tokens of one event.", _SECONDS)
+        self._tokens = Counter("dlp_tokens_total", "Tokens read (prompt) and written (completion).", ("kind",))
+        self._loads = Counter("dlp_adapter_loads_total", "Adapters moved into a slot.", ("adapter",))
+        self._load_seconds = Histogram(
+            "dlp_adapter_load_seconds", "Time to bring an adapter to a tier: disk, host, device.", _SECONDS, ("tier",)
+        )
+        self._resident = Gauge("dlp_adapters_resident", "Adapters resident in a tier.", ("tier",))
+        self._running = Gauge("dlp_requests_running", "Requests in the batch.")
+        self._waiting = Gauge("dlp_requests_waiting", "Requests that wait for their adapters.")
+        self._tokens_running = Gauge("dlp_tokens_running", "Tokens in the cache of requests in the batch.")
+        self._tokens_waiting = Gauge("dlp_tokens_waiting", "Most tokens of requests that are not in the batch yet.")
+        self._cache_use = Gauge("dlp_cache_use", "Share of the paged cache that requests hold.")
+        self._adapter_demand = Gauge("dlp_adapter_demand", "Adapters that requests use or wait for, over the slots.")
+        self._adapter_wait = Gauge("dlp_adapter_wait_seconds", "Longest that a request waits for its adapters now.")
+
+    def loaded(self, adapter: str, tier: str, seconds: float) -> None:
+        """`adapter` as the engine names it, name@version."""
+        if tier == "device":
+            self._loads.inc(tags={"adapter": unqualify(adapter)})
+        self._load_seconds.observe(seconds, tags={"tier": tier})
+
+    def state(self, stats: EngineStats, *, on_disk: int) -> None:
+        """`on_disk`: adapters in the disk cache of the node, whoever fetched them."""
+        self._running.set(stats.running)
+        self._waiting.set(stats.waiting)
+        self._tokens_running.set(stats.tokens_running)
+        self._tokens_waiting.set(stats.tokens_waiting)
+        self._cache_use.set(1 - stats.cache_free)
+        self._adapter_demand.set(stats.adapter_demand)
+        self._adapter_wait.set(stats.adapter_wait_s)
+        self._resident.set(len(stats.resident), tags={"tier": "device"})
+        self._resident.set(stats.host_adapters, tags={"tier": "host"})
+        self._resident.set(on_disk, tags={"tier": "disk"})
+
+    def finished(self, finished: Finished) -> None:
+        self._tokens.inc(finished.prompt_tokens, tags={"kind": "prompt"})
+        if finished.completion_tokens:
+            self._tokens.inc(finished.completion_tokens, tags={"kind": "completion"})
+
+    def stopwatch(self) -> TokenStopwatch:
+        return TokenStopwatch(self._first, self._between)
+
+
+class TokenStopwatch:
+    """Times the tokens of one request from its creation on."""
+
+    def __init__(self, first: Histogram, between: Histogram) -> None:
+        self._first = first
+        self._between = between
+        self._last = time.perf_counter()
+        self._started = False
+
+    def tokens(self, count: int) -> None:
+        """`count` tokens arrived now, together."""
+        now = time.perf_counter()
+        if not count:
+            return
+        if self._started:
+            self._between.observe((now - self._last) / count)
+        else:
+            self._first.observe(now - self._last)
+        self._started, self._last = True, now

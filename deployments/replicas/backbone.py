@@ -1,0 +1,187 @@
+"""One replica of the backbone: text in, text out, under the mix each request brings."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
+from pathlib import Path
+
+import ray
+
+from deployments.args import AppArgs
+from deployments.fleet.affinity import RESIDENT
+from deployments.fleet.autoscaling import ADAPTERS, REQUESTS, TOKENS
+from deployments.http.admin import LoadAdapter
+from deployments.observe import tracing
+from deployments.observe.metrics import EngineMetrics
+from deployments.replicas.imports import lasting_imports
+from deployments.replicas.process import join_library_log
+from deployments.replicas.single_flight import SingleFlight
+from dlp_core.adapter.names import unqualify
+from dlp_core.bank.disk_cache import DiskCache
+from dlp_core.bank.folder import Check
+from dlp_core.bank.manifest import AdapterEntry, BankManifest, RouterEntry
+from dlp_core.bank.publish import publish
+from dlp_core.bank.reading import load_manifest
+from dlp_core.bank.revision import with_adapter
+from dlp_core.bank.source import BankSource, qualified_names, read_router, successors
+from dlp_core.errors import BankError, EngineFailed
+from dlp_core.generation.messages import Delta, Finished, GenerationRequest
+from dlp_core.generation.planning import planner
+from dlp_core.router import Router
+from dlp_core.store.local_copy import local_copy
+from dlp_core.store.opening import open_store
+
+log = logging.getLogger("ray.serve")
+
+BANKS_KEPT = 4
+"""Bank versions whose manifest stays in memory."""
+
+WATCH_S = 2.0
+"""How often gauges are set, which Ray forgets otherwise, and how often the engine's health is looked at."""
+
+
+class FusedBackbone:
+    def __init__(self, args: AppArgs) -> None:
+        with lasting_imports():
+            from deployments.replicas.load_engine import load_engine
+            from dlp_core.generation.generator import Generator
+
+        tracing.start()
+        join_library_log()
+        self._args = args
+        self._metrics = EngineMetrics()
+        self._store = open_store(args.bank)
+        self._cache = DiskCache(args.cache.path, args.cache.max_bytes, on_fetch=self._fetched)
+        self._source = BankSource(self._store, self._cache)
+        self._manifests = SingleFlight(self._read_manifest, keep=BANKS_KEPT)
+        self._routers = SingleFlight(self._read_router, keep=BANKS_KEPT)
+        # A GPU is used where serve_config.yaml gives this deployment one, and only there.
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
+        self._engine, codec = load_engine(args, self._source, device=device, on_load=self._loaded)
+        self._codec = codec
+        self._generator = Generator(self._engine, codec, default_max_tokens=args.limits.default_max_tokens)
+        self._max_adapters = args.engine.slots - len(args.pinned_adapters)
+        self._engine.start()
+        self._watching = asyncio.create_task(self._watch())
+
+    async def prepare(self, bank: str) -> None:
+        """Makes the adapters of a bank version known, and loads those that are pinned or in use under another version.
+        Raises StoreUnavailable, BankError, AdapterRefused or AdapterUnavailable."""
+        manifest = await self._manifests.get(bank)
+        await self._engine.keep(qualified_names(self._args.pinned_adapters, manifest))
+        for name in successors(self._engine.stats().resident, manifest):
+            await self._engine.preload([name])
+
+    async def load_adapter(self, body: LoadAdapter) -> BankManifest:
+        """Publishes the bank with one adapter more, which this replica's base model was asked about."""
+
+        def work() -> BankManifest:
+            with local_copy(body.lora_path) as folder:
+                return with_adapter(
+                    self._store,
+                    body.lora_name,
+                    folder,
+                    examples=body.examples,
+                    replace=body.load_inplace,
+                    check=self._check(),
+                )
+
+        return await asyncio.to_thread(work)
+
+    async def publish(self, folder: str, version: str | None) -> BankManifest:
+        """Publishes a bank folder, which this replica's base model was asked about."""
+
+        def work() -> BankManifest:
+            with local_copy(folder) as found:
+                return publish(self._store, found, version=version, check=self._check())
+
+        return await asyncio.to_thread(work)
+
+    def _check(self) -> Check:
+        from dlp_core.adapter.checks import check_fits
+        from dlp_core.fusion.layers import read_shapes
+
+        return partial(check_fits, layers=read_shapes(Path(self._args.base_model)))
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Finished, None]:
+        """The pieces of one completion. Closing the generator aborts it in the engine."""
+        stopwatch = self._metrics.stopwatch()
+        try:
+            with tracing.opened("generate", request.trace) as span:
+                manifest = await self._manifests.get(request.bank)
+                router = None if request.by_sentence is None else await self._routers.get(request.bank)
+                generated = self._generator.generate(
+                    request.source,
+                    planner(request, manifest, router, self._codec, max_adapters=self._max_adapters),
+                    request.sampling,
+                    request_id=request.request_id,
+                    stop=request.stop,
+                    on_tokens=stopwatch.tokens,
+                )
+                async with aclosing(tracing.generation(span, request, generated)) as pieces:
+                    async for piece in pieces:
+                        if isinstance(piece, Finished):
+                            self._metrics.finished(piece)
+                        yield piece
+        except EngineFailed:
+            self._end_if_failed()
+            raise
+
+    def check_health(self) -> None:
+        """Ray replaces the replica when this raises."""
+        self._engine.check_health()
+        if self._watching.done():
+            self._watching.result()
+
+    def record_routing_stats(self) -> dict[str, list[str]]:
+        """What the request router asks for (deployments/fleet/affinity.py). Any change is sent to every handle."""
+        return {RESIDENT: sorted({unqualify(name) for name in self._engine.stats().resident})}
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What deployments/fleet/autoscaling.py decides by."""
+        stats = self._engine.stats()
+        return {
+            REQUESTS: stats.running + stats.waiting,
+            TOKENS: 1 - stats.cache_free + stats.tokens_waiting / self._args.engine.cache_tokens,
+            ADAPTERS: stats.adapter_demand,
+        }
+
+    def _fetched(self, entry: AdapterEntry | RouterEntry, seconds: float) -> None:
+        if isinstance(entry, AdapterEntry):
+            self._loaded(entry.qualified_name, "disk", seconds)
+
+    def _loaded(self, adapter: str, tier: str, seconds: float) -> None:
+        self._metrics.loaded(adapter, tier, seconds)
+        tracing.adapter_loaded(adapter, tier, seconds, self._source.size(adapter))
+
+    async def _watch(self) -> None:
+        while True:
+            self._end_if_failed()
+            self._metrics.state(self._engine.stats(), on_disk=await asyncio.to_thread(self._source.on_disk))
+            await asyncio.sleep(WATCH_S)
+
+    def _end_if_failed(self) -> None:
+        """A failed engine never recovers. Its process ends at once, instead of failing all it is sent until Ray has
+        seen three bad health checks: its requests that have no token yet run elsewhere, and a new replica starts."""
+        try:
+            self._engine.check_health()
+        except EngineFailed as error:
+            log.critical("this replica ends: %s", error.message)
+            logging.shutdown()
+            os._exit(1)
+
+    def _read_router(self, version: str) -> Router:
+        return read_router(self._store, self._cache, load_manifest(self._store, version))
+
+    def _read_manifest(self, version: str) -> BankManifest:
+        manifest = load_manifest(self._store, version)
+        base = Path(self._args.base_model).name
+        if manifest.base_model.id.rpartition("/")[2] != base:
+            raise BankError(f"bank {version} is for base model {manifest.base_model.id!r}; this replica runs {base!r}")
+        self._source.add(manifest)
+        return manifest

@@ -1,0 +1,97 @@
+"""What every `dlp` command shares: one line for a mistake, one JSON object for a machine, one progress bar."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.status import Status
+
+from dlp_core.errors import InvalidRequest
+
+LINE_S = 30.0
+"""How often a log is told how far a long job is."""
+
+out = Console()
+err = Console(stderr=True)
+
+
+def print_json(value: Any) -> None:
+    """Writes one JSON value and a newline to stdout, unstyled: safe to pipe."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def progress(title: str, *, total: float | None = None) -> Iterator[ProgressBar]:
+    """A progress bar on stderr that goes away when done; where stderr is no terminal, a line every half minute."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        yield ProgressBar(bar, bar.add_task(title, total=total))
+
+
+class ProgressBar:
+    """One task of a rich progress display."""
+
+    def __init__(self, bar: Progress, task: TaskID) -> None:
+        self._bar = bar
+        self._task = task
+        self._said = time.monotonic()
+
+    def report(self, done: int, total: int) -> None:
+        """What the library calls to say how far it is."""
+        self.update(done, total=total)
+
+    def update(self, completed: float, *, total: float | None = None, title: str | None = None) -> None:
+        fields: dict[str, Any] = {"completed": completed}
+        if total is not None:
+            fields["total"] = total
+        if title is not None:
+            fields["description"] = title
+        self._bar.update(self._task, **fields)
+        if self._bar.disable and time.monotonic() - self._said > LINE_S:
+            self._said = time.monotonic()
+            task = self._bar.tasks[self._task]
+            of = "" if task.total is None else f" of {task.total:,.0f}"
+            err.print(f"  … {task.description}: {completed:,.0f}{of}", highlight=False)
+
+
+@contextmanager
+def step(title: str) -> Iterator[Step]:
+    """One step of a longer job on stderr: a spinner while it runs, its time when it is done."""
+    began = time.monotonic()
+    with err.status(title) as status:
+        if not err.is_terminal:
+            err.print(f"  … {title}", highlight=False)
+        yield Step(title, status)
+    err.print(f"  [green]✓[/] {title} [dim]{time.monotonic() - began:.1f} s[/]", highlight=False)
+
+
+class Step:
+    """A running step; `say` adds what it is doing now."""
+
+    def __init__(self, title: str, status: Status) -> None:
+        self._title = title
+        self._status = status
+
+    def say(self, what: str) -> None:
+        self._status.update(f"{self._title}: {what}")
+
+
+def device(wanted: str | None) -> str:
+    """Where a command computes: what was asked for, or a CUDA device where there is one. Raises InvalidRequest."""
+    import torch
+
+    if wanted is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InvalidRequest("--device is 'cuda', and there is no CUDA device here; use cpu")
+    if wanted not in ("cpu", "cuda"):
+        raise InvalidRequest(f"--device is {wanted!r}; it must be cpu or cuda")
+    return wanted

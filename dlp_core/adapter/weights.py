@@ -1,0 +1,159 @@
+"""Reads and validates one PEFT LoRA adapter folder.
+
+A folder holds `adapter_config.json` and `adapter_model.safetensors`, as `PeftModel.save_pretrained` writes
+them (peft/utils/save_and_load.py). Nothing else is ever opened: a pickle is refused, not loaded. Everything
+that cannot be served exactly is refused by name, before any request needs it.
+
+Shape letters: D in, O out, R rank.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dlp_core.adapter.config import CONFIG_FILE, PeftConfig, read_config
+from dlp_core.adapter.names import validate_name
+from dlp_core.errors import AdapterRefused
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+_MODULE = r"base_model\.model\.(?P<module>.+?)"
+_FACTOR = re.compile(_MODULE + r"\.(?:lora_(?P<side>[AB])\.weight|lora_embedding_(?P<row>[AB]))")
+_BASE = re.compile(_MODULE + r"(?:\.base_layer)?\.(?P<what>bias|weight)")
+_FLOAT_DTYPES = frozenset({"torch.float32", "torch.float16", "torch.bfloat16"})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoRAWeights:
+    """The two factors for one module of the base model: delta(x) = scaling * B_OR (A_RD x).
+
+    For an embedding D is the vocabulary and x a token's one-hot vector.
+    """
+
+    a_RD: Tensor
+    b_OR: Tensor
+    scaling: float
+    """alpha / r, or alpha / sqrt(r) for rsLoRA, with rank_pattern and alpha_pattern applied."""
+
+    @property
+    def rank(self) -> int:
+        return int(self.a_RD.shape[0])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapter:
+    """One LoRA in host memory, as stored: no dtype is changed and no scaling is folded in."""
+
+    name: str
+    base_model: str | None
+    """What the adapter says it was trained on (`base_model_name_or_path`), or None if it does not say."""
+    modules: Mapping[str, LoRAWeights]
+    """Module path in the base model, for instance `model.layers.0.self_attn.q_proj`, to its weights."""
+    biases: Mapping[str, Tensor] = field(default_factory=dict)
+    """Module path to its whole bias [O] after training (`bias="lora_only"` or `"all"`)."""
+    copies: Mapping[str, Tensor] = field(default_factory=dict)
+    """Base weights PEFT stored along with LoRA on embeddings. They have to be the base model's own."""
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any module."""
+        return max((weights.rank for weights in self.modules.values()), default=0)
+
+    @property
+    def parameters(self) -> int:
+        factors = sum(w.a_RD.numel() + w.b_OR.numel() for w in self.modules.values())
+        return factors + sum(bias.numel() for bias in self.biases.values())
+
+
+def read_adapter(folder: Path, *, name: str) -> Adapter:
+    """Reads one adapter folder. `name` is what the bank calls it.
+
+    Raises InvalidRequest for an unsafe name and AdapterRefused, naming the adapter, the reason and the next
+    action, for anything that is missing, damaged or cannot be served exactly.
+    """
+    validate_name(name)
+    config = read_config(folder, name)
+    factors: dict[str, dict[str, Tensor]] = {}
+    biases: dict[str, Tensor] = {}
+    copies: dict[str, Tensor] = {}
+    for key, tensor in _read_tensors(folder, name).items():
+        if match := _FACTOR.fullmatch(key):
+            factors.setdefault(match["module"], {})[match["side"] or match["row"]] = tensor
+            continue
+        match = None if "lora_" in key else _BASE.fullmatch(key)
+        if match is None or (match["what"] == "bias" and not config.trains_biases):
+            raise AdapterRefused(
+                f"adapter {name!r}: tensor {key!r} is not a LoRA factor that can be mixed; retrain it as plain LoRA"
+            )
+        (biases if match["what"] == "bias" else copies)[match["module"]] = tensor
+    if not factors:
+        raise AdapterRefused(f"adapter {name!r}: {WEIGHTS_FILE} holds no LoRA weights; train it again")
+    modules = {module: _weights(name, module, sides, config) for module, sides in sorted(factors.items())}
+    return Adapter(name=name, base_model=config.base_model, modules=modules, biases=biases, copies=copies)
+
+
+def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    path = folder / WEIGHTS_FILE
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
+        hint = f"; {pickled[0]} is a pickle and is never opened, save it as safetensors" if pickled else ""
+        raise AdapterRefused(f"adapter {name!r}: {WEIGHTS_FILE} is missing from its folder{hint}") from None
+    except OSError as error:
+        raise AdapterRefused(f"adapter {name!r}: {WEIGHTS_FILE} cannot be read: {error}") from None
+    try:
+        tensors: dict[str, Tensor] = load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise AdapterRefused(
+            f"adapter {name!r}: {WEIGHTS_FILE} is not a whole safetensors file ({error}); upload it again"
+        ) from None
+    for key, tensor in tensors.items():
+        if str(tensor.dtype) not in _FLOAT_DTYPES:
+            raise AdapterRefused(
+                f"adapter {name!r}: tensor {key!r} is {tensor.dtype}; use float32, float16 or bfloat16"
+            )
+        if not _finite(tensor):
+            raise AdapterRefused(f"adapter {name!r}: tensor {key!r} holds NaN or infinity; retrain it")
+    return tensors
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether a sum is finite is known in a seventh of the time, and then all its terms are. One that is not may have
+    overflowed, so its terms are looked at."""
+    import torch
+
+    return math.isfinite(tensor.sum(dtype=torch.float32).item()) or bool(tensor.isfinite().all())
+
+
+def _weights(name: str, module: str, sides: Mapping[str, Tensor], config: PeftConfig) -> LoRAWeights:
+    if set(sides) != {"A", "B"}:
+        missing = "B" if "A" in sides else "A"
+        raise AdapterRefused(f"adapter {name!r}, {module}: lora_{missing} is missing; upload it again")
+    a_RD, b_OR = sides["A"], sides["B"]
+    if a_RD.ndim != 2 or b_OR.ndim != 2 or a_RD.shape[0] != b_OR.shape[1] or not a_RD.shape[0]:
+        raise AdapterRefused(
+            f"adapter {name!r}, {module}: lora_A {tuple(a_RD.shape)} and lora_B {tuple(b_OR.shape)} "
+            "are not two factors of one rank"
+        )
+    rank = int(a_RD.shape[0])
+    if config.rank(module) != rank:
+        raise AdapterRefused(
+            f"adapter {name!r}, {module}: {CONFIG_FILE} says rank {config.rank(module)}, the weights have {rank}; "
+            "config and weights are of different trainings"
+        )
+    try:
+        return LoRAWeights(a_RD=a_RD, b_OR=b_OR, scaling=config.scaling(module, rank))
+    except ValueError as error:
+        raise AdapterRefused(f"adapter {name!r}, {module}: {error}") from None

@@ -1,0 +1,157 @@
+"""A local bank folder, as an engineer or CI builds it: read, validated and described before anything is published.
+
+    bank.json                {"base_model": "<id>", "unrouted": ["<adapter the router does not know>", ...]}
+    adapters/<name>/         adapter_config.json, adapter_model.safetensors, as PEFT saves them
+    router/                  router.json, router.safetensors; a bank without a router serves named adapters only
+
+Other files, such as a README, stay at home. Pickles are refused wherever they lie: what looks like weights and
+can run code has no place near a bank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from dlp_core.adapter.checks import check_base
+from dlp_core.adapter.config import CONFIG_FILE
+from dlp_core.adapter.weights import Adapter, read_adapter
+from dlp_core.bank.manifest import (
+    AdapterEntry,
+    BankManifest,
+    BaseModelEntry,
+    RouterEntry,
+    bank_digest,
+    labels_problem,
+    version_of,
+)
+from dlp_core.errors import AdapterRefused, BankError
+from dlp_core.router import Router
+from dlp_core.store.files import FileEntry, describe_files, digest_of
+from dlp_core.store.records import Record, first_problem
+
+FOLDER_FILE = "bank.json"
+
+_PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+
+Check = Callable[[Adapter], None]
+"""Called with each adapter before anything is written; raises AdapterRefused to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """One file of a bank folder, and the key it is published under."""
+
+    key: str
+    path: Path
+    entry: FileEntry
+
+
+def read_folder(
+    folder: Path, *, version: str | None = None, check: Check | None = None
+) -> tuple[BankManifest, list[LocalFile]]:
+    """The manifest this folder would get, and its files.
+
+    `version` names the bank, by default its content does. Raises AdapterRefused, BankError or InvalidRequest,
+    naming the file at fault.
+    """
+    settings = _read_settings(folder)
+    base = BaseModelEntry(id=settings.base_model)
+    sources: list[LocalFile] = []
+    adapters = []
+    for path in sorted((folder / "adapters").glob("[!.]*/"), key=lambda path: path.name):
+        routed = path.name not in settings.unrouted
+        entry, files = describe_adapter(path, name=path.name, base_id=base.id, check=check, routed=routed)
+        adapters.append(entry)
+        sources += files
+    if not adapters:
+        raise BankError(f"{folder} has no adapters; put each in adapters/<name>/ with {CONFIG_FILE}")
+    unknown = sorted(set(settings.unrouted) - {adapter.name for adapter in adapters})
+    if unknown:
+        raise BankError(f"{folder / FOLDER_FILE}: unrouted names {unknown[0]!r}, which is no adapter of this bank")
+    router = None
+    if (folder / "router").is_dir():
+        router, files = describe_router(folder / "router", [adapter.name for adapter in adapters if adapter.routed])
+        sources += files
+    return make_manifest(base, adapters, router, version=version, where=str(folder)), sources
+
+
+def make_manifest(
+    base: BaseModelEntry,
+    adapters: Sequence[AdapterEntry],
+    router: RouterEntry | None,
+    *,
+    version: str | None,
+    where: str,
+) -> BankManifest:
+    """The manifest of a bank of these parts, made now. Raises BankError, naming `where`, if they make none."""
+    digest = bank_digest(base, adapters, router)
+    try:
+        return BankManifest(
+            version=version_of(digest) if version is None else version,
+            created=datetime.now(UTC).replace(microsecond=0),
+            base_model=base,
+            adapters=tuple(adapters),
+            router=router,
+            digest=digest,
+        )
+    except ValidationError as error:
+        raise BankError(f"{where} is no valid bank: {first_problem(error)}") from None
+
+
+def _read_settings(folder: Path) -> _FolderFile:
+    path = folder / FOLDER_FILE
+    try:
+        return _FolderFile.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BankError(f'{path} cannot be read ({error.strerror}); it must hold {{"base_model": "<id>"}}') from None
+    except ValidationError as error:
+        raise BankError(f'{path} must hold {{"base_model": "<id>"}}: {first_problem(error)}') from None
+
+
+class _FolderFile(Record):
+    base_model: str = Field(min_length=1)
+    unrouted: tuple[str, ...] = ()
+
+
+def describe_adapter(
+    folder: Path, *, name: str, base_id: str, check: Check | None, routed: bool
+) -> tuple[AdapterEntry, list[LocalFile]]:
+    """What a manifest says of a PEFT folder, and its files. Raises AdapterRefused or InvalidRequest."""
+    adapter = read_adapter(folder, name=name)
+    _refuse_pickles(folder, f"adapter {name!r}")
+    check_base(adapter, base_id)
+    if check is not None:
+        check(adapter)
+    files = describe_files(folder, AdapterEntry.FILES)
+    entry = AdapterEntry(
+        name=adapter.name,
+        version=version_of(digest_of(files)),
+        files=files,
+        digest=digest_of(files),
+        rank=adapter.rank,
+        modules=tuple(sorted({module.rpartition(".")[2] for module in adapter.modules})),
+        routed=routed,
+    )
+    return entry, [LocalFile(entry.key(file.path), folder / file.path, file) for file in files]
+
+
+def describe_router(folder: Path, names: Sequence[str]) -> tuple[RouterEntry, list[LocalFile]]:
+    """What a manifest says of a router folder, and its files. Raises BankError if it does not route just `names`."""
+    _refuse_pickles(folder, "the router")
+    labels = Router.load(folder).labels
+    if sorted(labels) != sorted(names):
+        raise BankError(f"{folder}: {labels_problem(labels, names)}; train the router for these adapters")
+    files = describe_files(folder, RouterEntry.FILES)
+    entry = RouterEntry(version=version_of(digest_of(files)), files=files, digest=digest_of(files), labels=labels)
+    return entry, [LocalFile(entry.key(file.path), folder / file.path, file) for file in files]
+
+
+def _refuse_pickles(folder: Path, what: str) -> None:
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in _PICKLES:
+            raise AdapterRefused(f"{what}: {path.name} is a pickle, and no pickle gets near a bank; remove it")

@@ -1,0 +1,222 @@
+"""A bank: the versioned set of adapters with their router. What a manifest says, and how it is read.
+
+In the store:
+
+    adapters/<name>/<version>/{adapter_config.json,adapter_model.safetensors}
+    routers/<version>/{router.json,router.safetensors}
+    banks/<version>.json     the manifest: immutable, with size and sha256 of every file
+    current.json             the pointer: which manifest serves
+
+Versions of adapters, routers and (unless named) banks come from their content. What is read is checked: names,
+paths and digests in a manifest are as little trusted as any other input. `dlp_core.bank.publish` writes all this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    Field,
+    model_validator,
+)
+
+from dlp_core.adapter.config import CONFIG_FILE
+from dlp_core.adapter.names import AUTO, qualify, validate_name
+from dlp_core.adapter.weights import WEIGHTS_FILE
+from dlp_core.errors import InvalidRequest
+from dlp_core.router import router
+from dlp_core.store.files import Digest, FileEntry, Sha256, digest_of
+from dlp_core.store.records import Record
+
+POINTER_KEY = "current.json"
+
+
+def _checked_name(name: str) -> str:
+    try:
+        return validate_name(name)
+    except InvalidRequest as error:
+        raise ValueError(error.message) from None
+
+
+Name = Annotated[str, AfterValidator(_checked_name)]
+
+
+class _Blob(Record):
+    """A few files under one prefix that are only ever used together."""
+
+    FILES: ClassVar[tuple[str, ...]]
+
+    version: Name
+    files: tuple[FileEntry, ...]
+    digest: Digest
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    @model_validator(mode="after")
+    def _holds_its_files(self) -> Self:
+        if tuple(file.path for file in self.files) != self.FILES:
+            raise ValueError(f"files must be exactly {', '.join(self.FILES)}")
+        if self.digest != digest_of(self.files):
+            raise ValueError("digest is not that of the files")
+        return self
+
+
+class AdapterEntry(_Blob):
+    """One adapter of a bank. `rank` is the largest, `modules` the kinds of layers it changes (`q_proj`)."""
+
+    # an adapter that is not `routed` is used by its name only: the bank's router does not know it
+
+    FILES: ClassVar[tuple[str, ...]] = (CONFIG_FILE, WEIGHTS_FILE)
+
+    name: Name
+    rank: int = Field(ge=1)
+    modules: tuple[str, ...]
+    routed: bool = True
+
+    def key(self, file: str) -> str:
+        """Where `file` lies in the store."""
+        return f"adapters/{self.name}/{self.version}/{file}"
+
+    @property
+    def qualified_name(self) -> str:
+        """What the engine calls it: `name@version`."""
+        return qualify(self.name, self.version)
+
+    def __str__(self) -> str:
+        return f"adapter {self.name!r} version {self.version}"
+
+
+class RouterEntry(_Blob):
+    """The router of a bank. `labels` are adapter names in the order of its outputs."""
+
+    FILES: ClassVar[tuple[str, ...]] = (router.CONFIG_FILE, router.WEIGHTS_FILE)
+
+    labels: tuple[Name, ...]
+
+    def key(self, file: str) -> str:
+        """Where `file` lies in the store."""
+        return f"routers/{self.version}/{file}"
+
+    def __str__(self) -> str:
+        return f"router version {self.version}"
+
+
+class BaseModelEntry(Record):
+    """The backbone all adapters of a bank were trained on."""
+
+    id: str = Field(min_length=1)
+
+
+class BankManifest(Record):
+    """Everything that serves under one version. Adapters stand in bank order: by name."""
+
+    format: Literal[1] = 1
+    version: Name
+    created: AwareDatetime
+    base_model: BaseModelEntry
+    adapters: tuple[AdapterEntry, ...] = Field(min_length=1)
+    router: RouterEntry | None
+    digest: Digest
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(blob.size for blob in self.blobs())
+
+    def blobs(self) -> Sequence[AdapterEntry | RouterEntry]:
+        """What the bank is made of in the store."""
+        return (*self.adapters, *([self.router] if self.router else []))
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        names = [adapter.name for adapter in self.adapters]
+        if names != sorted(set(names)):
+            raise ValueError("adapters must be in order of their names, each once")
+        for reserved in (AUTO, self.base_model.id):
+            if reserved in names:
+                raise ValueError(f"an adapter cannot be called {reserved!r}: that model name means something else")
+        routed = [adapter.name for adapter in self.adapters if adapter.routed]
+        if self.router is not None and sorted(self.router.labels) != routed:
+            raise ValueError(labels_problem(self.router.labels, routed))
+        if self.digest != bank_digest(self.base_model, self.adapters, self.router):
+            raise ValueError("digest is not that of the content")
+        return self
+
+
+class Pointer(Record):
+    """`current.json`: which bank serves, which one did before, and since when.
+
+    It is the only object that ever changes, and every change is a conditional write: whoever publishes, rolls back,
+    pins or collects garbage works on the state it has read, or is told.
+    """
+
+    version: Name
+    previous: Name | None
+    manifest_sha256: Sha256
+    published: AwareDatetime
+    pinned: tuple[Name, ...] = ()
+    """Versions that `dlp bank gc` must keep, by name."""
+    collecting: AwareDatetime | None = None
+    """When the garbage collection that runs now last said so; None where none runs."""
+    collected: AwareDatetime | None = None
+    """When the last one ended. An etag may be a hash of the content: a pointer that was claimed and released must not
+    look as it did before, or a publisher that began before would not notice."""
+
+
+@dataclass(frozen=True, slots=True)
+class BankDiff:
+    """What changes from one bank to another: adapter names, and whether router or base model differ."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+    router_changed: bool
+    base_changed: bool
+
+
+def diff(a: BankManifest, b: BankManifest) -> BankDiff:
+    """What changes when `b` takes over from `a`."""
+    old, new = ({adapter.name: adapter.digest for adapter in bank.adapters} for bank in (a, b))
+    return BankDiff(
+        added=tuple(name for name in new if name not in old),
+        removed=tuple(name for name in old if name not in new),
+        changed=tuple(name for name in new if name in old and new[name] != old[name]),
+        router_changed=(a.router and a.router.digest) != (b.router and b.router.digest),
+        base_changed=a.base_model != b.base_model,
+    )
+
+
+def labels_problem(labels: Sequence[str], names: Sequence[str]) -> str:
+    """Says how a router's labels differ from the adapters it should choose from."""
+    unknown, missing = sorted(set(labels) - set(names)), sorted(set(names) - set(labels))
+    return f"router labels must be the adapters' names, each once (unknown: {unknown}, missing: {missing})"
+
+
+def bank_digest(base: BaseModelEntry, adapters: Sequence[AdapterEntry], router: RouterEntry | None) -> str:
+    """`sha256:<hex>` over the canonical JSON of what the bank holds, apart from its version and date."""
+    content = {
+        "base_model": base.id,
+        "adapters": {adapter.name: adapter.digest for adapter in adapters},
+        "router": router.digest if router else None,
+    }
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+
+
+def version_of(digest: str) -> str:
+    """The version that content names itself."""
+    return digest.removeprefix("sha256:")[:12]
+
+
+def manifest_key(version: str) -> str:
+    """Where the manifest of `version` lies in the store."""
+    return f"banks/{version}.json"

@@ -1,0 +1,151 @@
+"""Which banks a store keeps: pins, and the removal of what no kept bank needs.
+
+Kept are the bank that serves, the one before it, every pinned one, and the newest few. A collection claims the
+pointer first (dlp_core/bank/pointer.py), so what it takes for garbage cannot come into use while it deletes. Manifests
+go before files: killed anywhere, it leaves no manifest without its files, and the next collection finds the rest.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from dlp_core.bank import pointer
+from dlp_core.bank.manifest import BankManifest, manifest_key
+from dlp_core.bank.pointer import CLAIM, State
+from dlp_core.bank.reading import current, load_manifest, read_version
+from dlp_core.errors import BankError, Conflict, NotFound, UnknownModel
+from dlp_core.store.protocol import AdapterStore, ObjectInfo
+from dlp_core.store.transfers import Progress, silent
+
+KEEP = 5
+"""Newest banks that stay, besides those that must."""
+
+_DELETES = 8  # at once
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """Outcome of `collect`, `size` in bytes. Versions and keys are those that were removed, or would be."""
+
+    kept: tuple[str, ...]
+    versions: tuple[str, ...]
+    keys: tuple[str, ...]
+    size: int
+
+
+def pin(store: AdapterStore, version: str) -> None:
+    """Keeps a bank from being collected. Raises UnknownModel if there is no such version, Conflict if the bank is
+    changed meanwhile."""
+    read_version(store, version)
+    before = _free(store)
+    if version not in before[0].pinned:
+        _change(store, before, pinned=(*before[0].pinned, version))
+
+
+def unpin(store: AdapterStore, version: str) -> None:
+    """Raises UnknownModel if the version is not pinned, Conflict if the bank is changed meanwhile."""
+    before = _free(store)
+    if version not in before[0].pinned:
+        raise UnknownModel(
+            f"bank version {version!r} is not pinned in {store.uri}; pinned: {', '.join(before[0].pinned) or 'none'}"
+        )
+    _change(store, before, pinned=tuple(name for name in before[0].pinned if name != version))
+
+
+def collect(store: AdapterStore, *, keep: int = KEEP, dry_run: bool = False, progress: Progress = silent) -> Garbage:
+    """Removes banks that are not kept, and files that no kept bank needs. `dry_run` only says which. `progress` is
+    told objects.
+
+    Raises NotFound if nothing was published, BankError if a bank that must be kept cannot be read (nothing is
+    deleted then), Conflict if somebody publishes or collects meanwhile, StoreUnavailable if the store fails.
+    """
+    before = _free(store)
+    if dry_run:
+        return _find(store, before, keep)[0]
+    claim = _Claim(store, before)
+    try:
+        garbage, found = _find(store, before, keep)
+        manifests = [info for info in found if info.key.startswith("banks/")]
+        done = 0
+        for group in (manifests, [info for info in found if info not in manifests]):
+            for start in range(0, len(group), _DELETES):
+                claim.renew()
+                batch = [info.key for info in group[start : start + _DELETES]]
+                with ThreadPoolExecutor(_DELETES) as pool:
+                    list(pool.map(store.delete, batch))
+                done += len(batch)
+                progress(done, len(found))
+        return garbage
+    finally:
+        claim.release()
+
+
+class _Claim:
+    """The right to delete: `collecting` in the pointer, renewed long before it runs out."""
+
+    def __init__(self, store: AdapterStore, before: State) -> None:
+        self._store = store
+        self._renewed = time.monotonic()
+        self._state = _change(store, before, collecting=datetime.now(UTC))
+
+    def renew(self) -> None:
+        """Raises Conflict if the claim was lost."""
+        if time.monotonic() - self._renewed > CLAIM.total_seconds() / 4:
+            began = time.monotonic()
+            self._state = _change(self._store, self._state, collecting=datetime.now(UTC))
+            self._renewed = began
+
+    def release(self) -> None:
+        with suppress(Conflict):  # it ran out and somebody else went on
+            _change(self._store, self._state, collecting=None, collected=datetime.now(UTC))
+
+
+def _free(store: AdapterStore) -> State:
+    """Raises NotFound if nothing was published, Conflict while garbage is collected."""
+    return pointer.read_free(store) or current(store)
+
+
+def _change(store: AdapterStore, before: State, **fields: object) -> State:
+    return pointer.replace(store, before, before[0].model_copy(update=fields))
+
+
+def _find(store: AdapterStore, state: State, keep: int) -> tuple[Garbage, list[ObjectInfo]]:
+    now = state[0]
+    must = dict.fromkeys(version for version in (now.version, now.previous, *now.pinned) if version is not None)
+    listed = {info.key: info for info in store.list("banks/")}
+    manifests: list[BankManifest] = []
+    for version in (key.removeprefix("banks/").removesuffix(".json") for key in listed):
+        try:
+            manifests.append(load_manifest(store, version))
+        except BankError as error:
+            if version in must:
+                raise BankError(f"nothing was deleted: {error.message}") from error
+    missing = [version for version in must if manifest_key(version) not in listed]
+    if now.version in missing:
+        raise NotFound(
+            f"nothing was deleted: the manifest of bank {now.version}, which serves, is missing; publish again"
+        )
+    newest = sorted(manifests, key=lambda manifest: manifest.created, reverse=True)
+    others = [manifest for manifest in newest if manifest.version not in must][:keep]
+    kept = [manifest for manifest in newest if manifest.version in must or manifest in others]
+    needed = {blob.key(file.path) for manifest in kept for blob in manifest.blobs() for file in blob.files}
+    needed |= {manifest_key(manifest.version) for manifest in kept}
+    found = [
+        info
+        for prefix in ("banks/", "adapters/", "routers/")
+        for info in (listed.values() if prefix == "banks/" else store.list(prefix))
+        if info.key not in needed
+    ]
+    garbage = Garbage(
+        kept=tuple(manifest.version for manifest in kept),
+        versions=tuple(
+            info.key.removeprefix("banks/").removesuffix(".json") for info in found if info.key.startswith("banks/")
+        ),
+        keys=tuple(info.key for info in found),
+        size=sum(info.size for info in found),
+    )
+    return garbage, found

@@ -1,0 +1,104 @@
+"""Adapters of a bank for the engine: looked up in manifests, fetched through the disk cache.
+
+The engine knows an adapter as `name@version`. Versions come from the content, so several banks can be served side
+by side: a request that began under one bank keeps its bytes while the next one is already in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dlp_core.adapter.checks import check_base
+from dlp_core.adapter.names import unqualify
+from dlp_core.adapter.weights import Adapter, read_adapter
+from dlp_core.bank.disk_cache import DiskCache
+from dlp_core.bank.manifest import AdapterEntry, BankManifest
+from dlp_core.errors import BankError, UnknownModel
+from dlp_core.mix import Mix
+from dlp_core.router import Router
+from dlp_core.store.protocol import AdapterStore
+
+
+class BankSource:
+    """An AdapterSource over a store. `add` a manifest before one of its adapters is asked for."""
+
+    def __init__(self, store: AdapterStore, cache: DiskCache) -> None:
+        self._store = store
+        self._cache = cache
+        self._entries: dict[str, tuple[AdapterEntry, str]] = {}  # with the base model's id
+
+    def add(self, manifest: BankManifest) -> None:
+        """Makes the adapters of a bank version known. Adding one twice is harmless."""
+        self._entries.update({entry.qualified_name: (entry, manifest.base_model.id) for entry in manifest.adapters})
+
+    def digest(self, name: str) -> str:
+        return self._entry(name)[0].digest
+
+    def size(self, name: str) -> int:
+        return self._entry(name)[0].size
+
+    def load(self, name: str) -> Adapter:
+        """Reads one adapter, from disk if it was fetched before.
+
+        Raises AdapterUnavailable if it cannot be fetched now, AdapterMissing if it is not in the store, AdapterRefused
+        if it cannot be served.
+        """
+        entry, base_id = self._entry(name)
+        with self._cache.lease(self._store, entry) as folder:
+            adapter = read_adapter(folder, name=entry.name)
+        check_base(adapter, base_id)
+        return adapter
+
+    def on_disk(self) -> int:
+        """How many of the known adapters the disk cache holds now. Blocking."""
+        return len(self._cache.digests() & {entry.digest for entry, _ in list(self._entries.values())})
+
+    def _entry(self, name: str) -> tuple[AdapterEntry, str]:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise UnknownModel(f"adapter {name!r} is in no bank this replica has seen") from None
+
+
+def read_router(store: AdapterStore, cache: DiskCache, manifest: BankManifest) -> Router:
+    """The router of a bank, through the disk cache. Raises UnknownModel if the bank has none, AdapterUnavailable if
+    it cannot be fetched now, AdapterMissing if it is not in the store, BankError if it cannot be read."""
+    if manifest.router is None:
+        raise UnknownModel(f"bank {manifest.version} has no router")
+    with cache.lease(store, manifest.router) as folder:
+        return Router.load(folder)
+
+
+def qualified(mix: Mix, manifest: BankManifest) -> Mix:
+    """`mix` with each adapter named `name@version`, as the engine knows it. Raises UnknownModel."""
+    keys = {entry.name: entry.qualified_name for entry in manifest.adapters}
+    for name in mix.names:
+        if name not in keys:
+            raise UnknownModel(f"adapter {name!r} does not exist in bank {manifest.version}")
+    return Mix.of([(keys[part.name], part.weight) for part in mix.adapters])
+
+
+def qualified_names(names: Iterable[str], manifest: BankManifest) -> list[str]:
+    """Adapters of a bank by the names the engine knows them by. Raises BankError for one the bank does not have."""
+    keys = {entry.name: entry.qualified_name for entry in manifest.adapters}
+    missing = [name for name in names if name not in keys]
+    if missing:
+        raise BankError(f"bank {manifest.version} has no adapter {missing[0]!r}, which pinned_adapters names")
+    return [keys[name] for name in names]
+
+
+def successors(resident: Iterable[str], manifest: BankManifest) -> list[str]:
+    """What a bank has instead of adapters that are resident, by the names the engine knows them by: same name, other
+    bytes. They will be asked for as soon as the bank takes over."""
+    present = set(resident)
+    names = {unqualify(name) for name in present}
+    return [
+        entry.qualified_name
+        for entry in manifest.adapters
+        if entry.name in names and entry.qualified_name not in present
+    ]
+
+
+def unqualified(mix: Mix) -> Mix:
+    """`mix` with each adapter named as in its bank: what `qualified` was given."""
+    return Mix.of([(unqualify(part.name), part.weight) for part in mix.adapters])

@@ -1,0 +1,111 @@
+"""What an engine is asked, and what it answers. No torch: the HTTP layer speaks of the same things."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from dlp_core.errors import InvalidRequest
+from dlp_core.mix import Mix, Span
+
+MAX_LOGPROBS = 20
+"""Alternatives per token whose log-probability may be asked for, as in OpenAI's API."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How one request picks its tokens, from the HTTP body to the sampler. Raises InvalidRequest on a bad value."""
+
+    max_tokens: int | None = None
+    """Of the completion; None: as many as the context window leaves room for."""
+    min_tokens: int = 0
+    """Completion tokens before which the end-of-sequence token is not picked."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps every token."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that occurred before, in prompt or completion, become less likely (CTRL, arXiv 1909.05858)."""
+    seed: int | None = None
+    """Makes a draw repeatable: same request, same seed, same tokens, whatever else is in the batch."""
+    logprobs: int | None = None
+    """How many of the likeliest tokens are reported beside each picked one; None reports nothing."""
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        self._require("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1")
+        below = self.max_tokens is None or self.min_tokens <= self.max_tokens
+        self._require("min_tokens", self.min_tokens >= 0 and below, "between 0 and max_tokens")
+        self._require("temperature", math.isfinite(self.temperature) and self.temperature >= 0, "0 or more")
+        self._require("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
+        self._require("top_k", self.top_k >= 0, "0 or more")
+        self._require("repetition_penalty", 0 < self.repetition_penalty <= 100, "above 0 and at most 100")
+        self._require("seed", self.seed is None or -(2**63) <= self.seed < 2**63, "an integer of 64 bits")
+        self._require("logprobs", self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}")
+
+    def _require(self, field: str, good: bool, bounds: str) -> None:
+        if not good:
+            raise InvalidRequest(f"{field} is {getattr(self, field)}; it must be {bounds}", param=field)
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0 or self.top_k == 1
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural logarithms of the model's own probabilities, before temperature, penalties and truncation."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    """The likeliest tokens, best first: (token id, log-probability)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The mixes of a request.
+
+    `spans` are (first position, mix), ascending from 0; the last may start right after the prompt. `follow`, if
+    there is one, is told each completion token in order and returns the mix from that token on, or None for no
+    change. It is called on the generation thread, so it must be quick and must not raise.
+    """
+
+    spans: tuple[tuple[int, Mix], ...]
+    follow: Callable[[int], Mix | None] | None = None
+
+    @classmethod
+    def of(cls, mix: Mix) -> Plan:
+        """One mix for the whole request."""
+        return cls(((0, mix),))
+
+    def check(self, prompt_tokens: int) -> None:
+        """Raises InvalidRequest if the spans do not fit a prompt of that many tokens."""
+        starts = [start for start, _ in self.spans]
+        if not starts or starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] > prompt_tokens:
+            raise InvalidRequest(
+                f"spans start at {starts}; they must ascend from 0 to at most the {prompt_tokens} tokens of the prompt"
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Adapters of all spans, each once."""
+        return tuple(dict.fromkeys(name for _, mix in self.spans for name in mix.names))
+
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """Tokens generated since the last event; the end-of-sequence token is not among them."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each of `token_ids`, if the request asked for them."""
+    finish_reason: FinishReason | None = None
+    spans: tuple[Span, ...] = ()
+    """Which tokens of prompt and completion, up to this event's last, ran under which mix."""

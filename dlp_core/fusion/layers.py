@@ -1,0 +1,216 @@
+"""Puts fusion into a model: once installed, each forward pass carries its own mixes.
+
+    fusion = install(model)
+    fusion.load(0, adapter)
+    with fusion.batch((Segment(length=5, parts=((0, 0.7),)),)):
+        model(input_ids)                       # five tokens, each with 0.7 of the adapter in slot 0
+
+`install` replaces the `forward` of each layer object and leaves the modules themselves in place: what a layer is made
+of (plain, tied, quantised) stays its own business. Outside `batch`, and for segments without parts, the model
+computes what it computed before, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from dlp_core.adapter.checks import LayerShape, check_fits
+from dlp_core.adapter.weights import Adapter, LoRAWeights
+from dlp_core.errors import AdapterRefused, InvalidRequest
+from dlp_core.fusion.op import Op, Step
+from dlp_core.fusion.packed import Packed, Resident, pack, place
+from dlp_core.fusion.reference import Delta
+from dlp_core.fusion.segments import Segment
+
+_SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Projections that read the same hidden state in every model that has them by these names."""
+
+
+class FusedForward:
+    """A layer's own forward plus the mixed deltas of the batch in flight: y = f(x) + sum_i w_i delta_i(x)."""
+
+    __slots__ = ("_forward", "_fusion", "_head", "_path", "_siblings")
+
+    def __init__(
+        self, forward: Callable[..., Tensor], path: str, siblings: tuple[str, ...], fusion: Fusion, *, head: bool
+    ) -> None:
+        self._forward = forward
+        self._path = path
+        self._siblings = siblings
+        self._fusion = fusion
+        self._head = head
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self._forward(x)
+        step = self._fusion.step
+        return y if step is None else step.add(y, x, self._path, self._siblings, head=self._head)
+
+
+class Fusion:
+    """The adapters in a model's slots and the batch in flight. One per model; made by `install`."""
+
+    def __init__(self, layers: Mapping[str, nn.Module], device: torch.device, op: Op) -> None:
+        self.shapes: Mapping[str, LayerShape] = {path: _shape(layer) for path, layer in layers.items()}
+        """Module path to shape of every layer an adapter may change."""
+        self.step: Step | None = None
+        self._layers = layers
+        self._device = device
+        self._op = op
+        self._residents: dict[int, Resident] = {}
+
+    def load(self, slot: int, adapter: Adapter) -> int:
+        """Puts an adapter into a slot, replacing what was there; returns its bytes on the device. Safe beside a
+        running batch as long as no token of that batch uses the slot. Raises AdapterRefused if it does not fit."""
+        return self.place(slot, self.pack(adapter))
+
+    def pack(self, adapter: Adapter) -> Packed:
+        """The first half of `load`: checks an adapter and gets it ready in host memory. Safe on any thread."""
+        check_fits(adapter, self.shapes)
+        deltas = self._deltas(adapter)
+        d_in = {path: self.shapes[path].d_in for path in deltas}
+        return pack(deltas, d_in, dtype=self._op.dtype, pinned=self._device.type == "cuda")
+
+    def place(self, slot: int, packed: Packed) -> int:
+        """The second half of `load`: one copy to the device. Safe on any thread, as `load` is."""
+        resident = place(packed, self._device)
+        self._residents[slot] = resident
+        return resident.nbytes
+
+    def unload(self, slot: int) -> None:
+        """Empties a slot; harmless if it is empty."""
+        self._residents.pop(slot, None)
+
+    @contextmanager
+    def batch(self, segments: tuple[Segment, ...], head_rows: Sequence[int] | None = None) -> Iterator[None]:
+        """Scopes one forward pass. The segments cover its tokens in order. `head_rows` are the tokens whose logits
+        are computed (the model's `logits_to_keep`), None for all. Batches do not nest."""
+        if self.step is not None:
+            raise RuntimeError("a fused batch is already in flight on this model")
+        self.step = self._op.begin(segments, self._residents, head_rows)
+        try:
+            yield
+        finally:
+            self.step = None
+
+    def _deltas(self, adapter: Adapter) -> dict[str, Delta]:
+        for path, copy in adapter.copies.items():
+            weight = getattr(self._layers[path], "weight", None)
+            if weight is None or not torch.equal(copy.to(weight.dtype).float(), _host(weight)):
+                raise AdapterRefused(
+                    f"adapter {adapter.name!r} brings its own weight for {path!r}, which is not the base model's; "
+                    "a base model that was changed has to be served as such"
+                )
+        deltas = {}
+        for path in {**adapter.modules, **adapter.biases}:
+            layer, lora, bias = self._layers[path], adapter.modules.get(path), adapter.biases.get(path)
+            if lora is not None and (scale := getattr(layer, "embed_scale", None)) is not None:
+                # Gemma's embeddings scale what they look up, LoRA included
+                lora = LoRAWeights(lora.a_RD, lora.b_OR, lora.scaling * float(scale))
+            shift = None if bias is None else bias.float() - _host(layer.bias)
+            deltas[path] = Delta(lora, shift)
+        return deltas
+
+
+def install(model: nn.Module, op: Op | None = None) -> Fusion:
+    """Lets every linear layer, embedding and biased LayerNorm of `model` take mixed deltas, in place.
+
+    `op` computes them, by default the one for the model's device. Layers of a mixture's experts are left alone: they
+    see some of the tokens only. Raises ValueError if the model
+    is installed already or has no such layer.
+    """
+    layers = _layers(model)
+    if any(isinstance(module.forward, FusedForward) for module in layers.values()):
+        raise ValueError("fusion is installed on this model already")
+    device = next(model.parameters()).device
+    fusion = Fusion(layers, device, op or _op(model, device))
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    known: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for path, module in layers.items():
+        siblings = _siblings(path, layers)
+        siblings = known.setdefault(siblings, siblings)  # one object for all of them: a step compares by identity
+        module.forward = FusedForward(module.forward, path, siblings, fusion, head=module is head)
+    return fusion
+
+
+def read_shapes(folder: Path) -> Mapping[str, LayerShape]:
+    """Shapes of the layers an adapter may change in the model of this folder, without reading its weights.
+
+    Raises InvalidRequest if the folder holds no model transformers knows.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidRequest(f"{folder} is not a folder of a causal language model: {error}") from None
+    return {path: _shape(layer) for path, layer in _layers(model).items()}
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Module path to every layer that takes deltas. Raises ValueError if there is none."""
+    layers = {path: module for path, module in model.named_modules() if _takes_deltas(path, module)}
+    if not layers:
+        raise ValueError("this model has no linear layers that could take adapters")
+    return layers
+
+
+def _op(model: nn.Module, device: torch.device) -> Op:
+    served = (torch.float32, torch.bfloat16, torch.float16)  # a quantised layer's weights are none of these
+    dtype = next(p.dtype for p in model.parameters() if p.dtype in served)
+    if device.type != "cuda":
+        from dlp_core.fusion.cpu import CpuOp
+
+        return CpuOp(dtype)
+    from dlp_core.fusion.triton import TritonOp
+
+    return TritonOp(device, dtype)
+
+
+def _host(parameter: Any) -> Tensor:
+    return cast("Tensor", parameter.detach().float().cpu())
+
+
+def _takes_deltas(path: str, module: nn.Module) -> bool:
+    if "experts" in path.split("."):
+        return False
+    if isinstance(module, nn.LayerNorm):
+        return module.bias is not None
+    return isinstance(module, nn.Linear) or _is_conv1d(module) or _is_embedding(module)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
+
+
+def _is_embedding(module: nn.Module) -> bool:
+    """A lookup of token or position ids; subclasses may do anything, those known here scale what they look up."""
+    return type(module) is nn.Embedding or (isinstance(module, nn.Embedding) and hasattr(module, "embed_scale"))
+
+
+def _shape(module: Any) -> LayerShape:
+    bias = getattr(module, "bias", None) is not None
+    if isinstance(module, nn.LayerNorm):
+        width = int(module.normalized_shape[-1])
+        return LayerShape(width, width, lora=False, bias=bias)
+    if isinstance(module, nn.Embedding):
+        return LayerShape(module.num_embeddings, module.embedding_dim, lora=True, bias=bias)
+    if isinstance(module, nn.Linear):
+        return LayerShape(module.in_features, module.out_features, lora=True, bias=bias)
+    return LayerShape(int(module.nx), int(module.nf), lora=True, bias=bias)
+
+
+def _siblings(path: str, layers: Mapping[str, nn.Module]) -> tuple[str, ...]:
+    parent, _, name = path.rpartition(".")
+    for names in _SHARED_INPUT:
+        if name in names:
+            return tuple(path for other in names if (path := f"{parent}.{other}") in layers)
+    return (path,)

@@ -1,0 +1,122 @@
+"""One adapter as the ops want it: all its factors in one buffer, moved to the device in one copy.
+
+    A_RD     rank by inputs          B_RO = s * B^T, rank by outputs
+
+A trained bias is one more row of both: zeros in A, the bias in B; `shift` says that it is there, and an op takes 1 for
+what that row of A gives. Nothing is padded to the largest rank: mixed ranks cost what they are.
+
+Shape letters: D in, O out, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dlp_core.fusion.reference import Delta
+
+_ALIGN = 16
+"""Elements each factor's place in the buffer is a multiple of, so that a GPU reads 16 bytes at once."""
+
+
+class _Shape(NamedTuple):
+    """One module's part of a packed adapter. The last of its rows is the bias if there is a `shift`."""
+
+    path: str
+    rank: int
+    d_in: int
+    d_out: int
+    shift: bool
+
+
+class Factors(NamedTuple):
+    """One adapter's part in one module: views into its buffer."""
+
+    a_RD: Tensor
+    b_RO: Tensor
+    shift: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """One adapter in host memory: one contiguous buffer, module after module."""
+
+    buffer: Tensor
+    shapes: tuple[_Shape, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.buffer.nbytes)
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Resident:
+    """One adapter on the device: the same buffer there."""
+
+    buffer: Tensor
+    modules: Mapping[str, Factors]
+    rank: int
+    """The largest of its modules."""
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.buffer.nbytes)
+
+
+def pack(deltas: Mapping[str, Delta], d_in: Mapping[str, int], *, dtype: torch.dtype, pinned: bool) -> Packed:
+    """What an adapter adds to each module, in one buffer of `dtype`. `d_in` maps those modules to the width of their
+    input; a `pinned` buffer can be copied to a CUDA device beside its computation. Safe on any thread."""
+    shapes = tuple(_shape(path, delta, d_in[path]) for path, delta in deltas.items())
+    size = sum(_room(shape.rank * width) for shape in shapes for width in (shape.d_in, shape.d_out))
+    buffer = torch.empty(size, dtype=dtype, pin_memory=pinned)
+    for (a_RD, b_RO, _), delta in zip(_views(buffer, shapes), deltas.values(), strict=True):
+        if delta.lora is not None:
+            rank = delta.lora.a_RD.shape[0]
+            a_RD[:rank] = delta.lora.a_RD
+            b_RO[:rank] = delta.lora.b_OR.T.float() * delta.lora.scaling
+        if delta.shift_O is not None:
+            a_RD[-1] = 0
+            b_RO[-1] = delta.shift_O
+    return Packed(buffer, shapes)
+
+
+def place(packed: Packed, device: torch.device) -> Resident:
+    """Copies an adapter to the device in one transfer, and returns when it is there. Safe on any thread.
+
+    On a CPU nothing is copied: the buffer is shared.
+    """
+    buffer = packed.buffer.to(device, non_blocking=True)
+    if buffer.is_cuda:
+        torch.cuda.current_stream(device).synchronize()
+    factors = _views(buffer, packed.shapes)
+    modules = {shape.path: next(factors) for shape in packed.shapes}
+    return Resident(buffer, modules, max((shape.rank for shape in packed.shapes), default=0))
+
+
+def _shape(path: str, delta: Delta, d_in: int) -> _Shape:
+    rank, d_out = 0, 0
+    if delta.lora is not None:
+        rank, d_out = delta.lora.a_RD.shape[0], delta.lora.b_OR.shape[0]
+    if delta.shift_O is not None:
+        rank, d_out = rank + 1, delta.shift_O.shape[0]
+    return _Shape(path, rank, d_in, d_out, delta.shift_O is not None)
+
+
+def _views(buffer: Tensor, shapes: Sequence[_Shape]) -> Iterator[Factors]:
+    start = 0
+    for shape in shapes:
+        middle = start + _room(shape.rank * shape.d_in)
+        yield Factors(
+            buffer.as_strided((shape.rank, shape.d_in), (shape.d_in, 1), start),
+            buffer.as_strided((shape.rank, shape.d_out), (shape.d_out, 1), middle),
+            shape.shift,
+        )
+        start = middle + _room(shape.rank * shape.d_out)
+
+
+def _room(elements: int) -> int:
+    return -(-elements // _ALIGN) * _ALIGN

@@ -1,1 +1,0 @@
-"""Fused multi-LoRA maths. `reference` is the specification; every other op must agree with it."""

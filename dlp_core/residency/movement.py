@@ -1,0 +1,245 @@
+"""Brings the adapters of a mix onto the device and keeps them there while a request uses them.
+
+    async with residency.pinned(mix.names) as pins:     # name -> Pin
+        ...
+
+The source (a bank in a store behind a disk cache, or local folders) is read on a worker thread, once per
+adapter however many requests wait. A waiter that is cancelled hurts nobody else; a load that fails is told to
+those who wait for it and leaves the slot free. `Slots` decides; this file only moves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextvars import Context, copy_context
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from dlp_core.errors import AdapterUnavailable, DLPError, InvalidRequest
+from dlp_core.fusion.layers import Fusion
+from dlp_core.residency.host_memory import HostMemory
+from dlp_core.residency.slots import Load, Slots, Ticket
+from dlp_core.residency.sources import AdapterSource
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Where an adapter is, and which bytes it is, as long as it is pinned."""
+
+    slot: int
+    digest: str
+
+
+class _Key(NamedTuple):
+    """An adapter's identity in the slots: the same name with other bytes is another adapter."""
+
+    name: str
+    digest: str
+
+
+class _Waiter(NamedTuple):
+    """A request that waits for its adapters, and on whose behalf they are loaded."""
+
+    granted: asyncio.Event
+    context: Context
+
+
+_LOAD_THREADS = 4
+"""Adapters read at once: enough to hide the store's latency, few enough to leave the cores to the model."""
+
+
+class Residency:
+    """Adapters of one source in the slots of one model. Use from one event loop."""
+
+    def __init__(
+        self,
+        source: AdapterSource,
+        fusion: Fusion,
+        slots: int,
+        *,
+        slot_bytes: int | None = None,
+        host_bytes: int = 2**30,
+        on_load: Callable[[str, str, float], None] | None = None,
+    ) -> None:
+        """At most `slots` adapters and `slot_bytes` bytes of them, as stored, are on the device at once; at most
+        `host_bytes` are kept packed in host memory. `on_load(name, tier, seconds)` is called after each load: with
+        "host" for the way from the source to host memory, if it had to be gone, and with "device" for all the way
+        into the slot; the former on a thread of loads. Like `source.load` it runs in the context (contextvars) of the
+        request that the load was started for."""
+        self._source = source
+        self._fusion = fusion
+        self._slots = Slots(slots, slot_bytes)
+        self._host = HostMemory(host_bytes)
+        self._on_load = on_load
+        self._kept = AsyncExitStack()
+        self._kept_names: tuple[str, ...] = ()
+        self._loads: dict[_Key, asyncio.Task[None]] = {}
+        self._in_line: dict[Ticket, _Waiter] = {}
+        self._waiting_since: dict[Ticket, float] = {}
+        self._threads = ThreadPoolExecutor(_LOAD_THREADS, thread_name_prefix="adapter-load", initializer=_step_aside)
+
+    @property
+    def resident(self) -> list[str]:
+        """Names of loaded adapters, sorted."""
+        return sorted({key.name for key in self._keys()})
+
+    @property
+    def pinned_count(self) -> int:
+        """Pins held by requests; 0 when nothing is in flight."""
+        return self._slots.pinned
+
+    @property
+    def demand(self) -> float:
+        """Adapters that requests use or wait for, over the slots for them. Those kept count on neither side."""
+        return self._slots.demand(besides=[key for key in self._keys() if key.name in self._kept_names])
+
+    @property
+    def longest_wait(self) -> float:
+        """Seconds for which the request that has waited longest for its adapters has waited."""
+        return max((time.perf_counter() - since for since in self._waiting_since.values()), default=0.0)
+
+    def has_room(self, names: Sequence[str]) -> bool:
+        """Whether these adapters can ever be resident together, beside those that are kept. Safe on any thread.
+
+        Raises UnknownModel.
+        """
+        return self._slots.could_hold({name: self._source.size(name) for name in (*names, *self._kept_names)})
+
+    @asynccontextmanager
+    async def pinned(self, names: Sequence[str]) -> AsyncIterator[dict[str, Pin]]:
+        """Waits until all `names` are resident, and keeps them so inside the block. Yields name -> Pin.
+
+        Raises UnknownModel, AdapterRefused, AdapterUnavailable, or InvalidRequest if there are more names than
+        slots.
+        """
+        keys = [_Key(name, self._source.digest(name)) for name in names]
+        if self._kept_names and not self.has_room(names):
+            raise InvalidRequest(
+                f"the mix has {len(names)} adapters, and beside the {len(self._kept_names)} that this server always "
+                "keeps there is no room for them; use fewer adapters, raise engine.slots or keep fewer",
+                param="dlp.adapters",
+            )
+        ticket, loads = self._slots.request({key: self._source.size(key.name) for key in keys})
+        self._in_line[ticket] = waiter = _Waiter(asyncio.Event(), copy_context())
+        self._waiting_since[ticket] = time.perf_counter()
+        self._advance(loads)
+        try:
+            await waiter.granted.wait()
+            for key in keys:
+                if key in self._loads:
+                    await asyncio.shield(self._loads[key])
+            del self._waiting_since[ticket]
+            yield {key.name: Pin(ticket.slots[key], key.digest) for key in keys}
+        finally:
+            del self._in_line[ticket]
+            self._waiting_since.pop(ticket, None)
+            self._advance(self._slots.release(ticket))
+
+    async def keep(self, names: Sequence[str]) -> None:
+        """Loads these adapters and keeps them resident, instead of those kept before. Raises what `pinned` raises;
+        those kept before are kept on then."""
+        before, self._kept_names = self._kept_names, ()
+        await self._kept.aclose()  # both together might need more slots than there are
+        try:
+            await self._kept.enter_async_context(self.pinned(names))
+        except BaseException:
+            await self._kept.enter_async_context(self.pinned(before))
+            self._kept_names = before
+            raise
+        self._kept_names = tuple(names)
+
+    async def preload(self, names: Sequence[str]) -> None:
+        """Loads these adapters together, and lets them be evicted like any other. Raises what `pinned` raises."""
+        async with self.pinned(names):
+            pass
+
+    @property
+    def host_count(self) -> int:
+        """Adapters in host memory."""
+        return len(self._host)
+
+    def close(self) -> None:
+        """Stops the load threads; loads under way end first."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _keys(self) -> list[_Key]:
+        return [key for key in self._slots.ready if isinstance(key, _Key)]
+
+    def _advance(self, loads: Sequence[Load]) -> None:
+        """Starts the loads that bookkeeping asks for and wakes the requests it granted."""
+        for slot in self._slots.emptied():
+            self._fusion.unload(slot)
+        for load in loads:
+            assert isinstance(load.key, _Key)
+            work = self._load(load.key, load.slot)
+            task = asyncio.create_task(work, name=f"load {load.key.name}", context=self._context_of(load))
+            task.add_done_callback(_retrieve)
+            self._loads[load.key] = task
+        for ticket, waiter in self._in_line.items():
+            if ticket.granted:
+                waiter.granted.set()
+
+    def _context_of(self, load: Load) -> Context:
+        """Of the request that `load` is for, whoever set it off by making room."""
+        return next(w.context for ticket, w in self._in_line.items() if ticket.granted and load.key in ticket.sizes)
+
+    async def _load(self, key: _Key, slot: int) -> None:
+        began = time.perf_counter()
+        try:
+            run = copy_context().run  # a context of its own: another adapter of the mix may be on its way
+            await asyncio.get_running_loop().run_in_executor(self._threads, run, self._move, key, slot)
+        except Exception as error:
+            del self._loads[key]
+            self._advance(self._slots.failed(key))
+            if isinstance(error, DLPError):
+                log.error("adapter %s not loaded: %s", key.name, error.message)
+                raise
+            log.exception("adapter %s not loaded", key.name)
+            raise AdapterUnavailable(
+                f"adapter {key.name!r} could not be loaded ({error}); the replica's log has the cause"
+            ) from error
+        del self._loads[key]
+        self._advance(self._slots.loaded(key))
+        seconds = time.perf_counter() - began
+        log.info("adapter %s is in slot %d after %.3f s", key.name, slot, seconds)
+        if self._on_load is not None:
+            self._on_load(key.name, "device", seconds)
+
+    def _move(self, key: _Key, slot: int) -> None:
+        packed = self._host.get(key)
+        if packed is None:
+            began = time.perf_counter()
+            packed = self._fusion.pack(self._source.load(key.name))
+            self._host.put(key, packed)
+            if self._on_load is not None:
+                self._on_load(key.name, "host", time.perf_counter() - began)
+        self._fusion.place(slot, packed)
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Marks a load's error as seen: those who wait for it get it, and nobody may be left to."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _step_aside() -> None:
+    """Makes a thread of loads one that the running batch hardly notices.
+
+    With torch threads of its own it would fight the model's for the same cores, and a model whose threads wait for
+    each other stands still as long as one of them is kept from its core.
+    """
+    torch.set_num_threads(1)
+    if hasattr(os, "setpriority"):
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)  # Linux: of this thread alone

@@ -1,0 +1,230 @@
+"""S3 as a store. The only file of the library that imports boto3, and the one place where its errors become ours.
+
+Everything is configured the way boto3 documents it: `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_REGION`,
+and the usual credentials chain (variables, profile, web identity, container or instance role). MinIO,
+SeaweedFS and the like are an endpoint, not a mode.
+
+Conditional writes are S3's own (`If-None-Match: *`, `If-Match`). A server too old to know them answers as
+if they had been met; `dlp_core.bank.manifest` finds that out before it moves a pointer, and refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from http import HTTPStatus
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+
+from dlp_core.errors import Conflict, DLPError, NotFound, StoreUnavailable
+from dlp_core.store.disk import CHUNK_BYTES, save_stream
+from dlp_core.store.protocol import ObjectInfo, StoredObject, check_key, check_prefix
+
+if TYPE_CHECKING:
+    from botocore.response import StreamingBody
+    from mypy_boto3_s3 import S3Client
+
+T = TypeVar("T")
+
+CONNECT_SECONDS = 3.0
+READ_SECONDS = 20.0
+"""Longest silence on an open connection, not the length of a download."""
+ATTEMPTS = 3
+
+_SETTINGS = Config(
+    connect_timeout=CONNECT_SECONDS,
+    read_timeout=READ_SECONDS,
+    retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+    max_pool_connections=32,
+    user_agent_extra="dlp-serve",
+)
+_PATH_STYLE = Config(s3={"addressing_style": "path"})
+_CUT_OFF = (HTTPClientError, IncompleteReadError)
+
+
+def make_client(settings: Config | None = None) -> S3Client:
+    """A boto3 client from the standard variables; `settings` overrides timeouts and retries.
+
+    Raises StoreUnavailable if the configuration itself is wrong: an unknown profile, a malformed endpoint.
+    """
+    config = _SETTINGS.merge(settings) if settings else _SETTINGS
+    try:
+        # A session of its own: boto3's default session must not be shared by threads that create clients.
+        session = boto3.session.Session()
+        client: S3Client = session.client("s3", config=config)
+        if _is_aws(client.meta.endpoint_url):
+            return client
+        client.close()
+        # bucket.minio:9000 resolves nowhere; only AWS is known to have a host name for each bucket.
+        client = session.client("s3", config=config.merge(_PATH_STYLE))
+        return client
+    except (BotoCoreError, ValueError) as error:
+        raise StoreUnavailable(
+            f"the S3 settings cannot be used: {error}; check AWS_ENDPOINT_URL_S3, AWS_PROFILE and AWS_REGION"
+        ) from error
+
+
+class S3Store:
+    """Objects under one prefix of one bucket. `prefix` is empty or ends in '/'."""
+
+    def __init__(self, bucket: str, prefix: str = "", *, client: S3Client | None = None) -> None:
+        self._bucket = bucket
+        self._prefix = check_prefix(prefix)
+        self._client = client or make_client()
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self._bucket}/{self._prefix}"
+
+    def get(self, key: str) -> StoredObject:
+        return self._read(key, lambda body, etag: StoredObject(body.read(), etag))
+
+    def get_if_changed(self, key: str, etag: str) -> StoredObject | None:
+        path = self._path(key)
+        with self._errors(key):
+            try:
+                answer = self._client.get_object(Bucket=self._bucket, Key=path, IfNoneMatch=etag)
+            except ClientError as error:
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == HTTPStatus.NOT_MODIFIED:
+                    return None
+                raise
+            with closing(answer["Body"]) as body:
+                return StoredObject(body.read(), answer["ETag"])
+
+    def download(self, key: str, target: Path, *, size: int, sha256: str) -> None:
+        source = f"object {key!r} in {self.uri}"
+
+        def save(body: StreamingBody, etag: str) -> None:
+            save_stream(body.iter_chunks(CHUNK_BYTES), target, source=source, size=size, sha256=sha256)
+
+        self._read(key, save)
+
+    def put(self, key: str, body: bytes | Path, *, if_none_match: bool = False, if_match: str | None = None) -> str:
+        path = self._path(key)
+        with self._errors(key, conditional=if_none_match or if_match is not None), _readable(body) as content:
+            if if_none_match:
+                return self._client.put_object(Bucket=self._bucket, Key=path, Body=content, IfNoneMatch="*")["ETag"]
+            if if_match is not None:
+                return self._client.put_object(Bucket=self._bucket, Key=path, Body=content, IfMatch=if_match)["ETag"]
+            return self._client.put_object(Bucket=self._bucket, Key=path, Body=content)["ETag"]
+
+    def head(self, key: str) -> ObjectInfo:
+        path = self._path(key)
+        with self._errors(key):
+            answer = self._client.head_object(Bucket=self._bucket, Key=path)
+        return ObjectInfo(key, answer["ContentLength"], answer["ETag"])
+
+    def list(self, prefix: str = "") -> Sequence[ObjectInfo]:
+        start = self._prefix + check_prefix(prefix)
+        found = []
+        with self._errors(prefix):
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start):
+                for item in page.get("Contents", []):
+                    if not item["Key"].endswith("/"):  # a console's marker for an empty folder
+                        key = item["Key"].removeprefix(self._prefix)
+                        found.append(ObjectInfo(key, item["Size"], item["ETag"]))
+        return sorted(found, key=lambda info: info.key)
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with self._errors(key):
+            self._client.delete_object(Bucket=self._bucket, Key=path)
+
+    def _read(self, key: str, consume: Callable[[StreamingBody, str], T]) -> T:
+        """Hands an object's body and etag to `consume`. botocore retries requests, not bodies: here a stream that
+        was cut off starts again."""
+        path = self._path(key)
+        attempt = 1
+        while True:
+            with self._errors(key):
+                answer = self._client.get_object(Bucket=self._bucket, Key=path)
+                try:
+                    with closing(answer["Body"]) as body:
+                        return consume(body, answer["ETag"])
+                except _CUT_OFF:
+                    if attempt == ATTEMPTS:
+                        raise
+            attempt += 1
+
+    def _path(self, key: str) -> str:
+        return self._prefix + check_key(key)
+
+    @contextmanager
+    def _errors(self, key: str, *, conditional: bool = False) -> Iterator[None]:
+        try:
+            yield
+        except (BotoCoreError, ClientError) as error:
+            endpoint = self._client.meta.endpoint_url
+            raise map_error(error, key=key, uri=self.uri, endpoint=endpoint, conditional=conditional) from error
+
+
+def map_error(
+    error: BotoCoreError | ClientError, *, key: str, uri: str, endpoint: str, conditional: bool = False
+) -> DLPError:
+    """What botocore raised for object `key` of the store `uri`, as an error of this library.
+
+    `conditional` says that the request was a conditional write: AWS answers If-Match on a missing object
+    with 404, others with 412; both mean that somebody else moved it.
+    """
+    where = f"object {key!r} in {uri} at {endpoint}" if key else f"{uri} at {endpoint}"
+    if isinstance(error, ClientError):
+        return _map_answer(error, where=where, uri=uri, conditional=conditional)
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return StoreUnavailable(
+            f"{where}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or attach a role"
+        )
+    if isinstance(error, ConnectionError | HTTPClientError | IncompleteReadError):
+        return StoreUnavailable(
+            f"{where} does not answer ({error}); check that the server runs and that AWS_ENDPOINT_URL_S3 is right",
+            retry_after=5.0,
+        )
+    return StoreUnavailable(f"{where}: {error}; check the AWS_* settings")
+
+
+def _map_answer(error: ClientError, *, where: str, uri: str, conditional: bool) -> DLPError:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    text = str(error.response.get("Error", {}).get("Message", ""))
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code == "NoSuchBucket":
+        return StoreUnavailable(f"{where}: the bucket does not exist; create it or correct the URI")
+    if conditional and (status in (404, 409, 412)):
+        return Conflict(f"{where} was written by somebody else; read it again and retry")
+    if status == 404:
+        return NotFound(f"{where} is not there")
+    if status in (401, 403):
+        return StoreUnavailable(
+            f"{where}: access denied ({code}: {text}); check the credentials and their policy "
+            "(S3 also says this of a missing object when s3:ListBucket is not allowed)"
+        )
+    if 300 <= status < 500:
+        return StoreUnavailable(
+            f"{where}: refused ({code}: {text}); check the bucket's name, AWS_REGION and the credentials"
+        )
+    return StoreUnavailable(f"{where}: HTTP {status} ({code}: {text}); retry later", retry_after=5.0)
+
+
+@contextmanager
+def _readable(body: bytes | Path) -> Iterator[bytes | IO[bytes]]:
+    if isinstance(body, bytes):
+        yield body
+    else:
+        with body.open("rb") as file:
+            yield file
+
+
+def _is_aws(endpoint: str) -> bool:
+    host = urlsplit(endpoint).hostname or ""
+    return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))

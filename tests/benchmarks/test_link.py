@@ -1,0 +1,47 @@
+"""The link of the cold starts is as long and as narrow as asked, and loses nothing."""
+
+from __future__ import annotations
+
+import random
+import socket
+import threading
+import time
+
+import pytest
+
+from benchmarks.measure.link import Link, Shape
+
+DATA = random.Random(1).randbytes(2_000_000)
+
+
+@pytest.fixture
+def server_port():  # type: ignore[no-untyped-def]
+    """A server that answers whatever it is sent with DATA."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(1)
+                connection.sendall(DATA)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield server.getsockname()[1]
+        thread.join()
+
+
+def test_bytes_arrive_late_and_at_the_bandwidth(server_port: int) -> None:
+    with (
+        Link(server_port, Shape(latency=0.1, bandwidth=10e6)) as link,
+        socket.create_connection(("127.0.0.1", link.port), timeout=20) as client,
+    ):
+        began = time.perf_counter()
+        client.sendall(b"?")
+        received = client.recv(1)
+        first = time.perf_counter() - began
+        while chunk := client.recv(65536):
+            received += chunk
+        seconds = time.perf_counter() - began
+    assert received == DATA
+    assert first >= 0.1
+    assert 0.3 <= seconds < 2.0  # 0.1 s, and 2 MB at 10 MB/s

@@ -1,0 +1,116 @@
+"""The suite: what it skips, what it says of a failure, the table and the picture it makes of results."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import suite
+from benchmarks.cold_start import Get, rows
+from benchmarks.measure.harness import ROOT, model_folder
+from benchmarks.measure.table import Result, table
+from benchmarks.suite import PARTS, Part, PartFailed, chosen, main, measure, result_of
+from dlp_core.errors import InvalidRequest
+
+RESULT = {
+    "benchmark": "decode step",
+    "cpu": "Some CPU",
+    "instructions": ["avx2"],
+    "cores": 2,
+    "versions": {"torch": "2.13.0"},
+    "commit": "abc1234",
+    "targets": [
+        {"what": "k=3 over base", "ratio": 1.123, "bound": 1.1, "at_least": False, "met": False},
+        {"what": "HTTP over the engine", "ratio": 0.914, "bound": 0.75, "at_least": True, "met": True},
+    ],
+}
+
+
+def test_ideal_is_the_first_byte_and_the_bytes_at_the_bandwidth_behind_it() -> None:
+    assert Get(first_byte=0.01, rest=0.02, size=2_000_000).ideal(3_000_000) == pytest.approx(0.04)
+
+
+def test_a_cold_start_is_judged_by_what_it_adds_to_a_warm_one() -> None:
+    found = {
+        "cold": [0.30, 0.50],
+        "disk": [0.2, 0.2],
+        "host": [0.1, 0.1],
+        "device": [0.10, 0.10],
+        "get": [Get(0.05, 0.05, 1000), Get(0.05, 0.15, 1000)],
+        "loads": [{"disk": 0.1, "host": 0.15, "device": 0.16}] * 2,
+    }
+    cold = next(row for row in rows({}, 1000, found) if row["side"] == "cold")
+    assert (cold["added_ms"], cold["fetch_ms"], cold["pack_ms"], cold["ratio"]) == (300.0, 100.0, 50.0, 2.0)
+
+
+def test_every_part_that_is_there_takes_the_options_it_is_given() -> None:
+    there = [part for part in PARTS if part.missing() is None]
+    assert {"decode_step", "engine", "cold_start", "router_latency", "http_path"} <= {part.name for part in there}
+    for part in there:
+        given = {option for option in part.options if option.startswith("--")} | {"--quick", "--out"}
+        source = (ROOT / f"benchmarks/{part.name}.py").read_text()
+        assert all(f"    {option.removeprefix('--')}: Annotated" in source for option in given), part.name
+
+
+def test_only_some_parts() -> None:
+    assert [part.name for part in chosen(["engine"])] == ["engine"]
+    assert chosen([]) == list(PARTS)
+    with pytest.raises(InvalidRequest, match="no part 'engines'; there are: decode_step"):
+        chosen(["engines"])
+
+
+def test_a_quick_look_replaces_nothing() -> None:
+    assert result_of(PARTS[0], Path("r"), quick=True) != result_of(PARTS[0], Path("r"), quick=False)
+
+
+def test_a_part_without_its_needs_is_skipped_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(suite, "PARTS", (Part("engine", (), ("no-such-package",), 1),))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SystemExit) as ended:
+        main(model=tmp_path, results=tmp_path)
+    assert not ended.value.code
+    assert "engine is skipped: there is no no-such-package here" in capsys.readouterr().err
+
+
+def test_a_part_that_fails_says_why(tmp_path: Path) -> None:
+    part = Part("engine", ("/no/model",), (), 1)
+    with pytest.raises(PartFailed, match="engine failed \\(2\\): /no/model is not a model's folder"):
+        measure(part, tmp_path, tmp_path / "engine.json", quick=False)
+
+
+def test_the_table_has_a_row_for_each_target_and_says_where_it_comes_from() -> None:
+    lines = table([Result(RESULT, "python -m benchmarks.decode_step MODEL_DIR"), Result(RESULT | {"targets": []}, "x")])
+    assert lines.splitlines() == [
+        "| what | ratio | target | | command |",
+        "|---|---|---|---|---|",
+        "| k=3 over base | 1.12 | at most 1.10 | **missed** | `python -m benchmarks.decode_step MODEL_DIR` |",
+        "| HTTP over the engine | 0.91 | at least 0.75 | met | `python -m benchmarks.decode_step MODEL_DIR` |",
+        "",
+        "2 cores of Some CPU (avx2), commit abc1234, torch 2.13.0.",
+    ]
+
+
+def test_the_picture_shows_every_side_and_is_the_same_each_time(tmp_path: Path) -> None:
+    plot = pytest.importorskip("benchmarks.plot", reason="the bench extra is not installed")
+    result = json.loads((ROOT / "benchmarks/results/decode_step.json").read_text())
+    one, two = tmp_path / "one.svg", tmp_path / "two.svg"
+    plot.draw_decode_step(result, one)
+    plot.draw_decode_step(result, two)
+    assert one.read_bytes() == two.read_bytes()
+    assert "a different mix of 3 for each row" in one.read_text()  # matplotlib leaves the text beside its outlines
+    with pytest.raises(InvalidRequest, match="run decode_step again"):
+        plot.draw_decode_step(result | {"rows": []}, one)
+
+
+def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="has no config"):
+        model_folder(tmp_path)
+    command = [sys.executable, "-m", "benchmarks.cold_start", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)

@@ -1,0 +1,197 @@
+"""The bank changes under traffic, by the store and by the admin routes; tenants with keys of their own.
+
+What 16 concurrent streams say while banks come and go is compared with what they say while nothing happens.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from dlp_core.bank.publish import publish, rollback
+from dlp_core.store.opening import open_store
+from tests.support.application import (
+    ADMIN_TOKEN,
+    BANK,
+    BASE,
+    TASKS,
+    Application,
+    ask,
+    back_to_bank_one,
+    running,
+    serving,
+    text_of,
+    wait_for,
+)
+from tests.support.banks import write_adapter
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
+
+STREAMS = 16
+ALL, DATES = "key-of-all-0123456789", "key-of-dates-0123456789"
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
+    folder = tmp_path_factory.mktemp("app")
+    keys = folder / "keys.yaml"
+    tenants = [{"name": "all", "key": ALL}, {"name": "dates", "key": DATES, "adapters": ["dates"]}]
+    keys.write_text(json.dumps({"keys": tenants}))
+    with running(folder, queue=STREAMS, access={"keys_file": str(keys)}) as found:
+        yield found
+
+
+def admin(app: Application, path: str, body: dict[str, Any]) -> httpx.Response:
+    return httpx.post(f"{app.url}/v1{path}", json=body, headers={"authorization": f"Bearer {ADMIN_TOKEN}"}, timeout=120)
+
+
+def stream(app: Application, number: int) -> tuple[str, str, str]:
+    """Text, mix and bank of one stream. Raises where it does not end as it should."""
+    name = sorted(TASKS)[number % 3]
+    body: dict[str, Any] = {"model": "auto", "prompt": TASKS[name].format(number), "max_tokens": 40, "stream": True}
+    if number % 4 == 3:
+        weights = {name: 0.7} | {"sql": 0.2}
+        body["dlp"] = {"adapters": [{"name": one, "weight": weight} for one, weight in weights.items()]}
+    text, last = "", {"spans": [], "bank": ""}
+    with httpx.stream(
+        "POST", f"{app.url}/v1/completions", json=body, timeout=120, headers={"authorization": f"Bearer {ALL}"}
+    ) as reply:
+        assert reply.status_code == 200, reply.read()
+        for line in reply.iter_lines():
+            if line and line != "data: [DONE]":
+                event = json.loads(line.removeprefix("data: "))
+                text += event["choices"][0]["text"]
+                last = event.get("dlp", last)
+            ended = line == "data: [DONE]" or not line
+        assert ended
+    mix = json.dumps([span["mix"] for span in last["spans"]])
+    return text, mix, last["bank"]
+
+
+def streams(app: Application, rounds: int) -> list[list[tuple[str, str, str]]]:
+    """What STREAMS clients hear, each asking `rounds` times, one request after the other."""
+    with ThreadPoolExecutor(STREAMS) as pool:
+        return list(pool.map(lambda n: [stream(app, n) for _ in range(rounds)], range(STREAMS)))
+
+
+def test_streams_do_not_notice_a_publish_and_a_rollback(app: Application) -> None:
+    """Two banks that agree about the adapters in use come and go; every answer is what it is without them."""
+    quiet = streams(app, 1)
+    folder = shutil.copytree(app.folder / "bank", app.folder / "wider")
+    shutil.copytree(folder / "adapters" / "sql", folder / "adapters" / "spare")
+    (folder / "bank.json").write_text(json.dumps({"base_model": BASE, "unrouted": ["spare"]}))
+    with ThreadPoolExecutor(1) as background:
+        loud = background.submit(streams, app, 8)
+        swaps = 0
+        while not loud.done():
+            reply = admin(app, "/bank/publish", {"folder": str(folder), "version": "wider"})
+            assert reply.status_code == 200, reply.text
+            assert serving(app) == "wider"
+            assert admin(app, "/bank/rollback", {"version": "one"}).json()["version"] == "one"
+            swaps += 1
+    assert swaps >= 2
+    found = loud.result()
+    assert {bank for answers in found for _, _, bank in answers} == {"one", "wider"}
+    for (expected,), answers in zip(quiet, found, strict=True):
+        assert {(text, mix) for text, mix, _ in answers} == {expected[:2]}
+
+
+def test_a_publish_to_the_store_is_seen_within_ten_seconds(app: Application) -> None:
+    folder = shutil.copytree(app.folder / "bank", app.folder / "later", ignore=shutil.ignore_patterns("router"))
+    shutil.rmtree(folder / "adapters" / "cron")
+    began = time.monotonic()
+    publish(open_store(BANK), folder, version="later")
+    wait_for(lambda: serving(app) == "later", "later bank", seconds=10)
+    assert time.monotonic() - began < 10
+    assert ask(app, "hello", key=ALL, model="cron")["status"] == 404
+    back_to_bank_one(app)
+
+
+def test_a_bank_that_cannot_be_loaded_is_refused_and_the_old_one_serves(app: Application) -> None:
+    before = text_of(ask(app, "hello", key=ALL, model="sql"))
+    folder = shutil.copytree(app.folder / "bank", app.folder / "bad")
+    shutil.rmtree(folder / "adapters" / "sql")
+    write_adapter(folder / "adapters" / "sql", base_model_name_or_path=BASE)  # of 8 features, and the model has 64
+    publish(open_store(BANK), folder, version="bad")  # nobody asked this machine what fits
+
+    def refusal() -> dict[str, str] | None:
+        report: dict[str, str] | None = httpx.get(f"{app.url}/health").json().get("refused")
+        return report
+
+    wait_for(lambda: refusal() is not None, "refusal", seconds=20)
+    report = refusal()
+    assert report is not None
+    assert report["version"] == "bad"
+    assert "sql" in report["reason"]
+    assert text_of(ask(app, "hello", key=ALL, model="sql")) == before
+    assert serving(app) == "one"
+    rollback(open_store(BANK), "one")
+    wait_for(lambda: refusal() is None, "end of the refusal", seconds=20)
+
+    said = admin(app, "/bank/publish", {"folder": str(folder), "version": "bad2"})
+    assert (said.status_code, said.json()["error"]["code"]) == (422, "adapter_refused")
+    assert refusal() is None  # it was asked before anything was published
+
+
+def test_an_adapter_is_loaded_and_unloaded_with_vllms_bodies(app: Application) -> None:
+    path = str(app.folder / "bank" / "adapters" / "sql")
+    reply = admin(app, "/load_lora_adapter", {"lora_name": "again", "lora_path": path})
+    assert (reply.status_code, reply.text) == (200, "Success: LoRA adapter 'again' added successfully.")
+    assert text_of(ask(app, "hello", key=ALL, model="again")) == text_of(ask(app, "hello", key=ALL, model="sql"))
+    assert admin(app, "/load_lora_adapter", {"lora_name": "again", "lora_path": path}).status_code == 400
+    assert admin(app, "/unload_lora_adapter", {"lora_name": "again"}).status_code == 200
+    assert ask(app, "hello", key=ALL, model="again")["status"] == 404
+    assert admin(app, "/unload_lora_adapter", {"lora_name": "again"}).status_code == 404
+    assert admin(app, "/load_lora_adapter", {"lora_name": "x", "lora_path": "/nowhere"}).status_code == 404
+    back_to_bank_one(app)
+
+
+def test_an_adapter_that_is_loaded_with_examples_is_routed_to(app: Application) -> None:
+    examples = [f"translate {count} {what} into french" for count in range(4) for what in "cats dogs cows hens".split()]
+    path = str(app.folder / "bank" / "adapters" / "sql")
+    body = {"lora_name": "french", "lora_path": path, "examples": examples}
+    assert admin(app, "/load_lora_adapter", body).status_code == 200
+    assert ask(app, "translate 9 pigs into french", key=ALL)["headers"]["x-dlp-adapters"].startswith("french=")
+    for name in TASKS:
+        assert ask(app, TASKS[name].format(3), key=ALL)["headers"]["x-dlp-adapters"].startswith(f"{name}=")
+    assert admin(app, "/unload_lora_adapter", {"lora_name": "french"}).status_code == 200
+    assert ask(app, TASKS["sql"].format(3), key=ALL)["headers"]["x-dlp-adapters"] == "sql=1.00"
+    back_to_bank_one(app)
+
+
+def test_a_tenant_meets_only_its_own_adapters(app: Application) -> None:
+    assert ask(app, "hello", key="no-key-of-anybody-0123")["status"] == 401
+    assert ask(app, "hello", key=DATES, model="sql")["status"] == 404
+    own = ask(app, TASKS["dates"].format(5), key=DATES)
+    assert own["headers"]["x-dlp-adapters"] == "dates=1.00"
+    other = ask(app, TASKS["sql"].format(5), key=DATES)
+    assert "sql" not in other["headers"]["x-dlp-adapters"]
+    route = httpx.post(
+        f"{app.url}/v1/route",
+        json={"text": TASKS["sql"].format(5)},
+        headers={"authorization": f"Bearer {DATES}"},
+        timeout=60,
+    )
+    assert set(route.json()["probabilities"]) == {"dates"}
+    assert '"sql"' not in route.text
+    mixed = ask(app, "One. Two.", key=DATES, dlp={"granularity": "sentence"})
+    assert mixed["status"] == 200
+    assert "sql" not in json.dumps(mixed["dlp"])
+
+
+def test_no_key_is_in_a_log(app: Application) -> None:
+    logs = Path("/tmp/ray/session_latest/logs")
+    found = [path for path in logs.rglob("*.log") if path.is_file()]
+    assert found
+    for path in found:
+        content = path.read_text(errors="replace")
+        for secret in (ALL, DATES, ADMIN_TOKEN):
+            assert secret not in content, f"{path.name} has a secret"

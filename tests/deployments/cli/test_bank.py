@@ -1,0 +1,190 @@
+"""`dlp bank` as a user meets it: exit codes, one line for a mistake, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments.cli import main
+from dlp_core.store.opening import open_store
+from tests.support.banks import ADAPTERS, upload, write_adapter, write_bank
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def dlp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Runs `dlp bank ...` on a bank in a folder; returns exit code, stdout, stderr."""
+    monkeypatch.setenv("DLP_BANK", str(tmp_path / "store"))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["dlp", "bank", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main.main()
+        printed = capsys.readouterr()
+        return int(end.value.code or 0), printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def published(dlp: Run, tmp_path: Path) -> list[str]:
+    """Two versions, the second serves."""
+    versions = []
+    for seed in range(2):
+        code, out, _ = dlp("publish", str(write_bank(tmp_path / f"bank{seed}", seed=seed)), "--json")
+        assert code == 0
+        versions.append(json.loads(out)["version"])
+    return versions
+
+
+def json_of(result: tuple[int, str, str]) -> Any:
+    code, out, err = result
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+def test_a_folder_in_a_store_is_published_like_one_here(dlp: Run, tmp_path: Path, s3: str) -> None:
+    folder = write_bank(tmp_path / "bank")
+    upload(folder, f"{s3}candidate/")
+    there = json_of(dlp("publish", f"{s3}candidate/", "--json"))
+    assert json_of(dlp("publish", str(folder), "--json")) == there
+
+
+def test_pin_gc_and_unpin(dlp: Run, tmp_path: Path, published: list[str]) -> None:
+    old, new = published
+    for seed in (2, 3):
+        assert dlp("publish", str(write_bank(tmp_path / f"bank{seed}", seed=seed)))[0] == 0
+    assert json_of(dlp("pin", old, "--json"))["pinned"] == [old]
+    dry = json_of(dlp("gc", "--keep", "0", "--dry-run", "--json"))
+    assert (dry["versions"], dry["dry_run"]) == ([new], True)
+    assert {bank["version"] for bank in json_of(dlp("list", "--json"))} >= {old, new}
+    done = json_of(dlp("gc", "--keep", "0", "--json"))
+    assert (done["versions"], done["objects"], done["size"]) == ([new], dry["objects"], dry["size"])
+    listed = {bank["version"]: bank["pinned"] for bank in json_of(dlp("list", "--json"))}
+    assert listed[old]
+    assert new not in listed
+    assert json_of(dlp("unpin", old, "--json"))["pinned"] == []
+    code, out, _ = dlp("gc", "--keep", "0")
+    assert code == 0
+    assert f"- {old}" in out
+    assert "kept:" in out
+    code, out, err = dlp("unpin", old)
+    assert (code, out) == (2, "")
+    assert "is not pinned" in err
+
+
+def test_publish_show_and_list(dlp: Run, tmp_path: Path, published: list[str]) -> None:
+    old, new = published
+    shown = json_of(dlp("show", "--json"))
+    assert shown["version"] == new
+    assert [adapter["name"] for adapter in shown["adapters"]] == list(ADAPTERS)
+    assert json_of(dlp("show", old, "--json"))["version"] == old
+    listed = {bank["version"]: bank for bank in json_of(dlp("list", "--json"))}
+    assert (listed[new]["current"], listed[old]["current"]) == (True, False)
+    assert listed[new]["adapters"] == 3
+    assert json_of(dlp("list", "--bank", str(tmp_path / "elsewhere"), "--json")) == []
+
+
+def test_diff_and_rollback(dlp: Run, published: list[str]) -> None:
+    old, new = published
+    assert json_of(dlp("diff", old, new, "--json")) == {
+        "added": [],
+        "removed": [],
+        "changed": list(ADAPTERS),
+        "router_changed": True,
+        "base_changed": False,
+    }
+    assert json_of(dlp("rollback", "--json"))["version"] == old
+    assert json_of(dlp("show", "--json"))["version"] == old
+    assert json_of(dlp("rollback", new, "--json"))["version"] == new
+
+
+def test_verify_fails_when_a_file_is_not_as_published(dlp: Run, tmp_path: Path, published: list[str]) -> None:
+    assert json_of(dlp("verify", "--json")) | {"size": 0} == {
+        "version": published[1],
+        "files": 8,
+        "size": 0,
+        "problems": [],
+    }
+    store = open_store(str(tmp_path / "store"))
+    for info in store.list("adapters/beta/"):
+        store.put(info.key, bytes(info.size))
+    code, out, _ = dlp("verify", "--json")
+    assert code == 1
+    assert len(json.loads(out)["problems"]) == 2
+    code, out, _ = dlp("verify")
+    assert code == 1
+    assert out.count("adapters/beta/") == 2
+
+
+def test_what_a_human_reads(dlp: Run, tmp_path: Path, published: list[str]) -> None:
+    old, new = published
+    for arguments, says in (
+        (["publish", str(tmp_path / "bank1")], new),
+        (["show"], "alpha"),
+        (["list"], "serves"),
+        (["diff", old, new], "~ alpha"),
+        (["diff", old, old], "no difference"),
+        (["verify"], "all as published"),
+        (["rollback"], old),
+    ):
+        code, out, err = dlp(*arguments)
+        assert (code, err) == (0, ""), arguments
+        assert says in out, arguments
+
+
+def test_a_mistake_is_one_line_and_exit_2(dlp: Run, tmp_path: Path) -> None:
+    bad = write_bank(tmp_path / "bad")
+    write_adapter(bad / "adapters" / "beta", use_dora=True)
+    for arguments, says in (
+        (["publish", str(bad)], "use_dora"),
+        (["publish", str(tmp_path / "none")], "there is no folder"),
+        (["show"], "dlp bank publish"),
+        (["rollback", "nope"], "dlp bank publish"),
+        (["show", "--bank", "ftp://x"], "ftp://x"),
+    ):
+        code, out, err = dlp(*arguments)
+        assert (code, out) == (2, ""), arguments
+        assert says in err, arguments
+        assert err.count("\n") == 1, err
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("features", "fits"), [(8, True), (64, False)])
+def test_adapters_are_checked_against_the_real_base_model(dlp: Run, tmp_path: Path, features: int, fits: bool) -> None:
+    from transformers import LlamaConfig
+
+    LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        hidden_size=features,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        vocab_size=8,
+    ).save_pretrained(tmp_path / "base")
+    folder = write_bank(tmp_path / "bank")
+    code, _, err = dlp("publish", str(folder), "--base-model", str(tmp_path / "base"), "--json")
+    assert code == (0 if fits else 2)
+    assert ("8 -> 8" in err) is not fits
+
+
+def test_without_a_bank_the_option_is_asked_for(dlp: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DLP_BANK")
+    code, _, err = dlp("show")
+    assert code == 2
+    assert "--bank" in err
+
+
+def test_a_store_that_is_down_is_exit_1(dlp: Run, aws_free: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    code, _, err = dlp("show", "--bank", "s3://bucket/bank/")
+    assert code == 1
+    assert "http://127.0.0.1:9" in err
+    assert err.count("\n") == 1

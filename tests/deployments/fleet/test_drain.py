@@ -1,0 +1,107 @@
+"""What a worker pod does before it ends. That Serve moves replicas off a drained node is Ray's business."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from deployments.fleet import drain
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drain, "LOOK_S", 0.05)
+    monkeypatch.setattr(drain, "SETTLE_S", 0.0)
+
+
+@pytest.fixture
+def in_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in drain.POD_VARIABLES:
+        monkeypatch.setenv(name, "head:6379")
+    monkeypatch.setattr("sys.argv", ["drain", "--seconds", "300"])
+
+
+@pytest.mark.parametrize(
+    "title", ["ray::ServeReplica:dlp:FusedBackbone", "ray::ProxyActor", "ray::HAProxyManager.ready"]
+)
+def test_it_waits_until_what_serves_has_ended(title: str) -> None:
+    with subprocess.Popen(["bash", "-c", f'exec -a "{title}" sleep 1']) as process:
+        wait_for(lambda: process.pid in drain.serving())
+        began = time.monotonic()
+        # other replicas may run on this machine
+        assert drain.wait_until_empty(lambda: process.pid in drain.serving(), lambda: True, deadline=began + 30)
+        assert 0.3 < time.monotonic() - began < 20
+
+
+def test_it_waits_no_longer_than_the_pod_lives() -> None:
+    began = time.monotonic()
+    assert not drain.wait_until_empty(lambda: 1, lambda: True, deadline=began + 0.3)
+    assert 0.3 <= time.monotonic() - began < 5
+
+
+def test_it_waits_for_a_head_that_is_replaced_but_not_for_a_cluster_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(drain, "GONE_S", 0.4)
+    began = time.monotonic()
+    assert not drain.wait_until_empty(lambda: 1, lambda: False, deadline=began + 30)
+    assert time.monotonic() - began < 5
+    monkeypatch.setattr(drain, "GONE_S", 10)
+    looks = iter(range(10))
+    assert drain.wait_until_empty(lambda: next(looks) < 6, lambda: False, deadline=began + 60)
+
+
+def test_a_head_answers_by_its_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        assert drain.answers(address)
+    assert not drain.answers(address)
+
+
+@pytest.mark.parametrize("absent", drain.POD_VARIABLES)
+def test_outside_a_pod_it_drains_nothing(absent: str, in_a_pod: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(absent)
+    monkeypatch.setattr(drain, "ask_for_drain", lambda *_: pytest.fail("a node was drained"))
+    with pytest.raises(SystemExit, match=absent):
+        drain.main()
+
+
+@pytest.mark.parametrize("emptied", [True, False])
+def test_it_drains_this_cluster_for_as_long_as_the_pod_lives(
+    emptied: bool, in_a_pod: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(drain, "ask_for_drain", lambda *request: asked.append(request))
+    monkeypatch.setattr(drain, "wait_until_empty", lambda *_, **__: emptied)
+    drain.main()
+    assert asked == [("head:6379", 300)]
+    assert ("still" in capsys.readouterr().err) is not emptied
+
+
+def test_a_cluster_that_does_not_answer_keeps_no_pod(
+    in_a_pod: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gone(*_: object) -> None:
+        raise ConnectionError("no such cluster")
+
+    monkeypatch.setattr(drain, "ask_for_drain", gone)
+    monkeypatch.setattr(drain, "wait_until_empty", lambda *_, **__: pytest.fail("it waits for nobody"))
+    drain.main()
+    assert "no such cluster" in capsys.readouterr().err
+
+
+def test_the_hook_imports_ray_only_to_drain() -> None:
+    code = "import sys, deployments.fleet.drain; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -1,0 +1,176 @@
+"""The engine under random arrivals, spans, aborts, evictions and republished adapters, in a cache far too small.
+
+Whatever happens around it, a request gets the tokens it gets alone; every request ends exactly once; afterwards no
+pin, slot or block is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from dlp_core.engine.config import EngineConfig
+from dlp_core.engine.engine import FusedEngine
+from dlp_core.engine.request import Plan, Sampling
+from dlp_core.errors import DLPError, RequestAborted
+from dlp_core.mix import EMPTY_MIX, Mix
+from tests.dlp_core.engine.test_engine import assert_nothing_leaked, build, prompt
+from tests.dlp_core.engine.test_spans import every
+from tests.support.tiny import peft_adapter
+
+ADAPTERS = [f"{name}.{version}" for name in "abcd" for version in (0, 1)]
+SLOTS = 3
+TIGHT = EngineConfig(slots=SLOTS, max_requests=1000, page_tokens=4, cache_tokens=96, batch_tokens=16)
+ROOMY = EngineConfig(slots=SLOTS, page_tokens=4, cache_tokens=1024, batch_tokens=64)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request; hashable, so that its lone run is made once."""
+
+    seed: int
+    length: int
+    first: Mix
+    second: Mix
+    border: int
+    every: int
+    tokens: int
+    draw: int | None
+
+    @property
+    def request(self) -> tuple[list[int], Plan, Sampling]:
+        spans = ((0, self.first), (self.border, self.second))[: 1 + (0 < self.border <= self.length)]
+        follow = every(self.every, self.first, self.second, EMPTY_MIX)() if self.every else None
+        draw: dict[str, Any] = {} if self.draw is None else {"temperature": 1.0, "seed": self.draw}
+        return prompt(self.seed, self.length), Plan(spans, follow), Sampling(self.tokens, ignore_eos=True, **draw)
+
+
+@st.composite
+def jobs(draw: Any, version: int) -> Job:
+    names = [name for name in ADAPTERS if name.endswith(f".{version}")]
+    one = st.sampled_from(names)
+    mixes = st.one_of(
+        st.just(EMPTY_MIX),
+        one.map(lambda name: Mix.of({name: 1.0})),
+        st.tuples(one, one).map(lambda pair: Mix.of(dict(zip(pair, (0.6, 0.4), strict=True)))),
+    )
+    first, second = draw(mixes), draw(mixes)
+    if len({*first.names, *second.names}) > SLOTS:
+        second = first
+    return Job(
+        seed=draw(st.integers(0, 2)),  # few prompts, so that requests share blocks where they may
+        length=draw(st.integers(1, 30)),
+        first=first,
+        second=second,
+        border=draw(st.integers(0, 30)),
+        every=draw(st.sampled_from([0, 0, 3, 5])),
+        tokens=draw(st.integers(1, 24)),
+        draw=draw(st.sampled_from([None, None, 1])),
+    )
+
+
+async def run(engine: FusedEngine, request_id: str, job: Job) -> tuple[list[int], Any]:
+    tokens: list[int] = []
+    ends = 0
+    ids, plan, sampling = job.request
+    async for event in engine.submit(ids, plan, sampling, request_id=request_id):
+        tokens += event.token_ids
+        ends += event.finish_reason is not None
+    assert ends == 1
+    return tokens, event.spans
+
+
+class Traffic(RuleBasedStateMachine):
+    loop: asyncio.AbstractEventLoop
+    folders: dict[str, Path]
+    roomy: FusedEngine
+    ids = itertools.count()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tight = build(self.folders, TIGHT)
+        self.version = 0
+        self.running: dict[str, tuple[asyncio.Task[Any], Job]] = {}
+
+    @rule(data=st.data(), count=st.integers(1, 4))
+    def arrive(self, data: st.DataObject, count: int) -> None:
+        for job in data.draw(st.lists(jobs(self.version), min_size=count, max_size=count)):
+            request_id = f"r{next(self.ids)}"
+            self.running[request_id] = self.loop.create_task(run(self.tight, request_id, job)), job
+        self.wait(0.0)
+
+    @rule(seconds=st.sampled_from([0.0, 0.005, 0.03]))
+    def wait(self, seconds: float) -> None:
+        self.loop.run_until_complete(asyncio.sleep(seconds))
+
+    @rule()
+    def republish(self) -> None:
+        """New requests use other bytes under the same names; those under way keep theirs."""
+        self.version = 1 - self.version
+
+    @rule(which=st.integers(0, 9), from_outside=st.booleans())
+    def abort(self, which: int, from_outside: bool) -> None:
+        if self.running:
+            request_id = list(self.running)[which % len(self.running)]
+            task, _ = self.running.pop(request_id)
+            self.tight.abort(request_id) if from_outside else task.cancel()
+            with suppress(asyncio.CancelledError, RequestAborted):  # or it ended just before
+                self.loop.run_until_complete(task)
+
+    @rule()
+    def settle(self) -> None:
+        """All that runs ends, with the tokens and spans it has alone."""
+        results = [self.loop.run_until_complete(asyncio.wait_for(task, 60)) for task, _ in self.running.values()]
+        for (_, job), result in zip(self.running.values(), results, strict=True):
+            assert result == self.alone(job), job
+        self.running.clear()
+        assert_nothing_leaked(self.tight)
+
+    @invariant()
+    def is_healthy(self) -> None:
+        self.tight.check_health()
+        stats = self.tight.stats()
+        assert stats.running + stats.waiting <= len(self.running)
+
+    def teardown(self) -> None:
+        try:
+            self.settle()
+        finally:
+            self.loop.run_until_complete(self.tight.stop())
+            for task, _ in self.running.values():
+                with suppress(asyncio.CancelledError, DLPError):
+                    self.loop.run_until_complete(task)
+
+    @classmethod
+    @cache
+    def alone(cls, job: Job) -> tuple[list[int], Any]:
+        return cls.loop.run_until_complete(run(cls.roomy, f"alone-{next(cls.ids)}", job))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def solo_engine() -> Any:
+    with tempfile.TemporaryDirectory() as root:
+        folders = {
+            name: peft_adapter(Path(root) / name, seed, r=1 + seed, lora_alpha=16) for seed, name in enumerate(ADAPTERS)
+        }
+        Traffic.loop, Traffic.folders, Traffic.roomy = asyncio.new_event_loop(), folders, build(folders, ROOMY)
+        yield
+        Traffic.loop.run_until_complete(Traffic.roomy.stop())
+        Traffic.loop.close()
+
+
+Traffic.TestCase.settings = settings(
+    max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestTraffic = Traffic.TestCase

@@ -1,0 +1,228 @@
+"""Answers: the ones a server gives, likelihoods against the plain model, and nothing is done twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dlp_core.adapter.names import unqualify
+from dlp_core.adapter.weights import read_adapter
+from dlp_core.bank.disk_cache import DiskCache
+from dlp_core.bank.source import qualified
+from dlp_core.engine.loading import Loaded
+from dlp_core.engine.request import Plan, Sampling
+from dlp_core.errors import InvalidRequest
+from dlp_core.eval.answers import Answerer, Job
+from dlp_core.eval.journal import Answer, Journal
+from dlp_core.eval.judged_bank import JudgedBank, opened
+from dlp_core.mix import EMPTY_MIX, Mix
+from dlp_core.router import Routing
+from dlp_core.text.chat import Message
+from tests.support.eval_bank import TASKS, running, write_bank, write_base
+
+TASKS_IN_ORDER = list(TASKS)
+TEXT = TASKS["sql"].format(7)
+OPTIONS = (("A", "(A) the user"), ("B", "(B) the assistant speaks"), ("C", "(C) é"))
+BOTH = Mix.of({"sql": 0.7, "dates": 0.3})
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def folder(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bank(tmp_path_factory.mktemp("bank"), base)
+
+
+@pytest.fixture
+def bank(folder: Path, tmp_path: Path) -> Iterator[JudgedBank]:
+    with opened(str(folder), DiskCache(tmp_path / "cache", 10**9)) as bank:
+        yield bank
+
+
+def answerer(loaded: Loaded, bank: JudgedBank, journal: Journal) -> Answerer:
+    return Answerer(loaded, bank.manifest, bank.router, journal, setup="test")
+
+
+def summed(base: Path, folder: Path, mix: Mix) -> Any:
+    """The plain model whose weights were changed by exactly this sum."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    modules = dict(model.named_modules())
+    with torch.no_grad():
+        for part in mix.adapters:
+            for path, lora in read_adapter(folder / "adapters" / part.name, name=part.name).modules.items():
+                modules[path].weight += part.weight * lora.scaling * (lora.b_OR.float() @ lora.a_RD.float())
+    return model
+
+
+def prompt_ids(tokenizer: Any) -> list[int]:
+    turns = [{"role": "user", "content": TEXT}]
+    return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
+
+
+@torch.no_grad()
+def likelihood_alone(model: Any, prompt: list[int], answer: list[int]) -> float:
+    logprobs = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+    return sum(float(logprobs[len(prompt) + n - 1, token]) for n, token in enumerate(answer))
+
+
+@pytest.mark.parametrize("mix", [EMPTY_MIX, Mix.of({"sql": 1.0}), BOTH])
+async def test_likelihoods_are_those_of_the_plain_model_with_the_summed_weights(
+    base: Path, folder: Path, bank: JudgedBank, mix: Mix
+) -> None:
+    async with running(base, bank) as loaded:
+        job = Job(TEXT, mix, options=OPTIONS)
+        answer = (await answerer(loaded, bank, Journal(None)).answer([job], at_once=4))[job]
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    prompt = prompt_ids(tokenizer)
+    model = summed(base, folder, mix)
+    assert answer.likelihoods is not None
+    for letter, text in OPTIONS:
+        ids = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+        assert answer.likelihoods[letter] == pytest.approx(likelihood_alone(model, prompt, ids), rel=1e-4)
+
+
+async def test_a_likelihood_follows_mixes_that_change_inside_the_prompt(base: Path, bank: JudgedBank) -> None:
+    """Judging an answer under a plan, and generating it under the same plan, must see the same model."""
+    job = {"text": TEXT, "mix": Mix.of({"cron": 1.0}), "parts": ((10, Mix.of({"sql": 1.0})), (20, BOTH))}
+    async with running(base, bank) as loaded:
+        asked = answerer(loaded, bank, Journal(None))
+        generate = Job(**job, max_tokens=3)
+        text = (await asked.answer([generate], at_once=1))[generate].text
+        others = [Job(**job, options=(("A", text), ("B", text[::-1] + "x"))), Job(TEXT, options=(("A", text),))]
+        found = await asked.answer(others, at_once=1)
+        prompt = loaded.codec.encode_chat([Message("user", TEXT)])
+        start = prompt.turns[0][0]
+        spans = (
+            (0, job["mix"]),
+            (prompt.token_at(start + 10), job["parts"][0][1]),
+            (prompt.token_at(start + 20), BOTH),
+        )
+        plan = Plan(tuple((at, qualified(mix, bank.manifest)) for at, mix in spans))
+        events = [
+            event
+            async for event in loaded.engine.submit(
+                prompt.ids, plan, Sampling(max_tokens=3, logprobs=1), request_id="with logprobs"
+            )
+        ]
+    picked = sum(logprob.logprob for event in events for logprob in event.logprobs)
+    under_plan = found[others[0]].likelihoods
+    plain = found[others[1]].likelihoods
+    assert under_plan is not None
+    assert plain is not None
+    assert under_plan["A"] > under_plan["B"]
+    assert under_plan["A"] < picked, "it also counts the end of the answer"
+    assert under_plan["A"] != pytest.approx(plain["A"], abs=1e-3)
+
+
+@pytest.mark.parametrize("said", ["", "the user and "])
+async def test_generated_answers_are_those_of_the_model_with_the_summed_weights(
+    base: Path, folder: Path, bank: JudgedBank, said: str
+) -> None:
+    jobs = [
+        Job(TEXT, mix, max_tokens=8, begun=((said, mix),) if said else ())
+        for mix in (EMPTY_MIX, BOTH, Mix.of({"cron": 1.0}))
+    ]
+    async with running(base, bank) as loaded:
+        found = await answerer(loaded, bank, Journal(None)).answer(jobs, at_once=3)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    for job in jobs:
+        ids = [*prompt_ids(tokenizer), *tokenizer.encode(said, add_special_tokens=False)]
+        out = summed(base, folder, job.mix).generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)
+        assert found[job].text == tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).rstrip("\ufffd")
+        assert found[job].tokens == 8
+
+
+async def test_an_answer_ends_at_its_stop_string(base: Path, bank: JudgedBank) -> None:
+    async with running(base, bank) as loaded:
+        asked = answerer(loaded, bank, Journal(None))
+        whole = Job(TEXT, BOTH, max_tokens=8)
+        text = (await asked.answer([whole], at_once=1))[whole].text
+        stopped = Job(TEXT, BOTH, max_tokens=8, stop=(text[3:5],))
+        assert (await asked.answer([stopped], at_once=1))[stopped].text == text[: text.index(text[3:5])]
+
+
+class ByFullStops:
+    """A router that reads nothing but how many sentences have ended, so that every sentence gets another mix."""
+
+    def route_first(self, choices: Sequence[Sequence[str]]) -> list[Routing]:
+        return [Routing.of({TASKS_IN_ORDER[texts[0].count(".") % 3]: 1.0}, none=0.0) for texts in choices]
+
+
+async def test_by_sentence_every_sentence_is_routed_also_of_what_was_said(base: Path, bank: JudgedBank) -> None:
+    job = Job("One is. Two are", max_tokens=2, sentence=(0.9, 3), begun=(("First. Second. Third", EMPTY_MIX),))
+    async with running(base, bank) as loaded:
+        asked = Answerer(loaded, bank.manifest, ByFullStops(), Journal(None), setup="x")  # type: ignore[arg-type]
+        found = (await asked.answer([job], at_once=1))[job]
+        prompt, plan = asked._request(job)
+        asked_tokens = len(loaded.codec.encode_chat([Message("user", job.text)]).ids)
+    assert (found.tokens, found.mixes) == (2, 3)
+    expected = [TASKS_IN_ORDER[stops] for stops in (1, 0, 1, 2, 0)]
+    assert [unqualify(mix.names[0]) for _, mix in plan.spans] == expected
+    assert [position > asked_tokens for position, _ in plan.spans] == [False, False, False, True, True]
+    assert plan.spans[-1][0] < len(prompt.ids)
+
+
+async def test_what_is_in_the_journal_is_not_done_again(base: Path, bank: JudgedBank, tmp_path: Path) -> None:
+    path = tmp_path / "out" / "answers.jsonl"
+    jobs = [Job(TEXT, BOTH, max_tokens=4), Job(TEXT, options=OPTIONS), Job(TEXT, max_tokens=4)]
+    async with running(base, bank) as loaded:
+        with closing(Journal(path)) as journal:
+            first = await answerer(loaded, bank, journal).answer(jobs[:2] * 2, at_once=2)
+        assert len(path.read_text().splitlines()) == 2, "each once"
+        path.write_text(path.read_text() + '{"key": "cut off by a ki')
+        told: list[tuple[int, int]] = []
+        with closing(Journal(path)) as journal:
+            again = await answerer(loaded, bank, journal).answer(
+                jobs, at_once=2, report=lambda done, total: told.append((done, total))
+            )
+    assert told == [(2, 3), (3, 3)]
+    assert {job: again[job] for job in jobs[:2]} == first
+    assert [json.loads(line)["tokens"] for line in path.read_text().splitlines()] == [0, 4, 4]
+
+
+async def test_an_answer_under_other_bytes_is_another_answer(
+    base: Path, folder: Path, bank: JudgedBank, tmp_path: Path
+) -> None:
+    other = write_bank(tmp_path / "other", base, seeds={"sql": 99})
+    jobs = [Job(TEXT, Mix.of({name: 1.0}), max_tokens=2) for name in ("sql", "dates")]
+    jobs.append(Job(TEXT, max_tokens=2, sentence=(0.9, 3)))
+    journal = Journal(None)
+    keys = [[answerer(None, bank, journal)._key(job) for job in jobs]]  # type: ignore[arg-type]
+    with opened(str(other), DiskCache(tmp_path / "cache", 10**9)) as changed:
+        keys.append([answerer(None, changed, journal)._key(job) for job in jobs])  # type: ignore[arg-type]
+    assert keys[0][0] != keys[1][0]
+    assert keys[0][1] == keys[1][1], "an adapter that did not change"
+    assert keys[0][2] != keys[1][2], "sentences may take any of the router's adapters"
+
+
+async def test_an_error_ends_it_and_leaves_nothing_running(base: Path, bank: JudgedBank) -> None:
+    async with running(base, bank) as loaded:
+        asked = answerer(loaded, bank, Journal(None))
+        jobs = [Job("x" * 30_000, max_tokens=2), *(Job(f"{TEXT} {n}", max_tokens=64) for n in range(4))]
+        with pytest.raises(InvalidRequest, match=r"the question 'xxx.*is too long"):
+            await asked.answer(jobs, at_once=5)
+        await asyncio.sleep(0)
+        stats = loaded.engine.stats()
+        assert (stats.running, stats.waiting, stats.pinned) == (0, 0, 0)
+        assert (await asked.answer([jobs[1]], at_once=1))[jobs[1]].tokens == 64
+
+
+def test_a_journal_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidRequest, match="choose another --out"):
+        Journal(tmp_path / "file" / "answers.jsonl")
+    journal = Journal(None)
+    journal.add("key", Answer("text", 1, 1))
+    assert journal.get("key") == Answer("text", 1, 1)
+    assert journal.get("other") is None

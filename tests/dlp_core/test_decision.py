@@ -1,0 +1,53 @@
+"""What serves when the router cannot say. The rest of the table of dlp_core/decision.py is in http/test_api.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dlp_core.adapter.names import AUTO
+from dlp_core.decision import Decision, RoutingOptions, decide
+from dlp_core.errors import RouterUnavailable
+from dlp_core.mix import EMPTY_MIX, Mix
+
+BASE = "org/tiny"
+
+
+async def nobody_answers(texts: Sequence[str]) -> Any:
+    raise RouterUnavailable("no router replica answered within 5 s")
+
+
+async def decided(fallback: str | None, **changes: Any) -> Decision:
+    bank: Any = SimpleNamespace(
+        version="b1",
+        base_model=SimpleNamespace(id=BASE),
+        adapters=[SimpleNamespace(name=name, digest=name) for name in ("sql", "cron")],
+        router=SimpleNamespace(version="r1", labels=("sql", "cron")),
+    )
+    options: dict[str, Any] = {"model": AUTO, "top_p": 0.9, "max_adapters": 3, "fallback": fallback} | changes
+    return await decide(bank, RoutingOptions(**options), ("hello",), nobody_answers)
+
+
+@pytest.mark.parametrize(
+    ("fallback", "mix"), [(BASE, EMPTY_MIX), ("cron", Mix.of({"cron": 1.0})), (f"{BASE}:sql", Mix.of({"sql": 1.0}))]
+)
+async def test_the_fallback_serves_and_the_reason_says_so(fallback: str, mix: Mix) -> None:
+    found = await decided(fallback, by_sentence=True)
+    assert (found.mix, found.reason) == (mix, "router_unavailable")
+    assert (found.router, found.confidence, found.probabilities) == (None, None, None)
+    assert not found.by_sentence
+
+
+@pytest.mark.parametrize(
+    ("fallback", "changes"), [(None, {}), ("gone", {}), ("cron", {"allowed": frozenset({"sql"})})], ids=str
+)
+async def test_without_one_the_request_may_use_it_is_refused(fallback: str | None, changes: dict[str, Any]) -> None:
+    with pytest.raises(RouterUnavailable):
+        await decided(fallback, **changes)
+
+
+async def test_who_names_a_model_needs_no_router() -> None:
+    assert (await decided(None, model="sql")).reason == "named"

@@ -1,0 +1,188 @@
+"""Training one adapter: packing equals training alone, the loss falls, the folder is what PEFT and the server read."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from deployments.cli.adapter import app
+from dlp_core.adapter.weights import read_adapter
+from dlp_core.errors import AdapterRefused, InvalidRequest
+from dlp_core.quiet import quiet_transformers
+from dlp_core.train.lora import TrainProgress, TrainSettings, train_adapter
+from dlp_core.train.packing import IGNORED, Example, batches, common_prefix, encode
+from dlp_core.train.rows import Row, read_rows
+from tests.support.tiny_text import tiny_backbone, tiny_tokenizer
+
+ROWS = [
+    Row(f"the adapter {word} {number}", f"{word}{number}") for word in ("of", "and", "user") for number in range(20)
+]
+SETTINGS = TrainSettings(
+    rank=4, alpha=8.0, steps=30, lr=2e-2, batch_rows=2, row_tokens=160, validation_rows=8, validate_every=10, seed=3
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tiny_backbone(folder)
+    return folder
+
+
+def test_loss_falls_and_the_best_weights_are_kept(base: Path, tmp_path: Path) -> None:
+    seen: list[TrainProgress] = []
+    summary = train_adapter(base, ROWS, tmp_path / "a", SETTINGS, report=seen.append)
+    validated = {now.step: now.validation_loss for now in seen if now.validation_loss is not None}
+    assert [now.step for now in seen] == list(range(1, summary.steps + 1))
+    assert summary.validation_loss == min(validated.values()) == validated[summary.best_step]
+    assert summary.validation_loss < 0.7 * seen[0].loss
+
+
+def test_saved_folder_is_read_by_peft_and_by_the_server(base: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    settings = replace(SETTINGS, steps=3, rank=2, alpha=6.0, targets=("q_proj", "o_proj"))
+    summary = train_adapter(base, ROWS, tmp_path / "shout", settings)
+    assert {file.name for file in (tmp_path / "shout").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+
+    adapter = read_adapter(tmp_path / "shout", name="shout")
+    assert (adapter.base_model, adapter.rank, adapter.parameters) == ("tiny-llama", 2, summary.parameters)
+    assert {path.rpartition(".")[2] for path in adapter.modules} == {"q_proj", "o_proj"}
+    assert {weights.scaling for weights in adapter.modules.values()} == {3.0}
+    assert {weights.a_RD.dtype for weights in adapter.modules.values()} == {torch.bfloat16}
+    assert all(weights.b_OR.any() for weights in adapter.modules.values())
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    plain = model(torch.tensor([[1, 5, 9]])).logits
+    with quiet_transformers():
+        tuned = PeftModel.from_pretrained(model, tmp_path / "shout")(torch.tensor([[1, 5, 9]])).logits
+    assert not torch.allclose(plain, tuned)
+
+
+def test_same_seed_same_bytes(base: Path, tmp_path: Path) -> None:
+    def weights(name: str, seed: int) -> bytes:
+        train_adapter(base, ROWS, tmp_path / name, replace(SETTINGS, steps=3, seed=seed))
+        return (tmp_path / name / "adapter_model.safetensors").read_bytes()
+
+    assert weights("a", 0) == weights("b", 0) != weights("c", 1)
+
+
+def test_training_stops_when_the_held_back_loss_no_longer_falls(base: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=100, lr=0.0, validate_every=2, patience=2)
+    assert train_adapter(base, ROWS, tmp_path / "a", settings).steps == 6  # best at 2, and 2 x 2 steps of patience
+
+
+def _logits(model: Any, example: Example) -> torch.Tensor:
+    """At the positions that predict the answer, for the example on its own."""
+    ids = torch.tensor([[*example.prompt, *example.answer[:-1]]])
+    return model(ids).logits[0, len(example.prompt) - 1 :]
+
+
+def test_packed_examples_see_only_the_prefix_and_themselves(base: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    examples = encode(ROWS[:7], tiny_tokenizer())
+    prefix = common_prefix(examples)
+    assert prefix > 4
+    (batch,) = batches(examples, prefix=prefix, rows=2, row_tokens=60)
+    assert len(batch.input_ids_BT) == 2
+    logits = model(
+        input_ids=batch.input_ids_BT,
+        attention_mask=batch.mask_B1TT,
+        position_ids=batch.position_ids_BT,
+        use_cache=False,
+    ).logits
+    answers_BT = batch.labels_BT != IGNORED
+    alone = {example.answer: _logits(model, example) for example in examples}
+    packed = logits[answers_BT]
+    at = 0
+    while at < len(packed):
+        answer = next(a for a in alone if list(a) == batch.labels_BT[answers_BT][at : at + len(a)].tolist())
+        torch.testing.assert_close(packed[at : at + len(answer)], alone.pop(answer), rtol=1e-4, atol=1e-4)
+        at += len(answer)
+    assert not alone
+
+
+def test_batches_hold_every_example_once_within_the_row(base: Path) -> None:
+    del base
+    examples = encode(ROWS, tiny_tokenizer())
+    prefix = common_prefix(examples)
+    made = list(batches(examples, prefix=prefix, rows=3, row_tokens=120))
+    assert all(batch.input_ids_BT.shape[0] <= 3 and batch.input_ids_BT.shape[1] <= 120 for batch in made)
+    assert sum(int((batch.labels_BT != IGNORED).sum()) for batch in made) == sum(len(e.answer) for e in examples)
+    with pytest.raises(InvalidRequest, match="a row holds 12"):
+        list(batches(examples, prefix=prefix, rows=3, row_tokens=12))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"input": "a"}', "'output' must be a text"),
+        ('{"input": " ", "output": "b"}', "'input' must be a text"),
+        ('{"task": "a", "input": "x", "output": "y"}\n{"task": "b", "input": "x", "output": "y"}', "tasks a, b"),
+    ],
+)
+def test_bad_rows_are_refused_by_name(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(content)
+    with pytest.raises(InvalidRequest, match=message) as raised:
+        read_rows(path)
+    assert str(path) in raised.value.message
+
+
+def test_of_a_file_with_several_tasks_one_is_named_or_all_are_joint(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"task": "{task}", "input": "x{task}", "output": "y"}}\n' for task in "aba"))
+    assert [row.input for row in read_rows(path, task="a")] == ["xa", "xa"]
+    assert [row.input for row in read_rows(path, joint=True)] == ["xa", "xb", "xa"]
+    with pytest.raises(InvalidRequest, match="no rows of 'c'; its tasks are a, b"):
+        read_rows(path, task="c")
+    with pytest.raises(InvalidRequest, match="name it with --task, or say --joint"):
+        read_rows(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"targets": ("no_such_layer",)}, "no_such_layer"),
+        ({"row_tokens": 12}, "a row holds 12"),
+        ({"validation_rows": 59}, "too few"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(
+    base: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        train_adapter(base, ROWS, tmp_path / "a", replace(SETTINGS, **change))
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_missing_base_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="no model folder"):
+        train_adapter(tmp_path / "nowhere", ROWS, tmp_path / "a", SETTINGS)
+
+
+def test_train_then_check_from_the_command_line(base: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"task": "x", "input": row.input, "output": row.output}) + "\n" for row in ROWS))
+    run = CliRunner().invoke
+    options = ["--base", str(base), "--data", str(data), "--out", str(tmp_path / "x"), "--rank", "2", "--steps", "2"]
+    trained = run(app, ["train", *options, "--validation-rows", "8", "--json"], catch_exceptions=False)
+    assert json.loads(trained.stdout)["adapter"] == "x"
+
+    checked = json.loads(run(app, ["check", str(tmp_path / "x"), "--json"], catch_exceptions=False).stdout)
+    assert checked["ranks"] == [2]
+    assert checked["base_model"] == "tiny-llama"
+    assert checked["bytes"] == (tmp_path / "x" / "adapter_model.safetensors").stat().st_size
+    (tmp_path / "x" / "adapter_model.safetensors").write_bytes(b"half")
+    with pytest.raises(AdapterRefused, match="'x'"):
+        run(app, ["check", str(tmp_path / "x")], catch_exceptions=False)

@@ -1,0 +1,123 @@
+"""The Dockerfile agrees with what is tested and with what the manifests ask for. It is not built here."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from fnmatch import fnmatch
+
+import pytest
+
+from tests.support.manifests import OVERLAYS, containers, pods, ray_cluster
+from tests.support.paths import ROOT
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+STAGES = dict(re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, flags=re.MULTILINE))
+BASES = re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, flags=re.MULTILINE)
+NAMES = [name for _, name in BASES]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+REDIS, MINIO = "redis:7.4.0", "quay.io/minio/minio:RELEASE.2025-05-24T17-08-30Z"
+
+
+def test_python_is_the_one_that_is_tested() -> None:
+    used = {re.fullmatch(r"python:(\d+\.\d+)-slim-bookworm", base)[1] for base, _ in BASES if ":" in base}  # type: ignore[index]
+    [default] = re.findall(r"^PYTHONS := python(\S+) ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert used == {default, PROJECT["tool"]["mypy"]["python_version"]}
+
+
+def test_every_stage_is_made_from_one_there_is() -> None:
+    for number, (base, name) in enumerate(BASES):
+        assert ":" in base or base in NAMES[:number], name
+    for source in re.findall(r"(?:--from=|from=)(\w[\w-]*)", DOCKERFILE):
+        assert source in NAMES
+    assert NAMES[-1] == "cpu", "what a build without --target makes"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_manifests_name_targets_and_versions_there_are(overlay: str) -> None:
+    seen = set()
+    for name, container, _ in containers(overlay):
+        if name.endswith(" autoscaler"):  # takes the head's
+            continue
+        if (image := container["image"]) in (REDIS, MINIO):
+            continue
+        repository, tag = image.split(":")
+        version, target = tag.rsplit("-", 1)
+        assert (repository, version) == ("dlp-serve", PROJECT["project"]["version"]), name
+        assert target in NAMES, name
+        assert f"docker build --target {target} " in DOCKERFILE
+        assert container["imagePullPolicy"] == "IfNotPresent", "kind and minikube have it loaded"
+        seen.add(target)
+    assert seen == {"base": {"cpu"}, "overlays/gpu": {"cpu", "cuda"}, "overlays/local": {"cpu", "demo"}}[overlay]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_ray_of_the_operator_is_the_ray_of_the_image(overlay: str) -> None:
+    assert ray_cluster(overlay)["rayVersion"] == PINS["ray"]
+
+
+def test_every_installation_is_constrained() -> None:
+    installs = re.findall(r"pip install [^&\n]*", DOCKERFILE)
+    assert len(installs) == 6
+    assert all("--constraint constraints.txt" in line for line in installs)
+    cpu = [line for line in installs if "/whl/cpu" in line]
+    assert len(cpu) == 1
+    assert cpu[0].split()[-1] == "torch", "nothing but torch comes from torch's own index"
+
+
+def test_the_user_is_the_one_of_the_manifests() -> None:
+    [user] = set(re.findall(r"^USER (\d+):(\d+)$", DOCKERFILE, flags=re.MULTILINE))
+    assert user == ("1000", "1000")
+    for where, spec, _ in pods("base"):
+        if where.startswith("RayService"):
+            context = spec["securityContext"]
+            assert (str(context["runAsUser"]), str(context["runAsGroup"])) == user
+    system = DOCKERFILE.split(" AS system\n")[1]
+    assert "USER root" not in system
+    assert "wget" in system.split("\nFROM ")[0], "KubeRay's readiness probe of a worker is a wget"
+
+
+def test_no_image_runs_as_root() -> None:
+    parents = {name: base for base, name in BASES}
+    texts = dict(zip(NAMES, re.split(r"^FROM .*$", DOCKERFILE, flags=re.MULTILINE)[1:], strict=True))
+    for stage in ("cpu", "cuda", "demo"):
+        while "USER 1000:1000" not in texts[stage]:
+            assert stage in parents
+            stage = parents[stage]  # noqa: PLW2901
+
+
+def test_the_image_for_gpus_can_compile_what_launches_kernels() -> None:
+    cuda = DOCKERFILE.split(" AS cuda\n")[1].split("\nFROM ")[0]
+    assert re.search(r"apt-get install .* gcc libc6-dev", cuda)
+
+
+def test_what_is_copied_exists_and_is_not_ignored() -> None:
+    ignore = (ROOT / ".dockerignore").read_text().splitlines()
+    allowed = [line[1:] for line in ignore if line.startswith("!")]
+    assert "*" in ignore
+    copied = {
+        source
+        for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, flags=re.MULTILINE)
+        for source in line.split()[:-1]
+    }
+    assert copied
+    for source in copied:
+        assert (ROOT / source).exists(), source
+        assert any(fnmatch(source, pattern) for pattern in allowed), f"{source} is ignored"
+    assert set(allowed) == copied
+
+
+def test_the_demo_image_has_what_the_demo_job_publishes() -> None:
+    [container] = [c for name, c, _ in containers("overlays/local") if name.endswith(" publish")]
+    [script] = container["args"]
+    for path in re.findall(r"/opt/dlp/[\w./-]+", script):
+        assert any(path.startswith(place) for place in re.findall(r"/opt/dlp/(?:models|examples/bank)", DOCKERFILE))
+    assert "ensure_backbone(Path('/opt/dlp/models'))" in DOCKERFILE
+    assert f"/opt/dlp/models/{_demo_model()}" in script
+
+
+def _demo_model() -> str:
+    from deployments.local.demo_backbone import NAME
+
+    return NAME

@@ -1,0 +1,234 @@
+"""The manifests: their schemas, the one serve config, drain times and environment."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import typer
+import yaml
+from jsonschema import Draft202012Validator as Schema
+
+from deployments.args import AppArgs
+from deployments.cli.main import app
+from deployments.fleet.drain import SETTLE_S
+from k8s.embed import MANIFESTS, embed, embedded, with_values
+from tests.support.manifests import (
+    OVERLAYS,
+    containers,
+    deployments,
+    objects,
+    one,
+    ray_cluster,
+    ray_containers,
+    ray_service,
+    serve_config,
+    settings,
+)
+from tests.support.paths import ROOT
+
+CONFIG = (ROOT / "serve_config.yaml").read_text()
+CUSTOM = {"RayService", "PodMonitor", "PrometheusRule"}
+"""Kinds that Kubernetes has no schema of; other tests look at them."""
+
+ENGINE = "applications.dlp.args.engine"
+BACKBONE = "applications.dlp.deployments.FusedBackbone"
+MAY_DIFFER = {
+    "base": set[str](),
+    "overlays/gpu": {
+        f"{ENGINE}.slots",
+        f"{ENGINE}.host_bytes",
+        f"{ENGINE}.max_requests",
+        f"{ENGINE}.cache_tokens",
+        f"{ENGINE}.batch_tokens",
+        f"{BACKBONE}.max_ongoing_requests",
+        f"{BACKBONE}.max_queued_requests",
+        f"{BACKBONE}.autoscaling_config.target_ongoing_requests",
+        f"{BACKBONE}.ray_actor_options.num_gpus",
+    },
+    "overlays/local": {
+        "applications.dlp.args.dtype",
+        "applications.dlp.args.cache.max_bytes",
+        f"{ENGINE}.host_bytes",
+        f"{ENGINE}.max_requests",
+        f"{ENGINE}.cache_tokens",
+        f"{BACKBONE}.max_ongoing_requests",
+        f"{BACKBONE}.max_queued_requests",
+        f"{BACKBONE}.autoscaling_config.max_replicas",
+        "applications.dlp.deployments.Ingress.autoscaling_config.max_replicas",
+        "applications.dlp.deployments.Router.autoscaling_config.max_replicas",
+    },
+}
+
+
+# schemas
+
+
+@pytest.mark.parametrize("overlay", [*OVERLAYS, "monitoring"])
+def test_every_object_is_what_kubernetes_expects(overlay: str) -> None:
+    for found in objects(overlay):
+        if found["kind"] not in CUSTOM:
+            kubernetes_validate.validate(found, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_strict_schema_notices_a_typo() -> None:
+    broken = json.loads(json.dumps(one("base", "StatefulSet", "dlp-redis")))
+    broken["spec"]["template"]["spec"]["containers"][0]["imagePullPolice"] = "Always"
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(broken, kubernetes_validate.latest_version(), strict=True)
+
+
+@pytest.fixture(scope="module")
+def rayservice_schema() -> Schema:
+    path = os.environ.get("DLP_TEST_RAYSERVICE_SCHEMA")
+    if not path:
+        pytest.skip("DLP_TEST_RAYSERVICE_SCHEMA does not name the JSON Schema of KubeRay's RayService v1")
+    return Schema(json.loads(Path(path).read_text()))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_rayservice_is_what_kuberay_expects(overlay: str, rayservice_schema: Schema) -> None:
+    problems = [
+        f"{list(error.path)}: {error.message[:200]}" for error in rayservice_schema.iter_errors(ray_service(overlay))
+    ]
+    assert problems == []
+
+
+def test_the_rayservice_schema_notices_a_typo(rayservice_schema: Schema) -> None:
+    broken = json.loads(json.dumps(ray_service("base")))
+    broken["spec"]["rayClusterConfig"]["autoscalerOptions"]["idleTimeout"] = 60
+    assert list(rayservice_schema.iter_errors(broken))
+
+
+# the serve config
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.parent.name)
+def test_manifests_hold_the_serve_config_word_for_word(path: Path) -> None:
+    wanted = with_values(CONFIG, MANIFESTS[path])
+    assert embedded(path.read_text()) == wanted, "run: python -m k8s.embed"
+    assert embed(path.read_text(), wanted) == path.read_text()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_serve_config_differs_only_where_it_may(overlay: str) -> None:
+    ours, theirs = dict(flat(yaml.safe_load(CONFIG))), dict(flat(serve_config(overlay)))
+    assert ours.keys() == theirs.keys()
+    assert {place for place in ours if ours[place] != theirs[place]} == MAY_DIFFER[overlay]
+
+
+def flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value by its place; items of lists by their names."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from flat(item, f"{place}.{key}".lstrip("."))
+    elif isinstance(value, list) and value:
+        for number, item in enumerate(value):
+            yield from flat(item, f"{place}.{item.get('name', number) if isinstance(item, dict) else number}")
+    else:
+        yield place, value
+
+
+def test_values_go_to_their_places_and_nowhere_else() -> None:
+    text = "a: 1 # one\nlist:\n  - name: x\n    a: 1\n  - name: y\n    a: {b: no}\n"
+    assert with_values(text, {"list.y.a.b": 7, "a": 22}) == text.replace("a: 1 #", "a: 22 #").replace("no", "7")
+    with pytest.raises(KeyError):
+        with_values(text, {"list.z.a": 1})
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_limits_agree(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in settings(overlay).items():
+        monkeypatch.setenv(name, value)
+    [application] = serve_config(overlay)["applications"]
+    args = AppArgs(**application["args"])
+    backbone = deployments(overlay)["FusedBackbone"]
+    assert backbone["max_ongoing_requests"] == args.engine.max_requests
+    assert backbone["autoscaling_config"]["target_ongoing_requests"] <= backbone["max_ongoing_requests"]
+    assert (args.bank, str(args.base_model)) == (settings(overlay)["DLP_BANK"], settings(overlay)["DLP_BASE_MODEL"])
+
+
+# drain times
+
+REPLACEMENT_S = 240
+"""A pod, its base model, and a replica in it."""
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_request_ends_before_what_serves_it(overlay: str) -> None:
+    [application] = serve_config(overlay)["applications"]
+    longest = application["args"]["limits"]["request_timeout_s"]
+    graceful = max(deployment.get("graceful_shutdown_timeout_s", 20) for deployment in deployments(overlay).values())
+    assert longest < graceful < ray_service(overlay)["spec"]["rayClusterDeletionDelaySeconds"]
+    workers = [item for item in ray_containers(overlay) if item[0].endswith("ray-worker")]
+    assert len(workers) == 2
+    for name, container, spec in workers:
+        command = container["lifecycle"]["preStop"]["exec"]["command"]
+        assert command[:4] == ["python", "-m", "deployments.fleet.drain", "--seconds"], name
+        # Serve stops a replica this long before the node ends at the latest, whether there is another by then or not
+        assert graceful + REPLACEMENT_S <= int(command[4]) < spec["terminationGracePeriodSeconds"] - SETTLE_S
+    for name, container, _ in ray_containers(overlay):
+        reload = next(e["value"] for e in container["env"] if e["name"] == "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S")
+        assert int(reload) >= graceful, name
+
+
+# environment
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_head_and_workers_have_one_environment(overlay: str) -> None:
+    """Serve builds the application on any of them, and its flags must be the same wherever it runs."""
+    found = list(ray_containers(overlay))
+    assert len(found) == 4
+    for name, container, _ in found:
+        assert (container["env"], container["envFrom"]) == (found[0][1]["env"], found[0][1]["envFrom"]), name
+    env = {entry["name"]: entry for entry in found[0][1]["env"]}
+    assert env["RAY_SERVE_ENABLE_HA_PROXY"]["value"] == env["RAY_SERVE_THROUGHPUT_OPTIMIZED"]["value"] == "1"
+    assert {"DLP_BANK", "DLP_BASE_MODEL", "DLP_BASE_MODEL_URI", "AWS_REGION"} <= settings(overlay).keys()
+    assert not settings(overlay).keys() & env.keys(), "env would hide what the settings say"
+    assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "DLP_ADMIN_TOKEN"} <= env.keys()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_settings_that_pods_name_exist(overlay: str) -> None:
+    names = {o["metadata"]["name"] for o in objects(overlay) if o["kind"] == "ConfigMap"}
+    for where, container, _ in containers(overlay):
+        for source in container.get("envFrom", []):
+            assert source.get("configMapRef", {}).get("name", next(iter(names))) in names, where
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_base_model_is_fetched_by_a_command_there_is(overlay: str) -> None:
+    [(container, spec)] = [(c, s) for name, c, s in ray_containers(overlay) if name.endswith(" base-model")]
+    program, *words = container["command"]
+    command: Any = typer.main.get_command(app)
+    while getattr(command, "commands", None):
+        command = command.commands[words.pop(0)]
+    options = {option for parameter in command.params for option in parameter.opts if option.startswith("-")}
+    assert program == "dlp"
+    assert [word for word in words if word.startswith("-")] == ["--wait"]
+    assert set(words[::2]) <= options
+    for parameter in command.params:
+        if parameter.required:
+            assert parameter.envvar in settings(overlay)
+    mount = next(mount for mount in container["volumeMounts"] if mount["name"] == "models")
+    assert settings(overlay)["DLP_BASE_MODEL"].startswith(f"{mount['mountPath']}/")
+    assert not mount.get("readOnly")
+    assert any(volume["name"] == "models" for volume in spec["volumes"])
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_probes_of_ray_pods_are_left_to_kuberay(overlay: str) -> None:
+    for name, container, _ in ray_containers(overlay):
+        assert not {key for key in container if key.endswith("Probe")}, name
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_nothing_else_scales_the_pods(overlay: str) -> None:
+    assert not [o for o in objects(overlay) if o["kind"] == "HorizontalPodAutoscaler"]
+    assert ray_cluster(overlay)["enableInTreeAutoscaling"]

@@ -1,0 +1,147 @@
+"""Containers are confined, secrets are named and not shipped, and nobody reaches what they need not."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.support.manifests import OVERLAYS, containers, objects, one, pods, ray_cluster, settings
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_container_is_confined(overlay: str) -> None:
+    found = list(containers(overlay))
+    assert len(found) >= 6
+    for name, container, spec in found:
+        own, pod = container["securityContext"], spec["securityContext"]
+        both = pod | own
+        assert both["runAsNonRoot"] is True, name
+        assert both["runAsUser"] > 0, name
+        assert both["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert own["allowPrivilegeEscalation"] is False, name
+        assert own["readOnlyRootFilesystem"] is True, name
+        assert own["capabilities"] == {"drop": ["ALL"]}, name
+        assert not own.get("privileged"), name
+        assert "/tmp" in [mount["mountPath"] for mount in container["volumeMounts"]], name
+        for kind in ("requests", "limits"):
+            assert {"cpu", "memory"} <= container["resources"][kind].keys(), name
+    for where, spec, _ in pods(overlay):
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys(), where
+        assert all("hostPath" not in volume for volume in spec["volumes"]), where
+        assert spec["automountServiceAccountToken"] is where.endswith(" head"), where
+    labels = one(overlay, "Namespace", "dlp")["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_secrets_come_by_reference(overlay: str) -> None:
+    for name, container, _ in containers(overlay):
+        for entry in container.get("env", []):
+            if re.search("TOKEN|SECRET|PASSWORD|ACCESS_KEY|AUTH|ROOT_USER", entry["name"]):
+                assert "secretKeyRef" in entry.get("valueFrom", {}), f"{name} {entry['name']}"
+    assert "secretKeyRef" in ray_cluster(overlay)["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"]
+    assert not [key for key in settings(overlay) if re.search("TOKEN|SECRET|PASSWORD|ACCESS_KEY", key)]
+
+
+@pytest.mark.parametrize("overlay", ["base", "overlays/gpu"])
+def test_no_secret_is_shipped(overlay: str) -> None:
+    assert not [o for o in objects(overlay) if o["kind"] == "Secret"]
+
+
+def test_secrets_of_the_laptop_overlay_are_those_that_pods_name() -> None:
+    shipped = {o["metadata"]["name"]: set(o["data"]) for o in objects("overlays/local") if o["kind"] == "Secret"}
+    assert shipped == {"dlp-s3": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}, "dlp-redis": {"password"}}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_accounts_that_pods_name_exist(overlay: str) -> None:
+    """KubeRay makes none for a head that names one."""
+    accounts = {o["metadata"]["name"] for o in objects(overlay) if o["kind"] == "ServiceAccount"}
+    named = {spec["serviceAccountName"] for _, spec, _ in pods(overlay) if "serviceAccountName" in spec}
+    assert named == accounts == {"dlp", "dlp-head"}
+
+
+# who reaches whom
+
+
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items()) and all(
+        labels.get(rule["key"]) in rule["values"] for rule in selector.get("matchExpressions", [])
+    )
+
+
+def allowed(overlay: str, direction: str, labels: dict[str, str], peer: dict[str, str], port: int) -> bool:
+    """Whether a pod with `labels` may reach, or be reached by, a pod with `peer` labels of the same namespace."""
+    rules = [
+        rule
+        for policy in objects(overlay)
+        if policy["kind"] == "NetworkPolicy" and selects(policy["spec"]["podSelector"], labels)
+        if direction.capitalize() in policy["spec"]["policyTypes"]
+        for rule in [None, *policy["spec"].get(direction, [])]
+    ]
+    if not rules:
+        return True
+
+    def matches(rule: dict[str, Any] | None) -> bool:
+        if rule is None or port not in {p["port"] for p in rule.get("ports", [{"port": port}])}:
+            return False
+        peers = rule.get("from" if direction == "ingress" else "to")
+        return peers is None or any(
+            "namespaceSelector" not in item and selects(item["podSelector"], peer)
+            for item in peers
+            if "podSelector" in item
+        )
+
+    return any(matches(rule) for rule in rules)
+
+
+def labels_of(overlay: str, component: str) -> dict[str, str]:
+    return next(labels for _, _, labels in pods(overlay) if labels["app.kubernetes.io/component"] == component)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "port", "open_"),
+    [
+        ("head", "backbone", 10002, True),
+        ("backbone", "head", 6379, True),
+        ("router", "backbone", 30000, True),
+        ("head", "redis", 6379, True),
+        ("backbone", "redis", 6379, False),
+        ("redis", "head", 6379, False),
+        ("router", "minio", 9000, True),
+        ("backbone", "minio", 9000, True),
+        ("demo-bank", "minio", 9000, True),
+        ("demo-bank", "router", 8000, True),
+        ("demo-bank", "head", 8265, False),
+        ("demo-bank", "redis", 6379, False),
+    ],
+)
+def test_who_reaches_whom(source: str, target: str, port: int, open_: bool) -> None:
+    one_, other = labels_of("overlays/local", source), labels_of("overlays/local", target)
+    way_out = allowed("overlays/local", "egress", one_, other, port)
+    way_in = allowed("overlays/local", "ingress", other, one_, port)
+    assert (way_out and way_in) is open_
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_budgets_and_policies_select_pods_there_are(overlay: str) -> None:
+    labels = [labels for _, _, labels in pods(overlay)]
+    for found in objects(overlay):
+        if found["kind"] == "NetworkPolicy":
+            assert any(selects(found["spec"]["podSelector"], each) for each in labels), found["metadata"]["name"]
+        if found["kind"] == "PodDisruptionBudget":
+            chosen = [each for each in labels if selects(found["spec"]["selector"], each)]
+            assert len(chosen) == 1, found["metadata"]["name"]
+            # pods of a RayCluster have no scale subresource behind them: Kubernetes takes nothing else
+            assert isinstance(found["spec"]["minAvailable"], int)
+            assert "maxUnavailable" not in found["spec"]
+        if found["kind"] == "Service":
+            assert any(selects({"matchLabels": found["spec"]["selector"]}, each) for each in labels)
+    guarded = {
+        o["spec"]["selector"]["matchLabels"]["app.kubernetes.io/component"]
+        for o in objects(overlay)
+        if o["kind"] == "PodDisruptionBudget"
+    }
+    assert guarded == {"head", "router", "backbone"}

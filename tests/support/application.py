@@ -1,0 +1,195 @@
+"""The whole application on a Ray cluster, for tests: serve_config.yaml, a real S3 server, small router and backbone."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import torch
+
+from deployments.http.access import TOKEN_VARIABLE
+from deployments.local.app import LocalApp, load_config
+from dlp_core.adapter.weights import read_adapter
+from dlp_core.bank.publish import publish, rollback
+from dlp_core.router.rows import TaskRow
+from dlp_core.router.training.train import TrainSettings, train_router
+from dlp_core.store.local_s3 import LocalS3
+from dlp_core.store.opening import open_store
+from tests.support.paths import ROOT
+from tests.support.tiny import peft_model
+from tests.support.tiny_text import tiny_backbone, tiny_tokenizer
+
+BASE = "tiny-llama"
+ADMIN_TOKEN = "admin-token-of-the-tests"
+BANK = "s3://dlp/bank/"
+TASKS = {
+    "cron": "write a cron schedule for every {} minutes at night",
+    "dates": "which calendar date comes {} days after christmas",
+    "sql": "select the {} newest rows from this database table",
+}
+LORA: Mapping[str, Mapping[str, Any]] = {
+    "cron": {"r": 2, "lora_alpha": 6},
+    "dates": {"r": 8, "use_rslora": True, "target_modules": ["q_proj", "o_proj", "down_proj"]},
+    "sql": {},
+}
+
+
+@dataclass
+class Application:
+    url: str
+    folder: Path
+    server: LocalS3
+    first_health: httpx.Response
+    config: dict[str, Any]
+    """What is deployed."""
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0)
+
+    def expected(self, prompt_ids: list[int], weights: Mapping[str, float], tokens: int) -> str:
+        """Greedy text of the backbone whose weights were changed by exactly this sum."""
+        model = tiny_backbone(self.folder / "reference")
+        modules = dict(model.named_modules())
+        with torch.no_grad():
+            for name, weight in weights.items():
+                for path, lora in read_adapter(self.folder / "bank" / "adapters" / name, name=name).modules.items():
+                    modules[path].weight += weight * lora.scaling * (lora.b_OR.float() @ lora.a_RD.float())
+            ids = model.generate(torch.tensor([prompt_ids]), max_new_tokens=tokens, do_sample=False)
+        text = str(tiny_tokenizer().decode(ids[0, len(prompt_ids) :], skip_special_tokens=True))
+        return text.rstrip("\ufffd")  # half a character at the end is not sent
+
+    def chat_ids(self, text: str) -> list[int]:
+        turns = [{"role": "user", "content": text}]
+        return list(tiny_tokenizer().apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
+
+
+@contextmanager
+def running(
+    folder: Path,
+    *,
+    queue: int,
+    store_is_late: bool = False,
+    scaling: Mapping[str, Mapping[str, Any]] | None = None,
+    local_app: type[LocalApp] = LocalApp,
+    **args: Any,
+) -> Iterator[Application]:
+    """The application with BANK published as version one. `queue` requests run at once in a backbone replica, as many
+    wait; `args` are set in serve_config.yaml, and `scaling` in the autoscaling_config of the deployments it names. With
+    `store_is_late` it starts while there is no store."""
+    make_bank(folder)
+    config = load_config(ROOT / "serve_config.yaml")
+    settings = config["applications"][0]["args"]
+    settings |= {"dtype": "float32", "threads": 1, "bank_poll_s": 0.5, "cache": {"path": str(folder / "cache")}} | args
+    settings["engine"] |= {"max_requests": queue, "cache_tokens": 32768} | args.get("engine", {})
+    for deployment in config["applications"][0]["deployments"]:
+        deployment["ray_actor_options"]["num_cpus"] = 0.1
+        deployment["autoscaling_config"] |= (scaling or {}).get(deployment["name"], {})
+        if deployment["name"] == "FusedBackbone":
+            deployment |= {"max_ongoing_requests": queue, "max_queued_requests": queue}
+    server = LocalS3(folder / "s3", port=free_port())
+    with pytest.MonkeyPatch.context() as environment, ExitStack() as started:
+        started.callback(server.stop)
+        environment.setenv("PYTHONPATH", str(ROOT))
+        environment.setenv("OMP_NUM_THREADS", "1")
+        environment.setenv(TOKEN_VARIABLE, ADMIN_TOKEN)
+        for name, value in server.start().items():
+            environment.setenv(name, value)
+        server.create_bucket("dlp")
+        publish(open_store(BANK), folder / "bank", version="one")
+        if store_is_late:
+            server.stop()
+        local = started.enter_context(local_app(config, bank=BANK, base_model=folder / BASE, port=free_port()))
+        first_health = wait_for(lambda: answer_of(f"{local.url}/health"), "answer", seconds=200)
+        if store_is_late:
+            server.start()
+        wait_for(lambda: httpx.get(f"{local.url}/health").status_code == 200, "ready application", seconds=200)
+        yield Application(local.url, folder, server, first_health, local.config)
+
+
+def make_bank(folder: Path) -> None:
+    bank = folder / "bank"
+    tiny_backbone(folder / BASE)
+    for seed, (name, lora) in enumerate(LORA.items(), start=1):
+        model = tiny_backbone(folder / "reference")
+        model.config.name_or_path = BASE
+        peft_model(model, seed, **lora).save_pretrained(bank / "adapters" / name)
+        (bank / "adapters" / name / "README.md").unlink()
+    (bank / "bank.json").write_text(json.dumps({"base_model": BASE}))
+    train(bank / "router")
+
+
+def train(folder: Path) -> None:
+    """A router for the three tasks, from the templates of TASKS with numbers filled in."""
+    openings = ("", "please ", "could you ", "now ", "quickly ")
+    rows = [
+        TaskRow(task, f"{opening}{text.format(number)}")
+        for task, text in TASKS.items()
+        for opening in openings
+        for number in range(12)
+    ]
+    router, _ = train_router(rows, TrainSettings(min_steps=60, batch=32, embedding=16, widths=(32, 32, 32)))
+    router.save(folder)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answer_of(url: str) -> httpx.Response | None:
+    """What the application itself says; None while Serve has no route to it."""
+    try:
+        answer = httpx.get(url, timeout=10)
+    except httpx.TransportError:
+        return None
+    return answer if answer.headers["content-type"] == "application/json" else None
+
+
+def wait_for(ready: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := ready():
+            return value
+        time.sleep(0.1)
+    pytest.fail(f"no {what} within {seconds} s")
+
+
+def ask(app: Application, text: str, *, key: str = "none", **changes: Any) -> dict[str, Any]:
+    body = {"model": "auto", "messages": [{"role": "user", "content": text}], "max_tokens": 12} | changes
+    answer = httpx.post(
+        f"{app.url}/v1/chat/completions", json=body, timeout=60, headers={"authorization": f"Bearer {key}"}
+    )
+    return {"status": answer.status_code, "headers": answer.headers, **answer.json()}
+
+
+def text_of(reply: dict[str, Any]) -> str:
+    return str(reply["choices"][0]["message"]["content"])
+
+
+def serving(app: Application) -> str:
+    return str(httpx.get(f"{app.url}/health", timeout=30).json()["bank"])
+
+
+def replicas_of(deployment: str) -> list[dict[str, Any]]:
+    """What Serve knows of the running ones: replica_id, node_id, pid. It takes a while to notice that one died."""
+    from ray import serve
+
+    details = serve.context._get_global_client().get_serve_details()
+    found = details["applications"]["dlp"]["deployments"].get(deployment, {}).get("replicas", [])
+    return [one for one in found if one["state"] == "RUNNING"]
+
+
+def back_to_bank_one(app: Application) -> None:
+    rollback(open_store(BANK), "one")
+    wait_for(lambda: serving(app) == "one", "bank one")

@@ -1,0 +1,119 @@
+"""Bank folders for tests: real PEFT files of a few hundred bytes, written without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from dlp_core.errors import StoreUnavailable
+from dlp_core.router import Router
+from dlp_core.router.calibration import Calibration
+from dlp_core.router.features import BUCKETS
+from dlp_core.router.memory import Memory
+from dlp_core.router.network import Network
+from dlp_core.router.novelty import PENALTY, Clouds
+from dlp_core.store.opening import open_store
+from dlp_core.store.protocol import AdapterStore
+
+BASE_ID = "org/tiny-base"
+ADAPTERS = ("alpha", "beta", "gamma")
+
+
+def write_adapter(folder: Path, *, seed: int = 0, rank: int = 2, **config: Any) -> Path:
+    """A LoRA on one q_proj of 8 -> 8 features."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": BASE_ID,
+        "r": rank,
+        "lora_alpha": 4,
+        "target_modules": ["q_proj"],
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(settings | config))
+    random = np.random.default_rng(seed)
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    save_file(
+        {
+            f"{name}.lora_A.weight": random.normal(size=(rank, 8)).astype(np.float32),
+            f"{name}.lora_B.weight": random.normal(size=(8, rank)).astype(np.float32),
+        },
+        folder / "adapter_model.safetensors",
+    )
+    return folder
+
+
+def write_bank(folder: Path, names: Sequence[str] = ADAPTERS, *, seed: int = 0, router: bool = True) -> Path:
+    """A bank folder with one adapter per name; another seed gives other weights everywhere."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bank.json").write_text(json.dumps({"base_model": BASE_ID}))
+    for number, name in enumerate(names):
+        write_adapter(folder / "adapters" / name, seed=1000 * seed + number)
+    if router:
+        write_router(folder / "router", list(reversed(names)), seed=seed)
+    return folder
+
+
+def upload(folder: Path, uri: str) -> None:
+    """The files of a folder as they are, as `aws s3 sync` would."""
+    store = open_store(uri)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            store.put(path.relative_to(folder).as_posix(), path)
+
+
+def write_router(folder: Path, labels: Sequence[str], *, seed: int = 0) -> None:
+    """A router of random weights, as small as a router can be."""
+    random = np.random.default_rng(seed)
+
+    def floats(*shape: int) -> Any:
+        return random.normal(size=shape).astype(np.float32)
+
+    widths = [4, 2, 2, 2, len(labels) + 1]  # one number per feature, thrice, and how many features there are
+    network = Network(
+        floats(BUCKETS, 1),
+        (*(floats(out, width) for width, out in pairwise(widths[:-1])), floats(widths[-1], 2 + 1)),
+        tuple(floats(out) for out in widths[1:]),
+    )
+    ways = len(PENALTY)
+    none = np.zeros(len(labels), np.bool_)
+    clouds = Clouds(floats(ways, 2, 2), floats(ways, len(labels), 2), floats(ways, len(labels)), none)
+    Router(
+        labels=tuple(labels),
+        network=network,
+        clouds=clouds,
+        calibration=Calibration(1.0, 1.0, 0.0, 1.0),
+        memory=Memory(floats(8, 4), np.array([-1, 0] * 4, np.int16)),
+        training={},
+    ).save(folder)
+
+
+class Spy:
+    """A store that counts calls by method and, after `fail_after` writes, fails as if the process had died."""
+
+    def __init__(self, store: AdapterStore, *, fail_after: int | None = None) -> None:
+        self._store = store
+        self.fail_after = fail_after
+        self.calls: list[tuple[str, str]] = []
+
+    @property
+    def writes(self) -> list[str]:
+        return [key for method, key in self.calls if method == "put"]
+
+    def __getattr__(self, method: str) -> Any:
+        target = getattr(self._store, method)
+        if not callable(target):
+            return target
+
+        def call(key: str = "", *args: Any, **kwargs: Any) -> Any:
+            if method == "put" and self.fail_after is not None and len(self.writes) >= self.fail_after:
+                raise StoreUnavailable(f"killed before {key}")
+            self.calls.append((method, key))
+            return target(key, *args, **kwargs)
+
+        return call

@@ -1,0 +1,149 @@
+"""Kills a publish, a rollback, a pin and a collection at every step they take, and looks at what is left.
+
+    python -m tests.support.killed FOLDER STORE_URI
+
+A process is forked for each step and killed with SIGKILL there: before and after each write and delete of the store,
+and, in a folder, at each fsync, where an object is written but not yet in its place. After each kill the bank that
+served before must serve, every bank that is listed must be whole, and the same command must go through. Prints how
+many kills there were.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from dlp_core.bank import pointer
+from dlp_core.bank.publish import publish, rollback, verify
+from dlp_core.bank.reading import current, list_versions
+from dlp_core.bank.retention import collect, pin
+from dlp_core.store.opening import open_store
+from dlp_core.store.protocol import AdapterStore
+from tests.support.banks import ADAPTERS, write_bank
+
+MUTATIONS = ("put", "delete")
+
+
+class Countdown:
+    """Kills this process at step `left`."""
+
+    def __init__(self, left: int) -> None:
+        self._left = left
+
+    def step(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Mortal:
+    """A store whose process dies at a step."""
+
+    def __init__(self, store: AdapterStore, countdown: Countdown) -> None:
+        self._store = store
+        self._countdown = countdown
+
+    def __getattr__(self, method: str) -> Any:
+        target = getattr(self._store, method)
+        if method not in MUTATIONS:
+            return target
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._countdown.step()
+            result = target(*args, **kwargs)
+            self._countdown.step()
+            return result
+
+        return call
+
+
+Work = Callable[[AdapterStore], object]
+
+
+def killed_at(step: int, uri: str, work: Work) -> bool:
+    """Whether a process that does `work` was killed at `step`; False if it ended before."""
+
+    def child() -> None:
+        countdown = Countdown(step)
+        sync = os.fsync
+
+        def counted(descriptor: int) -> None:
+            countdown.step()
+            sync(descriptor)
+
+        os.fsync = counted
+        work(Mortal(open_store(uri), countdown))
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(60)
+    assert process.exitcode in (0, -signal.SIGKILL), f"step {step} ended with {process.exitcode}"
+    return process.exitcode != 0
+
+
+def every_step(uri: str, prepare: Callable[[AdapterStore], object], work: Work, done: Callable[[Any], bool]) -> int:
+    """Kills `work` at each of its steps, each time in a new place where `prepare` was done; how many there are."""
+    step = 0
+    while True:
+        place = f"{uri.rstrip('/')}/{work.__name__}-{step}/"
+        store = open_store(place)
+        prepare(store)
+        before = current(store)[0].version
+        killed = killed_at(step, place, work)
+        after = current(store)[0].version
+        assert after == before or done(store), f"{work.__name__} step {step}: {after} serves"
+        for bank in list_versions(store):
+            problems = verify(store, bank.version).problems
+            assert not problems, f"{work.__name__} step {step}: {bank.version}: {problems}"
+        work(store)
+        assert done(store), f"{work.__name__} after step {step} does not end"
+        assert not verify(store).problems
+        if not killed:
+            return step
+        step += 1
+
+
+def main(folder: Path, uri: str) -> None:
+    pointer.CLAIM = timedelta(0)  # nobody waits for a dead collector here
+    old, new = (write_bank(folder / name, ADAPTERS[:2], seed=seed) for seed, name in enumerate(("old", "new")))
+    versions = [publish(open_store(f"memory://{name}"), path).version for name, path in (("a", old), ("b", new))]
+
+    def publish_new(store: AdapterStore) -> None:
+        publish(store, new)
+
+    def roll_back(store: AdapterStore) -> None:
+        rollback(store, versions[0])
+
+    def pin_old(store: AdapterStore) -> None:
+        pin(store, versions[0])
+
+    def collect_all(store: AdapterStore) -> None:
+        collect(store, keep=0)
+
+    def both(store: AdapterStore) -> None:
+        publish(store, old)
+        publish(store, new)
+
+    def three(store: AdapterStore) -> None:
+        for seed in (7, 8):
+            publish(store, write_bank(folder / f"old{seed}", ADAPTERS[:1], seed=seed, router=False))
+        both(store)
+
+    def serves(version: str) -> Callable[[AdapterStore], bool]:
+        return lambda store: current(store)[0].version == version
+
+    kills = every_step(uri, lambda store: publish(store, old), publish_new, serves(versions[1]))
+    kills += every_step(uri, both, roll_back, serves(versions[0]))
+    kills += every_step(uri, both, pin_old, lambda store: current(store)[0].pinned == (versions[0],))
+    kills += every_step(uri, three, collect_all, lambda store: not collect(store, keep=0, dry_run=True).keys)
+    print(kills)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

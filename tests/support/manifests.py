@@ -1,0 +1,107 @@
+"""The manifests under k8s/, as `kubectl apply -k` would send them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.paths import ROOT
+
+OVERLAYS = ("base", "overlays/local", "overlays/gpu")
+
+_UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+@lru_cache
+def _rendered(folder: str) -> tuple[dict[str, Any], ...]:
+    out = subprocess.run(
+        ["kubectl", "kustomize", str(ROOT / "k8s" / folder)], capture_output=True, text=True, check=False
+    )
+    assert out.returncode == 0, out.stderr
+    return tuple(yaml.safe_load_all(out.stdout))
+
+
+def objects(folder: str) -> tuple[dict[str, Any], ...]:
+    """Every object of a kustomization under k8s/; do not change them."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed, and renders the kustomizations")
+    return _rendered(folder)
+
+
+def one(folder: str, kind: str, name: str) -> dict[str, Any]:
+    [found] = [o for o in objects(folder) if (o["kind"], o["metadata"]["name"]) == (kind, name)]
+    return found
+
+
+def ray_service(folder: str) -> dict[str, Any]:
+    return one(folder, "RayService", "dlp")
+
+
+def ray_cluster(folder: str) -> dict[str, Any]:
+    cluster: dict[str, Any] = ray_service(folder)["spec"]["rayClusterConfig"]
+    return cluster
+
+
+def serve_config(folder: str) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load(ray_service(folder)["spec"]["serveConfigV2"])
+    return config
+
+
+def deployments(folder: str) -> dict[str, dict[str, Any]]:
+    """Those of the serve config, by name."""
+    [application] = serve_config(folder)["applications"]
+    return {deployment["name"]: deployment for deployment in application["deployments"]}
+
+
+def settings(folder: str) -> dict[str, str]:
+    """What every Ray container gets by envFrom."""
+    [found] = [
+        o["data"]
+        for o in objects(folder)
+        if o["kind"] == "ConfigMap" and o["metadata"]["name"].startswith("dlp-settings")
+    ]
+    return dict(found)
+
+
+def pods(folder: str) -> Iterator[tuple[str, dict[str, Any], dict[str, str]]]:
+    """Whose they are, their spec and their labels, for every pod that an object of this kustomization makes."""
+    for found in objects(folder):
+        where = f"{found['kind']} {found['metadata']['name']}"
+        if found["kind"] in ("Deployment", "StatefulSet", "Job"):
+            template = found["spec"]["template"]
+            yield where, template["spec"], template["metadata"]["labels"]
+        elif found["kind"] == "RayService":
+            cluster = ray_cluster(folder)
+            for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+                template = group["template"]
+                name = group.get("groupName", "head")
+                yield f"{where} {name}", template["spec"], template["metadata"]["labels"]
+
+
+def containers(folder: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Name, container and pod, the autoscaler that KubeRay adds to the head included."""
+    for where, spec, _ in pods(folder):
+        for container in (*spec.get("initContainers", []), *spec["containers"]):
+            yield f"{where} {container['name']}", container, spec
+        if where.endswith(" head"):
+            yield f"{where} autoscaler", ray_cluster(folder)["autoscalerOptions"], spec
+
+
+def ray_containers(folder: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Those of our image: head, workers, and what runs before the workers."""
+    for name, container, spec in containers(folder):
+        if name.startswith("RayService") and not name.endswith(" autoscaler"):
+            yield name, container, spec
+
+
+def quantity(value: str | float) -> float:
+    """Of a Kubernetes quantity."""
+    number, unit = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(value)).groups()  # type: ignore[union-attr]
+    return float(number) * _UNITS[unit]
