@@ -55,7 +55,7 @@ from dlp_core.engine.request import Sampling
 from dlp_core.fusion.layers import Fusion, install
 from dlp_core.mix import Mix
 from dlp_core.residency.movement import Residency
-from dlp_core.store.files import CHUNK_BYTES
+from dlp_core.store.disk import CHUNK_BYTES
 from dlp_core.store.local_s3 import LocalS3
 from dlp_core.store.opening import open_store
 from dlp_core.store.s3 import make_client

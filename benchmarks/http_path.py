@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -38,14 +37,13 @@ from benchmarks.measure.harness import abba, model_folder, over, report, run, sp
 from benchmarks.measure.targets import Target, judged
 from deployments.args import AppArgs
 from deployments.local.app import LocalApp, load_config
-from deployments.observe.metrics import EngineMetrics
 from deployments.replicas.load_engine import load_engine
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.publish import publish
 from dlp_core.bank.reading import load_manifest
-from dlp_core.bank.source import BankSource
-from dlp_core.generation.generator import Completions
-from dlp_core.generation.messages import GenerationRequest
+from dlp_core.bank.source import BankSource, qualified
+from dlp_core.engine.request import Sampling
+from dlp_core.generation.generator import Generator
 from dlp_core.mix import Mix
 from dlp_core.store.opening import open_store
 from tests.support.application import BASE, ROOT, free_port, make_bank
@@ -147,19 +145,18 @@ async def over_http(url: str, adapter: str, streams: Sequence[int], seconds: flo
 
 
 async def directly(args: AppArgs, adapter: str, streams: Sequence[int], seconds: float) -> Found:
-    store, metrics = open_store(args.bank), EngineMetrics()
+    store = open_store(args.bank)
     manifest = load_manifest(store)
     source = BankSource(store, DiskCache(args.cache.path, args.cache.max_bytes))
     source.add(manifest)
-    engine, codec = load_engine(args, source, device="cpu", on_load=metrics.loaded)
-    completions = Completions(engine, codec, args)
+    engine, codec = load_engine(args, source, device="cpu", on_load=lambda adapter, tier, seconds: None)
+    generator = Generator(engine, codec)
+    mix = qualified(Mix.of({adapter: 1.0}), manifest)
+    sampling = Sampling(max_tokens=TOKENS, ignore_eos=True)
     engine.start()
 
     async def ask(number: int) -> AsyncIterator[object]:
-        request = GenerationRequest(
-            str(number), manifest.version, Mix.of({adapter: 1.0}), PROMPT, TOKENS, ignore_eos=True
-        )
-        async with aclosing(completions.pieces(request, manifest, None, metrics.stopwatch())) as pieces:
+        async with aclosing(generator.generate(PROMPT, mix, sampling, request_id=str(number))) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -172,7 +169,6 @@ async def directly(args: AppArgs, adapter: str, streams: Sequence[int], seconds:
 def measure(side: str, config: dict[str, Any], adapter: str, streams: Sequence[int], seconds: float) -> Found:
     args = config["applications"][0]["args"]
     if side == "engine":
-        logging.disable(logging.WARNING)  # metrics without Ray
         return asyncio.run(directly(AppArgs.model_validate(args), adapter, streams, seconds))
     with LocalApp(config, bank=args["bank"], base_model=Path(args["base_model"]), port=free_port()) as app:
         app.wait_until_ready()

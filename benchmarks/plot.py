@@ -2,14 +2,14 @@
 
     .venv/bin/python -m benchmarks.plot [RESULT.json] [PICTURE.svg]
 
-One panel for each number of sequences, one bar for each side. Without a background, in colours that can be read on
-white and on black alike: a README is shown on both.
+One panel for each number of sequences, one bar for each side. On white, so that it can be read on any page.
+`python -m benchmarks.figures` draws it as well when its data have changed, which the SVG carries a digest of.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,36 +17,25 @@ import matplotlib as mpl
 import typer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
+from benchmarks.figures.chart import OURS, Chart, decode_chart
 from benchmarks.measure.harness import ROOT, run
 from dlp_core.errors import InvalidRequest
 
 RESULT = ROOT / "benchmarks/results/decode_step.json"
-TARGETS, RANK, SEQUENCES = "q,v", "8", (1, 4, 16)
-OURS = {
-    "one": "dlp-serve: one adapter for the batch",
-    "k=1": "dlp-serve: an adapter for each row",
-    "k=2": "dlp-serve: a mix of 2 for each row",
-    "k=3": "dlp-serve: a mix of 3 for each row",
-    "k=4": "dlp-serve: a mix of 4 for each row",
-    "k=3 of 100": "dlp-serve: a mix of 3 of 100 for each row",
-}
-PEERS = {
-    "peft one": "PEFT: one adapter for the batch",
-    "peft rows": "PEFT: an adapter for each row",
-    "peft cat": "PEFT: one mix of 3, merged (cat)",
-    "peft active": "PEFT: one mix of 3, all active",
-    "loop": "paper's loop: a mix of 3 for each row",
-}
-INK, OURS_COLOUR, PEERS_COLOUR = "#7d8590", "#2f81f7", "#8b949e"
-GAP = 0.7
-"""Between ours and the peers, in bars."""
+INK, FAINT = "#1f2328", "#d0d7de"
+OURS_COLOUR, PEERS_COLOUR = "#0072b2", "#e69f00"
+"""Blue and orange of Okabe and Ito, which colour-blind readers tell apart."""
+CLEAR = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+"""Behind a number, so that no grid line runs through it."""
+GAP = 0.4
+"""Between groups, in bars."""
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # matplotlib brings it along
-    "font.size": 9,
+    "font.size": 10,
     "svg.hashsalt": "dlp",  # the same result makes the same file
     "text.color": INK,
+    "axes.labelcolor": INK,
     "xtick.color": INK,
     "ytick.color": INK,
 }
@@ -54,44 +43,57 @@ STYLE: dict[Any, Any] = {
 
 def draw_decode_step(result: Mapping[str, Any], out: Path) -> None:
     """Writes the picture of a result of benchmarks/decode_step.py. Raises InvalidRequest if it has other rows."""
-    ratios = {
-        (row["sequences"], row["side"]): float(row["ratio"])
-        for row in result["rows"]
-        if (row["targets"], row["rank"]) == (TARGETS, RANK)
-    }
-    panels = {count: {side: r for (n, side), r in ratios.items() if n == count} for count in SEQUENCES}
-    sides = [side for side in (*OURS, *PEERS) if all(side in found for found in panels.values())]
-    if not sides:
-        raise InvalidRequest(f"no rows for {TARGETS} at rank {RANK} and {SEQUENCES} sequences; run decode_step again")
+    chart = decode_chart(result)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 1.1 + 0.26 * len(sides)), layout="constrained")
-        most = max(found[side] for found in panels.values() for side in sides)
-        axes = figure.subplots(1, len(panels), sharey=True)
-        for axis, (count, found) in zip(axes, panels.items(), strict=True):
-            draw_panel(axis, {side: found[side] for side in sides}, most)
-            axis.set_title("1 sequence" if count == 1 else f"{count} sequences", fontsize=10)
-        figure.supxlabel(
-            f"time of a decode step over the plain model's; {result['model']} in {result['dtype']}, {TARGETS} at rank "
-            f"{RANK}, {result['cores']} CPU cores",
-            fontsize=9,
+        drawn(chart).savefig(out, format="svg", metadata={"Date": None, "Identifier": chart.digest})
+
+
+def drawn(chart: Chart) -> Figure:
+    """The picture, to be saved in any format."""
+    places, headings = laid_out(chart)
+    figure = Figure(figsize=(10.4, 1.6 + 0.27 * -min(places.values())), layout="constrained")
+    figure.suptitle(chart.title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    figure.supxlabel(f"1.0 is the plain model without adapters. {chart.about}.", x=0.01, ha="left", fontsize=9)
+    axes: Sequence[Axes] = figure.subplots(1, len(chart.panels), sharey=True)
+    axes[0].set_ylim(min(places.values()) - 0.7, 0.7)
+    axes[0].set_yticks([*headings.values(), *places.values()], [*headings, *(label for _, label in places)])
+    for heading in axes[0].get_yticklabels()[: len(headings)]:
+        heading.set_fontweight("bold")
+    most = max(ratio for group in chart.groups.values() for ratios in group.values() for ratio in ratios)
+    for panel, (axis, title) in enumerate(zip(axes, chart.panels, strict=True)):
+        axis.set_title(title, fontsize=11)
+        axis.set_xlim(1, 1 + (most - 1) * 1.25)
+        draw_panel(axis, {place: chart.groups[group][label][panel] for (group, label), place in places.items()})
+        for (_, label), bar in zip(places, axis.patches, strict=True):
+            bar.set_facecolor(OURS_COLOUR if label.startswith(OURS) else PEERS_COLOUR)
+    return figure
+
+
+def laid_out(chart: Chart) -> tuple[dict[tuple[str, str], float], dict[str, float]]:
+    """Where the bar of each heading and label stands, and where each heading does: from 0 downwards, in bars."""
+    places, headings = {}, {}
+    place = 0.0
+    for heading, sides in chart.groups.items():
+        headings[heading] = place
+        for label in sides:
+            place -= 1
+            places[heading, label] = place
+        place -= 1 + GAP
+    return places, headings
+
+
+def draw_panel(axis: Axes, ratios: Mapping[float, float]) -> None:
+    """By place, a bar from 1, the plain model, to the ratio that stands at its end."""
+    axis.barh(list(ratios), [ratio - 1 for ratio in ratios.values()], left=1, height=0.72)
+    for place, ratio in ratios.items():
+        axis.annotate(
+            f"{ratio:.2f}", (max(ratio, 1), place), (4, 0), textcoords="offset points", va="center", bbox=CLEAR
         )
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-
-
-def draw_panel(axis: Axes, ratios: Mapping[str, float], most: float) -> None:
-    """Bars from 1, the plain model, to each side's ratio; ours above, peers below."""
-    places = [-number - (GAP if side in PEERS else 0) for number, side in enumerate(ratios)]
-    colours = [OURS_COLOUR if side in OURS else PEERS_COLOUR for side in ratios]
-    axis.barh(places, [ratio - 1 for ratio in ratios.values()], left=1, height=0.68, color=colours)
-    for place, ratio in zip(places, ratios.values(), strict=True):
-        axis.annotate(f"{ratio:.2f}", (max(ratio, 1), place), (3, 0), textcoords="offset points", va="center")
-    axis.set_yticks(places, [(OURS | PEERS)[side] for side in ratios])
     axis.tick_params(length=0)
-    axis.set_xlim(1, 1 + (most - 1) * 1.18)
+    axis.set_xticks([1, 1.5, 2])
     axis.spines[["top", "right", "bottom"]].set_visible(False)
     axis.spines["left"].set_color(INK)
-    axis.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    axis.grid(axis="x", color=INK, alpha=0.25, linewidth=0.6)
+    axis.grid(axis="x", color=FAINT, linewidth=0.8)
     axis.set_axisbelow(True)
 
 

@@ -5,7 +5,7 @@
 Under 20 minutes on two cores, a few with --quick. Each part is a process of its own and writes <part>.json into the
 folder of results (<part>_quick.json with --quick, so that a quick look replaces nothing); a part whose needs are not
 installed is skipped. Then come the plot of the decode step's ratios and, on standard output, the table of all targets.
-Without --model it is the demo's backbone.
+`python -m benchmarks.figures` fills the pages from the new results. Without --model the demo's backbone is used.
 """
 
 from __future__ import annotations

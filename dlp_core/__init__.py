@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dlp_core.errors import DLPError
     from dlp_core.fusion.layers import Fusion, install
     from dlp_core.fusion.segments import Segment
+    from dlp_core.generation.generator import Generator
+    from dlp_core.generation.messages import Completion, Delta, Finished
     from dlp_core.generation.sentence_mixes import SentenceMixes
     from dlp_core.mix import EMPTY_MIX, Mix, Span, select_top_p
     from dlp_core.residency.movement import Residency
@@ -29,12 +31,16 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapter",
     "AdapterSource",
+    "Completion",
+    "Delta",
     "DLPError",
     "EMPTY_MIX",
     "EngineConfig",
+    "Finished",
     "FolderSource",
     "FusedEngine",
     "Fusion",
+    "Generator",
     "LoRAWeights",
     "Message",
     "Mix",
@@ -66,6 +72,8 @@ _HOMES = {
     "errors": ("DLPError",),
     "fusion.layers": ("Fusion", "install"),
     "fusion.segments": ("Segment",),
+    "generation.generator": ("Generator",),
+    "generation.messages": ("Completion", "Delta", "Finished"),
     "generation.sentence_mixes": ("SentenceMixes",),
     "mix": ("EMPTY_MIX", "Mix", "Span", "select_top_p"),
     "residency.movement": ("Residency",),

@@ -21,16 +21,17 @@ async def main(base: str) -> None:
     residency = dlp.Residency(adapters, fusion, slots=3)
     engine = dlp.FusedEngine(model, fusion, residency, dlp.EngineConfig(slots=3))
     codec = dlp.TextCodec(AutoTokenizer.from_pretrained(base), context=engine.context)
+    generator = dlp.Generator(engine, codec, default_max_tokens=40)
     engine.start()
 
     async def answer(question: str, mix: dlp.Mix) -> str:
-        prompt, sampling = codec.encode_chat([dlp.Message("user", question)]), dlp.Sampling(max_tokens=40)
-        text, events = codec.stream(prompt), engine.submit(prompt.ids, mix, sampling, request_id=f"{mix} {question}")
-        return f"{question} [{mix}] " + "".join([text.push(event.token_ids) async for event in events])
+        messages = (dlp.Message("user", question),)
+        completion = await generator.complete(messages, mix, dlp.Sampling(), request_id=f"{mix} {question}")
+        return f"{question} [{mix}] {completion.text}"
 
-    asked = ["cron for every weekday at 7:30 am", "Count the lines of server.log", "What is the capital of France?"]
-    routed = [routing.mix() for routing in dlp.Router.load(BANK / "router").route(asked)]
-    jobs = [*zip(asked, routed, strict=True), (asked[0], dlp.Mix.of({"cron": 0.7, "shell": 0.3}))]
+    questions = ["cron for every weekday at 7:30 am", "Count the lines of server.log", "What is the capital of France?"]
+    routed = [routing.mix() for routing in dlp.Router.load(BANK / "router").route(questions)]
+    jobs = [*zip(questions, routed, strict=True), (questions[0], dlp.Mix.of({"cron": 0.7, "shell": 0.3}))]
     print(*await asyncio.gather(*(answer(*job) for job in jobs)), sep="\n")
     await engine.stop()
 

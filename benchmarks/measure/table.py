@@ -1,9 +1,11 @@
-"""The targets of all results as one table in Markdown, to paste into the README."""
+"""The targets of all results as one table in Markdown, for the end of a run of the suite."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+from benchmarks.figures.sources import machine
 
 
 class Result(NamedTuple):
@@ -27,5 +29,4 @@ def table(results: Sequence[Result]) -> str:
 
 def _origin(found: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    instructions = f" ({', '.join(found['instructions'])})" if found.get("instructions") else ""
-    return f"{found['cores']} cores of {found['cpu']}{instructions}, commit {found['commit']}, {versions}."
+    return f"{machine(found)}, commit {found['commit']}, {versions}."

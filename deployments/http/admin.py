@@ -17,8 +17,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import Field
 
 from deployments.args import LimitArgs
-from deployments.http import errors, openapi
+from deployments.http import openapi
 from deployments.http.access import Access
+from deployments.http.errors import unknown_url
 from deployments.http.input import parse, read_json
 from deployments.http.requests import StrictBody
 
@@ -64,38 +65,45 @@ class AdminService(Protocol):
     async def rollback(self, version: str | None) -> BankManifest: ...
 
 
-def install(api: FastAPI, service: AdminService, access: Access, limits: LimitArgs) -> None:
-    """Adds the routes to `api`. Whether there is a token is asked at each request."""
+class AdminApi:
+    """A method for each route. Whether there is a token is asked at each request."""
 
-    async def body_of(request: Request) -> object:
-        if not access.require_admin(request.headers.get("authorization")):
-            raise errors.unknown_url(f"{request.method} {request.url.path}")
+    def __init__(self, service: AdminService, *, limits: LimitArgs, access: Access) -> None:
+        self._service = service
+        self._limits = limits
+        self._access = access
+
+    def add_to(self, app: FastAPI) -> None:
+        app.post("/v1/load_lora_adapter", openapi_extra=openapi.body(LoadAdapter))(self.load)
+        app.post("/v1/unload_lora_adapter", openapi_extra=openapi.body(UnloadAdapter))(self.unload)
+        app.post("/v1/bank/publish", openapi_extra=openapi.body(PublishBank))(self.publish)
+        app.post("/v1/bank/rollback", openapi_extra=openapi.body(RollbackBank))(self.rollback)
+
+    async def load(self, request: Request) -> Response:
+        body = parse(LoadAdapter, await self._body(request))
+        await self._service.load_adapter(body)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+    async def unload(self, request: Request) -> Response:
+        body = parse(UnloadAdapter, await self._body(request))
+        await self._service.unload_adapter(body.lora_name)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+    async def publish(self, request: Request) -> Response:
+        body = parse(PublishBank, await self._body(request))
+        return _serving(await self._service.publish(body.folder, body.version))
+
+    async def rollback(self, request: Request) -> Response:
+        body = parse(RollbackBank, await self._body(request))
+        return _serving(await self._service.rollback(body.version))
+
+    async def _body(self, request: Request) -> object:
+        if not self._access.require_admin(request.headers.get("authorization")):
+            raise unknown_url(f"{request.method} {request.url.path}")
         headers = request.headers
         if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
             return {}
-        return await read_json(request, limits.max_body_bytes)
-
-    @api.post("/v1/load_lora_adapter", openapi_extra=openapi.body(LoadAdapter))
-    async def load(request: Request) -> Response:
-        body = parse(LoadAdapter, await body_of(request))
-        await service.load_adapter(body)
-        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
-
-    @api.post("/v1/unload_lora_adapter", openapi_extra=openapi.body(UnloadAdapter))
-    async def unload(request: Request) -> Response:
-        body = parse(UnloadAdapter, await body_of(request))
-        await service.unload_adapter(body.lora_name)
-        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
-
-    @api.post("/v1/bank/publish", openapi_extra=openapi.body(PublishBank))
-    async def publish(request: Request) -> Response:
-        body = parse(PublishBank, await body_of(request))
-        return _serving(await service.publish(body.folder, body.version))
-
-    @api.post("/v1/bank/rollback", openapi_extra=openapi.body(RollbackBank))
-    async def rollback(request: Request) -> Response:
-        body = parse(RollbackBank, await body_of(request))
-        return _serving(await service.rollback(body.version))
+        return await read_json(request, self._limits.max_body_bytes)
 
 
 def _serving(bank: BankManifest) -> Response:

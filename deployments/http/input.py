@@ -14,6 +14,7 @@ from deployments.http.errors import BodyTooLarge, from_validation
 from deployments.http.requests import AnyRequest, ChatRequest, CompletionRequest, routed
 from deployments.observe import tracing
 from dlp_core.decision import Decision, RoutingOptions
+from dlp_core.engine.request import Sampling
 from dlp_core.errors import InvalidRequest
 from dlp_core.generation.messages import GenerationRequest
 
@@ -87,21 +88,17 @@ def generations_of(
         request_id=request_id,
         bank=decision.bank,
         mix=decision.mix,
-        by_sentence=decision.options if decision.by_sentence else None,
         source=body.source,
-        max_tokens=body.wanted_tokens,
-        min_tokens=body.min_tokens,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=body.top_k,
-        repetition_penalty=body.repetition_penalty,
-        seed=body.seed,
-        logprobs=body.wanted_logprobs,
-        ignore_eos=body.ignore_eos,
+        sampling=body.sampling,
         stop=tuple(body.stop),
+        by_sentence=decision.options if decision.by_sentence else None,
         trace=tracing.carried(),
     )
     return [
-        replace(first, request_id=f"{request_id}-{index}", seed=None if body.seed is None else body.seed + index)
+        replace(first, request_id=f"{request_id}-{index}", sampling=_of_choice(first.sampling, index))
         for index in range(body.n)
     ]
+
+
+def _of_choice(sampling: Sampling, index: int) -> Sampling:
+    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + index)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dlp_core.adapter.names import AUTO
 from dlp_core.decision import Decision
-from dlp_core.generation.messages import Delta, Finished, Logprob, TokenText
+from dlp_core.generation.messages import Completion, Delta, Finished, Logprob, TokenText
 from dlp_core.mix import Mix
 from dlp_core.router.routing import NONE_DECISION
 
@@ -51,19 +51,19 @@ def usage_json(finished: Sequence[Finished]) -> dict[str, int]:
 
 
 def chat_logprobs_json(logprobs: Sequence[Logprob]) -> dict[str, Any]:
-    def token(one: TokenText) -> dict[str, Any]:
-        return {"token": one.text, "logprob": one.logprob, "bytes": list(one.bytes)}
+    def token(token: TokenText) -> dict[str, Any]:
+        return {"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes)}
 
-    content = [{**token(one.token), "top_logprobs": [token(other) for other in one.top]} for one in logprobs]
+    content = [{**token(entry.token), "top_logprobs": [token(other) for other in entry.top]} for entry in logprobs]
     return {"content": content, "refusal": None}
 
 
 def text_logprobs_json(logprobs: Sequence[Logprob]) -> dict[str, Any]:
     return {
-        "tokens": [one.token.text for one in logprobs],
-        "token_logprobs": [one.token.logprob for one in logprobs],
-        "top_logprobs": [{other.text: other.logprob for other in one.top} for one in logprobs],
-        "text_offset": [one.offset for one in logprobs],
+        "tokens": [entry.token.text for entry in logprobs],
+        "token_logprobs": [entry.token.logprob for entry in logprobs],
+        "top_logprobs": [{other.text: other.logprob for other in entry.top} for entry in logprobs],
+        "text_offset": [entry.offset for entry in logprobs],
     }
 
 
@@ -116,19 +116,6 @@ def models_json(bank: BankManifest, *, created: int) -> list[dict[str, Any]]:
     return [*routed, model(base, None), *(model(adapter.name, base) for adapter in bank.adapters)]
 
 
-@dataclass(slots=True)
-class Answer:
-    """One choice as it grows."""
-
-    text: str = ""
-    logprobs: tuple[Logprob, ...] = ()
-    finished: Finished | None = None
-
-    def add(self, delta: Delta) -> None:
-        self.text += delta.text
-        self.logprobs += delta.logprobs
-
-
 @dataclass(frozen=True, slots=True)
 class Reply:
     """The answer to one request in the making, as a chat completion or a text completion, whole or in chunks."""
@@ -140,14 +127,14 @@ class Reply:
     with_logprobs: bool = False
     include_usage: bool = False
 
-    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+    def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """All of them are finished."""
-        finished = [answer.finished for answer in answers if answer.finished is not None]
+        finished = [completion.finished for completion in completions if completion.finished is not None]
         choices = []
-        for index, (answer, end) in enumerate(zip(answers, finished, strict=True)):
-            said = {"role": "assistant", "content": answer.text}
-            content: dict[str, Any] = {"message": said} if self.kind == "chat" else {"text": answer.text}
-            choices.append(self._choice(index, content, end.finish_reason, answer.logprobs))
+        for index, (completion, end) in enumerate(zip(completions, finished, strict=True)):
+            message = {"role": "assistant", "content": completion.text}
+            content: dict[str, Any] = {"message": message} if self.kind == "chat" else {"text": completion.text}
+            choices.append(self._choice(index, content, end.finish_reason, completion.logprobs))
         return {
             **self._head("chat.completion" if self.kind == "chat" else "text_completion"),
             "choices": choices,
@@ -165,16 +152,15 @@ class Reply:
         content = {"delta": {"content": delta.text}} if self.kind == "chat" else {"text": delta.text}
         return self._chunk(index, content, None, delta.logprobs)
 
-    def ending(self, index: int, finished: Finished) -> dict[str, Any]:
-        """The chunk that says why a choice ended."""
-        return self._chunk(index, {"delta": {}} if self.kind == "chat" else {"text": ""}, finished.finish_reason)
-
-    def closing(self, last: dict[str, Any], finished: Sequence[Finished]) -> list[dict[str, Any]]:
-        """The last choice's ending and, where asked for, the chunk with the usage. `dlp` rides on the last."""
-        chunks = [last]
-        if self.include_usage:
-            chunks.append({**self._chunk_head(), "choices": [], "usage": usage_json(finished)})
-        chunks[-1]["dlp"] = dlp_json(self.decision, finished)
+    def ending(self, index: int, finished: Finished, everyone: Sequence[Finished] | None) -> list[dict[str, Any]]:
+        """The chunk that says why a choice ended. When `everyone` has ended, also the usage where it was asked for;
+        `dlp` rides on the very last chunk."""
+        content: dict[str, Any] = {"delta": {}} if self.kind == "chat" else {"text": ""}
+        chunks = [self._chunk(index, content, finished.finish_reason)]
+        if everyone is not None:
+            if self.include_usage:
+                chunks.append({**self._chunk_head(), "choices": [], "usage": usage_json(everyone)})
+            chunks[-1]["dlp"] = dlp_json(self.decision, everyone)
         return chunks
 
     def _chunk(
@@ -192,7 +178,7 @@ class Reply:
     def _choice(
         self, index: int, content: dict[str, Any], reason: str | None, logprobs: Sequence[Logprob]
     ) -> dict[str, Any]:
-        said = None
+        listed = None
         if self.with_logprobs:
-            said = chat_logprobs_json(logprobs) if self.kind == "chat" else text_logprobs_json(logprobs)
-        return {"index": index, **content, "logprobs": said, "finish_reason": reason}
+            listed = chat_logprobs_json(logprobs) if self.kind == "chat" else text_logprobs_json(logprobs)
+        return {"index": index, **content, "logprobs": listed, "finish_reason": reason}

@@ -1,8 +1,8 @@
 """One record of each request, and one log line for each to a generation route or /v1/route, whatever becomes of it.
 
-A `RequestRecord` lies in the request's state from the first byte to the last; the routes note in it what they
-learn. `RequestLogMiddleware` wraps the whole application: it makes the record, sees the status and how the answer
-ended, and writes the line. The logger is a child of Serve's, so the line goes where a replica's log goes and its `extra` fields
+A `RequestRecord` lies in the request's state from the first byte to the last; the routes note in it what they learn.
+`RequestLogMiddleware` wraps the whole application: it makes the record, sees the status and how the answer ended, and
+writes the line. The logger is a child of Serve's, so the line goes where a replica's log goes and its `extra` fields
 become top-level keys where that log is JSON (logging_config in serve_config.yaml).
 
 The same facts become attributes of the request's span, if it has one.
@@ -15,8 +15,6 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
@@ -30,7 +28,7 @@ from deployments.http.requests import ChatRequest, TextRequest
 from deployments.observe import tracing
 from dlp_core.decision import Decision
 from dlp_core.errors import DLPError
-from dlp_core.generation.messages import Finished, IndexedPiece
+from dlp_core.generation.messages import Finished, Piece
 
 if TYPE_CHECKING:
     from deployments.http.access import Caller
@@ -90,19 +88,16 @@ class RequestRecord:
             if error.status >= 500:
                 self._span.set_status(StatusCode.ERROR, error.code)
 
-    async def watched(self, pieces: AsyncGenerator[IndexedPiece, None]) -> AsyncGenerator[IndexedPiece, None]:
-        """Passes the pieces of an answer on, and notes when the first came and how each choice ended."""
-        async with aclosing(pieces):
-            async for index, piece in pieces:
-                if isinstance(piece, Finished):
-                    self._finished[index] = piece
-                    self._annotate()
-                else:
-                    if self._first_token_seconds is None:
-                        self._first_token_seconds = time.perf_counter() - self._began
-                    if self._settings.prompts:
-                        self._texts[index] = self._texts.get(index, "") + piece.text
-                yield index, piece
+    def arrived(self, index: int, piece: Piece) -> None:
+        """A piece of choice number `index` is about to be sent: notes when the first came and how each choice ended."""
+        if isinstance(piece, Finished):
+            self._finished[index] = piece
+            self._annotate()
+            return
+        if self._first_token_seconds is None:
+            self._first_token_seconds = time.perf_counter() - self._began
+        if self._settings.prompts:
+            self._texts[index] = self._texts.get(index, "") + piece.text
 
     def write(self, status: int, *, gone: bool) -> None:
         """The line. Of a client that went away, `status` is what had been sent, if anything."""

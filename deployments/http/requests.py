@@ -8,12 +8,14 @@ refused by name. Types are strict: no booleans for numbers, no numbers in string
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from dlp_core.adapter.names import AUTO
+from dlp_core.engine.request import MAX_LOGPROBS, Sampling
 from dlp_core.errors import InvalidRequest
 from dlp_core.text.chat import Message, Role, routing_texts
 
@@ -22,9 +24,6 @@ MAX_STOPS = 4
 
 MAX_CHOICES = 16
 """Completions of one request (`n`)."""
-
-MAX_LOGPROBS = 20
-"""Alternatives per token, as in OpenAI's API and in dlp_core/engine/sampling.py, which needs torch to be imported."""
 
 
 def unsupported(field: str, why: str) -> PydanticCustomError:
@@ -176,6 +175,12 @@ class _Generation(_Choice):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def sampling(self) -> Sampling:
+        """Every field of Sampling that the body has under the same name, and the two that OpenAI names otherwise."""
+        same = {field.name: getattr(self, field.name) for field in fields(Sampling) if field.name in self.__dict__}
+        return Sampling(**same | {"max_tokens": self.wanted_tokens, "logprobs": self.wanted_logprobs})
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:

@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from opentelemetry import context, propagate, trace
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode
@@ -29,7 +29,6 @@ from dlp_core.generation.messages import Finished, GenerationRequest, Piece
 
 log = logging.getLogger("ray.serve")
 
-Item = TypeVar("Item")
 Carrier = Mapping[str, str]
 """A trace context as HTTP headers (`traceparent`, ...)."""
 
@@ -100,43 +99,37 @@ def span(name: str, parent: Carrier | None = None) -> Iterator[Span]:
         yield found
 
 
-async def within(span: Span, items: AsyncGenerator[Item, None]) -> AsyncGenerator[Item, None]:
-    """Passes `items` on, whose own code runs with `span` as the current one. Closes them however this ends."""
-    inside = trace.set_span_in_context(span)
-    async with aclosing(items):
-        while True:
-            token = context.attach(inside)
-            try:
-                item = await anext(items)
-            except StopAsyncIteration:
-                return
-            finally:
-                context.detach(token)
-            yield item
-
-
 def generation(
     span: Span, request: GenerationRequest, pieces: AsyncGenerator[Piece, None]
 ) -> AsyncGenerator[Piece, None]:
     """The pieces of one completion under its span, which is told the mix, the first token and how it ended."""
-    return _noted(span, request, within(span, pieces)) if span.is_recording() else pieces
+    return _observed(span, request, pieces) if span.is_recording() else pieces
 
 
-async def _noted(
+async def _observed(
     span: Span, request: GenerationRequest, pieces: AsyncGenerator[Piece, None]
 ) -> AsyncGenerator[Piece, None]:
+    """Passes `pieces` on, whose own code runs with `span` as the current one. Closes them however this ends."""
     span.set_attributes({"dlp.request_id": request.request_id, "dlp.bank": request.bank, "dlp.mix": str(request.mix)})
+    inside = trace.set_span_in_context(span)
     began, first = time.perf_counter(), True
     async with aclosing(pieces):
-        async for piece in pieces:
-            if first and not isinstance(piece, Finished):
-                span.add_event("first token")
-                span.set_attribute("gen_ai.response.time_to_first_chunk", time.perf_counter() - began)
-                first = False
+        while True:
+            token = context.attach(inside)
+            try:
+                piece = await anext(pieces)
+            except StopAsyncIteration:
+                return
+            finally:
+                context.detach(token)
             if isinstance(piece, Finished):
                 span.set_attribute("gen_ai.response.finish_reasons", [piece.finish_reason])
                 span.set_attribute("gen_ai.usage.input_tokens", piece.prompt_tokens)
                 span.set_attribute("gen_ai.usage.output_tokens", piece.completion_tokens)
+            elif first:
+                span.add_event("first token")
+                span.set_attribute("gen_ai.response.time_to_first_chunk", time.perf_counter() - began)
+                first = False
             yield piece
 
 

@@ -31,6 +31,7 @@ from dlp_core.bank.revision import with_adapter
 from dlp_core.bank.source import BankSource, qualified_names, read_router, successors
 from dlp_core.errors import BankError, EngineFailed
 from dlp_core.generation.messages import Delta, Finished, GenerationRequest
+from dlp_core.generation.planning import planner
 from dlp_core.router import Router
 from dlp_core.store.local_copy import local_copy
 from dlp_core.store.opening import open_store
@@ -48,7 +49,7 @@ class FusedBackbone:
     def __init__(self, args: AppArgs) -> None:
         with lasting_imports():
             from deployments.replicas.load_engine import load_engine
-            from dlp_core.generation.generator import Completions
+            from dlp_core.generation.generator import Generator
 
         tracing.start()
         join_library_log()
@@ -62,7 +63,9 @@ class FusedBackbone:
         # A GPU is used where serve_config.yaml gives this deployment one, and only there.
         device = "cuda" if ray.get_gpu_ids() else "cpu"
         self._engine, codec = load_engine(args, self._source, device=device, on_load=self._loaded)
-        self._completions = Completions(self._engine, codec, args)
+        self._codec = codec
+        self._generator = Generator(self._engine, codec, default_max_tokens=args.limits.default_max_tokens)
+        self._max_adapters = args.engine.slots - len(args.pinned_adapters)
         self._engine.start()
         self._watching = asyncio.create_task(self._watch())
 
@@ -112,8 +115,15 @@ class FusedBackbone:
             with tracing.opened("generate", request.trace) as span:
                 manifest = await self._manifests.get(request.bank)
                 router = None if request.by_sentence is None else await self._routers.get(request.bank)
-                made = self._completions.pieces(request, manifest, router, stopwatch)
-                async with aclosing(tracing.generation(span, request, made)) as pieces:
+                generated = self._generator.generate(
+                    request.source,
+                    planner(request, manifest, router, self._codec, max_adapters=self._max_adapters),
+                    request.sampling,
+                    request_id=request.request_id,
+                    stop=request.stop,
+                    on_tokens=stopwatch.tokens,
+                )
+                async with aclosing(tracing.generation(span, request, generated)) as pieces:
                     async for piece in pieces:
                         if isinstance(piece, Finished):
                             self._metrics.finished(piece)

@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.args import AppArgs
 from deployments.http.access import Access
 from deployments.http.admin import LoadAdapter
-from deployments.http.api import create_api
+from deployments.http.app import create_app
 from deployments.observe import tracing
 from deployments.observe.metrics import BankMetrics, RoutingMetrics
 from deployments.replicas.errors import from_ray
@@ -60,7 +60,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         args = self._args
-        return create_api(
+        return create_app(
             self, routing=args.routing, limits=args.limits, access=self._access, log=args.log, answers_id=False
         )
 

@@ -64,10 +64,11 @@ class FusedEngine:
         AdapterUnavailable, EngineFull, EngineFailed, and RequestAborted after `abort`.
         """
         plan = mix if isinstance(mix, Plan) else Plan.of(mix)
-        self._admit(prompt_ids, plan, sampling, request_id)
+        max_tokens = self._admit(prompt_ids, plan, sampling, request_id)
+        sampling = replace(sampling, max_tokens=max_tokens)
         results: asyncio.Queue[Output | Needs | RequestAborted] = asyncio.Queue()
         self._streams[request_id] = results
-        self._most_tokens[request_id] = len(prompt_ids) + sampling.max_tokens
+        self._most_tokens[request_id] = len(prompt_ids) + max_tokens
         last = None
 
         def deliver(item: Output | Needs) -> None:
@@ -140,16 +141,18 @@ class FusedEngine:
                 f"(limit {self._config.stall_seconds:.0f} s); replace this replica"
             )
 
-    def _admit(self, prompt_ids: Sequence[int], plan: Plan, sampling: Sampling, request_id: str) -> None:
+    def _admit(self, prompt_ids: Sequence[int], plan: Plan, sampling: Sampling, request_id: str) -> int:
+        """How many tokens the completion may have. Raises why the request cannot be taken."""
         if request_id in self._streams:
             raise InvalidRequest(f"request id {request_id!r} is in use")
         if not prompt_ids:
             raise InvalidRequest("the prompt is empty", param="prompt")
         if not all(0 <= token < self.vocabulary for token in prompt_ids):
             raise InvalidRequest(f"the prompt has token ids outside 0..{self.vocabulary - 1}", param="prompt")
-        if len(prompt_ids) + sampling.max_tokens > self.context:
+        max_tokens = sampling.max_tokens or max(1, self.context - len(prompt_ids))
+        if len(prompt_ids) + max_tokens > self.context:
             raise PromptTooLong(
-                f"the prompt has {len(prompt_ids)} tokens and max_tokens is {sampling.max_tokens}; "
+                f"the prompt has {len(prompt_ids)} tokens and max_tokens is {max_tokens}; "
                 f"together they may be at most {self.context}",
                 param="prompt",
             )
@@ -161,6 +164,7 @@ class FusedEngine:
             )
         if not self._batching.alive:
             raise EngineFailed("the generation thread has ended; this replica is being replaced, try again")
+        return max_tokens
 
     async def _events(
         self,

@@ -16,9 +16,10 @@ MAX_LOGPROBS = 20
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The choices of one request. Raises InvalidRequest on a bad value."""
+    """How one request picks its tokens, from the HTTP body to the sampler. Raises InvalidRequest on a bad value."""
 
-    max_tokens: int
+    max_tokens: int | None = None
+    """Of the completion; None: as many as the context window leaves room for."""
     min_tokens: int = 0
     """Completion tokens before which the end-of-sequence token is not picked."""
     temperature: float = 0.0
@@ -35,8 +36,9 @@ class Sampling:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        self._require("max_tokens", self.max_tokens >= 1, "at least 1")
-        self._require("min_tokens", 0 <= self.min_tokens <= self.max_tokens, "between 0 and max_tokens")
+        self._require("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1")
+        below = self.max_tokens is None or self.min_tokens <= self.max_tokens
+        self._require("min_tokens", self.min_tokens >= 0 and below, "between 0 and max_tokens")
         self._require("temperature", math.isfinite(self.temperature) and self.temperature >= 0, "0 or more")
         self._require("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
         self._require("top_k", self.top_k >= 0, "0 or more")

@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Coroutine, Iterable, Sequence
-from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Any
@@ -21,6 +20,7 @@ from dlp_core.engine.request import Plan, Sampling
 from dlp_core.errors import InvalidRequest, PromptTooLong
 from dlp_core.eval.journal import Answer, Journal
 from dlp_core.eval.likelihood import log_likelihoods, whole_prompts
+from dlp_core.generation.generator import Generator
 from dlp_core.generation.sentence_mixes import SentenceMixes
 from dlp_core.mix import EMPTY_MIX, Mix
 from dlp_core.router import Router, Routing
@@ -84,63 +84,58 @@ class Answerer:
                 for job in judged:
                     keep(job, await self._judge(job))
         room = asyncio.Semaphore(at_once)
+        generator = Generator(self._loaded.engine, self._loaded.codec)
 
         async def generate(job: Job) -> None:
             async with room:
-                keep(job, await self._generate(job))
+                keep(job, await self._generate(generator, job))
 
         await together(generate(job) for job in missing if not job.options)
         return found
 
-    async def _generate(self, job: Job) -> Answer:
-        ids, plan, prompt = self._request(job)
-        sampling = Sampling(max_tokens=min(job.max_tokens, self._loaded.engine.context - len(ids)))
-        stream = self._loaded.codec.stream(prompt, job.stop)
-        text, tokens = "", 0
-        mixes: set[Mix] = set()
-        number = f"eval-{next(self._numbers)}"
-        async with aclosing(self._loaded.engine.submit(ids, plan, sampling, request_id=number)) as events:
-            async for event in events:
-                text += stream.push(event.token_ids)
-                tokens += len(event.token_ids)
-                mixes |= {span.mix for span in event.spans}
-                if stream.stopped:
-                    break
-        return Answer(text + stream.finish(), tokens, len(mixes))
+    async def _generate(self, generator: Generator, job: Job) -> Answer:
+        prompt, plan = self._request(job)
+        sampling = Sampling(max_tokens=min(job.max_tokens, self._loaded.engine.context - len(prompt.ids)))
+        request_id = f"eval-{next(self._numbers)}"
+        completion = await generator.complete(prompt, plan, sampling, request_id=request_id, stop=job.stop)
+        assert completion.finished is not None
+        spans = completion.finished.spans
+        return Answer(completion.text, completion.finished.completion_tokens, len({span.mix for span in spans}))
 
     async def _judge(self, job: Job) -> Answer:
-        ids, plan, _ = self._request(job)
+        prompt, plan = self._request(job)
         encode = self._loaded.tokenizer.encode
         end = self._loaded.tokenizer.eos_token_id
         answers = [[*encode(text, add_special_tokens=False), end] for _, text in job.options]
         async with self._loaded.residency.pinned(plan.names) as pins:
             scores = await asyncio.to_thread(
-                log_likelihoods, self._loaded.model, self._loaded.fusion, ids, answers, plan=plan, pins=pins
+                log_likelihoods, self._loaded.model, self._loaded.fusion, prompt.ids, answers, plan=plan, pins=pins
             )
         letters = [letter for letter, _ in job.options]
         return Answer("", 0, len({mix for _, mix in plan.spans}), dict(zip(letters, scores, strict=True)))
 
-    def _request(self, job: Job) -> tuple[list[int], Plan, Prompt]:
-        """The prompt's tokens with what the assistant has said, the plan, and the user's part of the prompt."""
+    def _request(self, job: Job) -> tuple[Prompt, Plan]:
+        """The prompt, with what the assistant has said at its end, and the plan."""
+        codec = self._loaded.codec
         try:
-            prompt = self._loaded.codec.encode_chat([Message("user", job.text)])
+            asked = codec.encode_chat([Message("user", job.text)])
         except PromptTooLong as error:
             raise InvalidRequest(
                 f"the question {job.text[:60]!r} is too long ({error.message}); take it out"
             ) from error
-        pieces = [self._loaded.tokenizer.encode(text, add_special_tokens=False) for text, _ in job.begun]
-        ids = [*prompt.ids, *(token for piece in pieces for token in piece)]
+        prompt, starts = asked, []
+        for text, mix in job.begun:
+            starts.append((len(prompt.ids), mix))
+            prompt = codec.continued(prompt, text)
         if job.sentence is not None:
-            return ids, self._by_sentence(job, prompt, ids[len(prompt.ids) :]), prompt
+            return prompt, self._by_sentence(job, asked, prompt.ids[len(asked.ids) :])
         spans = [(0, self._qualified(job.mix))]
-        start = prompt.turns[0][0]
+        start = asked.turns[0][0]
         for offset, mix in job.parts:
-            _add(spans, prompt.token_at(start + offset), self._qualified(mix))
-        at = len(prompt.ids)
-        for piece, (_, mix) in zip(pieces, job.begun, strict=True):
-            _add(spans, at, self._qualified(mix))
-            at += len(piece)
-        return ids, Plan(tuple(spans)), prompt
+            _add(spans, asked.token_at(start + offset), self._qualified(mix))
+        for position, mix in starts:
+            _add(spans, position, self._qualified(mix))
+        return prompt, Plan(tuple(spans))
 
     def _by_sentence(self, job: Job, prompt: Prompt, begun: Sequence[int]) -> Plan:
         """As a server plans such a request (dlp_core/generation/sentence_mixes.py), whose completion has `begun`."""

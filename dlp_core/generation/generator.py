@@ -1,104 +1,109 @@
-"""From a request's text to the pieces of its completion: tokens, plan, engine, text. Imports torch.
+"""From a prompt and a plan to the pieces of a completion: tokens, engine, text, log-probabilities, spans.
 
-The model runs on the engine's own thread, tokenising and planning on another; the replica's event loop only passes
-tokens on.
+The model runs on the engine's own thread, tokenising and planning on another; the event loop only passes tokens on.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from dataclasses import replace
 
-from deployments.args import AppArgs
-from deployments.observe.metrics import TokenStopwatch
-from dlp_core.bank.manifest import BankManifest
-from dlp_core.bank.source import qualified, unqualified
-from dlp_core.decision import choose
+from dlp_core.bank.source import unqualified
 from dlp_core.engine.engine import FusedEngine
-from dlp_core.engine.request import Plan, Sampling, TokenLogprob
-from dlp_core.generation.messages import Delta, Finished, FinishReason, GenerationRequest, Logprob, TokenText
-from dlp_core.generation.sentence_mixes import SentenceMixes
-from dlp_core.mix import Span
-from dlp_core.router import Router, restricted
-from dlp_core.text.chat import routing_texts
+from dlp_core.engine.request import FinishReason, Plan, Sampling, TokenLogprob
+from dlp_core.generation.messages import Completion, Delta, Finished, Logprob, Piece, Source, TokenText
+from dlp_core.generation.planning import Planner
+from dlp_core.mix import Mix, Span
 from dlp_core.text.codec import Prompt, TextCodec, TextStream
 
 
-class Completions:
-    """The completions of one engine. Use from one event loop."""
+class Generator:
+    """The completions of one engine. Use from one event loop; it does not start or stop the engine."""
 
-    def __init__(self, engine: FusedEngine, codec: TextCodec, args: AppArgs) -> None:
+    def __init__(self, engine: FusedEngine, codec: TextCodec, *, default_max_tokens: int | None = None) -> None:
+        """`default_max_tokens` bounds a completion whose sampling names no limit, beside the context window."""
         self._engine = engine
         self._codec = codec
-        self._args = args
+        self._default_max_tokens = default_max_tokens or codec.context
         # one thread: a tokenizer is not made for several, and one keeps a flood of long prompts off the cores
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
 
-    async def pieces(
-        self, request: GenerationRequest, bank: BankManifest, router: Router | None, stopwatch: TokenStopwatch
-    ) -> AsyncGenerator[Delta | Finished, None]:
-        """Any number of deltas, then what was finished. `router` is needed where sentences are routed one by one."""
-        prompt, plan = await asyncio.get_running_loop().run_in_executor(
-            self._reading, self._read, request, bank, router
-        )
-        text = self._codec.stream(prompt, request.stop)
+    async def generate(
+        self,
+        source: Source | Prompt,
+        plan: Mix | Plan | Planner,
+        sampling: Sampling,
+        *,
+        request_id: str,
+        stop: Sequence[str] = (),
+        on_tokens: Callable[[int], object] = lambda count: None,
+    ) -> AsyncGenerator[Piece, None]:
+        """Any number of deltas, then what was finished. Closing the generator aborts the request.
+
+        `on_tokens(count)` is called when tokens arrive, with how many came together. The spans name adapters as their
+        bank does, without a version. Raises PromptTooLong, InvalidRequest for a prompt that cannot be read, and what
+        FusedEngine.submit raises.
+        """
+        reading = asyncio.get_running_loop().run_in_executor(self._reading, self._read, source, plan)
+        prompt, mixes = await reading
+        text = self._codec.stream(prompt, stop)
         logprobs = _Logprobs(self._codec, text)
         reason: FinishReason = "stop"
-        submitted = self._engine.submit(
-            prompt.ids, plan, self._sampling(request, prompt), request_id=request.request_id
-        )
+        spans: tuple[Span, ...] = ()
+        sampling = self._within_context(sampling, prompt)
+        submitted = self._engine.submit(prompt.ids, mixes, sampling, request_id=request_id)
         async with aclosing(submitted) as events:
             async for event in events:
-                stopwatch.tokens(len(event.token_ids))
-                delta = text.push(event.token_ids)
-                found = logprobs.push(event.logprobs)
-                if delta or found:
-                    yield Delta(delta, found)
+                on_tokens(len(event.token_ids))
+                spans = event.spans
+                delta = Delta(text.push(event.token_ids), logprobs.push(event.logprobs))
+                if delta.text or delta.logprobs:
+                    yield delta
                 if text.stopped:
                     break
                 if event.finish_reason is not None:
                     reason = event.finish_reason
-        rest = text.finish()
-        found = logprobs.push(())
-        if rest or found:
-            yield Delta(rest, found)
-        total = len(prompt.ids) + text.tokens
-        spans = tuple(
-            Span(span.start, min(span.end, total), unqualified(span.mix)) for span in event.spans if span.start < total
-        )
-        yield Finished(reason, len(prompt.ids), text.tokens, spans)
+        rest = Delta(text.finish(), logprobs.push(()))
+        if rest.text or rest.logprobs:
+            yield rest
+        yield Finished(reason, len(prompt.ids), text.tokens, _told(spans, len(prompt.ids) + text.tokens))
 
-    def _read(self, request: GenerationRequest, bank: BankManifest, router: Router | None) -> tuple[Prompt, Plan]:
-        texts: tuple[str, ...]
-        if isinstance(request.source, str):
-            prompt, texts = self._codec.encode(request.source), (request.source,)
+    async def complete(
+        self,
+        source: Source | Prompt,
+        plan: Mix | Plan | Planner,
+        sampling: Sampling,
+        *,
+        request_id: str,
+        stop: Sequence[str] = (),
+    ) -> Completion:
+        """The whole completion. Raises what `generate` raises."""
+        completion = Completion()
+        async with aclosing(self.generate(source, plan, sampling, request_id=request_id, stop=stop)) as pieces:
+            async for piece in pieces:
+                completion.add(piece)
+        return completion
+
+    def _read(self, source: Source | Prompt, plan: Mix | Plan | Planner) -> tuple[Prompt, Mix | Plan]:
+        if isinstance(source, str):
+            prompt = self._codec.encode(source)
         else:
-            prompt, texts = self._codec.encode_chat(request.source), routing_texts(request.source)
-        options = request.by_sentence
-        if options is None or router is None:
-            return prompt, Plan.of(qualified(request.mix, bank))
-        mixes = SentenceMixes(
-            restricted(router, options.allowed).route_first,
-            lambda routing: qualified(choose(options, routing)[0], bank),
-            max_adapters=self._args.engine.slots - len(self._args.pinned_adapters),
-        )
-        return prompt, mixes.plan(prompt, texts, self._codec.stream(prompt))
+            prompt = source if isinstance(source, Prompt) else self._codec.encode_chat(source)
+        return prompt, plan if isinstance(plan, Mix | Plan) else plan(prompt)
 
-    def _sampling(self, request: GenerationRequest, prompt: Prompt) -> Sampling:
-        default = self._args.limits.default_max_tokens
-        return Sampling(
-            max_tokens=self._codec.room(len(prompt.ids), request.max_tokens, default=default),
-            min_tokens=request.min_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            repetition_penalty=request.repetition_penalty,
-            seed=request.seed,
-            logprobs=request.logprobs,
-            ignore_eos=request.ignore_eos,
-        )
+    def _within_context(self, sampling: Sampling, prompt: Prompt) -> Sampling:
+        room = self._codec.room(len(prompt.ids), sampling.max_tokens, default=self._default_max_tokens)
+        return replace(sampling, max_tokens=room)
+
+
+def _told(spans: Iterable[Span], tokens: int) -> tuple[Span, ...]:
+    """The spans of the first `tokens` tokens: those after a stop string were generated and are not sent."""
+    return tuple(
+        Span(span.start, min(span.end, tokens), unqualified(span.mix)) for span in spans if span.start < tokens
+    )
 
 
 class _Logprobs:
@@ -110,15 +115,15 @@ class _Logprobs:
         self._held: list[TokenLogprob] = []
         self._sent = 0
 
-    def push(self, found: Iterable[TokenLogprob]) -> tuple[Logprob, ...]:
-        self._held += found
+    def push(self, arrived: Iterable[TokenLogprob]) -> tuple[Logprob, ...]:
+        self._held += arrived
         count = max(0, self._text.released - self._sent)
         released, self._held = self._held[:count], self._held[count:]
         first = self._sent
         self._sent += len(released)
-        return tuple(self._logprob(one, first + number) for number, one in enumerate(released))
+        return tuple(self._logprob(logprob, first + number) for number, logprob in enumerate(released))
 
-    def _logprob(self, one: TokenLogprob, number: int) -> Logprob:
-        token = TokenText(*self._codec.token_text(one.token_id), one.logprob)
-        top = tuple(TokenText(*self._codec.token_text(token), value) for token, value in one.top)
+    def _logprob(self, logprob: TokenLogprob, number: int) -> Logprob:
+        token = TokenText(*self._codec.token_text(logprob.token_id), logprob.logprob)
+        top = tuple(TokenText(*self._codec.token_text(token), value) for token, value in logprob.top)
         return Logprob(token, top, self._text.offset(number))

@@ -1,4 +1,4 @@
-"""What the ingress asks of a backbone replica, and what comes back piece by piece. No torch: both sides import it.
+"""What is asked of a generator, and what comes back piece by piece. No torch: both sides of a process border import it.
 
 A generation is any number of `Delta`, then one `Finished`, or an error of dlp_core.errors.
 """
@@ -6,14 +6,15 @@ A generation is any number of `Delta`, then one `Finished`, or an error of dlp_c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 from dlp_core.decision import RoutingOptions
+from dlp_core.engine.request import FinishReason, Sampling
 from dlp_core.mix import Mix, Span
 from dlp_core.text.chat import Message
 
-FinishReason = Literal["stop", "length"]
+Source = tuple[Message, ...] | str
+"""What a completion continues: a conversation, or a bare prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,21 +22,16 @@ class GenerationRequest:
     """One sequence. Filled by the HTTP layer; `request_id` is unique, also where a client repeats its own id."""
 
     request_id: str
-    bank: str  # the version that `mix` was chosen from
+    bank: str
+    """The version that `mix` was chosen from."""
     mix: Mix
-    source: tuple[Message, ...] | str  # a conversation, or a bare prompt
-    max_tokens: int | None = None  # None: the replica's default, or what room the prompt leaves
-    min_tokens: int = 0
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-    logprobs: int | None = None  # alternatives beside each token; None: no logprobs
-    ignore_eos: bool = False
+    source: Source
+    sampling: Sampling
     stop: tuple[str, ...] = ()
-    by_sentence: RoutingOptions | None = None  # how to choose a mix for each sentence; None: `mix` is for all of them
-    trace: Mapping[str, str] | None = None  # the span it belongs under (deployments/observe/tracing.py)
+    by_sentence: RoutingOptions | None = None
+    """How to choose a mix for each sentence; None: `mix` is for all of them."""
+    trace: Mapping[str, str] | None = None
+    """The trace context it belongs under, as W3C headers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +49,8 @@ class Logprob:
 
     token: TokenText
     top: tuple[TokenText, ...]
-    offset: int  # of the token's text in the completion's
+    offset: int
+    """Of the token's text in the completion's, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +58,14 @@ class Delta:
     """Text that follows what was sent before. Never splits a character, never part of a stop string."""
 
     text: str
-    logprobs: tuple[Logprob, ...] = ()  # of tokens whose text is sent by now, if they were asked for
+    logprobs: tuple[Logprob, ...] = ()
+    """Of tokens whose text is sent by now, if they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
+    """The end of a completion. `spans` count tokens of prompt and completion together."""
+
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
@@ -73,5 +73,20 @@ class Finished:
 
 
 Piece = Delta | Finished
-IndexedPiece = tuple[int, Piece]
-"""With the number of its choice."""
+
+
+@dataclass(slots=True)
+class Completion:
+    """One completion as it grows."""
+
+    text: str = ""
+    logprobs: list[Logprob] = field(default_factory=list)
+    finished: Finished | None = None
+    """Set by the last piece."""
+
+    def add(self, piece: Piece) -> None:
+        if isinstance(piece, Finished):
+            self.finished = piece
+        else:
+            self.text += piece.text
+            self.logprobs += piece.logprobs

@@ -12,12 +12,15 @@ adapters than the engine can hold for one request stays with the mix before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from dlp_core.engine.request import Plan
 from dlp_core.mix import Mix
 from dlp_core.router import Routing
-from dlp_core.text.codec import Prompt, TextStream
 from dlp_core.text.sentences import SentenceStarts, split
+
+if TYPE_CHECKING:
+    from dlp_core.text.codec import Prompt, TextStream
 
 Route = Callable[[Sequence[Sequence[str]]], list[Routing]]
 """A router's `route_first`."""

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from dlp_core.store.files import save_stream
+from dlp_core.store.disk import save_stream
 from dlp_core.store.protocol import ObjectInfo, StoredObject, check_key, check_prefix, conflict, not_found
 
 

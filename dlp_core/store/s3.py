@@ -30,7 +30,7 @@ from botocore.exceptions import (
 )
 
 from dlp_core.errors import Conflict, DLPError, NotFound, StoreUnavailable
-from dlp_core.store.files import CHUNK_BYTES, save_stream
+from dlp_core.store.disk import CHUNK_BYTES, save_stream
 from dlp_core.store.protocol import ObjectInfo, StoredObject, check_key, check_prefix
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -90,6 +90,14 @@ class TextCodec:
         self._refuse_hopeless(len(prompt), param="prompt")
         ids, ends = self._tokens(prompt, param="prompt", add_special_tokens=True)
         return Prompt(ids, prompt, ends, ((0, len(prompt)),), is_chat=False)
+
+    def continued(self, prompt: Prompt, text: str) -> Prompt:
+        """`prompt` with `text` after it, as the beginning of its completion."""
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ends = [len(prompt.text) + end for _, end in encoded.offset_mapping]
+        return replace(
+            prompt, ids=[*prompt.ids, *encoded.input_ids], text=prompt.text + text, ends=[*prompt.ends, *ends]
+        )
 
     def room(self, prompt_tokens: int, wanted: int | None, *, default: int) -> int:
         """Tokens the completion may have: `wanted`, or as much of `default` as the prompt leaves room for.

@@ -103,7 +103,7 @@ def test_the_picture_shows_every_side_and_is_the_same_each_time(tmp_path: Path) 
     plot.draw_decode_step(result, one)
     plot.draw_decode_step(result, two)
     assert one.read_bytes() == two.read_bytes()
-    assert "dlp-serve: a mix of 3 for each row" in one.read_text()  # matplotlib leaves the text beside its outlines
+    assert "a different mix of 3 for each row" in one.read_text()  # matplotlib leaves the text beside its outlines
     with pytest.raises(InvalidRequest, match="run decode_step again"):
         plot.draw_decode_step(result | {"rows": []}, one)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.metrics import Histogram
 
-from deployments.http.deadline import until
 from deployments.observe.metrics import EngineMetrics, RoutingMetrics, TokenStopwatch
 from deployments.replicas.errors import from_ray
 from deployments.replicas.single_flight import SingleFlight
@@ -308,25 +306,7 @@ def test_two_banks_are_served_side_by_side(store: AdapterStore, tmp_path: Path) 
         source.load("sql")
 
 
-# --- deadlines, metrics
-
-
-async def test_a_deadline_closes_what_it_cuts_off() -> None:
-    closed = asyncio.Event()
-
-    async def endless() -> AsyncGenerator[int, None]:
-        try:
-            yield 1
-            await asyncio.sleep(60)
-            yield 2
-        finally:
-            closed.set()
-
-    items = until(asyncio.get_running_loop().time() + 0.05, endless())
-    assert await anext(items) == 1
-    with pytest.raises(DeadlineExceeded):
-        await anext(items)
-    assert closed.is_set()
+# --- metrics
 
 
 def test_metrics_take_every_decision_and_completion() -> None:

@@ -12,7 +12,7 @@ from tests.support.paths import ROOT
 PUBLIC = set(
     "Adapter AdapterSource DLPError EMPTY_MIX EngineConfig FolderSource FusedEngine Fusion LoRAWeights Message Mix "
     "Plan Prompt Residency Router Routing Sampling Segment SentenceMixes Span TextCodec TokenEvent TokenLogprob "
-    "check_base check_fits install read_adapter select_top_p".split()
+    "Completion Delta Finished Generator check_base check_fits install read_adapter select_top_p".split()
 )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from deployments.args import LimitArgs, RoutingArgs
 from deployments.http.access import Access
-from deployments.http.api import create_api
+from deployments.http.app import create_app
 from tests.support.paths import ROOT
 from tests.support.shown_commands import check
 
@@ -55,23 +55,26 @@ def test_curl_bodies_are_json() -> None:
         assert "model" in json.loads(body)
 
 
-def test_the_file_map_names_files_that_exist() -> None:
-    tree = README.split("## Where things are", 1)[1].split("```")[1]
-    folder = ""
-    names = 0
-    for line in tree.strip().splitlines():
-        top = re.match(r"(\S+/)", line)
-        if top and not line.startswith(" "):
-            folder = top[1]
-        for name in re.findall(r"(?<![\w/.])([\w*]+(?:\.(?:py|yaml|md)|/))(?=\s|$)", line):
-            candidates = [*ROOT.glob(name.rstrip("/")), *(ROOT / folder).glob(name.rstrip("/"))]
-            assert candidates, f"the README's map names {name} in {folder or 'the top'}"
-            names += 1
-    assert names > 30
+@pytest.mark.parametrize("package", ["dlp_core", "deployments"])
+def test_the_map_lists_every_file_of_every_package(package: str) -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    table = page.split(f"| `{package}/` | what it is | files |")[1].split("\n\n")[0]
+    listed = set()
+    for place, files in re.findall(r"^\| `([\w/.]+)` \|.*\| ([^|]*)\|$", table, flags=re.MULTILINE):
+        names = re.findall(r"`(\w+)`", files)
+        listed |= {f"{place}{name}.py" for name in names} or {place}
+    there = {path.relative_to(ROOT / package).as_posix() for path in (ROOT / package).rglob("*.py")}
+    assert listed == {path for path in there if not path.endswith("__init__.py")}
+
+
+def test_the_walk_of_a_request_is_short_and_passes_files_that_exist() -> None:
+    files = re.findall(r"^\| \d \| `([\w/.]+)` \|", (ROOT / "docs/architecture.md").read_text(), flags=re.MULTILINE)
+    assert 5 < len(files) <= 8
+    assert all((ROOT / file).is_file() for file in files)
 
 
 def test_every_route_shown_exists() -> None:
-    api = create_api(None, routing=RoutingArgs(), limits=LimitArgs(), access=Access())  # type: ignore[arg-type]
+    api = create_app(None, routing=RoutingArgs(), limits=LimitArgs(), access=Access())  # type: ignore[arg-type]
     routes = {route.path for route in api.routes}
     for page in (ROOT / "README.md", ROOT / "docs/api.md"):
         shown = set(re.findall(r"(?:GET|POST)[` ]+(/[\w/{}]+)", page.read_text()))
@@ -84,3 +87,23 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def anchors(text: str, level: str = "#+") -> list[str]:
+    """What GitHub calls the headings of a page."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(rf"^{level} (.*)$", prose, flags=re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_headings_lead_to_one_of_that_name(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", page.read_text()):
+        named = anchors((page.parent / target if target else page).read_text()).count(anchor)
+        assert named == 1, f"{page.name} links to {target}#{anchor}, of which there are {named}"
+
+
+def test_the_log_lists_every_entry_by_topic() -> None:
+    log = (ROOT / "docs/log.md").read_text()
+    index, entries = log.split("\n## By topic\n")[1].split("\n## ", 1)
+    assert sorted(re.findall(r"\]\(#([^)]+)\)", index)) == sorted(anchors(entries, "###"))

@@ -11,6 +11,7 @@ from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve._private.request_router.common import ReplicaQueueLengthCache
 
 from deployments.fleet.affinity import AffinityRouter, weights_of
+from dlp_core.engine.request import Sampling
 from dlp_core.generation.messages import GenerationRequest
 from dlp_core.mix import EMPTY_MIX, Mix
 
@@ -26,7 +27,7 @@ def replica(name: str, *resident: str) -> Any:
 
 def pending(mix: Mix = MIX, request_id: str = "1") -> Any:
     return SimpleNamespace(
-        args=[GenerationRequest(request_id, "bank", mix, "text")],
+        args=[GenerationRequest(request_id, "bank", mix, "text", Sampling())],
         metadata=SimpleNamespace(internal_request_id=request_id),
         routing_context=SimpleNamespace(should_backoff=False),
     )

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from deployments.args import RoutingArgs
 from deployments.http.access import ANYBODY, TOKEN_VARIABLE, Access
-from deployments.http.api import create_api
+from deployments.http.app import create_app
 from deployments.http.errors import Unauthorized
 from dlp_core.bank.follower import Refusal
 from dlp_core.bank.manifest import BankManifest
@@ -169,7 +169,7 @@ def service(tmp_path: Path) -> EchoService:
 @pytest.fixture
 def http(service: EchoService, keys: Path) -> TestClient:
     return TestClient(
-        create_api(service, routing=RoutingArgs(), limits=LIMITS, access=Access(keys_file=keys)),
+        create_app(service, routing=RoutingArgs(), limits=LIMITS, access=Access(keys_file=keys)),
         base_url="http://test/v1",
     )
 
@@ -237,7 +237,7 @@ def test_the_mask_reaches_the_router(http: TestClient, service: EchoService) -> 
 
 def test_a_key_without_any_adapter_of_the_bank_gets_the_plain_backbone(service: EchoService, tmp_path: Path) -> None:
     file = write_keys(tmp_path / "none.yaml", [{"name": "c", "key": A, "adapters": ["elsewhere-*"]}])
-    api = create_api(service, routing=RoutingArgs(), limits=LIMITS, access=Access(keys_file=file))
+    api = create_app(service, routing=RoutingArgs(), limits=LIMITS, access=Access(keys_file=file))
     reply = TestClient(api).post("/v1/route", json={"text": "sql"}, headers=bearer(A)).json()
     assert (reply["reason"], reply["mix"], reply["probabilities"]) == ("none_of_these", [], None)
 
@@ -280,7 +280,7 @@ def echo() -> AdminEcho:
 @pytest.fixture
 def admin(echo: AdminEcho, monkeypatch: pytest.MonkeyPatch) -> TestClient:
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
-    api = create_api(echo, routing=RoutingArgs(), limits=LIMITS, access=Access())
+    api = create_app(echo, routing=RoutingArgs(), limits=LIMITS, access=Access())
     return TestClient(api, base_url="http://test/v1", headers=bearer(TOKEN))
 
 
@@ -289,7 +289,7 @@ ADMIN_ROUTES = ["/load_lora_adapter", "/unload_lora_adapter", "/bank/publish", "
 
 @pytest.mark.parametrize("path", ADMIN_ROUTES)
 def test_without_a_token_there_are_no_admin_routes(path: str) -> None:
-    http = TestClient(create_api(AdminEcho(), routing=RoutingArgs(), limits=LIMITS, access=Access()))
+    http = TestClient(create_app(AdminEcho(), routing=RoutingArgs(), limits=LIMITS, access=Access()))
     nowhere = http.post("/v1/nowhere", json={}, headers=bearer(TOKEN))
     reply = http.post(f"/v1{path}", json={}, headers=bearer(TOKEN))
     assert reply.status_code == nowhere.status_code == 404

@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,8 +20,10 @@ from starlette.testclient import TestClient
 
 from deployments.args import LimitArgs, RoutingArgs
 from deployments.http.access import Access
-from deployments.http.api import create_api
+from deployments.http.app import create_app
+from deployments.http.requests import ChatRequest, CompletionRequest
 from dlp_core.decision import Decision, RoutingOptions, decide
+from dlp_core.engine.request import Sampling
 from dlp_core.errors import AdapterUnavailable, EngineFailed, EngineFull, PromptTooLong, StoreUnavailable
 from dlp_core.generation.messages import Delta, Finished, GenerationRequest, Logprob, TokenText
 from dlp_core.mix import EMPTY_MIX, Mix, Span, select_top_p
@@ -103,8 +105,9 @@ class EchoService:
                 if self.fail is not None and index == self.fail_after:
                     raise self.fail
                 token = TokenText(f"{word} ", f"{word} ".encode(), -0.5)
-                found = Logprob(token, (token,)[: request.logprobs], sum(len(word) + 1 for word in words[:index]))
-                yield Delta(f"{word} ", () if request.logprobs is None else (found,))
+                asked = request.sampling.logprobs
+                logprob = Logprob(token, (token,)[:asked], sum(len(word) + 1 for word in words[:index]))
+                yield Delta(f"{word} ", () if asked is None else (logprob,))
             yield Finished("stop", 7, len(words), (Span(0, 7 + len(words), request.mix),))
         finally:
             self.closed += 1
@@ -117,7 +120,7 @@ def service() -> EchoService:
 
 @pytest.fixture
 def http(service: EchoService) -> Iterator[TestClient]:
-    api = create_api(service, routing=RoutingArgs(max_adapters=3), limits=LIMITS, access=Access())
+    api = create_app(service, routing=RoutingArgs(max_adapters=3), limits=LIMITS, access=Access())
     with TestClient(api, raise_server_exceptions=False, base_url="http://server/v1") as client:
         yield client
 
@@ -340,10 +343,16 @@ def test_parameters_reach_the_backbone(http: TestClient, service: EchoService) -
         json=chat(max_completion_tokens=9, temperature=1, top_p=0.5, top_k=3, stop=["a", "b"], seed=None),
     )
     plain, completion, full = service.asked
-    assert (plain.max_tokens, plain.temperature, plain.top_p, plain.top_k, plain.stop) == (None, 0.0, 1.0, 0, ())
-    assert completion.max_tokens == 16
-    assert (full.max_tokens, full.temperature, full.top_p, full.top_k, full.stop) == (9, 1.0, 0.5, 3, ("a", "b"))
+    assert (plain.sampling, plain.stop) == (Sampling(), ())
+    assert completion.sampling == Sampling(max_tokens=16)
+    assert (full.sampling, full.stop) == (Sampling(max_tokens=9, temperature=1.0, top_p=0.5, top_k=3), ("a", "b"))
     assert len({request.request_id for request in service.asked}) == 3
+
+
+def test_every_sampling_option_can_be_asked_for() -> None:
+    assert {field.name for field in fields(Sampling)} <= set(ChatRequest.model_fields) & set(
+        CompletionRequest.model_fields
+    )
 
 
 def test_the_rarer_parameters_reach_the_backbone(http: TestClient, service: EchoService) -> None:
@@ -352,8 +361,8 @@ def test_the_rarer_parameters_reach_the_backbone(http: TestClient, service: Echo
     http.post("/chat/completions", json=chat(logprobs=True))
     http.post("/completions", json={"model": "auto", "prompt": "a", "logprobs": 0})
     http.post("/completions", json={"model": "auto", "prompt": "a"})
-    assert [request.logprobs for request in service.asked] == [3, 0, 0, None]
-    assert {key: getattr(service.asked[0], key) for key in rare} == rare
+    assert [request.sampling.logprobs for request in service.asked] == [3, 0, 0, None]
+    assert service.asked[0].sampling == Sampling(logprobs=3, **rare)
 
 
 @pytest.mark.parametrize(
@@ -380,7 +389,7 @@ def test_sentences_are_routed_where_the_router_decides(
 def test_several_choices(client: openai.OpenAI, service: EchoService) -> None:
     reply = client.chat.completions.create(**chat("sql it", n=3, seed=5, temperature=0.5))
     assert [(choice.index, choice.message.content) for choice in reply.choices] == [(i, "sql it ") for i in range(3)]
-    assert [request.seed for request in service.asked] == [5, 6, 7]
+    assert [request.sampling.seed for request in service.asked] == [5, 6, 7]
     assert len({request.request_id for request in service.asked}) == 3
     assert reply.usage is not None
     assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (7, 6)
@@ -700,7 +709,7 @@ def test_a_stream_out_of_time_ends_with_an_error(http: TestClient, service: Echo
 
 async def test_a_client_that_goes_away_closes_the_generation(service: EchoService) -> None:
     service.delay = 0.05
-    api = create_api(service, routing=RoutingArgs(), limits=LIMITS, access=Access())
+    api = create_app(service, routing=RoutingArgs(), limits=LIMITS, access=Access())
     body = json.dumps(chat("a b c d e f", stream=True)).encode()
     sent: list[bytes] = []
     gone = asyncio.Event()

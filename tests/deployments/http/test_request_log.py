@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from deployments.args import LimitArgs, LogArgs, RoutingArgs
 from deployments.http.access import Access
-from deployments.http.api import create_api
+from deployments.http.app import create_app
 from deployments.http.request_log import log, safe_id
 from dlp_core.errors import EngineFailed, EngineFull, PromptTooLong
 from tests.deployments.http.test_api import EchoService, chat
@@ -58,7 +58,7 @@ def service() -> EchoService:
 
 
 def client_of(service: EchoService, **settings: Any) -> TestClient:
-    api = create_api(service, routing=RoutingArgs(), limits=LIMITS, access=Access(), **settings)
+    api = create_app(service, routing=RoutingArgs(), limits=LIMITS, access=Access(), **settings)
     return TestClient(api, raise_server_exceptions=False)
 
 
@@ -153,7 +153,7 @@ def test_a_wrong_method_and_a_missing_bank(http: TestClient, service: EchoServic
 def test_a_key_is_told_by_its_name(service: EchoService, lines: Lines, tmp_path: Path) -> None:
     keys = tmp_path / "keys.yaml"
     keys.write_text("keys: [{name: team-a, key: 0123456789abcdef}]")
-    api = create_api(service, routing=RoutingArgs(), limits=LIMITS, access=Access(keys_file=keys))
+    api = create_app(service, routing=RoutingArgs(), limits=LIMITS, access=Access(keys_file=keys))
     http = TestClient(api)
     http.post("/v1/chat/completions", json=chat(), headers={"authorization": "Bearer 0123456789abcdef"})
     http.post("/v1/chat/completions", json=chat(), headers={"authorization": "Bearer fedcba9876543210"})
@@ -184,7 +184,7 @@ def test_a_request_out_of_time(
 
 async def disconnected(service: EchoService, *, after: bytes, cancelled: bool = False, **changes: Any) -> None:
     """A client that goes away when it has seen `after`, as the server tells it: by a message or by cancelling."""
-    api = create_api(service, routing=RoutingArgs(), limits=LIMITS, access=Access())
+    api = create_app(service, routing=RoutingArgs(), limits=LIMITS, access=Access())
     gone = asyncio.Event()
     messages = iter([{"type": "http.request", "body": json.dumps(chat(SECRET, **changes)).encode()}])
 

@@ -15,13 +15,14 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from deployments.observe import tracing
+from dlp_core.engine.request import Sampling
 from dlp_core.errors import AdapterUnavailable
 from dlp_core.generation.messages import Delta, Finished, GenerationRequest
 from dlp_core.mix import EMPTY_MIX, Mix, Span
 
 SAMPLED = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
 NOT_SAMPLED = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"}
-REQUEST = GenerationRequest("id", "one", Mix.of({"sql": 1.0}), "the zebra")
+REQUEST = GenerationRequest("id", "one", Mix.of({"sql": 1.0}), "the zebra", Sampling())
 
 
 @pytest.fixture

@@ -11,12 +11,13 @@ from ray.exceptions import ActorDiedError
 
 from deployments.args import AppArgs
 from deployments.replicas.ingress import Ingress
+from dlp_core.engine.request import Sampling
 from dlp_core.errors import EngineFailed, EngineFull
 from dlp_core.generation.messages import Delta, Finished, GenerationRequest
 from dlp_core.mix import EMPTY_MIX, Span
 
 FINISHED = Finished("stop", 1, 2, (Span(0, 3, EMPTY_MIX),))
-REQUEST = GenerationRequest("id", "one", EMPTY_MIX, "hello", 5)
+REQUEST = GenerationRequest("id", "one", EMPTY_MIX, "hello", Sampling(max_tokens=5))
 
 
 class Replicas:

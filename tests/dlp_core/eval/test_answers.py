@@ -164,12 +164,13 @@ async def test_by_sentence_every_sentence_is_routed_also_of_what_was_said(base: 
     async with running(base, bank) as loaded:
         asked = Answerer(loaded, bank.manifest, ByFullStops(), Journal(None), setup="x")  # type: ignore[arg-type]
         found = (await asked.answer([job], at_once=1))[job]
-        ids, plan, prompt = asked._request(job)
+        prompt, plan = asked._request(job)
+        asked_tokens = len(loaded.codec.encode_chat([Message("user", job.text)]).ids)
     assert (found.tokens, found.mixes) == (2, 3)
     expected = [TASKS_IN_ORDER[stops] for stops in (1, 0, 1, 2, 0)]
     assert [unqualify(mix.names[0]) for _, mix in plan.spans] == expected
-    assert [position > len(prompt.ids) for position, _ in plan.spans] == [False, False, False, True, True]
-    assert plan.spans[-1][0] < len(ids)
+    assert [position > asked_tokens for position, _ in plan.spans] == [False, False, False, True, True]
+    assert plan.spans[-1][0] < len(prompt.ids)
 
 
 async def test_what_is_in_the_journal_is_not_done_again(base: Path, bank: JudgedBank, tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""Every figure by the name that pages call it by."""
+
+from __future__ import annotations
+
+from benchmarks.figures import decoding, engines, quality, routing, serving, targets
+from benchmarks.figures.markdown import Lines
+from benchmarks.figures.pages import Figure
+from benchmarks.figures.sources import SOURCES, Results
+
+
+def source(name: str) -> Figure:
+    """The figure of a raw result that shows no table, only where others come from."""
+
+    def figure(results: Results) -> Lines:
+        """Where the other figures of this result come from."""
+        results[name]
+        return []
+
+    return figure
+
+
+FIGURES: dict[str, Figure] = {
+    figure.__name__: figure
+    for figure in (
+        targets.headline,
+        targets.targets,
+        targets.targets_missed,
+        decoding.decode_step,
+        decoding.decode_wide,
+        decoding.decode_grid,
+        decoding.decode_mix,
+        decoding.decode_idle,
+        decoding.decode_plain_ms,
+        decoding.decode_peft_rows,
+        decoding.decode_loop,
+        decoding.prefill,
+        engines.throughput,
+        engines.vllm_lora,
+        engines.vllm_plain,
+        engines.llama_cpp_plain,
+        engines.llama_cpp_mixes,
+        engines.over_llama_cpp_mixes,
+        engines.arrivals,
+        engines.arrivals_requests,
+        serving.cold_start,
+        serving.cold_added,
+        serving.cold_small,
+        serving.cold_large,
+        serving.cold_loopback,
+        serving.cold_fetch,
+        serving.cold_pack,
+        serving.http,
+        serving.http_two_threads,
+        serving.http_one_thread,
+        serving.http_token_ms,
+        serving.http_throughput_mode,
+        serving.start,
+        serving.streams,
+        serving.streams_same,
+        serving.streams_mixes,
+        serving.loads,
+        routing.router_quality,
+        routing.router_right,
+        routing.router_p50,
+        routing.router_p99,
+        routing.router_growth,
+        routing.router_latency,
+        routing.affinity,
+        routing.autoscaling,
+        quality.demo_quality,
+        quality.bigbench_arms,
+        quality.bigbench_composites,
+        quality.bigbench_tasks,
+        quality.bigbench_plain,
+        quality.bigbench_oracle,
+        quality.bigbench_routed,
+        quality.bigbench_routed_less,
+        quality.bigbench_right_gain,
+        quality.bigbench_random_gain,
+        quality.bigbench_joint_loss,
+        quality.bigbench_sentence_loss,
+    )
+}
+FIGURES |= {f"{name}_source": source(name) for name in SOURCES}

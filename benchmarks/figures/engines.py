@@ -1,0 +1,84 @@
+"""Figures of whole engines: tokens a second beside vLLM and llama.cpp, and requests that arrive by themselves."""
+
+from __future__ import annotations
+
+from benchmarks.figures.markdown import Lines, span, table
+from benchmarks.figures.sources import Results
+
+COUNTS = (1, 4, 16)
+ENGINES = {
+    ("ours", "plain"): "dlp-serve, plain",
+    ("ours", "k=1"): "dlp-serve, one adapter a request",
+    ("ours", "k=2"): "dlp-serve, a mix of 2 a request",
+    ("ours", "k=3"): "dlp-serve, a mix of 3 a request",
+    ("vllm", "plain"): "vLLM for CPUs, plain",
+    ("vllm", "k=1"): "vLLM for CPUs, one adapter a request",
+    ("llama.cpp", "plain"): "llama.cpp, plain",
+    ("llama.cpp", "k=2"): "llama.cpp, a mix of 2 a request",
+}
+TRAFFIC = {
+    "plain": "plain",
+    "one": "one adapter",
+    "k=3": "mixes of 3",
+    "k=3 of 100": "mixes of 3 of 100 in 32 slots",
+}
+
+
+def throughput(results: Results) -> Lines:
+    """Tokens a second of every engine, 1, 4 and 16 requests together."""
+    found = _rates(results)
+    rows = [[text, *(f"{found[(*side, count)]:.3g}" for count in COUNTS)] for side, text in ENGINES.items()]
+    return table(["tokens/s", "1 request", "4", "16"], rows)
+
+
+def vllm_lora(results: Results) -> str:
+    """Our tokens a second under mixes of 2 over those of vLLM under one adapter, 1 to 16 requests."""
+    return span((target["ratio"] for target in results["throughput"]["targets"]), ".1f")
+
+
+def vllm_plain(results: Results) -> str:
+    """The plain vLLM engine's tokens a second over ours, 1 to 16 requests."""
+    return span(_over(results, ("vllm", "plain"), ("ours", "plain")), ".1f")
+
+
+def llama_cpp_plain(results: Results) -> str:
+    """The plain llama.cpp engine's tokens a second over ours, one request."""
+    return f"{_over(results, ('llama.cpp', 'plain'), ('ours', 'plain'))[0]:.1f}"
+
+
+def llama_cpp_mixes(results: Results) -> str:
+    """llama.cpp's tokens a second over ours, both under a mix of 2, one request."""
+    return f"{_over(results, ('llama.cpp', 'k=2'), ('ours', 'k=2'))[0]:.1f}"
+
+
+def over_llama_cpp_mixes(results: Results) -> str:
+    """Our tokens a second over llama.cpp's, 16 requests under mixes of 2."""
+    return f"{_over(results, ('ours', 'k=2'), ('llama.cpp', 'k=2'))[-1]:.1f}"
+
+
+def arrivals(results: Results) -> Lines:
+    """Requests that arrive by themselves: the time between tokens, and how many met the objective."""
+    rows = []
+    for row in results["engine"]["rows"]:
+        name = "16 clients without pause" if row["process"] == "closed" else f"{row['process']}, load {row['load']}"
+        between = f"{row['itl_p50']:.0f} ms", f"{row['ratio']:.2f}"
+        done = f"{row['met']:.0%}", f"{row['tokens_per_s']:.0f}"
+        rows.append([f"{name}: {TRAFFIC[row['side']]}", row["requests"], *between, *done])
+    columns = ["requests", "between tokens, median", "over plain", "met the objective", "tokens/s"]
+    return table(["arrivals: adapters", *columns], rows)
+
+
+def arrivals_requests(results: Results) -> str:
+    """How many requests a side answered in one cell of the arrivals."""
+    return span((row["requests"] for row in results["engine"]["rows"]), "d")
+
+
+def _rates(results: Results) -> dict[tuple[str, str, int], float]:
+    rows = results["throughput"]["rows"]
+    return {(row["engine"], row["side"], row["sequences"]): row["tokens_per_s"] for row in rows}
+
+
+def _over(results: Results, side: tuple[str, str], base: tuple[str, str]) -> list[float]:
+    """One side's tokens a second over another's, at 1, 4 and 16 requests."""
+    found = _rates(results)
+    return [found[(*side, count)] / found[(*base, count)] for count in COUNTS]

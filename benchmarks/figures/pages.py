@@ -1,0 +1,115 @@
+"""Marks in Markdown pages, and what belongs between them.
+
+A figure stands between two comments, which a rendered page does not show:
+
+    The mix costs <!-- figure:decode_mix -->1.07 to 1.08<!-- / --> times the plain step.
+
+A table is marked the same way, on lines of its own, and names its raw results below it. A figure in a sentence may not
+begin a line, which Markdown would take for HTML. The raw result it comes from has to be named in its section (from one
+`##` to the next): by a table of the same result, or by the figure of that result whose name ends in `_source`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.figures.markdown import Lines
+from benchmarks.figures.sources import Results
+from dlp_core.errors import InvalidRequest
+
+Figure = Callable[[Results], str | Lines]
+"""From raw results to a few characters of a sentence, or to the lines of a table."""
+
+END = "<!-- / -->"
+MARKED = re.compile(rf"<!-- figure:(\w+) -->((?:(?!<!--).)*){END}", re.DOTALL)
+COMMENT = re.compile(r"<!-- *(?:figure|/).*?-->")
+LINE_BEGINS = re.compile(r"[ \t>]*(?:[-*+]|\d+[.)])?[ \t]*")
+
+
+class Stale(NamedTuple):
+    """A figure that does not show what its raw results say."""
+
+    page: Path
+    line: int
+    figure: str
+    shown: str
+    measured: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}: {self.figure} is stale: {self.shown!r} should be {self.measured!r}"
+
+
+class Filled(NamedTuple):
+    """A page with its figures as they should be, and those that were not."""
+
+    text: str
+    stale: list[Stale]
+
+
+def fill(root: Path, page: Path, figures: Mapping[str, Figure]) -> Filled:
+    """Fills the figures of a page, whose path is below `root`, from the raw results below `root`.
+
+    Raises InvalidRequest, naming page and line, for a mark that is not closed or has no figure, a figure in a sentence
+    that begins a line, and one whose raw result its section does not name."""
+    text = (root / page).read_text()
+    pieces: list[str] = []
+    stale: list[Stale] = []
+    # By section: the raw results of figures in sentences, with the first figure of each; those that tables name.
+    used: dict[int, dict[str, tuple[str, int]]] = defaultdict(dict)
+    named: dict[int, set[str]] = defaultdict(set)
+    end = 0
+    for name, shown, start, line in _marks(text, page):
+        if name not in figures:
+            raise InvalidRequest(f"{page}:{line}: there is no figure {name!r}; python -m benchmarks.figures --list")
+        section = text.count("\n## ", 0, start)
+        results = Results(root)
+        measured = figures[name](results)
+        if isinstance(measured, str):
+            if LINE_BEGINS.fullmatch(text[text.rfind("\n", 0, start) + 1 : start]):
+                raise InvalidRequest(f"{page}:{line}: figure {name} begins a line; move a word in front of it")
+            used[section] |= {source: (name, line) for source in results.names if source not in used[section]}
+        else:
+            lines = [*measured, ""] if measured else []
+            measured = "\n".join(["", *lines, *results.origin((root / page).parent), ""])
+            named[section].update(results.names)
+        if shown != measured:
+            stale.append(_first_difference(page, line, name, shown, measured))
+        pieces += [text[end:start], f"<!-- figure:{name} -->{measured}{END}"]
+        end = start + len(f"<!-- figure:{name} -->{shown}{END}")
+    for section, sources in used.items():
+        for source, (name, line) in sources.items():
+            if source not in named[section]:
+                raise InvalidRequest(
+                    f"{page}:{line}: the section of figure {name} does not name its raw result; "
+                    f"add the figure {source}_source"
+                )
+    return Filled("".join([*pieces, text[end:]]), stale)
+
+
+def _marks(text: str, page: Path) -> Iterator[tuple[str, str, int, int]]:
+    """Name, content, place and line of every mark."""
+    whole = {place for mark in MARKED.finditer(text) for place in (mark.start(), mark.end() - len(END))}
+    for comment in COMMENT.finditer(text):
+        if comment.start() not in whole:
+            line = _line(text, comment.start())
+            raise InvalidRequest(f"{page}:{line}: {comment[0]} is not one of a pair <!-- figure:NAME -->...{END}")
+    for mark in MARKED.finditer(text):
+        yield mark[1], mark[2], mark.start(), _line(text, mark.start())
+
+
+def _first_difference(page: Path, line: int, name: str, shown: str, measured: str) -> Stale:
+    """Of a table, its first line that differs."""
+    pairs = [*shown.split("\n")], [*measured.split("\n")]
+    width = max(map(len, pairs))
+    for offset, (mine, its) in enumerate(zip(*(lines + [""] * (width - len(lines)) for lines in pairs), strict=True)):
+        if mine != its:
+            return Stale(page, line + offset, name, mine, its)
+    raise AssertionError("there is no difference")
+
+
+def _line(text: str, place: int) -> int:
+    return text.count("\n", 0, place) + 1

@@ -1,0 +1,156 @@
+"""Figures of what surrounds the engine: cold adapters, HTTP, starts, streams beside each other and beside loads."""
+
+from __future__ import annotations
+
+from benchmarks.figures.markdown import Lines, table
+from benchmarks.figures.sources import Result, Results
+
+HTTP = {"engine": "the engine, called directly", "serve": "Serve's own proxy", "throughput": "throughput mode"}
+HTTP_RESULTS = ("http_path", "http_path_one_thread")
+SMALL, LARGE = 0.94, 39.13
+"""Megabytes of the two adapters of a cold start."""
+STARTS = {
+    "process": "a process, start to end",
+    "router": "in a process that runs",
+    "engine": "the engine without Ray",
+    "serve": "`dlp serve`",
+}
+
+
+def cold_start(results: Results) -> Lines:
+    """The first token by where its adapter is, and what a cold one adds."""
+    cells: dict[tuple[str, float], dict[str, Result]] = {}
+    for row in results["cold_start"]["rows"]:
+        cells.setdefault((row["link"], row["mb"]), {})[row["side"]] = row
+    rows = []
+    for (link, mb), sides in cells.items():
+        cold = sides["cold"]
+        first_tokens = [_ms(sides[side]["ttft_ms"]) for side in ("device", "host", "disk", "cold")]
+        added = _ms(cold["added_ms"]), _ms(cold["ideal_ms"]), f"{cold['ratio']:.2f}"
+        rows.append([f"{link}; {mb:.2g} MB", *first_tokens, *added])
+    columns = ["first token: in a slot", "in host memory", "on disk", "cold", "cold adds", "ideal", "over ideal"]
+    return table(["link; adapter", *columns], rows)
+
+
+def cold_added(results: Results) -> str:
+    """What a cold adapter of 0.94 MB adds to the first token, over 20 ms and 100 MB/s."""
+    return _ms(_cold(results, "20 ms, 100 MB/s", SMALL)["added_ms"])
+
+
+def cold_small(results: Results) -> str:
+    """That over the first byte and the bytes at the bandwidth of a plain GET."""
+    return f"{_cold(results, '20 ms, 100 MB/s', SMALL)['ratio']:.2f}"
+
+
+def cold_large(results: Results) -> str:
+    """The same for an adapter of 39 MB."""
+    return f"{_cold(results, '20 ms, 100 MB/s', LARGE)['ratio']:.2f}"
+
+
+def cold_loopback(results: Results) -> str:
+    """The same over loopback, for both adapters."""
+    return " and ".join(f"{_cold(results, 'loopback', mb)['ratio']:.1f}" for mb in (SMALL, LARGE))
+
+
+def cold_pack(results: Results) -> str:
+    """From checked files of 39 MB on disk to host memory."""
+    return _ms(_cold(results, "loopback", LARGE)["pack_ms"])
+
+
+def cold_fetch(results: Results) -> str:
+    """From S3 over loopback to checked files on disk, 39 MB."""
+    return _ms(_cold(results, "loopback", LARGE)["fetch_ms"])
+
+
+def http(results: Results) -> Lines:
+    """Tokens a second over HTTP beside the engine's, with two threads for the model and with one."""
+    rows = []
+    for name in HTTP_RESULTS:
+        for row in results[name]["rows"]:
+            side = HTTP[row["side"]], results[name]["threads"], row["streams"]
+            share = "" if row["side"] == "engine" else f"{row['ratio']:.2f}"
+            rows.append([*side, f"{row['tokens_per_s']:.1f}", share, _ms(row["first_token_p50_ms"])])
+    return table(["", "threads", "streams", "tokens/s", "of the engine's", "first token, median"], rows)
+
+
+def http_two_threads(results: Results) -> str:
+    """HTTP in throughput mode over the engine at 16 streams, tokens a second, two threads for the model."""
+    return f"{_http(results, 'http_path')['ratio']:.2f}"
+
+
+def http_one_thread(results: Results) -> str:
+    """The same with one thread for the model."""
+    return f"{_http(results, 'http_path_one_thread')['ratio']:.2f}"
+
+
+def http_token_ms(results: Results) -> str:
+    """What HTTP in throughput mode adds to a token of a single stream, two threads for the model."""
+    return f"{_http(results, 'http_path', 1)['added_ms'] / results['http_path']['tokens']:.0f}"
+
+
+def http_throughput_mode(results: Results) -> Lines:
+    """Requests a second and the latency added by HTTP, without throughput mode and with it."""
+    rows = []
+    for name, model in (("http_path_tiny", "tiny random model"), ("http_path_smollm2", "SmolLM2-135M bf16")):
+        for streams, sides in results[name]["streams"].items():
+            rates = [f"{sides[side]['requests_per_s']:.3g}" for side in HTTP]
+            added = [_ms(sides[side]["added_p50_ms"]) for side in ("serve", "throughput")]
+            rows.append([f"{model}, {streams}", *rates, *added])
+    columns = ["engine, requests/s", "without", "with", "added without", "added with"]
+    return table(["model, streams", *columns], rows)
+
+
+def start(results: Results) -> Lines:
+    """Where the time of a start goes, phase by phase."""
+    rows = [
+        [f"{STARTS[row['kind']]}: {'**all of it**' if row['side'] == 'all' else row['side']}", _ms(row["ms"])]
+        for row in results["startup"]["rows"]
+    ]
+    return table(["phase", "median"], rows)
+
+
+def streams(results: Results) -> Lines:
+    """The same prompts one at a time and all at once."""
+    found = results["concurrent_streams"]
+    rows = [
+        [name, f"{found[side]['tokens_per_s']:.1f}", f"{found[side]['first_token_s']:.2f} s"]
+        for name, side in (("one at a time", "alone"), (f"{found['streams']} streams", "together"))
+    ]
+    return table(["", "tokens/s", "first token, median"], rows)
+
+
+def streams_same(results: Results) -> str:
+    """How many of the prompts had the same text and mix in both ways."""
+    found = results["concurrent_streams"]
+    return f"{found['streams'] - len(found['different'])} of {found['streams']}"
+
+
+def streams_mixes(results: Results) -> str:
+    """How many mixes those prompts had."""
+    return str(results["concurrent_streams"]["mixes"])
+
+
+def loads(results: Results) -> Lines:
+    """The time between tokens while nothing loads, and while adapters do."""
+    found = results["load_overlap"]
+    rows = [
+        [name, _ms(found[side]["p50_ms"]), _ms(found[side]["p99_ms"])]
+        for name, side in (("nothing loads", "quiet"), (f"{found['loads_per_s']:.1f} loads a second", "loading"))
+    ]
+    return table([f"{found['streams']} streams, between tokens", "median", "99th percentile"], rows)
+
+
+def _cold(results: Results, link: str, mb: float) -> Result:
+    return next(
+        row for row in results["cold_start"]["rows"] if (row["link"], row["mb"], row["side"]) == (link, mb, "cold")
+    )
+
+
+def _http(results: Results, name: str, streams: int = 16) -> Result:
+    rows = results[name]["rows"]
+    return next(row for row in rows if (row["side"], row["streams"]) == ("throughput", streams))
+
+
+def _ms(value: float) -> str:
+    """Two digits at least: 6.1 ms, 43 ms, 1,100 ms."""
+    return f"{value:.1f} ms" if abs(value) < 10 else f"{value:,.0f} ms"

@@ -1,0 +1,90 @@
+"""The targets beside what was measured, and the five figures for the front page."""
+
+from __future__ import annotations
+
+import re
+
+from benchmarks.figures.decoding import decode_mix
+from benchmarks.figures.engines import vllm_lora, vllm_plain
+from benchmarks.figures.markdown import Lines, table
+from benchmarks.figures.quality import bigbench_oracle, bigbench_plain, bigbench_routed
+from benchmarks.figures.routing import router_p50, router_p99
+from benchmarks.figures.serving import http_two_threads
+from benchmarks.figures.sources import Result, Results
+
+JUDGED = ("decode_step", "prefill", "throughput", "cold_start", "http_path", "http_path_one_thread")
+"""Results with targets."""
+
+WORDS = {
+    "idle over base": "decode step, no adapter active, over the plain model",
+    "k=3 over base": "decode step, a different mix of 3 for each row, over the plain model",
+    "k=3 over k=1": "decode step, mixes of 3 over one adapter for each row",
+    "k=3 beside 100 over k=3": "decode step, 100 adapters resident over 8, same mixes",
+    "k=2 over base, all linear layers at rank 16": "decode step, mixes of 2, all linear layers at rank 16",
+    "prefill of 512 tokens, k=3 over base": "prompt of 512 tokens, a mix of 3, over the plain model",
+    "tokens/s, k=2 over vLLM's one adapter": "tokens/s under mixes of 2, over vLLM's under one adapter",
+    "HTTP (serve) over the engine": "tokens/s over HTTP, Serve's own proxy, over the engine's",
+    "HTTP (throughput) over the engine": "tokens/s over HTTP, throughput mode, over the engine's",
+}
+COUNTS = (1, 4, 16)
+_COUNTED = re.compile(r"(.*), (\d+) (?:sequences?|streams)")
+
+
+def targets(results: Results) -> Lines:
+    """Every target and what was measured, by the number of sequences or streams. What missed is bold."""
+    cells: dict[tuple[str, str], dict[int, str]] = {}
+    for name in JUDGED:
+        for target in results[name]["targets"]:
+            what, count = _counted(target["what"])
+            text = WORDS.get(what, what)
+            if name.startswith("http_path"):
+                text += f", {results[name]['threads']} thread{'s' * (results[name]['threads'] > 1)}"
+            cells.setdefault((text, _bound(target)), {})[count] = _judged(target)
+    rows = [[text, *(found.get(count, "") for count in COUNTS), bound] for (text, bound), found in cells.items()]
+    return table(["ratio", "1", "4", "16", "target"], rows)
+
+
+def targets_missed(results: Results) -> str:
+    """How many targets were missed, of how many."""
+    found = [target["met"] for name in JUDGED for target in results[name]["targets"]]
+    return f"{found.count(False)} of {len(found)}"
+
+
+def headline(results: Results) -> Lines:
+    """The five figures of the front page."""
+    vllm = f"{vllm_lora(results)} (plain engines: {vllm_plain(results)} in vLLM's favour)"
+    quality = " / ".join(figure(results) for figure in (bigbench_plain, bigbench_routed, bigbench_oracle))
+    http = http_two_threads(results)
+    decode_target = _kept(results["decode_step"], "k=3 over base")
+    vllm_target = _kept(results["throughput"], "tokens/s, k=2 over vLLM's one adapter")
+    http_target = _kept(results["http_path"], "HTTP (throughput) over the engine")
+    rows = [
+        ["a decode step, a different mix of 3 for each row, over the plain model", decode_mix(results), decode_target],
+        ["tokens/s under mixes of 2, over vLLM for CPUs under one adapter", vllm, vllm_target],
+        ["tokens/s over HTTP in throughput mode, 16 streams, over the engine alone", http, http_target],
+        ["26 BIG-bench tasks, points: backbone / routed / the right adapter", quality, ""],
+        ["routing a prompt, median / 99th percentile", f"{router_p50(results)} / {router_p99(results)}", ""],
+    ]
+    return table(["", "measured", "target"], rows)
+
+
+def _counted(what: str) -> tuple[str, int]:
+    counted = _COUNTED.fullmatch(what)
+    return (counted[1], int(counted[2])) if counted else (what, 1)
+
+
+def _bound(target: Result) -> str:
+    return f"at {'least' if target['at_least'] else 'most'} {target['bound']:.2f}"
+
+
+def _kept(result: Result, what: str) -> str:
+    """The bound of a ratio, and whether it was kept for every number of sequences or streams."""
+    found = [target for target in result["targets"] if _counted(target["what"])[0] == what]
+    return f"{_bound(found[0])}: {'met' if all(target['met'] for target in found) else '**missed**'}"
+
+
+def _judged(target: Result) -> str:
+    """Three digits where two would hide on which side of the bound it is."""
+    digits = 2 if round(target["ratio"], 2) != target["bound"] or target["met"] else 3
+    text = f"{target['ratio']:.{digits}f}"
+    return text if target["met"] else f"**{text}**"

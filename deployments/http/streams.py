@@ -1,0 +1,170 @@
+"""The answer to one request on its way out, as one JSON object or as server-sent events.
+
+generation 0 ─┐
+generation 1 ─┼─> arrived ─> record ─> whole()    one JSON object
+deadline     ─┘                     └> events()   server-sent events
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+from fastapi.responses import StreamingResponse
+from starlette.types import Send
+
+from deployments.http.errors import body_of, from_any
+from deployments.http.replies import Reply
+from deployments.http.request_log import RequestRecord
+from dlp_core.errors import DeadlineExceeded, DLPError
+from dlp_core.generation.messages import Completion, Finished, Piece
+
+
+class AnswerStream:
+    """What the generations of one request say, merged as it arrives, until `deadline` on the event loop's clock.
+
+    The first error of any generation ends the answer. However it ends, `close` has closed all generations.
+    """
+
+    def __init__(
+        self,
+        reply: Reply,
+        generations: Sequence[AsyncGenerator[Piece, None]],
+        *,
+        record: RequestRecord,
+        deadline: float,
+    ) -> None:
+        self._reply = reply
+        self._choices = len(generations)
+        self._running = len(generations)
+        self._record = record
+        self._arrived: deque[tuple[int, Piece] | Exception] = deque()
+        self._news = asyncio.Event()
+        self._tasks = [asyncio.create_task(self._drain(*numbered)) for numbered in enumerate(generations)]
+        self._timer = asyncio.get_running_loop().call_at(deadline, self._put, out_of_time())
+
+    async def begin(self) -> None:
+        """Waits for the first piece: a refusal is raised here, while it can still have its status and headers."""
+        await self._news.wait()
+        if isinstance(error := self._arrived[0], Exception):
+            await self.close()
+            raise error
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer as one JSON object. Raises what ends it early."""
+        completions = [Completion() for _ in range(self._choices)]
+        try:
+            while (arrived := await self._next()) is not None:
+                index, piece = arrived
+                completions[index].add(piece)
+        finally:
+            await self.close()
+        return self._reply.whole(completions)
+
+    async def events(self) -> AsyncGenerator[str, None]:
+        """The answer as server-sent events, those that arrived together in one string. An error becomes the last event,
+        without [DONE]."""
+        finished: dict[int, Finished] = {}
+        batch = [event(chunk) for chunk in self._reply.opening(self._choices)]
+        try:
+            while (arrived := await self._next()) is not None:
+                index, piece = arrived
+                if isinstance(piece, Finished):
+                    finished[index] = piece
+                    chunks = self._reply.ending(index, piece, self._in_order(finished))
+                else:
+                    chunks = [self._reply.delta(index, piece)]
+                batch += [event(chunk) for chunk in chunks]
+                if not self._arrived:
+                    yield "".join(batch)
+                    batch.clear()
+            batch.append("data: [DONE]\n\n")
+        except Exception as error:
+            api_error = from_any(error)
+            self._record.failed(api_error)
+            batch.append(event(body_of(api_error)))
+        finally:
+            await self.close()
+        yield "".join(batch)
+
+    async def close(self) -> None:
+        """Ends the generations that still run. Closing twice is harmless."""
+        self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _in_order(self, finished: dict[int, Finished]) -> list[Finished] | None:
+        """The ends of all choices, once there are all."""
+        return [finished[index] for index in range(self._choices)] if len(finished) == self._choices else None
+
+    async def _drain(self, index: int, generation: AsyncGenerator[Piece, None]) -> None:
+        finished = False
+        try:
+            async with aclosing(generation):
+                async for piece in generation:
+                    finished = isinstance(piece, Finished)
+                    self._put((index, piece))
+            if not finished:
+                raise DLPError("the backbone ended a generation without saying why")
+        except Exception as error:
+            self._put(error)
+        finally:
+            self._running -= 1
+            self._news.set()
+
+    def _put(self, item: tuple[int, Piece] | Exception) -> None:
+        self._arrived.append(item)
+        self._news.set()
+
+    async def _next(self) -> tuple[int, Piece] | None:
+        """The next piece with the number of its choice, noted in the record; None after the last."""
+        while not self._arrived:
+            if not self._running:
+                return None
+            self._news.clear()
+            await self._news.wait()
+        item = self._arrived.popleft()
+        if isinstance(item, Exception):
+            raise item
+        self._record.arrived(*item)
+        return item
+
+
+class EventStream(StreamingResponse):
+    """An AnswerStream as server-sent events. Closes it when it ends, also when the client goes away in the middle."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, answer: AnswerStream, *, headers: dict[str, str]) -> None:
+        super().__init__(answer.events(), headers={**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
+        self._answer = answer
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        finally:
+            await self._answer.close()
+
+
+def event(data: dict[str, Any]) -> str:
+    # ASCII escapes: a raw U+2028 in the text would end the line for some readers of server-sent events
+    return f"data: {json.dumps(data, separators=(',', ':'), allow_nan=False)}\n\n"
+
+
+@asynccontextmanager
+async def within(deadline: float) -> AsyncIterator[None]:
+    """Cancels what waits inside when the event loop's clock passes `deadline`. Raises DeadlineExceeded then."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            yield
+    except TimeoutError as error:
+        raise out_of_time() from error
+
+
+def out_of_time() -> DeadlineExceeded:
+    return DeadlineExceeded("the request ran out of time; ask for fewer tokens, or retry when the server is less busy")

@@ -1,0 +1,45 @@
+"""The plan of a request that names adapters of a bank: one mix for all of it, or one for each sentence. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dlp_core.bank.manifest import BankManifest
+from dlp_core.bank.source import qualified
+from dlp_core.decision import choose
+from dlp_core.engine.request import Plan
+from dlp_core.generation.messages import GenerationRequest
+from dlp_core.generation.sentence_mixes import SentenceMixes
+from dlp_core.router import Router, restricted
+from dlp_core.text.chat import routing_texts
+
+if TYPE_CHECKING:
+    from dlp_core.text.codec import Prompt, TextCodec
+
+Planner = Callable[["Prompt"], Plan]
+"""From what the model reads to the mixes it reads it under."""
+
+
+def planner(
+    request: GenerationRequest, bank: BankManifest, router: Router | None, codec: TextCodec, *, max_adapters: int
+) -> Planner:
+    """Plans `request` with the adapters of `bank`, by the names the engine knows them by.
+
+    `router` is the bank's; it is needed where sentences are routed one by one, with at most `max_adapters` for the
+    whole request. The planner raises UnknownModel for an adapter the bank does not have.
+    """
+    options = request.by_sentence
+    if options is None or router is None:
+        return lambda prompt: Plan.of(qualified(request.mix, bank))
+    texts = (request.source,) if isinstance(request.source, str) else routing_texts(request.source)
+    mixes = SentenceMixes(
+        restricted(router, options.allowed).route_first,
+        lambda routing: qualified(choose(options, routing)[0], bank),
+        max_adapters=max_adapters,
+    )
+
+    def by_sentence(prompt: Prompt) -> Plan:
+        return mixes.plan(prompt, texts, codec.stream(prompt))
+
+    return by_sentence
