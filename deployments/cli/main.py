@@ -11,7 +11,7 @@ from rich.markup import escape
 from deployments import terminal
 from deployments.cli import adapter, bank, eval, model, route, router, serve
 from dlp_core.errors import DLPError
-from dlp_core.store.local_disk import disk_error, is_full
+from dlp_core.store.disk import disk_error, is_full
 
 app = typer.Typer(
     name="dlp",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dlp_core.errors import AdapterRefused
-from dlp_core.store.local_disk import disk_error
+from dlp_core.store.disk import disk_error
 
 CONFIG_FILE = "adapter_config.json"
 

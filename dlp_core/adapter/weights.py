@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from dlp_core.adapter.config import CONFIG_FILE, PeftConfig, read_config
 from dlp_core.adapter.names import validate_name
 from dlp_core.errors import AdapterRefused
-from dlp_core.store.local_disk import disk_error
+from dlp_core.store.disk import disk_error
 
 if TYPE_CHECKING:
     from torch import Tensor

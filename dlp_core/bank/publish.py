@@ -17,8 +17,8 @@ from dlp_core.bank.folder import Check, LocalFile, read_folder
 from dlp_core.bank.manifest import BankManifest, manifest_key
 from dlp_core.bank.reading import current, load_manifest, read_version
 from dlp_core.errors import AdapterRefused, BankError, Conflict, DigestMismatch, LocalDiskError, NotFound, UnknownModel
+from dlp_core.store.disk import disk_errors
 from dlp_core.store.files import FileEntry, describe_files
-from dlp_core.store.local_disk import disk_errors
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.transfers import Progress, in_parallel, silent
 

@@ -17,7 +17,7 @@ from dlp_core.bank.reading import load_manifest
 from dlp_core.errors import BankError, InvalidRequest, LocalDiskError, UnknownModel
 from dlp_core.router import Router
 from dlp_core.router.growth import add_adapter, remove_adapter
-from dlp_core.store.local_disk import disk_errors
+from dlp_core.store.disk import disk_errors
 from dlp_core.store.protocol import AdapterStore
 
 

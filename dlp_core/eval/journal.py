@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dlp_core.store.local_disk import disk_errors
+from dlp_core.store.disk import disk_errors
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 from dlp_core.adapter.names import validate_name
 from dlp_core.errors import BankError, InvalidRequest, NotFound
 from dlp_core.eval.statistics import LEVEL, Estimate, estimate, estimate_over_tasks
-from dlp_core.store.local_disk import disk_errors
+from dlp_core.store.disk import disk_errors
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.records import Record, first_problem
 

@@ -32,8 +32,8 @@ from dlp_core.adapter.names import validate_name
 from dlp_core.errors import InvalidRequest
 from dlp_core.eval.metrics import LIKELIHOOD, METRICS
 from dlp_core.eval.rows import EvalRow
+from dlp_core.store.disk import disk_errors
 from dlp_core.store.jsonl import read_objects
-from dlp_core.store.local_disk import disk_errors
 from dlp_core.store.records import first_problem
 
 

@@ -29,7 +29,7 @@ from dlp_core.router.memory import NO_TASK, Memory
 from dlp_core.router.network import Floats, Network, dequantise_rows, quantise_rows, softmax
 from dlp_core.router.novelty import PENALTY, Clouds
 from dlp_core.router.routing import Routing
-from dlp_core.store.local_disk import disk_errors
+from dlp_core.store.disk import disk_errors
 
 WEIGHTS_FILE = "router.safetensors"
 CONFIG_FILE = "router.json"

@@ -17,9 +17,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from dlp_core.errors import Conflict, InvalidRequest, NotFound
-from dlp_core.store.disk import sync
+from dlp_core.store.disk import disk_errors, sync
 from dlp_core.store.files import Digest, FileEntry, describe_files, digest_of
-from dlp_core.store.local_disk import disk_errors
 from dlp_core.store.lock import FileLock
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.records import Record, first_problem

@@ -11,8 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dlp_core.errors import InvalidRequest, StoreUnavailable
-from dlp_core.store.disk import CHUNK_BYTES, save_stream, sync
-from dlp_core.store.local_disk import disk_error, is_full
+from dlp_core.store.disk import CHUNK_BYTES, disk_error, is_full, save_stream, sync
 from dlp_core.store.lock import FileLock
 from dlp_core.store.protocol import ObjectInfo, StoredObject, check_key, check_prefix, conflict, not_found
 

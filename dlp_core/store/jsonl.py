@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dlp_core.errors import InvalidRequest
-from dlp_core.store.local_disk import disk_error
+from dlp_core.store.disk import disk_error
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dlp_core.errors import LocalDiskError, NotFound
-from dlp_core.store.local_disk import disk_errors
+from dlp_core.store.disk import disk_errors
 from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.transfers import Progress, silent

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from dlp_core.errors import InvalidRequest
 from dlp_core.quiet import quiet_transformers
-from dlp_core.store.local_disk import disk_errors
+from dlp_core.store.disk import disk_errors
 from dlp_core.train.packing import IGNORED, Example, PackedBatch, batches, common_prefix, encode
 from dlp_core.train.rows import Row
 

@@ -19,9 +19,9 @@ from dlp_core.eval.journal import Answer, Journal
 from dlp_core.router import Router
 from dlp_core.store import folder as folder_store
 from dlp_core.store.base_model import pull, push
+from dlp_core.store.disk import disk_error, disk_errors
 from dlp_core.store.folder import FolderStore
 from dlp_core.store.local_copy import local_copy
-from dlp_core.store.local_disk import disk_error, disk_errors
 from dlp_core.store.memory import memory_store
 from tests.support.banks import Spy, write_bank
 
