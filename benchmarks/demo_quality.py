@@ -145,7 +145,7 @@ def main(
     if url is not None:
         answerer = Server(url, parallel)
     else:
-        from benchmarks.in_process import InProcess  # noqa: PLC0415 (torch and peft, which a client need not have)
+        from benchmarks.measure.in_process import InProcess  # noqa: PLC0415 - needs torch and PEFT; a client does not
 
         assert base is not None
         answerer = InProcess(base, sorted(adapters.iterdir()), router if AUTO in arms else None)

@@ -17,7 +17,8 @@ from dlp_core.adapter.names import qualify, unqualify, validate_name
 from dlp_core.adapter.weights import WEIGHTS_FILE, read_adapter
 from dlp_core.errors import AdapterRefused, InvalidRequest
 from dlp_core.fusion.layers import install
-from tests.support.tiny import peft_adapter, peft_model, tiny_llama
+from examples.tiny.model import peft_model
+from tests.support.tiny import peft_adapter, tiny_llama
 
 Q0 = "model.layers.0.self_attn.q_proj"
 

@@ -9,14 +9,15 @@ import sys
 import threading
 import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dlp_core.bank import seal
+from dlp_core.bank import disk_cache, seal
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.manifest import AdapterEntry, BankManifest
 from dlp_core.bank.publish import publish
@@ -26,6 +27,7 @@ from dlp_core.store.folder import FolderStore
 from dlp_core.store.lock import FileLock
 from tests.support.banks import Spy, write_bank
 from tests.support.paths import ROOT
+from tests.support.waiting import HANG_S, wait_for
 
 NAMES = tuple("abcdefgh")
 WEIGHTS = "adapter_model.safetensors"
@@ -103,21 +105,39 @@ def test_downloads_are_told_and_entries_counted(store: FolderStore, manifest: Ba
 
 
 class Slow(Spy):
-    """Takes long enough that everybody asks while the first download is under way."""
+    """Downloads nothing before `everybody_asked()`."""
+
+    def __init__(self, store: FolderStore, everybody_asked: Callable[[], bool]) -> None:
+        super().__init__(store)
+        self._everybody_asked = everybody_asked
 
     def download(self, key: str, *args: Any, **kwargs: Any) -> None:
-        time.sleep(0.1)
+        wait_for(self._everybody_asked, "other downloads")
         self.calls.append(("download", key))
         self._store.download(key, *args, **kwargs)
 
 
-def test_many_threads_download_once(store: FolderStore, manifest: BankManifest, root: Path) -> None:
-    slow, entry = Slow(store), manifest.adapters[0]
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
+    """The threads that wait for a download of another thread."""
+    threads: list[threading.Thread] = []
+
+    class Joined(Future):  # type: ignore[type-arg]
+        def result(self, timeout: float | None = None) -> Any:
+            threads.append(threading.current_thread())
+            return super().result(timeout)
+
+    monkeypatch.setattr(disk_cache, "Future", Joined)
+    return threads
+
+
+def test_many_threads_download_once(
+    store: FolderStore, manifest: BankManifest, root: Path, joined: list[threading.Thread]
+) -> None:
+    slow, entry = Slow(store, lambda: len(joined) == 15), manifest.adapters[0]
     cache = DiskCache(root, 10**6)
-    barrier = threading.Barrier(16)
 
     def read(_: int) -> bytes:
-        barrier.wait()
         with cache.lease(slow, entry) as folder:
             return (folder / WEIGHTS).read_bytes()
 
@@ -130,7 +150,7 @@ def test_many_threads_download_once(store: FolderStore, manifest: BankManifest, 
 
 def test_the_files_of_an_entry_are_fetched_together(store: FolderStore, manifest: BankManifest, root: Path) -> None:
     class Together(Spy):
-        both = threading.Barrier(2, timeout=20)
+        both = threading.Barrier(2, timeout=HANG_S)
 
         def download(self, key: str, *args: Any, **kwargs: Any) -> None:
             self.both.wait()
@@ -142,28 +162,25 @@ def test_the_files_of_an_entry_are_fetched_together(store: FolderStore, manifest
 
 def test_several_caches_on_one_folder_download_once(store: FolderStore, manifest: BankManifest, root: Path) -> None:
     """Two objects share nothing but the file locks, just as two processes do."""
-    slow, entry = Slow(store), manifest.adapters[0]
+    entry = manifest.adapters[0]
     caches = [DiskCache(root, 10**6) for _ in range(6)]
+    slow = Slow(store, lambda: all(cache._filling for cache in caches))
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda cache: cache.fetch(slow, entry), caches))
     assert len(downloads(slow)) == 2
 
 
 def test_a_failed_download_is_told_to_all_who_wait_and_then_forgotten(
-    store: FolderStore, manifest: BankManifest, root: Path
+    store: FolderStore, manifest: BankManifest, root: Path, joined: list[threading.Thread]
 ) -> None:
-    class Down(Slow):
+    class Down(FolderStore):
         def download(self, key: str, *args: Any, **kwargs: Any) -> None:
-            time.sleep(0.2)
-            self.calls.append(("download", key))
             raise StoreUnavailable(f"{key} is cut off")
 
-    down, entry = Down(store), manifest.adapters[0]
+    down, entry = Slow(Down(Path(store.uri)), lambda: len(joined) == 7), manifest.adapters[0]
     cache = DiskCache(root, 10**6)
-    barrier = threading.Barrier(8)
 
     def fetch(_: int) -> str:
-        barrier.wait()
         with pytest.raises(AdapterUnavailable) as error:
             cache.fetch(down, entry)
         assert error.value.retry_after is not None

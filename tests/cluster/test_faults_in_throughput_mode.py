@@ -9,13 +9,9 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 from deployments.fleet import haproxy
 from tests.support.manifests import ray_containers
 from tests.support.paths import ROOT
-
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 AGAIN = "before_the_first or leaves or full_queue"
 
