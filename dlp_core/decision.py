@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dlp_core.adapter.names import AUTO
 from dlp_core.errors import InvalidRequest, RouterUnavailable, UnknownModel
-from dlp_core.mix import EMPTY_MIX, Mix
+from dlp_core.mix import EMPTY_MIX, Mix, WeightRule
 
 if TYPE_CHECKING:
     from dlp_core.bank.manifest import BankManifest
@@ -34,6 +34,7 @@ class RoutingOptions:
     model: str
     top_p: float
     max_adapters: int
+    weights: WeightRule = "renormalise"
     min_confidence: float | None = None
     by_sentence: bool = False  # each sentence under a mix of its own, where the router decides
     adapters: tuple[tuple[str, float], ...] | None = None  # explicit (name, weight); None lets the model decide
@@ -119,7 +120,7 @@ async def decide(
 
 def choose(options: RoutingOptions, routing: Routing) -> tuple[Mix, Reason]:
     """The mix of a text that the router made this of, and why."""
-    mix = routing.mix(top_p=options.top_p, max_adapters=options.max_adapters)
+    mix = routing.mix(top_p=options.top_p, max_adapters=options.max_adapters, weights=options.weights)
     if not mix:
         return EMPTY_MIX, "none_of_these"
     if options.min_confidence is not None and routing.confidence < options.min_confidence:

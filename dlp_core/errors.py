@@ -16,6 +16,8 @@
     │   └── AdapterMissing    503  its files are not in the store: publish the bank again, or roll back
     ├── StoreUnavailable      503  the object store did not answer
     ├── NotFound              404  the store answered: the object is not there
+    ├── LocalDiskError        500  the disk of this machine cannot be read or written
+    │   └── DiskFull          507  it has no space left
     └── DeadlineExceeded      504  the request ran out of time
 
 Each message names the thing (adapter, field, object), the limit and the next action. Errors cross
@@ -111,6 +113,15 @@ class StoreUnavailable(DLPError):
 class NotFound(DLPError):
     status = 404
     code = "object_not_found"
+
+
+class LocalDiskError(DLPError):
+    code = "disk_error"
+
+
+class DiskFull(LocalDiskError):
+    status = 507
+    code = "disk_full"
 
 
 class DeadlineExceeded(DLPError):

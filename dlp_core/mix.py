@@ -17,6 +17,7 @@ MAX_WEIGHT = 16.0
 """Largest |weight| accepted in an explicit mix: beyond it a LoRA delta only destroys the output."""
 
 WeightRule = Literal["renormalise", "softmax"]
+"""How the kept adapters are weighted: see `select_top_p`."""
 
 
 @dataclass(frozen=True, slots=True)

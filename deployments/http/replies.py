@@ -81,6 +81,7 @@ def route_json(decision: Decision) -> dict[str, Any]:
         "probabilities": None if decision.probabilities is None else dict(decision.probabilities),
         "top_p": decision.options.top_p,
         "max_adapters": decision.options.max_adapters,
+        "weights": decision.options.weights,
         "min_confidence": decision.options.min_confidence,
         "none_threshold": NONE_DECISION,
     }

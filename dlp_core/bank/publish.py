@@ -16,7 +16,8 @@ from dlp_core.bank import pointer
 from dlp_core.bank.folder import Check, LocalFile, read_folder
 from dlp_core.bank.manifest import BankManifest, manifest_key
 from dlp_core.bank.reading import current, load_manifest, read_version
-from dlp_core.errors import AdapterRefused, BankError, Conflict, DigestMismatch, NotFound, UnknownModel
+from dlp_core.errors import AdapterRefused, BankError, Conflict, DigestMismatch, LocalDiskError, NotFound, UnknownModel
+from dlp_core.store.disk import disk_errors
 from dlp_core.store.files import FileEntry, describe_files
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.transfers import Progress, in_parallel, silent
@@ -108,8 +109,8 @@ def rollback(store: AdapterStore, version: str | None = None) -> BankManifest:
 def verify(store: AdapterStore, version: str | None = None, *, progress: Progress = silent) -> VerifyReport:
     """Downloads every file of a bank and compares it with the manifest; keeps nothing.
 
-    Raises what `load_manifest` raises, and StoreUnavailable if the store fails; files that are missing or
-    different are the report's `problems`.
+    Raises what `load_manifest` raises, StoreUnavailable if the store fails, and LocalDiskError if the disk does; files
+    that are missing or different are the report's `problems`.
     """
     manifest = load_manifest(store, version)
     files = [(blob.key(file.path), file) for blob in manifest.blobs() for file in blob.files]
@@ -125,7 +126,8 @@ def verify(store: AdapterStore, version: str | None = None, *, progress: Progres
             return file.size, None
 
         jobs = [(number, key, file) for number, (key, file) in enumerate(files)]
-        found = in_parallel(lambda job: examine(*job), jobs, lambda done: done[0], manifest.size, progress)
+        with disk_errors(f"{folder}: the files to verify cannot be written", mistake=LocalDiskError):
+            found = in_parallel(lambda job: examine(*job), jobs, lambda done: done[0], manifest.size, progress)
     problems = sorted(problem for _, problem in found if problem)
     return VerifyReport(manifest.version, len(files), manifest.size, tuple(problems))
 

@@ -32,6 +32,7 @@ from dlp_core.adapter.names import validate_name
 from dlp_core.errors import InvalidRequest
 from dlp_core.eval.metrics import LIKELIHOOD, METRICS
 from dlp_core.eval.rows import EvalRow
+from dlp_core.store.disk import disk_errors
 from dlp_core.store.jsonl import read_objects
 from dlp_core.store.records import first_problem
 
@@ -108,9 +109,8 @@ def load_suite(path: Path, *, data: Path | None = None, rows: int | None = None)
     Raises InvalidRequest, naming file and line, for a suite or rows that cannot be used.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidRequest(f"{path}: cannot be read ({error.strerror or error})") from error
+        with disk_errors(f"{path}: cannot be read"):
+            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(raw, dict):

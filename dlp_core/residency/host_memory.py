@@ -43,8 +43,3 @@ class HostMemory:
 
     def __len__(self) -> int:
         return len(self._packed)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all that is kept."""
-        return self._bytes

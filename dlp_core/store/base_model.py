@@ -10,15 +10,14 @@ version of it, goes to another location.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from dlp_core.errors import Conflict, InvalidRequest, NotFound
-from dlp_core.store.disk import sync
+from dlp_core.store.disk import disk_errors, sync
 from dlp_core.store.files import Digest, FileEntry, describe_files, digest_of
 from dlp_core.store.lock import FileLock
 from dlp_core.store.protocol import AdapterStore
@@ -108,13 +107,15 @@ def pull(store: AdapterStore, folder: Path, *, progress: Progress = silent) -> t
     that an interrupted call had fetched are used; concurrent calls for one folder wait for each other.
 
     Raises NotFound if no model was pushed there, InvalidRequest if `folder` is something else already or cannot be
-    written, DigestMismatch if the store holds other bytes than were pushed, StoreUnavailable if it fails.
+    written, DiskFull or LocalDiskError if the disk fails, DigestMismatch if the store holds other bytes than were
+    pushed, StoreUnavailable if the store fails.
     """
     manifest = load(store)
     if _holds(folder, manifest):
         return manifest, False
     partial = folder.with_name(f".{folder.name}.{_short(manifest.digest)}.part")
-    with _written(folder):
+    wants = "it needs a writable folder around it, and cannot itself be a mount point"
+    with disk_errors(f"{folder} cannot be written", action=wants):
         partial.mkdir(parents=True, exist_ok=True)
         with FileLock(partial, folder=True):
             if _holds(folder, manifest):  # fetched by another process while this one waited for the lock
@@ -146,7 +147,8 @@ def describe(folder: Path) -> ModelManifest:
     )
     if not any(name.endswith(WEIGHTS) for name in names):
         raise InvalidRequest(f"{folder} has no *{WEIGHTS} weights; save the model with safe_serialization=True")
-    files = describe_files(folder, names)
+    with disk_errors(f"{folder} cannot be read"):
+        files = describe_files(folder, names)
     for file in files:
         if file.size > MAX_FILE_BYTES:
             raise InvalidRequest(
@@ -193,18 +195,6 @@ def _holds(folder: Path, manifest: ModelManifest) -> bool:
     raise InvalidRequest(
         f"{folder} is there and is not the model {manifest.name} ({manifest.digest}); remove it or choose another"
     )
-
-
-@contextmanager
-def _written(folder: Path) -> Iterator[None]:
-    """What the local disk refuses is the caller's to mend; what the store refuses has its own errors."""
-    try:
-        yield
-    except OSError as error:
-        raise InvalidRequest(
-            f"{folder} cannot be written: {error.strerror or error}; it needs space and a writable folder around it, "
-            "and cannot itself be a mount point"
-        ) from None
 
 
 def _short(digest: str) -> str:

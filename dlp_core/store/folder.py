@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dlp_core.errors import InvalidRequest, StoreUnavailable
-from dlp_core.store.disk import CHUNK_BYTES, save_stream, sync
+from dlp_core.store.disk import CHUNK_BYTES, disk_error, is_full, save_stream, sync
 from dlp_core.store.lock import FileLock
 from dlp_core.store.protocol import ObjectInfo, StoredObject, check_key, check_prefix, conflict, not_found
 
@@ -120,6 +120,8 @@ class FolderStore:
         except OSError as error:
             if reading and isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
                 raise not_found(key, self.uri) from None
+            if is_full(error):
+                raise disk_error(error, f"object {key!r} cannot be written to {self.uri}") from error
             raise StoreUnavailable(
                 f"object {key!r} in {self.uri}: {error.strerror or error}; check the folder's permissions and space"
             ) from error

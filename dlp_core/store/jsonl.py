@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dlp_core.errors import InvalidRequest
+from dlp_core.store.disk import disk_error
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -35,8 +36,8 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
                 number += 1
                 yield f"{path}:{number}", line
     except (OSError, EOFError, zlib.error) as error:
-        where = f"{path}:{number + 1}" if number else str(path)
-        raise InvalidRequest(f"{where}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        what = f"{path}:{number + 1}: cannot be read" if number else f"{path}: cannot be read"
+        raise disk_error(error, what) if isinstance(error, OSError) else InvalidRequest(f"{what} ({error})") from error
 
 
 def _object(line: bytes, where: str) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dlp_core.errors import NotFound
+from dlp_core.errors import LocalDiskError, NotFound
+from dlp_core.store.disk import disk_errors
 from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.transfers import Progress, silent
@@ -20,7 +21,8 @@ _READ = (".json", ".safetensors")
 def local_copy(location: str, *, progress: Progress = silent) -> Iterator[Path]:
     """A folder with what is at `location`, for the length of the block; named like the last part of the location.
 
-    Raises NotFound if there is nothing, StoreUnavailable if the store fails.
+    Raises NotFound if there is nothing, StoreUnavailable if the store fails, LocalDiskError if the copy cannot be
+    written.
     """
     if "://" not in location:
         folder = Path(location).expanduser().resolve()
@@ -30,7 +32,8 @@ def local_copy(location: str, *, progress: Progress = silent) -> Iterator[Path]:
         return
     with TemporaryDirectory(prefix="dlp-copy-") as temporary:
         folder = Path(temporary, location.rstrip("/").rpartition("/")[2] or "copy")
-        _download(open_store(location), folder, progress)
+        with disk_errors(f"{location} cannot be copied to {temporary}", mistake=LocalDiskError):
+            _download(open_store(location), folder, progress)
         yield folder
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from dlp_core.adapter.names import AUTO
-from dlp_core.decision import Decision, RoutingOptions, decide
+from dlp_core.decision import Decision, RoutingOptions, choose, decide
 from dlp_core.errors import RouterUnavailable
-from dlp_core.mix import EMPTY_MIX, Mix
+from dlp_core.mix import EMPTY_MIX, Mix, WeightRule, select_top_p
+from dlp_core.router import Routing
 
 BASE = "org/tiny"
 
@@ -47,6 +48,27 @@ async def test_the_fallback_serves_and_the_reason_says_so(fallback: str, mix: Mi
 async def test_without_one_the_request_may_use_it_is_refused(fallback: str | None, changes: dict[str, Any]) -> None:
     with pytest.raises(RouterUnavailable):
         await decided(fallback, **changes)
+
+
+ROUTING = Routing.of({"sql": 0.6, "cron": 0.25, "dates": 0.05}, none=0.1)
+
+
+def options(**changes: Any) -> RoutingOptions:
+    return RoutingOptions(**({"model": AUTO, "top_p": 0.9, "max_adapters": 3} | changes))
+
+
+@pytest.mark.parametrize("weights", ["renormalise", "softmax"])
+def test_the_mix_is_weighted_as_asked(weights: WeightRule) -> None:
+    mix, reason = choose(options(weights=weights), ROUTING)
+    assert reason == "routed"
+    assert mix == select_top_p(ROUTING.probabilities, top_p=0.9, max_adapters=3, weights=weights)
+    assert (mix == choose(options(), ROUTING)[0]) == (weights == "renormalise")
+
+
+def test_below_the_confidence_asked_for_the_plain_backbone_serves() -> None:
+    assert choose(options(min_confidence=0.61), ROUTING) == (EMPTY_MIX, "low_confidence")
+    assert choose(options(min_confidence=0.6), ROUTING)[1] == "routed"
+    assert choose(options(min_confidence=0.61), Routing.of({"sql": 0.3}, none=0.7)) == (EMPTY_MIX, "none_of_these")
 
 
 async def test_who_names_a_model_needs_no_router() -> None:

@@ -26,7 +26,7 @@ from dlp_core.decision import Decision, RoutingOptions, decide
 from dlp_core.engine.request import Sampling
 from dlp_core.errors import AdapterUnavailable, EngineFailed, EngineFull, PromptTooLong, StoreUnavailable
 from dlp_core.generation.messages import Delta, Finished, GenerationRequest, Logprob, TokenText
-from dlp_core.mix import EMPTY_MIX, Mix, Span, select_top_p
+from dlp_core.mix import EMPTY_MIX, Mix, Span, WeightRule, select_top_p
 from dlp_core.router.explanation import Explanation, WordEffect
 from tests.support.waiting import HANG_S
 
@@ -46,10 +46,8 @@ class WordRouting:
     def none(self) -> float:
         return 1.0 - sum(self.probabilities.values())
 
-    def mix(self, *, top_p: float, max_adapters: int) -> Mix:
-        return (
-            select_top_p(self.probabilities, top_p=top_p, max_adapters=max_adapters) if self.none < 0.5 else EMPTY_MIX
-        )
+    def mix(self, **options: Any) -> Mix:
+        return select_top_p(self.probabilities, **options) if self.none < 0.5 else EMPTY_MIX
 
 
 def manifest(**changes: Any) -> Any:
@@ -295,6 +293,9 @@ def test_options_steer_the_router(http: TestClient) -> None:
         ({"max_adapters": 2}, "sql=0.60,cron=0.40"),
         ({"top_p": 0.4}, "sql=1.00"),
         ({"top_p": 0.4, "min_confidence": 0.5}, "sql=1.00"),
+        ({"weights": "softmax"}, "sql=0.39,cron=0.33,dates=0.28"),
+        ({"weights": "softmax", "max_adapters": 2}, "sql=0.54,cron=0.46"),
+        ({"weights": "renormalise", "max_adapters": 2}, "sql=0.60,cron=0.40"),
         ({"min_confidence": 0.6}, "base"),
         ({"adapters": [{"name": "dates", "weight": 0.25}, {"name": "sql", "weight": -0.5}]}, "sql=-0.50,dates=0.25"),
         ({"adapters": [{"name": "dates"}]}, "dates=1.00"),
@@ -337,9 +338,22 @@ def test_route_takes_a_bare_text(http: TestClient) -> None:
         assert reply["explains"] == "sql"
         assert {word["text"] for word in reply["words"]} == {"sql", "cron"}
         assert (reply["top_p"], reply["max_adapters"], reply["reason"]) == (0.9, 3, "routed")
+        assert reply["weights"] == "renormalise"
     assert http.post("/route", json={"text": ""}).json()["reason"] == "none_of_these"
     for body in ({}, {"text": "a", "prompt": "b"}, {"text": "a", "messages": []}):
         assert "exactly one" in http.post("/route", json=body).json()["error"]["message"]
+
+
+def test_the_server_says_how_adapters_are_weighted_unless_the_request_does(service: EchoService) -> None:
+    api = create_app(service, routing=RoutingArgs(weights="softmax"), limits=LIMITS, access=Access())
+    text, probabilities = "sql sql sql cron cron dates", {"sql": 3 / 6, "cron": 2 / 6, "dates": 1 / 6}
+    with TestClient(api, base_url="http://server/v1") as http:
+        cases: list[tuple[str | None, WeightRule]] = [(None, "softmax"), ("renormalise", "renormalise")]
+        for asked, rule in cases:
+            reply = http.post("/route", json={"text": text, "dlp": {"weights": asked}}).json()
+            assert reply["weights"] == rule
+            mix = Mix.of({part["adapter"]: part["weight"] for part in reply["mix"]})
+            assert mix == select_top_p(probabilities, weights=rule)
 
 
 def test_the_router_reads_the_last_user_turn(http: TestClient) -> None:
@@ -394,12 +408,14 @@ def test_the_rarer_parameters_reach_the_backbone(http: TestClient, service: Echo
 def test_sentences_are_routed_where_the_router_decides(
     http: TestClient, service: EchoService, changes: dict[str, Any], routed: bool
 ) -> None:
-    body = {"dlp": {"granularity": "sentence", "top_p": 0.6, "min_confidence": 0.2}} | changes
+    asked = {"granularity": "sentence", "top_p": 0.6, "weights": "softmax", "min_confidence": 0.2}
+    body = {"dlp": asked} | changes
     assert http.post("/chat/completions", json=chat(**body)).status_code == 200
     options = service.asked[0].by_sentence
     assert (options is not None) == routed
     if options is not None:
         assert (options.top_p, options.max_adapters, options.min_confidence) == (0.6, 3, 0.2)
+        assert options.weights == "softmax"
 
 
 def test_several_choices(client: openai.OpenAI, service: EchoService) -> None:
@@ -585,6 +601,8 @@ def test_a_missing_field_is_named(http: TestClient, field: str) -> None:
         ({"dlp": {"max_adapters": 4}}, "dlp.max_adapters"),
         ({"dlp": {"min_confidence": 2}}, "dlp.min_confidence"),
         ({"dlp": {"granularity": "token"}}, "dlp.granularity"),
+        ({"dlp": {"weights": "softMax"}}, "dlp.weights"),
+        ({"dlp": {"weights": True}}, "dlp.weights"),
         ({"dlp": {"adapters": [{"name": "sql"}, {"name": "sql", "weight": 0.5}]}}, "dlp.adapters"),
         ({"dlp": {"adapters": [{"name": "sql", "weight": 17}]}}, "dlp.adapters"),
         ({"dlp": {"adapters": [{"name": "sql", "weight": True}]}}, "dlp.adapters.0.weight"),
