@@ -1,4 +1,4 @@
-# Every target builds .venv first if it is missing or older than what it is made from.
+# Targets that run Python first build .venv if it is missing or older than pyproject.toml or constraints.txt.
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 2
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format eval bench clean
 
-help: ## say what there is to make
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## serve the demo bank on this machine until Ctrl-C
@@ -19,21 +19,21 @@ demo: $(INSTALLED) ## serve the demo bank on this machine until Ctrl-C
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest
 
-check: $(INSTALLED) ## lint, format, types, import directions
+check: $(INSTALLED) ## check lint, format, types and import directions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(INSTALLED) ## let ruff rewrite what it can
+format: $(INSTALLED) ## fix and format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-eval: $(INSTALLED) ## judge the demo bank on prompts that no generator made; report in .demo/eval
+eval: $(INSTALLED) ## evaluate the demo bank on handwritten prompts; the report goes to .demo/eval
 	@$(BIN)/python -c "from pathlib import Path; from deployments.local.demo_backbone import ensure_backbone; ensure_backbone(Path('.demo'))"
 	@$(BIN)/dlp eval --suite examples/bank/suite.yaml --bank examples/bank --base-model .demo/SmolLM2-135M-Instruct --dtype float32 --out .demo/eval
 
-bench: $(INSTALLED) ## measure everything on this machine, 20 minutes; "make bench BENCH=--quick" takes a few
+bench: $(INSTALLED) ## run all benchmarks, 20 minutes; "make bench BENCH=--quick" takes a few
 	@$(BIN)/python -m benchmarks.suite $(BENCH)
 
 clean: ## remove what make demo and make test built
