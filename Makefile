@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint con
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format eval bench clean
+.PHONY: help demo quick test check format eval bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,7 +16,10 @@ help: ## list the targets
 demo: $(INSTALLED) ## serve the demo bank on this machine until Ctrl-C
 	@exec $(BIN)/dlp demo
 
-test: $(INSTALLED) ## run the tests
+quick: $(INSTALLED) ## run the tests without a cluster, a model or an S3 server, 90 seconds
+	$(BIN)/python -m pytest -m "not cluster and not model and not s3 and not slow"
+
+test: $(INSTALLED) ## run all tests, 10 minutes
 	$(BIN)/python -m pytest
 
 check: $(INSTALLED) ## check lint, format, types and import directions

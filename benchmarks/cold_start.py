@@ -139,7 +139,7 @@ class Asker:
         """Seconds to the first token of a request, whose adapter is where `kind` says, and of the loads on the way."""
         number = next(self._numbers)
         prompt = [3 + (number * PROMPT_TOKENS + place) % 30_000 for place in range(PROMPT_TOKENS)]  # nothing is shared
-        mix = Mix.of({f"{entry.name}@{entry.version}": 1.0})
+        mix = Mix.of({entry.qualified_name: 1.0})
         sampling = Sampling(max_tokens=2, ignore_eos=True)
         seconds = 0.0
         began = time.perf_counter()

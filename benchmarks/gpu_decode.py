@@ -1,10 +1,11 @@
 """What adapters cost on a GPU: the forward passes of decoding and of prompts, alone, without Ray and without network.
 
-    python -m benchmarks.gpu_decode [--quick] [--layers N] [--small] [--out FILE]
+    python -m benchmarks.gpu_decode [--quick] [--minutes N] [--layers N] [--small] [--out FILE]
     python -m benchmarks.gpu_decode --smoke      a tiny model and a few cells, without a GPU in triton's interpreter
 
 A model with the shape of Llama 3 8B and random weights, in bfloat16, every pass a CUDA graph. Needs torch, triton and
-transformers; PEFT takes part if it is installed. In each cell of the grid these take turns (ABBA), in device time:
+transformers, and nothing else of this project's dependencies; PEFT takes part if it is installed. In each cell of the
+grid these take turns (ABBA), in device time:
 
     base     the plain model
     one      ours: one adapter for all tokens
@@ -13,18 +14,22 @@ transformers; PEFT takes part if it is installed. In each cell of the grid these
     loop     what the paper released, a loop over adapters in each layer, without its empty_cache (up to 8 sequences)
 
 Beside each ratio stands the ideal one: the bytes that the mixes' adapters have over those that the base reads.
-Prints one JSON object; the table goes to stderr. Without a CUDA device: one line and exit code 2.
+The table goes to stderr, one JSON object to standard output, or to FILE, which is whole after every cell. Cells of
+`--quick` come first, and none is begun when the minutes are over. A cell that fails costs the others nothing; the exit
+code is 1 then. Without a CUDA device: one line and exit code 2.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
-import subprocess
 import sys
-from collections.abc import Callable
+import time
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -53,6 +58,7 @@ TARGETS = {
 }
 RANKS: dict[str, tuple[int, ...]] = {"8": (8,), "16": (16,), "64": (64,), "mixed": (8, 16, 64)}
 CONTEXT = 512
+ROOT = Path(__file__).parents[1]
 LOOP_SEQUENCES = 8
 
 Run = Callable[[], object]
@@ -83,9 +89,14 @@ LIMITS = (
 
 
 def grid(quick: bool, smoke: bool) -> list[Cell]:
-    """Cells with the same adapters lie together."""
+    """The quick ones first: they are what the limits are about, and time may run out."""
     if smoke:
         return [Cell("qv", "8", 3, 2, 2), Cell("all", "mixed", 3, 1, 3), Cell("qv", "8", 3, 1, 2, prompt=5)]
+    return _cells(quick=True) if quick else list(dict.fromkeys(_cells(quick=True) + _cells(quick=False)))
+
+
+def _cells(*, quick: bool) -> list[Cell]:
+    """Cells with the same adapters lie together."""
     sequences = (1, 8, 32) if quick else (1, 4, 8, 16, 32, 64)
     cells = []
     for targets in ("qv",) if quick else TARGETS:
@@ -185,10 +196,12 @@ def graphed(forward: Run, device: torch.device) -> tuple[Run, Any]:
 
 def fused(fusion: Fusion, forward: Run, segments: tuple[Segment, ...], rows: list[int], device: torch.device) -> Run:
     with fusion.batch(segments, rows):
+        shape = fusion.step.shape
         replay, logits = graphed(forward, device)
 
     def run() -> Any:
         with fusion.batch(segments, rows):
+            assert fusion.step.shape == shape, "the graph would not fit"
             found = replay()
         return found if logits is None else logits
 
@@ -222,12 +235,15 @@ class Bench:
         """Makes these adapters resident, each in memory of its own."""
         if self.held == (targets, ranks, resident):
             return
+        self.held = None
         for slot in list(self.fusion._residents):
             self.fusion.unload(slot)
         self.fusion._op = TritonOp(self.device, torch.bfloat16)  # knows of no modules and ranks that were before
         packed = [self.fusion.pack(self.adapter(targets, rank)) for rank in RANKS[ranks]]
         for slot in range(resident):
             self.fusion.place(slot, packed[slot % len(packed)])
+        with self.fusion.batch((Segment(1, tuple((slot, 1.0) for slot in range(resident))),)):
+            pass  # the op's table grows here; under a graph that is captured already it could not
         self.held = targets, ranks, resident
 
     def adapter(self, targets: str, rank: int) -> Adapter:
@@ -372,30 +388,58 @@ def _about(device: torch.device) -> dict[str, Any]:
     import transformers  # noqa: PLC0415
     import triton  # noqa: PLC0415
 
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, interpreter",
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "triton": triton.__version__,
         "transformers": transformers.__version__,
-        "commit": commit or "unknown",
+        "sources": _sources(),
     }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="What adapters cost on a GPU."
-    )  # no typer: a bare GPU machine has none
+def _sources() -> str:
+    """A digest of the code that ran. There is no commit to name: the code is a copy, on a machine without git."""
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in ("benchmarks", "dlp_core") for path in (ROOT / folder).rglob("*.py")):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _write(report: dict[str, Any], out: Path) -> None:
+    """Whole at any moment: a time-out may come in the middle of this."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(out.name + ".part")
+    part.write_text(json.dumps(report, indent=1) + "\n")
+    part.replace(out)
+
+
+def _measure(bench: Bench, cell: Cell) -> dict[str, Any]:
+    try:
+        found = bench.measure(cell)
+    except Exception as error:
+        traceback.print_exc()
+        return {**cell._asdict(), "error": f"{type(error).__name__}: {error}"}
+    print(_line(found), file=sys.stderr, flush=True)
+    return found
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="What adapters cost on a GPU.")
     parser.add_argument("--quick", action="store_true", help="a few cells")
     parser.add_argument(
         "--smoke", action="store_true", help="a tiny model, three cells, on any machine; not a measurement"
     )
+    parser.add_argument("--minutes", type=float, default=6, help="when the last cell may begin; default 6")
     parser.add_argument("--small", action="store_true", help="a tiny width")
     parser.add_argument("--layers", type=int, help="default 32, with --smoke 2")
-    parser.add_argument("--out", type=Path, help="where the JSON goes as well")
-    args = parser.parse_args()
+    parser.add_argument("--out", type=Path, help="where the JSON goes instead of standard output")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    began = time.monotonic()
+    args = _parse(arguments)
     if not torch.cuda.is_available() and not args.smoke:
         print("no CUDA device here; --smoke runs a tiny model without one", file=sys.stderr)
         return 2
@@ -409,21 +453,26 @@ def main() -> int:
         rounds=1 if args.smoke else 2 if args.quick else 4,
         repeats=1 if args.smoke else 10,
     )
+    cells, found = grid(args.quick, args.smoke), list[dict[str, Any]]()
     report: dict[str, Any] = _about(device) | {
         "smoke": args.smoke,
         "layers": layers,
         "parameters": sum(p.numel() for p in bench.plain.parameters()),
         "context": CONTEXT,
         "copy_GBps": round(bench.bandwidth(), 1),
-        "cells": [],
+        "planned": len(cells),
+        "cells": found,
     }
-    for cell in grid(args.quick, args.smoke):
-        report["cells"].append(bench.measure(cell))
-        print(_line(report["cells"][-1]), file=sys.stderr, flush=True)
-        if args.out:  # what there is, should the time run out
-            args.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1))
-    return 0
+    for cell in cells:
+        if time.monotonic() - began >= 60 * args.minutes:
+            print(f"{args.minutes:g} minutes are over: {len(found)} of {len(cells)} cells", file=sys.stderr)
+            break
+        found.append(_measure(bench, cell))
+        if args.out:
+            _write(report, args.out)
+    if not args.out:
+        print(json.dumps(report, indent=1))
+    return int(any("error" in cell for cell in found))
 
 
 if __name__ == "__main__":

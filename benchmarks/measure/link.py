@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, Self
 
@@ -27,6 +26,19 @@ class Shape(NamedTuple):
 
     def __str__(self) -> str:
         return f"{1000 * self.latency:g} ms, {self.bandwidth / 1e6:g} MB/s"
+
+
+class Pace:
+    """When bytes arrive that share one link."""
+
+    def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+        self._free = 0.0  # when all that has been sent so far will be through
+
+    def through(self, size: int, now: float) -> float:
+        """When `size` bytes arrive that are sent `now`. Seconds."""
+        self._free = max(self._free, now) + size / self._shape.bandwidth
+        return self._free + self._shape.latency
 
 
 class Link:
@@ -48,18 +60,11 @@ class Link:
 
 async def listen(server_port: int, shape: Shape) -> None:
     """Relays until standard input ends; prints the port."""
-    free = 0.0  # when all that has been sent so far will be through
-
-    def through(size: int) -> float:
-        """When bytes that come in now arrive."""
-        nonlocal free
-        now = asyncio.get_running_loop().time()
-        free = max(free, now) + size / shape.bandwidth
-        return free + shape.latency
+    pace = Pace(shape)
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", server_port, limit=_CHUNK)
-        await asyncio.gather(_copy(reader, server_writer), _delay(server_reader, writer, through))
+        await asyncio.gather(_copy(reader, server_writer), _delay(server_reader, writer, pace))
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
@@ -75,20 +80,21 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
-async def _delay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, through: Callable[[int], float]) -> None:
+async def _delay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pace: Pace) -> None:
     """Copies what comes, each piece when it is through; what is under way meanwhile waits in the queue."""
     queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+    clock = asyncio.get_running_loop().time
 
     async def read() -> None:
         with suppress(ConnectionError):
             while data := await reader.read(_CHUNK):
-                await queue.put((through(len(data)), data))
+                await queue.put((pace.through(len(data), clock()), data))
         await queue.put((0.0, b""))
 
     async def write() -> None:
         while (item := await queue.get())[1]:
             due, data = item
-            await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))
+            await asyncio.sleep(max(0.0, due - clock()))
             with suppress(ConnectionError):
                 writer.write(data)
                 await writer.drain()

@@ -1,4 +1,4 @@
-"""vLLM as a worker (../worker.py), run by the Python it is installed for.
+"""vLLM as a worker (measure/worker.py), run by the Python it is installed for.
 
     PYTHON -m benchmarks.peers.vllm MODEL_DIR [ADAPTERS_DIR]
 

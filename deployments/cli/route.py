@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployments import terminal
+from deployments.cli.options import Json
 from dlp_core.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def route(
     file: Annotated[Path | None, typer.Option(help='JSON lines {"input": text}, plain or .gz, not TEXT.')] = None,
     top_p: Annotated[float, typer.Option(help="Keep the fewest adapters that have this share.")] = 0.9,
     max_adapters: Annotated[int, typer.Option(help="Keep at most this many adapters.")] = 3,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each text.")] = False,
+    json: Json = False,
 ) -> None:
     """Show which adapters would serve a text, how much of each, and which words decide it. Generates nothing."""
     from dlp_core.router.explanation import explain_first

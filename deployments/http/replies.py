@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from dlp_core.decision import AUTO, Decision
+from dlp_core.adapter.names import AUTO
+from dlp_core.decision import Decision
 from dlp_core.generation.messages import Completion, Delta, Finished, Logprob, TokenText
 from dlp_core.mix import Mix
 from dlp_core.router.routing import NONE_DECISION

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from dlp_core.decision import AUTO
+from dlp_core.adapter.names import AUTO
 from dlp_core.engine.request import MAX_LOGPROBS, Sampling
 from dlp_core.errors import InvalidRequest
 from dlp_core.text.chat import Message, Role, routing_texts

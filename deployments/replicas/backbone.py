@@ -21,6 +21,7 @@ from deployments.observe.metrics import EngineMetrics
 from deployments.replicas.imports import lasting_imports
 from deployments.replicas.process import join_library_log
 from deployments.replicas.single_flight import SingleFlight
+from dlp_core.adapter.names import unqualify
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.folder import Check
 from dlp_core.bank.manifest import AdapterEntry, BankManifest, RouterEntry
@@ -139,7 +140,7 @@ class FusedBackbone:
 
     def record_routing_stats(self) -> dict[str, list[str]]:
         """What the request router asks for (deployments/fleet/affinity.py). Any change is sent to every handle."""
-        return {RESIDENT: sorted({name.rpartition("@")[0] for name in self._engine.stats().resident})}
+        return {RESIDENT: sorted({unqualify(name) for name in self._engine.stats().resident})}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What deployments/fleet/autoscaling.py decides by."""
@@ -152,7 +153,7 @@ class FusedBackbone:
 
     def _fetched(self, entry: AdapterEntry | RouterEntry, seconds: float) -> None:
         if isinstance(entry, AdapterEntry):
-            self._loaded(f"{entry.name}@{entry.version}", "disk", seconds)
+            self._loaded(entry.qualified_name, "disk", seconds)
 
     def _loaded(self, adapter: str, tier: str, seconds: float) -> None:
         self._metrics.loaded(adapter, tier, seconds)

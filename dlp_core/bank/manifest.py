@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from dlp_core.adapter.config import CONFIG_FILE
-from dlp_core.adapter.names import validate_name
+from dlp_core.adapter.names import AUTO, qualify, validate_name
 from dlp_core.adapter.weights import WEIGHTS_FILE
 from dlp_core.errors import InvalidRequest
 from dlp_core.router import router
@@ -35,9 +35,6 @@ from dlp_core.store.files import Digest, FileEntry, Sha256, digest_of
 from dlp_core.store.records import Record
 
 POINTER_KEY = "current.json"
-
-RESERVED_NAME = "auto"
-"""The model name that asks for routing; an adapter of that name could never be asked for."""
 
 
 def _checked_name(name: str) -> str:
@@ -89,6 +86,11 @@ class AdapterEntry(_Blob):
         """Where `file` lies in the store."""
         return f"adapters/{self.name}/{self.version}/{file}"
 
+    @property
+    def qualified_name(self) -> str:
+        """What the engine calls it: `name@version`."""
+        return qualify(self.name, self.version)
+
     def __str__(self) -> str:
         return f"adapter {self.name!r} version {self.version}"
 
@@ -139,7 +141,7 @@ class BankManifest(Record):
         names = [adapter.name for adapter in self.adapters]
         if names != sorted(set(names)):
             raise ValueError("adapters must be in order of their names, each once")
-        for reserved in (RESERVED_NAME, self.base_model.id):
+        for reserved in (AUTO, self.base_model.id):
             if reserved in names:
                 raise ValueError(f"an adapter cannot be called {reserved!r}: that model name means something else")
         routed = [adapter.name for adapter in self.adapters if adapter.routed]

@@ -19,7 +19,7 @@ from dlp_core.bank.reading import current, load_manifest, read_version
 from dlp_core.errors import AdapterRefused, BankError, Conflict, DigestMismatch, NotFound, UnknownModel
 from dlp_core.store.files import FileEntry, describe_files
 from dlp_core.store.protocol import AdapterStore
-from dlp_core.store.transfers import Progress, in_parallel
+from dlp_core.store.transfers import Progress, in_parallel, silent
 
 _ATTEMPTS = 3
 
@@ -43,7 +43,7 @@ def publish(
     *,
     version: str | None = None,
     check: Check | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> BankManifest:
     """Makes a local bank folder the bank that serves, and returns its manifest.
 
@@ -58,7 +58,7 @@ def publish(
     return commit(store, lambda before: read_folder(folder, version=version, check=check), progress=progress)
 
 
-def commit(store: AdapterStore, make: Make, *, progress: Progress | None = None) -> BankManifest:
+def commit(store: AdapterStore, make: Make, *, progress: Progress = silent) -> BankManifest:
     """Lets the bank serve that `make` makes of the one that serves now, and returns its manifest.
 
     If the pointer changed meanwhile without another bank taking over (somebody pinned a version, or collected
@@ -105,7 +105,7 @@ def rollback(store: AdapterStore, version: str | None = None) -> BankManifest:
     return manifest
 
 
-def verify(store: AdapterStore, version: str | None = None, *, progress: Progress | None = None) -> VerifyReport:
+def verify(store: AdapterStore, version: str | None = None, *, progress: Progress = silent) -> VerifyReport:
     """Downloads every file of a bank and compares it with the manifest; keeps nothing.
 
     Raises what `load_manifest` raises, and StoreUnavailable if the store fails; files that are missing or
@@ -130,7 +130,7 @@ def verify(store: AdapterStore, version: str | None = None, *, progress: Progres
     return VerifyReport(manifest.version, len(files), manifest.size, tuple(problems))
 
 
-def _upload(store: AdapterStore, sources: Sequence[LocalFile], progress: Progress | None) -> None:
+def _upload(store: AdapterStore, sources: Sequence[LocalFile], progress: Progress) -> None:
     def upload(source: LocalFile) -> int:
         if not _present(store, source.key, source.entry.size):
             store.put(source.key, source.path)

@@ -8,7 +8,6 @@ go before files: killed anywhere, it leaves no manifest without its files, and t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,14 +19,12 @@ from dlp_core.bank.pointer import CLAIM, State
 from dlp_core.bank.reading import current, load_manifest, read_version
 from dlp_core.errors import BankError, Conflict, NotFound, UnknownModel
 from dlp_core.store.protocol import AdapterStore, ObjectInfo
+from dlp_core.store.transfers import Progress, silent
 
 KEEP = 5
 """Newest banks that stay, besides those that must."""
 
 _DELETES = 8  # at once
-
-Progress = Callable[[int, int], None]
-"""Called with objects deleted and objects in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +56,9 @@ def unpin(store: AdapterStore, version: str) -> None:
     _change(store, before, pinned=tuple(name for name in before[0].pinned if name != version))
 
 
-def collect(
-    store: AdapterStore, *, keep: int = KEEP, dry_run: bool = False, progress: Progress | None = None
-) -> Garbage:
-    """Removes banks that are not kept, and files that no kept bank needs. `dry_run` only says which.
+def collect(store: AdapterStore, *, keep: int = KEEP, dry_run: bool = False, progress: Progress = silent) -> Garbage:
+    """Removes banks that are not kept, and files that no kept bank needs. `dry_run` only says which. `progress` is
+    told objects.
 
     Raises NotFound if nothing was published, BankError if a bank that must be kept cannot be read (nothing is
     deleted then), Conflict if somebody publishes or collects meanwhile, StoreUnavailable if the store fails.
@@ -82,8 +78,7 @@ def collect(
                 with ThreadPoolExecutor(_DELETES) as pool:
                     list(pool.map(store.delete, batch))
                 done += len(batch)
-                if progress is not None:
-                    progress(done, len(found))
+                progress(done, len(found))
         return garbage
     finally:
         claim.release()

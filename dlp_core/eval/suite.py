@@ -16,7 +16,6 @@ may be left out where the suite has one type only.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 from collections import defaultdict
@@ -33,6 +32,7 @@ from dlp_core.adapter.names import validate_name
 from dlp_core.errors import InvalidRequest
 from dlp_core.eval.metrics import LIKELIHOOD, METRICS
 from dlp_core.eval.rows import EvalRow
+from dlp_core.store.jsonl import read_objects
 from dlp_core.store.records import first_problem
 
 
@@ -125,8 +125,8 @@ def load_suite(path: Path, *, data: Path | None = None, rows: int | None = None)
     folder = path.parent if data is None else data
     found: dict[str, EvalRow] = {}
     for name in settings.data:
-        for row in _read(folder / name, settings):
-            if row is not None:
+        for where, record in read_objects(folder / name):
+            if (row := _row(record, where, settings)) is not None:
                 found.setdefault(row.id, row)  # the same question twice is one question
     if not found:
         raise InvalidRequest(f"{path}: no row of its data has a task")
@@ -172,30 +172,8 @@ def _draw(rows: Sequence[EvalRow], settings: SuiteSettings) -> Iterator[EvalRow]
         yield from own
 
 
-def _read(path: Path, settings: SuiteSettings) -> Iterator[EvalRow | None]:
-    empty = True
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    empty = False
-                    yield _row(line, f"{path}:{number}", settings)
-    except (OSError, EOFError) as error:
-        raise InvalidRequest(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    if empty:
-        raise InvalidRequest(f"{path}: holds no rows")
-
-
-def _row(line: str, where: str, settings: SuiteSettings) -> EvalRow | None:
+def _row(record: dict[str, Any], where: str, settings: SuiteSettings) -> EvalRow | None:
     """None for a row that fits no adapter."""
-    try:
-        record: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InvalidRequest(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
-    if not isinstance(record, dict):
-        raise InvalidRequest(f'{where}: a row is an object with "task", "type", "input" and "output"')
     if "task" in record and record["task"] is None:
         return None
     if "type" not in record and len(settings.types) == 1:

@@ -93,14 +93,16 @@ class TritonStep:
         self._all = _Tiles(0, shape.tiles, shape.tokens, shape.tile)
         self._head = _Tiles(4 * shape.tiles, shape.head_tokens, shape.head_tokens, 1)
         self._parts_at = 4 * (shape.tiles + shape.head_tokens)
-        self._input: tuple[Tensor | None, tuple[str, ...]] = (None, ())
+        self._input: tuple[Tensor | None, tuple[str, ...], bool] = (None, (), False)
         self._shrunk: _Shrunk | None = None
 
     def add(self, y: Tensor, x: Tensor, path: str, siblings: tuple[str, ...], *, head: bool = False) -> Tensor:
         if path not in self._op.modules:
             return y
-        if x is not self._input[0] or siblings is not self._input[1]:
-            self._input = (x, siblings)
+        capturing = _capturing(x.device)
+        # What was shrunk before a capture is missing from the graph; what was captured has not been computed.
+        if x is not self._input[0] or siblings is not self._input[1] or capturing is not self._input[2]:
+            self._input = (x, siblings, capturing)
             self._shrunk = self._shrink(x, siblings, head=head)
         assert self._shrunk is not None
         return self._expand(y.contiguous(), path, self._shrunk)
@@ -178,7 +180,7 @@ class TritonOp:
         active = active_slots(segments)
         if not active:
             return None
-        if self._device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if _capturing(self._device):
             raise RuntimeError("enter the batch before capturing a graph: its plan has to change between replays")
         if self.ran_on is not None:  # the last step may still read what is written here
             torch.cuda.current_stream(self._device).wait_stream(self.ran_on)
@@ -271,6 +273,11 @@ def _buffer(*size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros that may be written to in any mode, also if a batch in inference mode asks for them."""
     with torch.inference_mode(False):
         return torch.zeros(size, dtype=dtype, device=device)
+
+
+def _capturing(device: torch.device) -> bool:
+    """Whether a launch on this device is recorded into a CUDA graph instead of run."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _round_up(number: int, step: int) -> int:

@@ -9,8 +9,6 @@ version of it, goes to another location.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,9 +20,10 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 from dlp_core.errors import Conflict, InvalidRequest, NotFound
 from dlp_core.store.disk import sync
 from dlp_core.store.files import Digest, FileEntry, describe_files, digest_of
+from dlp_core.store.lock import FileLock
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.records import Record, first_problem
-from dlp_core.store.transfers import Progress, in_parallel
+from dlp_core.store.transfers import Progress, in_parallel, silent
 
 MANIFEST = "model.json"
 CONFIG_FILE = "config.json"
@@ -73,7 +72,7 @@ class ModelManifest(Record):
         return self
 
 
-def push(store: AdapterStore, folder: Path, *, progress: Progress | None = None) -> ModelManifest:
+def push(store: AdapterStore, folder: Path, *, progress: Progress = silent) -> ModelManifest:
     """Uploads the model in `folder` and returns its manifest. Pushing again skips what is stored, and resumes.
 
     Raises InvalidRequest for a folder that is no model or a file too large for one put, Conflict if the location holds
@@ -102,7 +101,7 @@ def push(store: AdapterStore, folder: Path, *, progress: Progress | None = None)
     return there
 
 
-def pull(store: AdapterStore, folder: Path, *, progress: Progress | None = None) -> tuple[ModelManifest, bool]:
+def pull(store: AdapterStore, folder: Path, *, progress: Progress = silent) -> tuple[ModelManifest, bool]:
     """Makes `folder` the model in the store; returns its manifest, and whether anything had to be fetched.
 
     The folder appears whole, after every digest was checked. One that has the model already is left as it is. Files
@@ -115,22 +114,24 @@ def pull(store: AdapterStore, folder: Path, *, progress: Progress | None = None)
     if _holds(folder, manifest):
         return manifest, False
     partial = folder.with_name(f".{folder.name}.{_short(manifest.digest)}.part")
-    with _written(folder), _locked(partial):
-        if _holds(folder, manifest):  # fetched by another process while this one waited for the lock
-            with suppress(OSError):
-                partial.rmdir()
-            return manifest, False
+    with _written(folder):
+        partial.mkdir(parents=True, exist_ok=True)
+        with FileLock(partial, folder=True):
+            if _holds(folder, manifest):  # fetched by another process while this one waited for the lock
+                with suppress(OSError):
+                    partial.rmdir()
+                return manifest, False
 
-        def fetch(file: FileEntry) -> int:
-            target = partial / file.path
-            if not target.is_file() or describe_files(partial, [file.path]) != (file,):
-                store.download(manifest.key(file), target, size=file.size, sha256=file.sha256)
-                sync(target)
-            return file.size
+            def fetch(file: FileEntry) -> int:
+                target = partial / file.path
+                if not target.is_file() or describe_files(partial, [file.path]) != (file,):
+                    store.download(manifest.key(file), target, size=file.size, sha256=file.sha256)
+                    sync(target)
+                return file.size
 
-        in_parallel(fetch, manifest.files, lambda size: size, manifest.size, progress)
-        (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        partial.rename(folder)
+            in_parallel(fetch, manifest.files, lambda size: size, manifest.size, progress)
+            (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            partial.rename(folder)
     return manifest, True
 
 
@@ -204,17 +205,6 @@ def _written(folder: Path) -> Iterator[None]:
             f"{folder} cannot be written: {error.strerror or error}; it needs space and a writable folder around it, "
             "and cannot itself be a mount point"
         ) from None
-
-
-@contextmanager
-def _locked(partial: Path) -> Iterator[None]:
-    partial.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(partial, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _short(digest: str) -> str:

@@ -8,18 +8,19 @@ that was stopped goes on. Three minutes each on two cores, an hour and a half fo
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from dlp_core.store.jsonl import read_objects
 
 JOINT = "joint"
 
@@ -55,7 +56,7 @@ def main(
     joint_steps: Annotated[int, typer.Option(min=0, help="Steps of the joint adapter; 0 trains none.")] = JOINT_STEPS,
 ) -> None:
     rows = data / "train.jsonl.gz"
-    tasks = sorted(set(_tasks(rows)))
+    tasks = sorted({str(row["task"]) for _, row in read_objects(rows)})
     out.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // workers)
     with ThreadPoolExecutor(workers) as pool:
@@ -85,12 +86,6 @@ def _joint(tasks: int, steps: int) -> tuple[str, ...]:
     on held-back rows rose after 50 steps. A few rows of each task say what it is, less often, as it takes longer."""
     looks = ("--validation-rows", str(5 * tasks), "--validate-every", str(max(1, steps // 8)))
     return ("--joint", *_recipe(JOINT, steps), "--rank", str(8 * tasks), *looks)
-
-
-def _tasks(rows: Path) -> Iterator[str]:
-    with gzip.open(rows, "rt", encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)["task"]
 
 
 def _train(base: Path, rows: Path, folder: Path, options: Sequence[str], threads: int) -> None:

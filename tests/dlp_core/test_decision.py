@@ -1,4 +1,4 @@
-"""What serves when the router cannot say: dlp_core/decision.py. The rest of its table is in test_openai_api.py."""
+"""What serves when the router cannot say. The rest of the table of dlp_core/decision.py is in http/test_api.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from dlp_core.decision import AUTO, Decision, RoutingOptions, decide
+from dlp_core.adapter.names import AUTO
+from dlp_core.decision import Decision, RoutingOptions, decide
 from dlp_core.errors import RouterUnavailable
 from dlp_core.mix import EMPTY_MIX, Mix
 

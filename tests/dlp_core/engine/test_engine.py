@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dlp_core.mix import EMPTY_MIX, Mix
 from dlp_core.residency.movement import Residency
 from dlp_core.residency.sources import FolderSource
 from tests.support.tiny import VOCAB, load_peft, peft_adapter, tiny_llama
+from tests.support.waiting import HANG_S, async_wait_for
 
 NAMES = tuple("abcdef")
 CONFIG = EngineConfig(slots=3, max_requests=32, page_tokens=8, cache_tokens=1024, batch_tokens=48)
@@ -90,15 +92,17 @@ async def test_stats_tell_tokens_in_the_batch_from_tokens_that_wait(engine: Fuse
         prompt(1, 20), Mix.of(dict.fromkeys("abc", 0.3)), Sampling(800, ignore_eos=True), request_id="first"
     )
     assert (await anext(first)).token_ids
-    second = asyncio.create_task(generate(engine, "second", prompt(2, 30), Mix.of({"d": 1.0}), max_tokens=7))
-    await asyncio.sleep(0.05)
-    stats = engine.stats()
-    assert (stats.running, stats.waiting) == (1, 1)
-    assert 20 < stats.tokens_running <= 820
-    assert stats.tokens_running / 1024 <= 1 - stats.cache_free + 1e-6, "the cache holds them, in whole pages"
-    assert stats.tokens_waiting == 30 + 7
-    assert stats.adapter_demand == 4 / 3
-    assert stats.adapter_wait_s > 0.03
+    with engine._batching.pause():
+        began = time.perf_counter()
+        second = asyncio.create_task(generate(engine, "second", prompt(2, 30), Mix.of({"d": 1.0}), max_tokens=7))
+        await async_wait_for(lambda: engine.stats().adapter_wait_s > 0.03, "wait")
+        stats = engine.stats()
+        assert (stats.running, stats.waiting) == (1, 1)
+        assert 20 <= stats.tokens_running <= 820
+        assert stats.tokens_running / 1024 <= 1 - stats.cache_free + 1e-6, "the cache holds them, in whole pages"
+        assert stats.tokens_waiting == 30 + 7
+        assert stats.adapter_demand == 4 / 3
+        assert stats.adapter_wait_s < time.perf_counter() - began
     await first.aclose()  # type: ignore[attr-defined]
     await second
     assert_nothing_leaked(engine)
@@ -107,8 +111,8 @@ async def test_stats_tell_tokens_in_the_batch_from_tokens_that_wait(engine: Fuse
 async def test_a_finished_request_that_is_not_read_yet_waits_for_nothing(engine: FusedEngine) -> None:
     stream = engine.submit(prompt(1, 20), EMPTY_MIX, Sampling(9, ignore_eos=True), request_id="unread")
     assert (await anext(stream)).token_ids
-    await asyncio.sleep(0.5)
-    assert (engine.stats().tokens_running, engine.stats().tokens_waiting) == (0, 0)
+    await async_wait_for(lambda: not engine.stats().tokens_running, "end")
+    assert engine.stats().tokens_waiting == 0
     assert [event.finish_reason async for event in stream][-1] == "length"
     assert_nothing_leaked(engine)
 
@@ -143,7 +147,7 @@ async def test_a_tiny_cache_preempts_without_changing_tokens(folders: dict[str, 
     try:
         jobs = [(prompt(i, 12), Mix.of({NAMES[i % 3]: 1.0})) for i in range(6)]
         alone = [await generate(engine, f"a{i}", *job, max_tokens=24, ignore_eos=True) for i, job in enumerate(jobs)]
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(HANG_S):
             together = await asyncio.gather(
                 *(generate(engine, f"b{i}", *job, max_tokens=24, ignore_eos=True) for i, job in enumerate(jobs))
             )
@@ -211,7 +215,7 @@ async def test_a_cancelled_consumer_frees_everything(engine: FusedEngine) -> Non
         asyncio.create_task(generate(engine, f"c{i}", *job, max_tokens=800, ignore_eos=True))
         for i, job in enumerate(JOBS)
     ]
-    await asyncio.sleep(0.1)
+    await async_wait_for(lambda: engine.stats().tokens_running, "step")
     for task in tasks:
         task.cancel()
     assert {type(result) for result in await asyncio.gather(*tasks, return_exceptions=True)} == {asyncio.CancelledError}
@@ -255,7 +259,7 @@ async def test_a_failing_step_ends_every_request_with_a_typed_error(
         raise RuntimeError("device lost")
 
     tasks = [asyncio.create_task(generate(engine, f"r{i}", *job, max_tokens=800)) for i, job in enumerate(JOBS)]
-    await asyncio.sleep(0.05)
+    await async_wait_for(lambda: engine.stats().tokens_running, "step")
     monkeypatch.setattr(engine._batching._fusion, "batch", explode)
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert {type(result) for result in results if not isinstance(result, tuple)} == {EngineFailed}
@@ -292,7 +296,7 @@ def test_an_engine_that_cannot_start_says_why(folders: dict[str, Path]) -> None:
 async def test_stopping_ends_requests_in_flight(folders: dict[str, Path]) -> None:
     engine = build(folders)
     task = asyncio.create_task(generate(engine, "r", *JOBS[1], max_tokens=900, ignore_eos=True))
-    await asyncio.sleep(0.1)
+    await async_wait_for(lambda: engine.stats().tokens_running, "step")
     await engine.stop()
     with pytest.raises(EngineFailed):
         await task

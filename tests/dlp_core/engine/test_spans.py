@@ -20,6 +20,7 @@ from dlp_core.fusion.segments import Segment
 from dlp_core.mix import EMPTY_MIX, Mix, Span
 from tests.dlp_core.engine.test_engine import NAMES, assert_nothing_leaked, build, prompt
 from tests.support.tiny import peft_adapter, tiny_llama
+from tests.support.waiting import HANG_S, async_wait_for
 
 A, B, C = (Mix.of({name: 1.0}) for name in "abc")
 AB = Mix.of({"a": 0.7, "b": 0.3})
@@ -127,7 +128,7 @@ async def test_tokens_and_spans_are_the_same_alone_and_in_any_batch(
 
     try:
         alone = [await run(engine, f"a{i}", *job) for i, job in enumerate(jobs())]
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(HANG_S):
             together = await asyncio.gather(*(run(engine, f"b{i}", *job) for i, job in enumerate(jobs())))
         assert together == alone
         assert all(len(tokens) == 24 and len(spans) > 4 for tokens, spans in alone)
@@ -157,19 +158,19 @@ async def test_a_request_that_waits_for_adapters_can_be_closed(folders: dict[str
     try:
         ids = prompt(2, 12)
         holder = asyncio.create_task(run(engine, "holder", ids, Plan.of(A), 600))
-        await asyncio.sleep(0.05)
+        await async_wait_for(lambda: engine.stats().pinned, "pin")
         # starts plain, then wants an adapter while the only slot is taken
         stream = engine.submit(
             ids, Plan(((0, EMPTY_MIX),), every(3, EMPTY_MIX, B)()), Sampling(50, ignore_eos=True), request_id="r"
         )
         seen = 0
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANG_S):
             async for event in stream:
                 seen += len(event.token_ids)
                 if seen >= 4:
                     break
         waiting = asyncio.ensure_future(anext(stream))
-        await asyncio.sleep(0.05)
+        await async_wait_for(lambda: engine.stats().adapter_demand == 2, "wait for the adapter")
         assert not waiting.done()
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -195,7 +196,7 @@ async def test_an_error_between_two_steps_ends_every_request(
 
     monkeypatch.setattr(engine._batching, broken, explode)
     jobs = [(prompt(i, 12), Plan(((0, A),), every(4, A, B)())) for i in range(3)]
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANG_S):
         results = await asyncio.gather(
             *(run(engine, f"r{i}", *job) for i, job in enumerate(jobs)), return_exceptions=True
         )

@@ -1,4 +1,4 @@
-"""Which replica runs a mix: properties that hold for any replicas, and what they add up to in traffic."""
+"""Which replica runs a mix: properties that hold for any replicas. In traffic: tests/benchmarks/test_affinity.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.affinity import SMALL, affinity, power_of_two, simulate
 from dlp_core.fleet.affinity import IMBALANCE, Replica, rank, rendezvous
 
 ADAPTERS = [f"a{number}" for number in range(8)]
@@ -97,12 +96,3 @@ def test_rendezvous_spreads_evenly() -> None:
 def test_a_replica_that_takes_nothing_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="at least one request"):
         rank({}, [Replica("a", frozenset(), 0, 0)])
-
-
-@pytest.mark.parametrize("utilisation", [0.3, 0.6])
-@pytest.mark.parametrize("seed", [1, 2])
-def test_traffic_loads_a_tenth_of_what_chance_would_and_stays_balanced(utilisation: float, seed: int) -> None:
-    traffic = replace(SMALL, requests=2500, utilisation=utilisation)
-    chance, ours = (simulate(traffic, choose, seed=seed) for choose in (power_of_two, affinity))
-    assert ours.loads_per_1000 <= chance.loads_per_1000 / 10
-    assert ours.busiest <= 1.3

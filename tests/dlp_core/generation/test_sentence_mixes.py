@@ -10,7 +10,7 @@ from dlp_core.mix import EMPTY_MIX, Mix
 from dlp_core.router import Routing
 from dlp_core.text.chat import Message
 from dlp_core.text.codec import Prompt, TextCodec
-from tests.support.tiny_text import tiny_tokenizer
+from examples.tiny.model import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 CODEC = TextCodec(TOKENIZER, context=4096)

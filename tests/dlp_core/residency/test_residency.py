@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from contextvars import ContextVar
 from pathlib import Path
@@ -16,6 +17,7 @@ from dlp_core.fusion.layers import Fusion, install
 from dlp_core.residency.movement import Residency
 from dlp_core.residency.sources import FolderSource
 from tests.support.tiny import peft_adapter, tiny_llama
+from tests.support.waiting import HANG_S, async_wait_for
 
 
 class SlowSource(FolderSource):
@@ -30,7 +32,7 @@ class SlowSource(FolderSource):
 
     def load(self, name: str) -> Adapter:
         self.reads[name] += 1
-        assert self.open.wait(10)
+        assert self.open.wait(HANG_S)
         if name in self.errors:
             raise self.errors[name]
         return super().load(name)
@@ -61,7 +63,7 @@ async def test_many_requests_for_one_adapter_read_it_once(source: SlowSource, fu
             return pins["a"].slot
 
     users = [asyncio.create_task(use()) for _ in range(20)]
-    await asyncio.sleep(0.05)
+    await async_wait_for(lambda: source.reads, "read")
     assert residency.resident == []
     source.open.set()
     assert set(await asyncio.gather(*users)) == {0}
@@ -79,7 +81,7 @@ async def test_a_cancelled_waiter_hurts_nobody_else(source: SlowSource, fusion: 
             return "served"
 
     first, second = asyncio.create_task(use()), asyncio.create_task(use())
-    await asyncio.sleep(0.05)
+    await async_wait_for(lambda: source.reads, "read")
     first.cancel()
     await asyncio.sleep(0)
     source.open.set()
@@ -101,8 +103,8 @@ async def test_a_resident_adapter_serves_while_another_loads(source: SlowSource,
             pass
 
     waiting = asyncio.create_task(use_b())
-    await asyncio.sleep(0.02)
-    async with asyncio.timeout(1), residency.pinned(["a"]) as pins:
+    await async_wait_for(lambda: source.reads["b"], "read")
+    async with asyncio.timeout(HANG_S), residency.pinned(["a"]) as pins:
         assert pins["a"].slot == 0
     assert not waiting.done()
     source.open.set()
@@ -119,7 +121,7 @@ async def test_more_adapters_than_slots_are_served_in_turn(source: SlowSource, f
         return names
 
     sets = [("a", "b"), ("c",), ("d", "e"), ("f",), ("a", "f"), ("b", "c")] * 5
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANG_S):
         assert await asyncio.gather(*(use(*names) for names in sets)) == sets
     assert residency.pinned_count == 0
     assert len(residency.resident) == 2
@@ -262,7 +264,7 @@ async def test_a_load_runs_in_the_context_of_the_request_it_is_for(source: SlowS
         asyncio.create_task(request("one", "a", leave=first)),
         asyncio.create_task(request("two", "b", leave=second)),
     ]
-    await asyncio.sleep(0.1)  # both have asked, and the second waits for the slot
+    await async_wait_for(lambda: residency.demand == 2 and len(loads) == 2, "second request")  # it waits for the slot
     first.set()
     second.set()
     await asyncio.gather(*tasks)
@@ -276,10 +278,11 @@ async def test_demand_and_wait_are_of_requests_alone(source: SlowSource, fusion:
     async with residency.pinned(["a", "b"]):
         assert (residency.demand, residency.longest_wait) == (1 / 2, 0)
         source.open.clear()
+        began = time.perf_counter()
         waiting = asyncio.create_task(residency.preload(["c"]))
-        await asyncio.sleep(0.05)
+        await async_wait_for(lambda: residency.longest_wait > 0.03, "wait")
         assert residency.demand == 1
-        assert 0.03 < residency.longest_wait < 5
+        assert residency.longest_wait < time.perf_counter() - began
         in_line = asyncio.create_task(residency.preload(["d"]))
         await asyncio.sleep(0)
         assert residency.demand == 3 / 2

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from dlp_core.errors import InvalidRequest, PromptTooLong
 from dlp_core.text.chat import Message
 from dlp_core.text.codec import StopStrings, TextCodec
-from tests.support.tiny_text import tiny_tokenizer
+from examples.tiny.model import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 CODEC = TextCodec(TOKENIZER, context=64)

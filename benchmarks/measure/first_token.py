@@ -1,6 +1,6 @@
 """From a new process to the engine's first token, phase by phase: what the constructor of a backbone replica does.
 
-    .venv/bin/python -m benchmarks.first_token MODEL_DIR BANK_URI
+    .venv/bin/python -m benchmarks.measure.first_token MODEL_DIR BANK_URI
 
 Prints one JSON object, seconds of each phase. The first token is the base model's.
 """
@@ -27,7 +27,7 @@ from dlp_core.store.opening import open_store
 MODULES = (
     "torch",
     "transformers.generation.continuous_batching",
-    "dlp_core.engine",
+    "dlp_core.engine.engine",
     "deployments.replicas.load_engine",
 )
 
@@ -51,12 +51,14 @@ async def phases(model: str, bank: str) -> dict[str, float]:
     ended("model and tokenizer")
     engine.start()
     ended("engine")
-    sampling = import_module("dlp_core.engine").Sampling(max_tokens=2)
-    ids = codec.encode("every weekday at 8:30 in the morning").ids
-    async with aclosing(engine.submit(ids, EMPTY_MIX, sampling, request_id="first")) as events:
-        await anext(events)
-    ended("first token")
-    await engine.stop()
+    try:
+        ids = codec.encode("every weekday at 8:30 in the morning").ids
+        sampling = import_module("dlp_core.engine.request").Sampling(max_tokens=2)
+        async with aclosing(engine.submit(ids, EMPTY_MIX, sampling, request_id="first")) as events:
+            await anext(events)
+        ended("first token")
+    finally:
+        await engine.stop()
     return seconds
 
 
