@@ -22,8 +22,9 @@ def test_who_uses_an_s3_server_or_a_cluster_is_marked(request: pytest.FixtureReq
 
 
 def test_servers_and_clusters_are_started_by_fixtures_only() -> None:
-    """Beside the fixtures and their helpers: the tests of the S3 server itself, which mark themselves."""
-    known = {"conftest.py", "test_marks.py", "dlp_core/store/test_local_s3.py"}
+    """Beside the fixtures and their helpers: the tests of the S3 server itself, which mark themselves, and of a local
+    application that is not started."""
+    known = {"conftest.py", "test_marks.py", "dlp_core/store/test_local_s3.py", "deployments/local/test_app.py"}
     for path in TESTS.rglob("*.py"):
         name = path.relative_to(TESTS).as_posix()
         if name not in known and not name.startswith(("cluster/", "support/")):
