@@ -91,7 +91,7 @@ LIMITS = (
 def grid(quick: bool, smoke: bool) -> list[Cell]:
     """The quick ones first: they are what the limits are about, and time may run out."""
     if smoke:
-        return [Cell("qv", "8", 3, 2, 2), Cell("all", "mixed", 3, 1, 3), Cell("qv", "8", 3, 1, 2, prompt=5)]
+        return [Cell("all", "8", 3, 2, 2), Cell("qv", "mixed", 3, 1, 3), Cell("qv", "8", 3, 1, 2, prompt=5)]
     return _cells(quick=True) if quick else list(dict.fromkeys(_cells(quick=True) + _cells(quick=False)))
 
 

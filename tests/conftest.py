@@ -49,11 +49,11 @@ def parameters(item: pytest.Item) -> list[str]:
 
 
 @pytest.fixture(params=[0, 10**9], ids=["many", "few"])
-def each_cpu_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs a test with each of the CPU op's ways for all batches."""
+def each_cpu_implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a test with each of the CPU op's implementations for all batches."""
     from dlp_core.fusion import cpu
 
-    monkeypatch.setattr(cpu, "FEW", request.param)
+    monkeypatch.setattr(cpu, "MAX_KERNEL_PRODUCTS", request.param)
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,12 @@ Pages are README.md, docs/*.md and examples/*/README.md. To place a figure, writ
 
     <!-- figure:headline --><!-- / -->
 
-The first becomes a number in a sentence, the second a table with the files, commands and machines it comes from.
-The section of a number has to name its raw result as well, in a table or by such a mark:
+The first becomes a number in a sentence, the second a table with links to its raw results. The section of a number
+must name its raw result as well, in a table or by such a mark:
 
     <!-- figure:decode_step_source --><!-- / -->
+
+The figure `measurements` lists the command and the machine behind every raw result; docs/performance.md has it.
 
 A new figure is a function in a module of this package, named in catalogue.py; a new raw result is a line of sources.py.
 """

@@ -73,14 +73,14 @@ def evaluate(
     if context.invoked_subcommand is not None:
         return
     from dlp_core.eval.report import write_html, write_markdown
-    from dlp_core.eval.run import judge
+    from dlp_core.eval.run import run_evaluation
     from dlp_core.store.opening import open_store
 
     judged = _suite(suite, data, rows)
     setup = _setup(base_model, dtype, device, threads, at_once)
     location = _given(bank, "--bank URI or FOLDER")
     with _phases() as phase:
-        results = judge(
+        results = run_evaluation(
             judged,
             arms.split(",") if arms else None,
             location,
@@ -124,8 +124,8 @@ def gate(
 ) -> None:
     """Exit 1 if the bank is worse than the baseline by more than --max-drop and more than noise; names the tasks."""
     from dlp_core.eval.arms import parse
-    from dlp_core.eval.results import between_banks
-    from dlp_core.eval.run import judge
+    from dlp_core.eval.results import compare_banks
+    from dlp_core.eval.run import run_evaluation
 
     chosen = parse(arm).name
     judged = _suite(suite, data, rows)
@@ -135,14 +135,14 @@ def gate(
     with _phases() as phase:
 
         def results_of(where: str) -> Results:
-            return judge(
+            return run_evaluation(
                 judged, [chosen], where, setup, cache=_cache(), journal=out / "answers.jsonl", phase=phase,
                 history=history,
             )  # fmt: skip
 
         old = _known(before, judged, setup, chosen) or results_of(before)
         new = results_of(location)
-    found = between_banks(new, old, chosen)
+    found = compare_banks(new, old, chosen)
     failed = found.worse(max_drop)
     dropped = found.overall.mean < -max_drop and found.overall.high < 0
     if json:
@@ -184,7 +184,7 @@ def compare(
 ) -> None:
     """Show two banks side by side: every task, what B has more than A, and whether the difference holds."""
     from dlp_core.eval.arms import parse
-    from dlp_core.eval.results import between_banks, kept, read
+    from dlp_core.eval.results import compare_banks, latest, read
     from dlp_core.store.opening import open_store
 
     chosen = parse(arm).name
@@ -192,10 +192,10 @@ def compare(
     def results_of(where: str) -> Results:
         if where.endswith(".json"):
             return read(Path(where))
-        return kept(open_store(_given(bank, "--bank URI")), where, suite=suite, arms=[chosen])
+        return latest(open_store(_given(bank, "--bank URI")), where, suite=suite, arms=[chosen])
 
     old, new = results_of(a), results_of(b)
-    found = between_banks(new, old, chosen)
+    found = compare_banks(new, old, chosen)
     if json:
         terminal.print_json(
             {
@@ -253,7 +253,7 @@ def _store_of(location: str) -> AdapterStore | None:
 def _known(location: str, suite: Suite, setup: Setup, arm: str) -> Results | None:
     """Results of the baseline that are there already."""
     from dlp_core.bank.reading import load_manifest
-    from dlp_core.eval.results import kept, read
+    from dlp_core.eval.results import latest, read
 
     if location.endswith(".json"):
         return read(Path(location))
@@ -262,7 +262,7 @@ def _known(location: str, suite: Suite, setup: Setup, arm: str) -> Results | Non
         return None
     version = load_manifest(store, location.partition("#")[2] or None).version
     try:
-        found = kept(store, version, suite=f"{suite.settings.name}-{suite.digest}", arms=[arm])
+        found = latest(store, version, suite=f"{suite.settings.name}-{suite.digest}", arms=[arm])
     except NotFound:
         return None
     return found if found.setup == setup.name() else None

@@ -1,1 +1,1 @@
-"""Task suites, arms, metrics, reports: does routing and fusing beat naming one adapter, on your own tasks?"""
+"""Task suites, arms, metrics and reports: do routing and fusion beat a single adapter on your own tasks?"""

@@ -1,18 +1,19 @@
-"""Arms: ways to choose the adapters that answer a row. The same rows go through all of them.
+"""Arms: ways to choose the adapters that answer a row. Every arm answers the same rows.
 
     plain                the backbone alone
     oracle               the adapter of the row's own task
     top1                 the router's first choice
-    top-p=P              what is served: the smallest set that has P of the router's mass, weighted by it
-    top-p=P:softmax      the same set, weighted as the paper's released code does
-    uniform=P            the same set, all of one weight
-    random               any adapter of the router's, drawn with the suite's seed
-    adapter=NAME         one and the same for all rows, such as a LoRA trained on all tasks
-    sentence=P           top-p for each sentence of its own (dlp_core/generation/sentence_mixes.py)
+    top-p=P              as served: the smallest set that holds P of the router's probability, weighted by it
+    top-p=P:softmax      the same set, weighted as in the paper's released code
+    uniform=P            the same set, equally weighted
+    random               one of the router's adapters, drawn with the suite's seed
+    adapter=NAME         the same adapter for all rows, such as a LoRA trained on all tasks
+    sentence=P           top-p for each sentence separately (dlp_core/generation/sentence_mixes.py)
     left-out=P           top-p of a router that does not know the row's own task
-    left-out-forced=P    the same, where "none of these" is no answer
+    left-out-forced=P    the same, but the router may not answer "none of these"
 
-Where the router says "none of these", all that ask it (but the last) leave the backbone alone, as the server does.
+Where the router answers "none of these", every arm that uses it (except the last) uses the backbone alone, as the
+server does.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from dlp_core.eval.suite import Suite
 from dlp_core.mix import EMPTY_MIX, Mix, WeightRule, select_top_p
 from dlp_core.router import Router, Routing
 
-PROBABILITIES = ("top-p", "uniform", "sentence", "left-out", "left-out-forced")
-ALONE = ("plain", "oracle", "top1", "random")
+KINDS_WITH_P = ("top-p", "uniform", "sentence", "left-out", "left-out-forced")
+KINDS_WITHOUT_VALUE = ("plain", "oracle", "top1", "random")
 
 SERVED = "top-p=0.9"
-"""The arm that is what a server does by default."""
+"""The arm that matches a server's defaults."""
 
-DEFAULT = (
+DEFAULT_ARMS = (
     "plain",
     "oracle",
     "top1",
@@ -50,7 +51,7 @@ _ARM = re.compile(r"(?P<kind>[a-z0-9-]+)(?:=(?P<value>[^:]+?))?(?P<softmax>:soft
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way to choose. Made by `parse`."""
+    """One way to choose adapters. Created by `parse`."""
 
     name: str
     kind: str
@@ -63,50 +64,51 @@ class Arm:
         return self.kind == "sentence"
 
     @property
-    def asks_the_router(self) -> bool:
-        return self.kind in (*PROBABILITIES, "top1")
+    def uses_router(self) -> bool:
+        return self.kind in (*KINDS_WITH_P, "top1")
 
 
 def parse(text: str) -> Arm:
-    """An arm by its name. Raises InvalidRequest."""
+    """Parse the name of an arm. Raises InvalidRequest if it is not one."""
     match = _ARM.fullmatch(text.strip())
     kind, value = (match["kind"], match["value"]) if match else ("", None)
     softmax = bool(match and match["softmax"])
     if match and not (softmax and kind != "top-p"):
-        if kind in ALONE and value is None:
+        if kind in KINDS_WITHOUT_VALUE and value is None:
             return Arm(kind, kind)
         if kind == "adapter" and value:
             return Arm(f"adapter={value}", kind, adapter=value)
-        if kind in PROBABILITIES and value is not None and (p := _probability(value)) is not None:
+        if kind in KINDS_WITH_P and value is not None and (p := _probability(value)) is not None:
             name = f"{kind}={p:g}" + (":softmax" if softmax else "")
             return Arm(name, kind, top_p=p, weights="softmax" if softmax else "renormalise")
     raise InvalidRequest(
-        f"{text!r} is no arm; there are {', '.join(ALONE)}, adapter=NAME, and with a P above 0 and at most 1: "
-        f"{', '.join(f'{kind}=P' for kind in PROBABILITIES)}, top-p=P:softmax"
+        f"{text!r} is not an arm; use {', '.join(KINDS_WITHOUT_VALUE)}, adapter=NAME, or, with 0 < P <= 1, "
+        f"{', '.join(f'{kind}=P' for kind in KINDS_WITH_P)} or top-p=P:softmax"
     )
 
 
 def parse_all(texts: Collection[str]) -> tuple[Arm, ...]:
-    """Arms by their names, each once. Raises InvalidRequest."""
+    """Parse names of arms and drop duplicates. Raises InvalidRequest."""
     return tuple(dict.fromkeys(parse(text) for text in texts))
 
 
 @dataclass(frozen=True, slots=True)
 class Chooser:
-    """Turns arms and rows into mixes, for one bank."""
+    """Chooses the mix of each arm and row, for one bank."""
 
     suite: Suite
     router: Router | None
     adapters: Collection[str]
-    """All of the bank's."""
+    """Names of all adapters in the bank."""
 
-    def checked(self, names: Collection[str] | None) -> tuple[Arm, ...]:
-        """The arms of these names; without any, the standard ones that this bank can have.
+    def resolve(self, names: Collection[str] | None) -> tuple[Arm, ...]:
+        """The arms with these names; for None, the default arms that this bank supports.
 
-        Raises InvalidRequest for what is no arm, and for one that makes no sense for this bank, naming what is missing.
+        Raises InvalidRequest for a name that is not an arm, and for an arm that this bank cannot run, naming what is
+        missing.
         """
         if names is None:
-            return tuple(arm for arm in parse_all(DEFAULT) if self._problem(arm) is None)
+            return tuple(arm for arm in parse_all(DEFAULT_ARMS) if self._problem(arm) is None)
         arms = parse_all(names)
         for arm in arms:
             if (problem := self._problem(arm)) is not None:
@@ -114,20 +116,20 @@ class Chooser:
         return arms
 
     def _problem(self, arm: Arm) -> str | None:
-        if self.router is None and (arm.asks_the_router or arm.kind == "random"):
-            return "asks the router, and this bank has none; publish it with one"
+        if self.router is None and (arm.uses_router or arm.kind == "random"):
+            return "needs a router, and this bank has none; publish the bank with one"
         if arm.kind == "adapter" and arm.adapter not in self.adapters:
             return f"names an adapter that this bank does not have: {arm.adapter!r}"
         if not any(self.applies(arm, row) for row in self.suite.rows):
             tasks, adapters = (", ".join(sorted(names)[:5]) for names in (self.suite.tasks, self.adapters))
             return (
-                "is about tasks that have adapters, and none of the suite's has one in this bank: the tasks are "
+                "needs an adapter for the row's task, and this bank has none for any task of the suite: the tasks are "
                 f"{tasks}, the adapters {adapters}"
             )
         return None
 
     def applies(self, arm: Arm, row: EvalRow) -> bool:
-        """Whether the row has an adapter of its own, where the arm is about that."""
+        """Whether `arm` can answer `row`: some arms need an adapter of the row's own task."""
         if arm.kind == "oracle":
             return row.task in self.adapters
         if arm.kind in ("left-out", "left-out-forced"):
@@ -135,12 +137,12 @@ class Chooser:
         return True
 
     def mix(self, arm: Arm, row: EvalRow, routing: Routing | None) -> Mix:
-        """What `arm` answers a row with. `routing` is the router's view of it, of the router `routed_by` gives.
+        """The mix `arm` answers `row` with; for an arm by sentence, the mix the completion starts with.
 
-        Of an arm by sentence it is the mix the completion begins with.
+        `routing` is the row's routing by `router_for(arm, row)`, None if the arm uses no router.
         """
-        if not arm.asks_the_router:
-            name = self._named(arm, row)
+        if not arm.uses_router:
+            name = self._adapter_for(arm, row)
             return EMPTY_MIX if name is None else Mix.of({name: 1.0})
         assert routing is not None
         max_adapters = self.suite.settings.max_adapters
@@ -153,23 +155,23 @@ class Chooser:
             return Mix.of({name: 1 / len(mix.names) for name in mix.names})
         return mix
 
-    def _named(self, arm: Arm, row: EvalRow) -> str | None:
-        """The one adapter of an arm that asks no router; None for the backbone alone."""
+    def _adapter_for(self, arm: Arm, row: EvalRow) -> str | None:
+        """The adapter of an arm that uses no router; None for the backbone alone."""
         if arm.kind == "random":
             assert self.router is not None
             return Random(f"{self.suite.settings.seed} {row.id}").choice(sorted(self.router.labels))
         return {"plain": None, "oracle": row.task, "adapter": arm.adapter}[arm.kind]
 
-    def routed_by(self, arm: Arm, row: EvalRow) -> Router | None:
-        """The router that an arm asks about a row, None if it asks none."""
-        if self.router is None or not arm.asks_the_router:
+    def router_for(self, arm: Arm, row: EvalRow) -> Router | None:
+        """The router that `arm` uses for `row`; None if it uses none."""
+        if self.router is None or not arm.uses_router:
             return None
         if arm.kind in ("left-out", "left-out-forced"):
-            return _without(self.router, row.task)
+            return _leave_out(self.router, row.task)
         return self.router
 
 
-def _without(router: Router, task: str) -> Router:
+def _leave_out(router: Router, task: str) -> Router:
     from dlp_core.router.router import restricted
 
     return restricted(router, frozenset(router.labels) - {task})

@@ -1,4 +1,4 @@
-"""Runs a suite on a bank: every row through every arm, then the composite prompts."""
+"""Run a suite on a bank: every row through every arm, then the composite prompts."""
 
 from __future__ import annotations
 
@@ -14,41 +14,42 @@ from statistics import fmean
 from dlp_core.bank.manifest import BankManifest
 from dlp_core.eval.answers import Answerer, Job
 from dlp_core.eval.arms import Arm, Chooser
-from dlp_core.eval.composite import judge_composites
+from dlp_core.eval.composite import evaluate_composites
 from dlp_core.eval.journal import Answer
 from dlp_core.eval.metrics import LIKELIHOOD, METRICS
-from dlp_core.eval.options import chosen, written
+from dlp_core.eval.options import format_option, parse_choice
 from dlp_core.eval.results import (
     ArmScore,
-    BankOfResults,
+    BankInfo,
     CompositeScore,
     Interval,
     Results,
     RouterScore,
     RowScore,
-    SuiteOfResults,
+    SuiteInfo,
     TaskScore,
 )
 from dlp_core.eval.rows import EvalRow
 from dlp_core.eval.statistics import estimate, estimate_over_tasks
-from dlp_core.eval.suite import Suite, composites
+from dlp_core.eval.suite import Suite, draw_composites
 from dlp_core.mix import Mix
 from dlp_core.router import Router, Routing
 from dlp_core.store.transfers import Progress
 
 Phase = Callable[[str], Progress]
-"""Called when a phase begins, with what it does; returns how its progress is told."""
+"""Called with the title of each phase as it begins; returns the callback for its progress."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """What one arm asks about one row."""
+class _Trial:
+    """One row under one arm, and the jobs that answer it."""
 
     arm: Arm
     row: EvalRow
     mix: Mix
-    generate: Job | None
-    judge: Job | None
+    generation: Job | None
+    scoring: Job | None
+    """Scores the options of a multiple choice."""
 
 
 async def evaluate(
@@ -58,27 +59,30 @@ async def evaluate(
     answerer: Answerer,
     *,
     setup: str,
-    at_once: int,
+    concurrency: int,
     phase: Phase,
 ) -> Results:
-    """Judges a bank by arms it can have, `at_once` requests in the engine at a time. Raises what the engine raises."""
-    began = time.perf_counter()
+    """Evaluate a bank under arms it supports, at most `concurrency` requests in the engine at a time.
+
+    Raises what the engine raises.
+    """
+    started = time.perf_counter()
     suite = chooser.suite
-    groups = composites(suite)
+    groups = draw_composites(suite)
     report = phase("route")
-    asked = _ask(suite, arms, chooser, report)
-    jobs = [job for one in asked for job in (one.judge, one.generate) if job is not None]
-    answers = await answerer.answer(jobs, at_once=at_once, report=phase("answer"))
-    scores = {(one.arm.name, one.row.id): _metrics(one, answers, suite) for one in asked}
-    found: list[CompositeScore] = []
+    trials = _trials(suite, arms, chooser, report)
+    jobs = [job for trial in trials for job in (trial.scoring, trial.generation) if job is not None]
+    answers = await answerer.answer(jobs, concurrency=concurrency, report=phase("answer"))
+    scores = {(trial.arm.name, trial.row.id): _metrics(trial, answers, suite) for trial in trials}
+    composites: list[CompositeScore] = []
     if groups:
-        found = await judge_composites(suite, groups, chooser, answerer, at_once=at_once, report=phase("composites"))
+        composites = await evaluate_composites(
+            suite, groups, chooser, answerer, concurrency=concurrency, report=phase("composites")
+        )
     return Results(
         created=datetime.now(UTC),
-        suite=SuiteOfResults(
-            name=suite.settings.name, digest=suite.digest, rows=len(suite.rows), seed=suite.settings.seed
-        ),
-        bank=BankOfResults(
+        suite=SuiteInfo(name=suite.settings.name, digest=suite.digest, rows=len(suite.rows), seed=suite.settings.seed),
+        bank=BankInfo(
             version=manifest.version,
             digest=manifest.digest,
             base_model=manifest.base_model.id,
@@ -86,15 +90,15 @@ async def evaluate(
             router=manifest.router.version if manifest.router else None,
         ),
         setup=setup,
-        seconds=round(time.perf_counter() - began, 1),
-        arms=[_arm_score(arm, asked, answers, scores, suite) for arm in arms],
+        seconds=round(time.perf_counter() - started, 1),
+        arms=[_arm_score(arm, trials, answers, scores, suite) for arm in arms],
         router=_router_score(suite, chooser.router),
-        composites=found,
+        composites=composites,
         rows={
             row.id: RowScore(
                 task=row.task,
                 scores={
-                    arm.name: scores[arm.name, row.id][suite.score_of(row)]
+                    arm.name: scores[arm.name, row.id][suite.score_metric(row)]
                     for arm in arms
                     if (arm.name, row.id) in scores
                 },
@@ -104,81 +108,83 @@ async def evaluate(
     )
 
 
-def _ask(suite: Suite, arms: Sequence[Arm], chooser: Chooser, report: Progress) -> list[_Asked]:
-    """One entry for each arm and row it applies to. Each router reads its texts together, and each text once."""
-    wanted = [
-        (arm, row, chooser.routed_by(arm, row)) for row in suite.rows for arm in arms if chooser.applies(arm, row)
+def _trials(suite: Suite, arms: Sequence[Arm], chooser: Chooser, report: Progress) -> list[_Trial]:
+    """One trial for each arm and row it applies to. Each router routes its texts in one call, and each text once."""
+    pairs = [
+        (arm, row, chooser.router_for(arm, row)) for row in suite.rows for arm in arms if chooser.applies(arm, row)
     ]
     texts: dict[int, tuple[Router, dict[str, None]]] = {}
-    for _, row, router in wanted:
+    for _, row, router in pairs:
         if router is not None:
             texts.setdefault(id(router), (router, {}))[1][row.input] = None
-    routed: dict[tuple[int, str], Routing] = {}
-    for done, (number, (router, inputs)) in enumerate(texts.items()):
+    routings: dict[tuple[int, str], Routing] = {}
+    for done, (router_id, (router, inputs)) in enumerate(texts.items()):
         report(done, len(texts))
         for text, routing in zip(inputs, router.route(list(inputs)), strict=True):
-            routed[number, text] = routing
+            routings[router_id, text] = routing
     return [
-        _jobs(arm, row, chooser.mix(arm, row, None if router is None else routed[id(router), row.input]), suite)
-        for arm, row, router in wanted
+        _trial(arm, row, chooser.mix(arm, row, None if router is None else routings[id(router), row.input]), suite)
+        for arm, row, router in pairs
     ]
 
 
-def _jobs(arm: Arm, row: EvalRow, mix: Mix, suite: Suite) -> _Asked:
+def _trial(arm: Arm, row: EvalRow, mix: Mix, suite: Suite) -> _Trial:
     settings = suite.settings.types[row.type]
     sentence = (arm.top_p, suite.settings.max_adapters) if arm.by_sentence else None
     choice = Mix() if arm.by_sentence else mix
-    generate = judge = None
+    generation = scoring = None
     if any(metric != LIKELIHOOD for metric in settings.metrics):
-        generate = Job(row.input, choice, max_tokens=settings.max_tokens, sentence=sentence)
+        generation = Job(row.input, choice, max_tokens=settings.max_tokens, sentence=sentence)
     if LIKELIHOOD in settings.metrics:
-        options = tuple((letter, written(letter, row.options)) for letter in row.options)
-        judge = Job(row.input, choice, options=options, sentence=sentence)
-    return _Asked(arm, row, mix, generate, judge)
+        options = tuple((letter, format_option(letter, row.options)) for letter in row.options)
+        scoring = Job(row.input, choice, options=options, sentence=sentence)
+    return _Trial(arm, row, mix, generation, scoring)
 
 
-def _metrics(one: _Asked, answers: dict[Job, Answer], suite: Suite) -> dict[str, float]:
-    found = {}
-    for metric in suite.settings.types[one.row.type].metrics:
+def _metrics(trial: _Trial, answers: dict[Job, Answer], suite: Suite) -> dict[str, float]:
+    values = {}
+    for metric in suite.settings.types[trial.row.type].metrics:
         if metric == LIKELIHOOD:
-            assert one.judge is not None
-            likelihoods = answers[one.judge].likelihoods
+            assert trial.scoring is not None
+            likelihoods = answers[trial.scoring].likelihoods
             assert likelihoods is not None
             best = max(likelihoods, key=likelihoods.__getitem__)
-            found[metric] = float(best == chosen(one.row.output, one.row.options))
+            values[metric] = float(best == parse_choice(trial.row.output, trial.row.options))
         else:
-            assert one.generate is not None
-            found[metric] = METRICS[metric](answers[one.generate].text, one.row)
-    return found
+            assert trial.generation is not None
+            values[metric] = METRICS[metric](answers[trial.generation].text, trial.row)
+    return values
 
 
 def _arm_score(
     arm: Arm,
-    asked: Sequence[_Asked],
+    trials: Sequence[_Trial],
     answers: dict[Job, Answer],
     scores: dict[tuple[str, str], dict[str, float]],
     suite: Suite,
 ) -> ArmScore:
-    own = [one for one in asked if one.arm == arm]
+    own = [trial for trial in trials if trial.arm == arm]
     tasks: dict[str, list[EvalRow]] = defaultdict(list)
-    for one in own:
-        tasks[one.row.task].append(one.row)
-    main = {task: [scores[arm.name, row.id][suite.score_of(row)] for row in rows] for task, rows in tasks.items()}
+    for trial in own:
+        tasks[trial.row.task].append(trial.row)
+    scores_by_task = {
+        task: [scores[arm.name, row.id][suite.score_metric(row)] for row in rows] for task, rows in tasks.items()
+    }
     seed = suite.settings.seed
     return ArmScore(
         name=arm.name,
-        score=Interval.of(estimate_over_tasks(main, seed=seed)),
+        score=Interval.of(estimate_over_tasks(scores_by_task, seed=seed)),
         tasks={
             task: TaskScore(
                 rows=len(rows),
-                score=Interval.of(estimate(main[task], seed=seed)),
+                score=Interval.of(estimate(scores_by_task[task], seed=seed)),
                 metrics=_means([scores[arm.name, row.id] for row in rows]),
             )
             for task, rows in tasks.items()
         },
-        adapters=fmean(len(one.mix.names) for one in own),
-        plain=fmean(not one.mix for one in own),
-        choices=_digest([(one.row.id, str(one.arm.by_sentence), repr(one.mix)) for one in own]),
+        adapters=fmean(len(trial.mix.names) for trial in own),
+        plain=fmean(not trial.mix for trial in own),
+        choices=_digest([(trial.row.id, str(trial.arm.by_sentence), repr(trial.mix)) for trial in own]),
     )
 
 
@@ -191,7 +197,7 @@ def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     for row in rows:
         for metric, value in row.items():
             values[metric].append(value)
-    return {metric: 100 * fmean(found) for metric, found in values.items()}
+    return {metric: 100 * fmean(series) for metric, series in values.items()}
 
 
 def _router_score(suite: Suite, router: Router | None) -> RouterScore | None:
@@ -205,5 +211,5 @@ def _router_score(suite: Suite, router: Router | None) -> RouterScore | None:
     return RouterScore(
         accuracy=fmean(row.task == routing.best for row, routing in zip(rows, routings, strict=True)),
         refused=fmean(not routing.fits for routing in routings),
-        confusion={task: dict(found) for task, found in confusion.items()},
+        confusion={task: dict(counts) for task, counts in confusion.items()},
     )

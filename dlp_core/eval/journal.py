@@ -1,7 +1,7 @@
-"""Answers that were computed once, in a file of JSON lines: a killed evaluation goes on where it was.
+"""Computed answers in a JSON-lines file: a killed evaluation resumes where it stopped.
 
-A line that was cut off by the kill is ignored. Keys say everything an answer depends on, so one journal may serve
-several banks: an answer under adapters that did not change is not computed again.
+A line cut off by the kill is ignored. A key covers everything its answer depends on, so several banks can share one
+journal: an answer under adapters that did not change is not computed again.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from dlp_core.store.disk import disk_errors
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of one job."""
+    """The result of one job."""
 
     text: str
     tokens: int
     mixes: int
-    """Different mixes of prompt and completion: more than one by sentence only."""
+    """Number of distinct mixes over prompt and completion."""
     likelihoods: dict[str, float] | None = None
-    """Of each option's letter, as natural logarithms; None where they were not asked for."""
+    """Natural log-likelihood of each option, by its letter; None if the job had no options."""
 
 
 class Journal:
-    """Answers by key. Appends to `path` as they come, or keeps them in memory alone."""
+    """Answers by key. Appends each answer to `path`; for None, keeps them in memory only."""
 
     def __init__(self, path: Path | None) -> None:
         """Raises InvalidRequest if the file cannot be read or written; as `add`, DiskFull or LocalDiskError if the disk
@@ -41,16 +41,16 @@ class Journal:
             return
         with self._disk_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
-            whole = 0
+            valid_bytes = 0
             if path.exists():
                 for line, end in _lines(path):
-                    with suppress(ValueError, TypeError, KeyError):  # of another version: it is done again
+                    with suppress(ValueError, TypeError, KeyError):  # written by another version: computed again
                         record: dict[str, Any] = json.loads(line)
                         key = record.pop("key")
                         self._answers[key] = Answer(**record)
-                    whole = end
+                    valid_bytes = end
             self._file = path.open("a", encoding="utf-8")
-            self._file.truncate(whole)
+            self._file.truncate(valid_bytes)
 
     def get(self, key: str) -> Answer | None:
         return self._answers.get(key)
@@ -72,7 +72,7 @@ class Journal:
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, int]]:
-    """Each whole line, and where it ends in the file."""
+    """Each complete line and the offset of its end in the file."""
     end = 0
     with path.open("rb") as file:
         for line in file:

@@ -1,4 +1,4 @@
-"""The bank an evaluation judges: a published version, or a folder that is yet to be published."""
+"""The bank under evaluation: a published version, or a folder that is not published yet."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class JudgedBank:
     router: Router | None
     source: BankSource
     store: AdapterStore | None
-    """Where it is published; None for a folder that is not."""
+    """The store it is published in; None for an unpublished folder."""
 
 
 @contextmanager
-def opened(location: str, cache: DiskCache) -> Iterator[JudgedBank]:
-    """The bank at `location`, for the length of the block: the URI of a published bank, of which `#VERSION` names a
-    version that does not serve, or a bank folder (bank.json), here or in a store.
+def open_bank(location: str, cache: DiskCache) -> Iterator[JudgedBank]:
+    """Open the bank at `location` for the length of the block: a published bank (its URI; `#VERSION` selects a version
+    other than the current one) or a bank folder (with bank.json), local or in a store.
 
     Raises NotFound if there is neither, UnknownModel for an unknown version, and what reading the bank raises.
     """
@@ -46,8 +46,8 @@ def opened(location: str, cache: DiskCache) -> Iterator[JudgedBank]:
         yield _read(store, load_manifest(store, version or None), store, cache)
         return
     with local_copy(uri) as folder, TemporaryDirectory(prefix="dlp-eval-") as work:
-        own = FolderStore(Path(work))
-        yield _read(own, publish(own, folder), None, cache)
+        scratch = FolderStore(Path(work))
+        yield _read(scratch, publish(scratch, folder), None, cache)
 
 
 def _is_bank_folder(store: AdapterStore) -> bool:

@@ -1,7 +1,7 @@
-"""How likely a model finds each of several answers to one prompt.
+"""Log-likelihoods of several answers to one prompt.
 
-All answers go through one forward pass: a row of tokens that holds the prompt once, then each answer, which sees the
-prompt and itself (dlp_core/train/packing.py). The pass runs under the mixes the request would run under.
+All answers go through one forward pass: a packed row holds the prompt once, then each answer, which attends to the
+prompt and to itself (dlp_core/train/packing.py). The pass runs under the same mixes as the request would.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from dlp_core.train.packing import IGNORED, Example, collate
 
 
 @contextmanager
-def whole_prompts(model: Any) -> Iterator[None]:
-    """Lets the model see a prompt in one pass, as it does outside of an engine. No request may run meanwhile."""
+def unpaged_attention(model: Any) -> Iterator[None]:
+    """Switch the model from paged attention to sdpa, so that one pass covers a prompt. No request may run meanwhile."""
     paged = model.config._attn_implementation
     model.set_attn_implementation("sdpa")
     try:
@@ -40,15 +40,15 @@ def log_likelihoods(
     plan: Plan,
     pins: Mapping[str, Pin],
 ) -> list[float]:
-    """Natural logarithms of the answers' probabilities after `prompt`, all in token ids. What follows the prompt runs
-    under the plan's last mix. Inside of `whole_prompts`."""
+    """Natural log-likelihood of each answer after `prompt`, all in token ids. The answers run under the plan's last
+    mix. Call inside `unpaged_attention`."""
     # The prompt's last token goes with each answer: it predicts the first of its tokens.
     shared = len(prompt) - 1
     batch = collate([[Example(tuple(prompt), tuple(answer)) for answer in answers]], shared)
     device = next(model.parameters()).device
     segments = (
         *_segments(plan, pins, 0, shared),
-        *(piece for answer in answers for piece in _segments(plan, pins, shared, len(answer))),
+        *(segment for answer in answers for segment in _segments(plan, pins, shared, len(answer))),
     )
     with fusion.batch(segments):
         hidden_BTD = model.base_model(
@@ -59,29 +59,29 @@ def log_likelihoods(
         ).last_hidden_state
     labels_BT = batch.labels_BT.to(device)
     chosen_BT = labels_BT != IGNORED
-    with fusion.batch(_alone(segments, shared)):
+    with fusion.batch(_after(segments, shared)):
         logits = model.get_output_embeddings()(hidden_BTD[chosen_BT])
     logprobs = logits.float().log_softmax(-1).gather(-1, labels_BT[chosen_BT][:, None])[:, 0]
     return [float(part.sum()) for part in logprobs.split([len(answer) for answer in answers])]
 
 
 def _segments(plan: Plan, pins: Mapping[str, Pin], start: int, length: int) -> list[Segment]:
-    """The mixes of so many positions from `start` on."""
-    found = []
+    """The segments that cover `length` positions from `start` on."""
+    segments = []
     ends = [*(begin for begin, _ in plan.spans[1:]), start + length]
-    for (_, mix), until in zip(plan.spans, ends, strict=True):
-        stop = min(until, start + length)
+    for (_, mix), end in zip(plan.spans, ends, strict=True):
+        stop = min(end, start + length)
         if stop > start:
-            found.append(Segment(stop - start, tuple((pins[part.name].slot, part.weight) for part in mix.adapters)))
+            segments.append(Segment(stop - start, tuple((pins[part.name].slot, part.weight) for part in mix.adapters)))
             start = stop
-    return found
+    return segments
 
 
-def _alone(segments: Sequence[Segment], shared: int) -> tuple[Segment, ...]:
+def _after(segments: Sequence[Segment], shared: int) -> tuple[Segment, ...]:
     """The segments after the first `shared` tokens."""
-    kept, at = [], 0
+    kept, position = [], 0
     for segment in segments:
-        if at >= shared:
+        if position >= shared:
             kept.append(segment)
-        at += segment.length
+        position += segment.length
     return tuple(kept)

@@ -1,11 +1,11 @@
-"""How good an answer is, from 0 to 1. Public implementations wherever there is one.
+"""Metrics of an answer, from 0 to 1. Public implementations where one exists.
 
-accuracy      the option that was wanted is the one the answer names (dlp_core/eval/options.py)
-likelihood    of the options, the one that was wanted is the likeliest answer; needs no generation
-exact_match   the same text, spaces aside
-f1            of the words, as a bag, in lower case (SQuAD, arXiv 1606.05250, without dropping articles)
-bleu          of the sentence, by sacrebleu with effective order
-rouge1, rougeL    F-measure, by rouge-score, unstemmed
+accuracy      the answer names the right option (dlp_core/eval/options.py)
+likelihood    the right option is the likeliest of the options; needs no generation
+exact_match   the same text, ignoring whitespace
+f1            over lower-cased words as a bag (SQuAD, arXiv 1606.05250, without dropping articles)
+bleu          sentence BLEU by sacrebleu with effective order
+rouge1, rougeL    F-measure by rouge-score, unstemmed
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from dlp_core.eval.options import chosen, find_options
+from dlp_core.eval.options import find_options, parse_choice
 
 if TYPE_CHECKING:
     from dlp_core.eval.rows import EvalRow
 
 LIKELIHOOD = "likelihood"
-"""The metric that is no function of the answer's text."""
+"""The only metric that does not read the answer's text."""
 
 
 def _accuracy(answer: str, row: EvalRow) -> float:
     options = find_options(row.input)
-    wanted = chosen(row.output, options)
-    return float(wanted is not None and chosen(answer, options) == wanted)
+    expected = parse_choice(row.output, options)
+    return float(expected is not None and parse_choice(answer, options) == expected)
 
 
 def _exact_match(answer: str, row: EvalRow) -> float:
@@ -35,9 +35,9 @@ def _exact_match(answer: str, row: EvalRow) -> float:
 
 
 def _f1(answer: str, row: EvalRow) -> float:
-    said, wanted = Counter(answer.lower().split()), Counter(row.output.lower().split())
-    common = sum((said & wanted).values())
-    return 2 * common / (said.total() + wanted.total()) if common else 0.0
+    answer_words, expected_words = Counter(answer.lower().split()), Counter(row.output.lower().split())
+    common = sum((answer_words & expected_words).values())
+    return 2 * common / (answer_words.total() + expected_words.total()) if common else 0.0
 
 
 def _bleu(answer: str, row: EvalRow) -> float:
@@ -68,4 +68,4 @@ METRICS: dict[str, Callable[[str, EvalRow], float]] = {
     "rouge1": _rouge("rouge1"),
     "rougeL": _rouge("rougeL"),
 }
-"""By name: from an answer's text and its row to a number from 0 to 1."""
+"""By name: functions from an answer's text and its row to a score from 0 to 1."""

@@ -1,4 +1,4 @@
-"""The pictures of a report, as SVG text without anything a page would have to load."""
+"""The plots of a report, as self-contained SVG text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COLOURS = ("#9aa0a6", "#1b7f5c", "#c2571a", "#2457a6", "#8a3f8f", "#b8860b", "#
 
 
 def task_bars(results: Results, arms: Mapping[str, str]) -> str:
-    """Score of each task under a few arms, with intervals. `arms` maps labels to names."""
+    """Bars of each task's score under several arms, with intervals. `arms` maps labels to arm names."""
     shown = [results.arm(name) for name in arms.values()]
     labels = list(arms)
     tasks = sorted({task for arm in shown for task in arm.tasks}, reverse=True)
@@ -46,11 +46,11 @@ def task_bars(results: Results, arms: Mapping[str, str]) -> str:
 
 
 def radar(results: Results, arms: Mapping[str, str]) -> str:
-    """All tasks around a circle, an arm a line. `arms` maps labels to names."""
+    """All tasks around a circle, one line per arm. `arms` maps labels to arm names."""
     shown = [results.arm(name) for name in arms.values()]
     labels = list(arms)
     tasks = sorted(set.intersection(*(set(arm.tasks) for arm in shown)))
-    angles = [2 * math.pi * place / len(tasks) for place in range(len(tasks))]
+    angles = [2 * math.pi * index / len(tasks) for index in range(len(tasks))]
     figure = _figure(8, 8)
     axis = figure.add_subplot(projection="polar")
     for number, arm in enumerate(shown):
@@ -63,7 +63,7 @@ def radar(results: Results, arms: Mapping[str, str]) -> str:
             label=labels[number],
         )
     axis.set_xticks(angles, [textwrap.fill(task.replace("_", " "), 18) for task in tasks], fontsize=7)
-    for text, angle in zip(axis.get_xticklabels(), angles, strict=True):  # outwards, or they would lie on the circle
+    for text, angle in zip(axis.get_xticklabels(), angles, strict=True):  # outwards, or labels overlap the circle
         side = math.cos(angle)
         text.set_horizontalalignment("left" if side > 0.1 else "right" if side < -0.1 else "center")
     axis.set_rlabel_position(math.degrees(angles[0] + angles[1]) / 2)
@@ -73,17 +73,17 @@ def radar(results: Results, arms: Mapping[str, str]) -> str:
 
 
 def sweep(results: Results) -> str:
-    """Score and mean size of the mix against p, for both weightings; empty if fewer than two p were tried."""
-    found: dict[str, list[tuple[float, ArmScore]]] = {"renormalised": [], "softmax": []}
+    """Score and mean mix size against p, for both weightings; empty if fewer than two values of p were run."""
+    points_by_weights: dict[str, list[tuple[float, ArmScore]]] = {"renormalised": [], "softmax": []}
     for arm in results.arms:
         if match := re.fullmatch(r"top-p=([0-9.e-]+)(:softmax)?", arm.name):
-            found["softmax" if match[2] else "renormalised"].append((float(match[1]), arm))
-    if max(map(len, found.values())) < 2:
+            points_by_weights["softmax" if match[2] else "renormalised"].append((float(match[1]), arm))
+    if max(map(len, points_by_weights.values())) < 2:
         return ""
     figure = _figure(8, 4)
     axis = figure.subplots()
     sizes = axis.twinx()
-    for number, (weights, points) in enumerate(found.items(), start=2):
+    for number, (weights, points) in enumerate(points_by_weights.items(), start=2):
         points.sort(key=lambda point: point[0])
         ps = [p for p, _ in points]
         if ps:
@@ -100,18 +100,18 @@ def sweep(results: Results) -> str:
     axis.set_xlabel("p")
     axis.set_ylabel("score")
     sizes.set_ylabel("adapters in a mix, mean")
-    sizes.set_ylim(0, 1.15 * max(arm.adapters for points in found.values() for _, arm in points) or 1)
-    handles = [pair for which in (axis, sizes) for pair in zip(*which.get_legend_handles_labels(), strict=True)]
+    sizes.set_ylim(0, 1.15 * max(arm.adapters for points in points_by_weights.values() for _, arm in points) or 1)
+    handles = [pair for axes in (axis, sizes) for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
     axis.legend(*zip(*handles, strict=True), loc="center left", bbox_to_anchor=(1.1, 0.5), frameon=False)
     return _svg(figure)
 
 
 def confusion(results: Results) -> str:
-    """Task against the router's likeliest adapter; empty without a router."""
+    """Confusion matrix of tasks and the router's likeliest adapters; empty without a router."""
     if results.router is None:
         return ""
     rows = results.router.confusion
-    tasks = sorted({*rows, *(best for found in rows.values() for best in found)})
+    tasks = sorted({*rows, *(best for counts in rows.values() for best in counts)})
     shares = [
         [rows.get(task, {}).get(best, 0) / max(1, sum(rows.get(task, {}).values())) for best in tasks] for task in tasks
     ]
@@ -131,28 +131,28 @@ def confusion(results: Results) -> str:
 
 
 def composites(results: Results) -> str:
-    """Score against the number of questions in a prompt; empty without any."""
+    """Score against the number of questions in a prompt; empty without composite prompts."""
     if not results.composites:
         return ""
     figure = _figure(7, 3.6)
     axis = figure.subplots()
-    ways = list(dict.fromkeys(found.arm for found in results.composites))
-    for number, way in enumerate(ways):
-        own = [found for found in results.composites if found.arm == way]
+    methods = list(dict.fromkeys(composite.arm for composite in results.composites))
+    for number, method in enumerate(methods):
+        own = [composite for composite in results.composites if composite.arm == method]
         axis.errorbar(
-            [found.parts + 0.06 * (number - len(ways) / 2) for found in own],
-            [found.score.mean for found in own],
+            [composite.parts + 0.06 * (number - len(methods) / 2) for composite in own],
+            [composite.score.mean for composite in own],
             yerr=[
-                [max(0.0, found.score.mean - found.score.low) for found in own],
-                [max(0.0, found.score.high - found.score.mean) for found in own],
+                [max(0.0, composite.score.mean - composite.score.low) for composite in own],
+                [max(0.0, composite.score.high - composite.score.mean) for composite in own],
             ],
             fmt="o-",
             color=_COLOURS[number % len(_COLOURS)],
             lw=1.2,
             elinewidth=0.7,
-            label=way,
+            label=method,
         )
-    axis.set_xticks(sorted({found.parts for found in results.composites}))
+    axis.set_xticks(sorted({composite.parts for composite in results.composites}))
     axis.set_xlabel("questions in a prompt")
     axis.set_ylabel("score")
     axis.set_ylim(0, None)
@@ -161,7 +161,7 @@ def composites(results: Results) -> str:
 
 
 def _figure(width: float, height: float) -> Any:
-    """Without pyplot: no state that outlives the picture."""
+    """A figure without pyplot, which would keep global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height))

@@ -1,6 +1,6 @@
-"""What an evaluation found, as it is stored, read back and compared. Scores are points from 0 to 100.
+"""Results of an evaluation: stored, loaded and compared. Scores are points from 0 to 100.
 
-In the store of a bank: evals/<bank version>/<suite>-<suite digest>-<time>.json. Nothing there is ever overwritten.
+In a bank's store they live in evals/<bank version>/<suite>-<suite digest>-<time>.json and are never overwritten.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Interval(Record):
     high: float
 
     @classmethod
-    def of(cls, found: Estimate) -> Self:
-        return cls(mean=100 * found.mean, low=100 * found.low, high=100 * found.high)
+    def of(cls, estimate: Estimate) -> Self:
+        return cls(mean=100 * estimate.mean, low=100 * estimate.low, high=100 * estimate.high)
 
 
 class TaskScore(Record):
@@ -43,11 +43,11 @@ class TaskScore(Record):
     rows: int
     score: Interval
     metrics: dict[str, float]
-    """Means of all metrics of the task's types, in points."""
+    """Mean of each metric of the task's row types, in points."""
 
 
 class ArmScore(Record):
-    """One arm. The score is the mean over tasks, each of which counts the same."""
+    """One arm. The score is the mean over tasks, all weighted equally."""
 
     name: str
     score: Interval
@@ -55,24 +55,24 @@ class ArmScore(Record):
     adapters: float
     """Mean number of adapters in a mix."""
     plain: float
-    """Share of rows that were left to the backbone alone."""
+    """Share of rows answered by the backbone alone."""
     choices: str
-    """A digest of what it chose for each row: two arms of one digest are one and the same on these rows."""
+    """Digest of the choices for all rows: two arms with the same digest are identical on these rows."""
 
 
 class RouterScore(Record):
-    """How the router saw the rows of tasks it knows."""
+    """How the router routed the rows of tasks it knows."""
 
     accuracy: float
-    """Share of rows whose likeliest adapter is their own, refused or not."""
+    """Share of rows whose likeliest adapter is their own task's, refused or not."""
     refused: float
-    """Share it called "none of these"."""
+    """Share of rows the router called "none of these"."""
     confusion: dict[str, dict[str, int]]
-    """Task to likeliest adapter to rows."""
+    """Task to likeliest adapter to number of rows."""
 
 
 class CompositeScore(Record):
-    """One way to answer prompts that ask so many tasks' questions."""
+    """One method on the prompts of `parts` questions, each of another task."""
 
     parts: int
     arm: str
@@ -80,11 +80,11 @@ class CompositeScore(Record):
     score: Interval
     """Mean over prompts of the mean over their parts."""
     by_place: list[float]
-    """Mean score of the first part, the second ..."""
+    """Mean score of the first part, of the second, and so on."""
 
 
-class BankOfResults(Record):
-    """Which bank was judged."""
+class BankInfo(Record):
+    """The bank that was evaluated."""
 
     version: str
     digest: str
@@ -93,8 +93,8 @@ class BankOfResults(Record):
     router: str | None
 
 
-class SuiteOfResults(Record):
-    """On what. Results of one digest can be compared row by row."""
+class SuiteInfo(Record):
+    """The suite it was evaluated on. Results with the same digest can be compared row by row."""
 
     name: str
     digest: str
@@ -103,7 +103,7 @@ class SuiteOfResults(Record):
 
 
 class RowScore(Record):
-    """One row: its score under each arm that applies to it, from 0 to 1."""
+    """One row's score, from 0 to 1, under each arm that applies to it."""
 
     task: str
     scores: dict[str, float]
@@ -114,12 +114,12 @@ class Results(Record):
 
     format: Literal[1] = 1
     created: AwareDatetime
-    suite: SuiteOfResults
-    bank: BankOfResults
+    suite: SuiteInfo
+    bank: BankInfo
     setup: str
-    """The base model's digest and the precision it ran in."""
+    """The base model's name and digest, and the precision it ran in."""
     seconds: float
-    """Of the run that completed it; a resumed one has done less."""
+    """Duration of the run that completed the evaluation; a resumed run did only part of the work."""
     arms: list[ArmScore] = Field(min_length=1)
     router: RouterScore | None
     composites: list[CompositeScore]
@@ -127,90 +127,92 @@ class Results(Record):
     """By row id."""
 
     def arm(self, name: str) -> ArmScore:
-        """Raises InvalidRequest if it was not among the arms."""
+        """The scores of the arm `name`. Raises InvalidRequest if it was not run."""
         for arm in self.arms:
             if arm.name == name:
                 return arm
         raise InvalidRequest(
-            f"arm {name!r} is not in the results of bank {self.bank.version}; there are: "
+            f"arm {name!r} is not in the results of bank {self.bank.version}; they have: "
             f"{', '.join(arm.name for arm in self.arms)}"
         )
 
     def distinct(self) -> dict[str, list[str]]:
-        """Arms that chose differently for some row, in order, each with those that chose like it."""
+        """Distinct arms in order: the first arm of each set of equal choices, mapped to the other arms of the set."""
         first: dict[str, str] = {}
-        found: dict[str, list[str]] = {}
+        groups: dict[str, list[str]] = {}
         for arm in self.arms:
             name = first.setdefault(arm.choices, arm.name)
             if name == arm.name:
-                found[name] = []
+                groups[name] = []
             else:
-                found[name].append(arm.name)
-        return found
+                groups[name].append(arm.name)
+        return groups
 
     def by_task(self, arm: str) -> dict[str, dict[str, float]]:
-        """Task to row id to score. Raises as `arm`."""
+        """Scores of `arm`: task to row id to score. Raises InvalidRequest if it was not run."""
         self.arm(arm)
-        found: dict[str, dict[str, float]] = defaultdict(dict)
-        for id_, row in self.rows.items():
+        scores: dict[str, dict[str, float]] = defaultdict(dict)
+        for row_id, row in self.rows.items():
             if arm in row.scores:
-                found[row.task][id_] = row.scores[arm]
-        return dict(found)
+                scores[row.task][row_id] = row.scores[arm]
+        return dict(scores)
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What one side has more than another on the rows both have, in points."""
+    """How much higher one side scores than the other on the rows they share, in points."""
 
     overall: Interval
     tasks: dict[str, Interval]
 
     def worse(self, tolerance: float) -> list[str]:
-        """Tasks that lost more than `tolerance` points, and more than their noise."""
-        return [task for task, found in self.tasks.items() if found.mean < -tolerance and found.high < 0]
+        """Tasks that lost more than `tolerance` points and significantly so."""
+        return [task for task, interval in self.tasks.items() if interval.mean < -tolerance and interval.high < 0]
 
     @property
     def better(self) -> list[str]:
-        """Tasks that gained more than their noise."""
-        return [task for task, found in self.tasks.items() if found.low > 0]
+        """Tasks that gained significantly."""
+        return [task for task, interval in self.tasks.items() if interval.low > 0]
 
 
 def difference(ours: Mapping[str, Mapping[str, float]], theirs: Mapping[str, Mapping[str, float]]) -> Difference:
-    """From task to row id to score, of both sides. The level of single tasks' intervals is raised (Bonferroni): of
-    twenty tasks without a difference, one would seem to have one otherwise. Raises InvalidRequest without a common row.
+    """Difference of two sides, each given as task to row id to score.
+
+    The level of single tasks' intervals is raised (Bonferroni): otherwise, of twenty tasks without a difference, one
+    would seem to have one. Raises InvalidRequest if the sides share no row.
     """
-    pairs = {
-        task: [score - theirs[task][id_] for id_, score in rows.items() if id_ in theirs[task]]
+    differences = {
+        task: [score - theirs[task][row_id] for row_id, score in rows.items() if row_id in theirs[task]]
         for task, rows in ours.items()
         if task in theirs
     }
-    pairs = {task: rows for task, rows in pairs.items() if rows}
-    if not pairs:
-        raise InvalidRequest("the two results have no row in common; evaluate both on the same suite")
-    level = 1 - (1 - LEVEL) / len(pairs)
+    differences = {task: values for task, values in differences.items() if values}
+    if not differences:
+        raise InvalidRequest("the two results have no row in common; run both on the same suite")
+    level = 1 - (1 - LEVEL) / len(differences)
     return Difference(
-        Interval.of(estimate_over_tasks(pairs)),
-        {task: Interval.of(estimate(rows, level=level)) for task, rows in pairs.items()},
+        Interval.of(estimate_over_tasks(differences)),
+        {task: Interval.of(estimate(values, level=level)) for task, values in differences.items()},
     )
 
 
-def between_arms(results: Results, arm: str, than: str) -> Difference:
-    """What one arm has more than another. Raises InvalidRequest if one is missing."""
-    return difference(results.by_task(arm), results.by_task(than))
+def compare_arms(results: Results, arm: str, baseline: str) -> Difference:
+    """How much higher `arm` scores than `baseline`. Raises InvalidRequest if either was not run."""
+    return difference(results.by_task(arm), results.by_task(baseline))
 
 
-def between_banks(new: Results, old: Results, arm: str) -> Difference:
-    """What `new` has more than `old` under one arm. Raises InvalidRequest for results of different suites."""
+def compare_banks(new: Results, old: Results, arm: str) -> Difference:
+    """How much higher `new` scores than `old` under one arm. Raises InvalidRequest if the suites differ."""
     if new.suite.digest != old.suite.digest:
         raise InvalidRequest(
-            f"bank {new.bank.version} was judged on suite {new.suite.name} {new.suite.digest}, bank "
-            f"{old.bank.version} on {old.suite.name} {old.suite.digest}; evaluate both on the same suite"
+            f"bank {new.bank.version} was evaluated on suite {new.suite.name} {new.suite.digest}, bank "
+            f"{old.bank.version} on {old.suite.name} {old.suite.digest}; run both on the same suite"
         )
     return difference(new.by_task(arm), old.by_task(arm))
 
 
 def read(path: Path) -> Results:
-    """Results from a file. Raises InvalidRequest."""
+    """Read results from a file. Raises InvalidRequest if it is unreadable or holds something else."""
     try:
         with disk_errors(f"{path}: cannot be read"):
             return Results.model_validate_json(path.read_bytes())
@@ -218,17 +220,17 @@ def read(path: Path) -> Results:
         raise InvalidRequest(f"{path}: not the results of an evaluation ({first_problem(error)})") from None
 
 
-def keep(store: AdapterStore, results: Results) -> str:
-    """Stores results beside their bank; returns the key. Raises StoreUnavailable, or Conflict if results of the same
-    microsecond are there."""
+def save(store: AdapterStore, results: Results) -> str:
+    """Store results beside their bank and return the key. Raises StoreUnavailable, or Conflict if results of the same
+    microsecond exist."""
     key = f"{_prefix(results.bank.version)}{_name(results)}-{results.created:{_TIME}}.json"
     store.put(key, results.model_dump_json(indent=1).encode() + b"\n", if_none_match=True)
     return key
 
 
-def kept(store: AdapterStore, version: str, *, suite: str | None = None, arms: Sequence[str] = ()) -> Results:
-    """The newest results of a bank version that have all of `arms`; `suite` is a name, or a name and digest joined by
-    '-'. Raises NotFound if there are none, BankError if they are damaged."""
+def latest(store: AdapterStore, version: str, *, suite: str | None = None, arms: Sequence[str] = ()) -> Results:
+    """Load the newest results of a bank version that have all of `arms`; `suite` is a name, or a name and digest joined
+    by '-'. Raises NotFound if there are none, BankError if they are damaged."""
     prefix = _prefix(validate_name(version))
     for info in sorted(store.list(prefix), key=lambda info: _time(info.key), reverse=True):
         name = info.key.removeprefix(prefix)
@@ -239,9 +241,9 @@ def kept(store: AdapterStore, version: str, *, suite: str | None = None, arms: S
                 raise BankError(f"{info.key!r} in {store.uri} is damaged ({first_problem(error)}); delete it") from None
             if set(arms) <= {arm.name for arm in results.arms}:
                 return results
-    about = f" on suite {suite}" if suite else ""
+    on_suite = f" on suite {suite}" if suite else ""
     raise NotFound(
-        f"{store.uri} keeps no results of bank {version}{about}{' with arm ' + ', '.join(arms) if arms else ''}; "
+        f"{store.uri} has no results of bank {version}{on_suite}{' with arm ' + ', '.join(arms) if arms else ''}; "
         "run dlp eval --suite SUITE --bank URI#VERSION"
     )
 

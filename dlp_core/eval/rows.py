@@ -1,4 +1,4 @@
-"""One row of a suite: a question, its answer, and the task it belongs to."""
+"""A row of a suite: a question, its answer and its task."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dlp_core.eval.options import find_options
 
 @dataclass(frozen=True, slots=True)
 class EvalRow:
-    """One question with the answer wanted."""
+    """One question with its expected answer."""
 
     id: str
-    """From its content: the same row has the same id in every suite."""
+    """Derived from the content: the same row has the same id in every suite."""
     task: str
     type: str
     input: str
@@ -20,5 +20,5 @@ class EvalRow:
 
     @property
     def options(self) -> dict[str, str]:
-        """Letter to text, of a multiple choice; empty for others."""
+        """Options of a multiple-choice question, letter to text; empty for other questions."""
         return find_options(self.input)

@@ -1,4 +1,4 @@
-"""One evaluation from its parts on disk to its results: model, bank, journal, engine."""
+"""One evaluation from start to results: opens the bank and the journal, loads the model, runs the engine."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from dlp_core.engine.config import EngineConfig
 from dlp_core.eval.arms import Arm, Chooser
 from dlp_core.eval.evaluation import Phase, evaluate
 from dlp_core.eval.journal import Journal
-from dlp_core.eval.judged_bank import JudgedBank, opened
-from dlp_core.eval.results import Results, keep
+from dlp_core.eval.judged_bank import JudgedBank, open_bank
+from dlp_core.eval.results import Results, save
 from dlp_core.eval.suite import Suite
 from dlp_core.quiet import quiet_transformers
 from dlp_core.store.base_model import describe
 from dlp_core.store.protocol import AdapterStore
 
-_MOST_SLOTS = 64
+_MAX_SLOTS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What the model runs on."""
+    """The model and the engine it runs in."""
 
     base_model: Path
     dtype: str
     device: str
     threads: int | None = None
-    at_once: int = 16
-    """Requests in the engine at a time."""
+    concurrency: int = 16
+    """Maximum number of requests in the engine at a time."""
     cache_tokens: int = 16_384
     batch_tokens: int = 256
 
     def name(self) -> str:
-        """What answers depend on beside adapters. Raises InvalidRequest if the folder holds no model."""
+        """What answers depend on besides adapters. Raises InvalidRequest if the folder is not a model."""
         model = describe(self.base_model)
         return f"{model.name} {model.digest[:19]} in {self.dtype}"
 
 
-def judge(
+def run_evaluation(
     suite: Suite,
     arms: Collection[str] | None,
     location: str,
@@ -53,22 +53,22 @@ def judge(
     phase: Phase,
     history: AdapterStore | None = None,
 ) -> Results:
-    """Evaluates the bank at `location` (see judged_bank.opened) by these arms, or by the standard ones, and keeps the
-    results in `history`, or else in the store the bank is published in, if it is.
+    """Evaluate the bank at `location` (see judged_bank.open_bank) under `arms`, or the default ones, and save the
+    results in `history`, or else in the store the bank is published in, if any.
 
-    `journal` is the file answers are kept in, so that a killed run goes on. Raises InvalidRequest, and what reading the
-    bank and the engine raise.
+    `journal` is the file that records answers, so that a killed run resumes. Raises InvalidRequest, and what reading
+    the bank and the engine raise.
     """
-    with opened(location, cache) as bank, closing(Journal(journal)) as answers:
+    with open_bank(location, cache) as bank, closing(Journal(journal)) as open_journal:
         chooser = Chooser(suite, bank.router, [adapter.name for adapter in bank.manifest.adapters])
-        chosen = chooser.checked(arms)
-        results = asyncio.run(_judge(chooser, chosen, bank, setup, journal=answers, phase=phase))
+        resolved = chooser.resolve(arms)
+        results = asyncio.run(_run(chooser, resolved, bank, setup, journal=open_journal, phase=phase))
         if (store := history or bank.store) is not None:
-            keep(store, results)
+            save(store, results)
         return results
 
 
-async def _judge(
+async def _run(
     chooser: Chooser, arms: Sequence[Arm], bank: JudgedBank, setup: Setup, *, journal: Journal, phase: Phase
 ) -> Results:
     from dlp_core.engine.loading import load
@@ -76,8 +76,8 @@ async def _judge(
 
     name = setup.name()
     config = EngineConfig(
-        slots=min(len(bank.manifest.adapters), _MOST_SLOTS),
-        max_requests=setup.at_once,
+        slots=min(len(bank.manifest.adapters), _MAX_SLOTS),
+        max_requests=setup.concurrency,
         cache_tokens=setup.cache_tokens,
         batch_tokens=setup.batch_tokens,
     )
@@ -93,7 +93,7 @@ async def _judge(
             bank.manifest,
             Answerer(loaded, bank.manifest, bank.router, journal, setup=name),
             setup=name,
-            at_once=setup.at_once,
+            concurrency=setup.concurrency,
             phase=phase,
         )
     finally:

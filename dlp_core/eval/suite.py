@@ -1,17 +1,17 @@
-"""A suite: which rows a bank is judged on, by which metrics. A YAML file beside its data.
+"""A suite: the rows and metrics a bank is evaluated with. A YAML file beside its data.
 
     name: bigbench26
     data: [test.jsonl.gz]            # JSON lines {"task", "type", "input", "output"}, plain or .gz
     rows: 50                         # of each task, drawn with the seed; all when left out
     seed: 0
-    types:                           # the first metric of a type is the one that counts
+    types:                           # the first metric of a type is the score
       mcq: {metrics: [accuracy, likelihood], max_tokens: 24}
       qa: {metrics: [rougeL, bleu, exact_match], max_tokens: 64}
-    max_adapters: 3                  # of one mix
+    max_adapters: 3                  # in a mix
     composite: {parts: [2, 3, 4, 5], prompts: 25, max_chars: 500}     # several tasks in one prompt
 
-A row's task is the name of the adapter that was made for it; rows whose task is null fit none and are left out. `type`
-may be left out where the suite has one type only.
+A row's task is the name of the adapter trained for it; rows whose task is null fit no adapter and are skipped. `type`
+may be left out if the suite has only one.
 """
 
 from __future__ import annotations
@@ -42,34 +42,34 @@ class _Settings(BaseModel):
 
 
 class TypeSettings(_Settings):
-    """How answers of one type are made and judged."""
+    """How rows of one type are answered and scored."""
 
     metrics: Annotated[tuple[str, ...], Field(min_length=1)]
     """The first one is the score of a row."""
     max_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
 
     @model_validator(mode="after")
-    def _knows_its_metrics(self) -> Self:
+    def _check_metrics(self) -> Self:
         known = (*METRICS, LIKELIHOOD)
         for metric in self.metrics:
             if metric not in known:
-                raise ValueError(f"there is no metric {metric!r}; there are: {', '.join(known)}")
+                raise ValueError(f"there is no metric {metric!r}; use {', '.join(known)}")
         return self
 
 
 class Composite(_Settings):
-    """Prompts that ask several tasks' questions at once."""
+    """Prompts that ask questions of several tasks at once."""
 
     parts: tuple[Annotated[int, Field(ge=2, le=16)], ...] = (2, 3, 4, 5)
-    """How many questions: one group of prompts for each number."""
+    """Numbers of questions per prompt: one group of prompts for each."""
     prompts: Annotated[int, Field(ge=1)] = 25
-    """Of each group."""
+    """Number of prompts in each group."""
     max_chars: Annotated[int, Field(ge=1)] = 500
-    """Longest question that goes into one."""
+    """Maximum length of a question in characters."""
 
 
 class SuiteSettings(_Settings):
-    """The YAML file."""
+    """The contents of the YAML file."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     data: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -82,7 +82,7 @@ class SuiteSettings(_Settings):
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """Settings and the rows that were drawn, by task and in the order of the data within one."""
+    """Settings and the rows drawn: grouped by task, in the order of the data within a task."""
 
     settings: SuiteSettings
     rows: tuple[EvalRow, ...]
@@ -93,20 +93,21 @@ class Suite:
 
     @property
     def digest(self) -> str:
-        """Of everything that decides what is asked and how it is judged: results of one digest can be compared."""
+        """Digest of everything that decides what is asked and how it is scored: results with the same digest are
+        comparable."""
         content = json.dumps([self.settings.model_dump(mode="json", exclude={"data"}), [row.id for row in self.rows]])
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
-    def score_of(self, row: EvalRow) -> str:
-        """The metric that is the row's score."""
+    def score_metric(self, row: EvalRow) -> str:
+        """The name of the metric that is the row's score."""
         return self.settings.types[row.type].metrics[0]
 
 
 def load_suite(path: Path, *, data: Path | None = None, rows: int | None = None) -> Suite:
-    """Reads a suite and draws its rows. `data` is the folder its files lie in, by default the suite's own; `rows` takes
-    the place of the suite's, and there are no more composite prompts of a length than that.
+    """Read a suite and draw its rows. `data` is the folder of its data files, by default the suite's own; `rows`
+    overrides the suite's setting and also limits the composite prompts in each group.
 
-    Raises InvalidRequest, naming file and line, for a suite or rows that cannot be used.
+    Raises InvalidRequest, naming file and line, if the suite or a row is invalid.
     """
     try:
         with disk_errors(f"{path}: cannot be read"):
@@ -120,42 +121,42 @@ def load_suite(path: Path, *, data: Path | None = None, rows: int | None = None)
     except ValidationError as error:
         raise InvalidRequest(f"{path}: {first_problem(error)}") from None
     if rows is not None and settings.composite is not None:
-        fewer = settings.composite.model_copy(update={"prompts": min(settings.composite.prompts, rows)})
-        settings = settings.model_copy(update={"composite": fewer})
+        composite = settings.composite.model_copy(update={"prompts": min(settings.composite.prompts, rows)})
+        settings = settings.model_copy(update={"composite": composite})
     folder = path.parent if data is None else data
-    found: dict[str, EvalRow] = {}
+    unique: dict[str, EvalRow] = {}
     for name in settings.data:
-        for where, record in read_objects(folder / name):
-            if (row := _row(record, where, settings)) is not None:
-                found.setdefault(row.id, row)  # the same question twice is one question
-    if not found:
+        for location, record in read_objects(folder / name):
+            if (row := _row(record, location, settings)) is not None:
+                unique.setdefault(row.id, row)  # a repeated question counts once
+    if not unique:
         raise InvalidRequest(f"{path}: no row of its data has a task")
-    return Suite(settings, tuple(_draw(list(found.values()), settings)))
+    return Suite(settings, tuple(_draw(list(unique.values()), settings)))
 
 
-def composites(suite: Suite) -> dict[int, list[tuple[EvalRow, ...]]]:
-    """Prompts with several parts, by their number: each of a task of its own, all drawn with the suite's seed.
+def draw_composites(suite: Suite) -> dict[int, list[tuple[EvalRow, ...]]]:
+    """Draw the composite prompts with the suite's seed, by number of parts; each part is of another task.
 
-    Raises InvalidRequest if the suite has too few tasks with questions that are short enough.
+    Raises InvalidRequest if too few tasks have questions that are short enough.
     """
-    wanted = suite.settings.composite
-    if wanted is None:
+    settings = suite.settings.composite
+    if settings is None:
         return {}
-    short: dict[str, list[EvalRow]] = defaultdict(list)
+    short_rows: dict[str, list[EvalRow]] = defaultdict(list)
     for row in suite.rows:
-        if len(row.input) <= wanted.max_chars:
-            short[row.task].append(row)
-    if len(short) < max(wanted.parts):
+        if len(row.input) <= settings.max_chars:
+            short_rows[row.task].append(row)
+    if len(short_rows) < max(settings.parts):
         raise InvalidRequest(
-            f"suite {suite.settings.name!r}: {len(short)} tasks have questions of at most {wanted.max_chars} "
-            f"characters, composite prompts of {max(wanted.parts)} parts need as many; raise composite.max_chars"
+            f"suite {suite.settings.name!r}: {len(short_rows)} tasks have questions of at most {settings.max_chars} "
+            f"characters, but prompts of {max(settings.parts)} parts need as many tasks; raise composite.max_chars"
         )
     drawn = {}
-    for parts in wanted.parts:
-        order = Random(f"{suite.settings.seed} {parts}")
+    for parts in settings.parts:
+        random = Random(f"{suite.settings.seed} {parts}")
         drawn[parts] = [
-            tuple(order.choice(short[task]) for task in order.sample(sorted(short), parts))
-            for _ in range(wanted.prompts)
+            tuple(random.choice(short_rows[task]) for task in random.sample(sorted(short_rows), parts))
+            for _ in range(settings.prompts)
         ]
     return drawn
 
@@ -165,14 +166,14 @@ def _draw(rows: Sequence[EvalRow], settings: SuiteSettings) -> Iterator[EvalRow]
     for row in rows:
         by_task[row.task].append(row)
     for task in sorted(by_task):
-        own = by_task[task]
-        if settings.rows is not None and settings.rows < len(own):
-            chosen = set(Random(f"{settings.seed} {task}").sample(range(len(own)), settings.rows))
-            own = [row for number, row in enumerate(own) if number in chosen]
-        yield from own
+        task_rows = by_task[task]
+        if settings.rows is not None and settings.rows < len(task_rows):
+            kept = set(Random(f"{settings.seed} {task}").sample(range(len(task_rows)), settings.rows))
+            task_rows = [row for index, row in enumerate(task_rows) if index in kept]
+        yield from task_rows
 
 
-def _row(record: dict[str, Any], where: str, settings: SuiteSettings) -> EvalRow | None:
+def _row(record: dict[str, Any], location: str, settings: SuiteSettings) -> EvalRow | None:
     """None for a row that fits no adapter."""
     if "task" in record and record["task"] is None:
         return None
@@ -180,17 +181,19 @@ def _row(record: dict[str, Any], where: str, settings: SuiteSettings) -> EvalRow
         record["type"] = next(iter(settings.types))
     for field in ("task", "type", "input", "output"):
         if not isinstance(record.get(field), str) or not record[field].strip():
-            raise InvalidRequest(f"{where}: {field!r} must be a text that is not empty")
+            raise InvalidRequest(f"{location}: {field!r} must be a non-empty string")
     if record["type"] not in settings.types:
         raise InvalidRequest(
-            f"{where}: type {record['type']!r} is none of the suite's: {', '.join(sorted(settings.types))}"
+            f"{location}: type {record['type']!r} is not a type of the suite: {', '.join(sorted(settings.types))}"
         )
     try:
         validate_name(record["task"])
     except InvalidRequest as error:
-        raise InvalidRequest(f"{where}: {error.message}") from None
+        raise InvalidRequest(f"{location}: {error.message}") from None
     content = [record[field] for field in ("task", "type", "input", "output")]
     row = EvalRow(hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16], *content)
     if LIKELIHOOD in settings.types[row.type].metrics and len(row.options) < 2:
-        raise InvalidRequest(f"{where}: type {row.type!r} is judged by likelihood, but the input lists no (A), (B) ...")
+        raise InvalidRequest(
+            f"{location}: type {row.type!r} is scored by likelihood, but the input lists no (A), (B) ..."
+        )
     return row

@@ -24,7 +24,17 @@ from dlp_core.bank.publish import publish
 from dlp_core.store.opening import open_store
 from examples.tiny.build import BASE, TASKS
 from examples.tiny.model import tiny_tokenizer
-from tests.support.application import BANK, Application, ask, back_to_bank_one, get, running, serving, text_of
+from tests.support.application import (
+    BANK,
+    START_S,
+    Application,
+    ask,
+    back_to_bank_one,
+    get,
+    running,
+    serving,
+    text_of,
+)
 from tests.support.replicas import ENDLESS, slow_steps
 from tests.support.waiting import HANG_S, wait_for
 
@@ -303,7 +313,7 @@ def test_a_replica_that_dies_is_replaced(app: Application) -> None:
         ray.kill(ray.get_actor(backbone["name"], namespace=backbone["namespace"]))
         *_, last = [line for line in lines if line]
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_failed"
-    wait_for(lambda: answers(app), "new replica")
+    wait_for(lambda: answers(app), "new replica", START_S)
 
 
 def answers(app: Application) -> bool:

@@ -19,7 +19,7 @@ import pytest
 from dlp_core.bank.publish import publish
 from dlp_core.store.opening import open_store
 from examples.tiny.build import TASKS
-from tests.support.application import BANK, Application, ask, back_to_bank_one, running, serving
+from tests.support.application import BANK, START_S, Application, ask, back_to_bank_one, running, serving
 from tests.support.waiting import HANG_S, wait_for
 
 QUICK = {"upscale_delay_s": 2, "downscale_delay_s": 6, "look_back_period_s": 2, "metrics_interval_s": 0.5}
@@ -105,7 +105,7 @@ def test_a_load_step_adds_replicas_and_its_end_removes_them(app: Application) ->
     with watched("FusedBackbone") as counts, load(app, STREAMS, tokens=1500) as streamed:
         wait_for(lambda: replicas("FusedBackbone") == (1, 1), "quiet deployment")
         with load(app, CLIENTS, tokens=100) as answered:
-            wait_for(lambda: replicas("FusedBackbone") == (3, 3), "three replicas")
+            wait_for(lambda: replicas("FusedBackbone") == (3, 3), "three replicas", START_S)
             time.sleep(8)  # longer than the delay: they stay
         wait_for(lambda: replicas("FusedBackbone") == (1, 1), "one replica again")
         time.sleep(4)

@@ -30,6 +30,7 @@ from dlp_core.store.opening import open_store
 from examples.tiny.build import BASE, TASKS
 from tests.support.application import (
     BANK,
+    START_S,
     Application,
     ask,
     back_to_bank_one,
@@ -45,16 +46,15 @@ from tests.support.waiting import HANG_S, wait_for
 STREAMS = 16
 QUEUE = STREAMS  # of each replica
 LONG = 250  # tokens: seconds of them
-STALL_S = 10.0
 ROUTING = {"timeout_s": HANG_S, "fallback": BASE}
 
 
 @pytest.fixture(scope="module")
 def app(folder: Path) -> Iterator[Application]:
-    engine = {"stall_seconds": STALL_S}
+    engine = {"stall_seconds": HANG_S}
     scaling = {name: {"min_replicas": 2} for name in ("Router", "FusedBackbone")}
     with running(folder, queue=QUEUE, scaling=scaling, routing=ROUTING, engine=engine) as found:
-        wait_for(lambda: all(len(replicas(name)) == 2 for name in ("Router", "FusedBackbone")), "replicas")
+        wait_for(lambda: all(len(replicas(name)) == 2 for name in ("Router", "FusedBackbone")), "replicas", START_S)
         yield found
 
 
@@ -95,6 +95,7 @@ def break_engine(replica_id: str, how: str) -> None:
         def step() -> None:
             if how == "fails":
                 raise RuntimeError("broken by the test")
+            engine._batching.last_step -= HANG_S  # and so it lasts for ever already
             time.sleep(10_000)
 
         engine._batching._generation_step = step
@@ -113,7 +114,7 @@ def deploy(app: Application, **args: Any) -> None:
         now = {id for name in ("Ingress", "Router", "FusedBackbone") for id in replicas(name)}
         return serve.status().applications["dlp"].status == "RUNNING" and len(now) == len(before) and not before & now
 
-    wait_for(replaced, "new replicas")
+    wait_for(replaced, "new replicas", START_S)
 
 
 def whole() -> bool:
@@ -146,7 +147,7 @@ def test_a_backbone_lost_before_the_first_token_costs_nobody_an_answer(app: Appl
     assert [one.text for one in heard] == [one.text for one in again]
     assert len({one.text for one in heard}) > 3  # the weights make a difference
     back_to_bank_one(app)
-    wait_for(whole, "two replicas")
+    wait_for(whole, "two replicas", START_S)
 
 
 @pytest.mark.parametrize("how", ["is killed", "fails", "stalls"])
@@ -173,7 +174,7 @@ def test_a_backbone_lost_after_the_first_token_ends_its_streams_with_an_error(
         else:
             assert one.done
             assert one.text == text
-    wait_for(whole, "a new replica")
+    wait_for(whole, "new replica", START_S)
     now = replicas("FusedBackbone")
     assert kept[0] in now
     assert lost[0] not in now
@@ -202,7 +203,7 @@ def test_a_router_that_dies_is_not_noticed(app: Application) -> None:
         for answer in answers:
             assert len(set(answer.result())) == 1
             assert answer.result()[0][:2] == (200, "routed")
-    wait_for(lambda: whole() and lost[0] not in replicas("Router"), "a new router")
+    wait_for(lambda: whole() and lost[0] not in replicas("Router"), "new router", START_S)
     assert kept[0] in replicas("Router")
 
 
@@ -341,8 +342,8 @@ def test_without_routers_the_fallback_serves_and_says_so(app: Application) -> No
         assert text_of(reply) == text
     assert named["status"] == 200
     assert (route["reason"], route["mix"], route["probabilities"]) == ("router_unavailable", [], None)
-    wait_for(lambda: ask(app, TASKS["sql"].format(1))["dlp"]["reason"] == "routed", "a router")
-    wait_for(whole, "two routers")
+    wait_for(lambda: ask(app, TASKS["sql"].format(1))["dlp"]["reason"] == "routed", "router", START_S)
+    wait_for(whole, "two routers", START_S)
 
 
 # --- from here on there is no fallback, and a request has five seconds
@@ -361,7 +362,7 @@ def test_without_routers_and_fallback_it_is_503(hurried: Application) -> None:
     assert {(reply["status"], reply["error"]["code"]) for reply in replies} == {(503, "router_unavailable")}
     assert {reply["headers"]["retry-after"] for reply in replies} == {"1"}
     assert named["status"] == 200
-    wait_for(whole, "two routers")
+    wait_for(whole, "two routers", START_S)
 
 
 def test_a_deadline_ends_the_work(hurried: Application) -> None:

@@ -1,4 +1,4 @@
-"""What serves when the router cannot say. The rest of the table of dlp_core/decision.py is in http/test_api.py."""
+"""What serves while the router is down. The rest of the table of dlp_core/decision.py is in http/test_api.py."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ async def decided(fallback: str | None, **changes: Any) -> Decision:
     ("fallback", "mix"), [(BASE, EMPTY_MIX), ("cron", Mix.of({"cron": 1.0})), (f"{BASE}:sql", Mix.of({"sql": 1.0}))]
 )
 async def test_the_fallback_serves_and_the_reason_says_so(fallback: str, mix: Mix) -> None:
-    found = await decided(fallback, by_sentence=True)
-    assert (found.mix, found.reason) == (mix, "router_unavailable")
-    assert (found.router, found.confidence, found.probabilities) == (None, None, None)
-    assert not found.by_sentence
+    decision = await decided(fallback, by_sentence=True)
+    assert (decision.mix, decision.reason) == (mix, "router_unavailable")
+    assert (decision.router, decision.confidence, decision.probabilities) == (None, None, None)
+    assert not decision.by_sentence
 
 
 @pytest.mark.parametrize(
     ("fallback", "changes"), [(None, {}), ("gone", {}), ("cron", {"allowed": frozenset({"sql"})})], ids=str
 )
-async def test_without_one_the_request_may_use_it_is_refused(fallback: str | None, changes: dict[str, Any]) -> None:
+async def test_without_a_usable_fallback_the_request_is_refused(fallback: str | None, changes: dict[str, Any]) -> None:
     with pytest.raises(RouterUnavailable):
         await decided(fallback, **changes)
 
@@ -71,5 +71,5 @@ def test_below_the_confidence_asked_for_the_plain_backbone_serves() -> None:
     assert choose(options(min_confidence=0.61), Routing.of({"sql": 0.3}, none=0.7)) == (EMPTY_MIX, "none_of_these")
 
 
-async def test_who_names_a_model_needs_no_router() -> None:
+async def test_a_named_model_needs_no_router() -> None:
     assert (await decided(None, model="sql")).reason == "named"

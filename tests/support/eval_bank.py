@@ -1,4 +1,4 @@
-"""A tiny model, a bank of three adapters with a trained router, and a suite: all real, a thousandth of the size."""
+"""A tiny model, a bank of three adapters with a trained router, and a suite: all real, at a thousandth of the size."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_base(folder: Path) -> Path:
 
 
 def write_bank(folder: Path, base: Path, *, seeds: Mapping[str, int] | None = None, joint: bool = True) -> Path:
-    """A bank folder; another seed gives an adapter other weights."""
+    """Write a bank folder; `seeds` gives adapters other weights."""
     from transformers import AutoModelForCausalLM
 
     names = [*TASKS, *(["joint"] if joint else [])]
@@ -47,24 +47,24 @@ def write_bank(folder: Path, base: Path, *, seeds: Mapping[str, int] | None = No
 
 @cache
 def trained_router() -> Router:
-    """It is sure of the tasks' questions, with a full stop or without."""
+    """A router that is sure of the tasks' questions, with or without a full stop."""
     questions = [(task, text.format(number)) for task, text in TASKS.items() for number in range(60)]
     rows = [TaskRow(task, text + stop) for task, text in questions for stop in ("", ".")]
     return train_router(rows, TrainSettings(seed=0, epochs=4))[0]
 
 
 def write_suite(folder: Path, *, rows: int = 4, text: str = SUITE) -> Path:
-    """A suite with its data beside it: multiple choice for cron, texts for the others."""
+    """Write a suite with its data beside it: multiple choice for cron, free text for the others."""
     folder.mkdir(parents=True, exist_ok=True)
     records = []
     for task, question in TASKS.items():
         for number in range(rows):
-            asked = question.format(100 + number)
+            question_text = question.format(100 + number)
             if task == "cron":
-                asked += "\n(A) never\n(B) always"
+                question_text += "\n(A) never\n(B) always"
             answer = "(B) always" if task == "cron" else f"answer {number}"
             kind = "mcq" if task == "cron" else "qa"
-            records.append({"task": task, "type": kind, "input": asked, "output": answer})
+            records.append({"task": task, "type": kind, "input": question_text, "output": answer})
     write_rows(folder / "rows.jsonl", records)
     (folder / "suite.yaml").write_text(text)
     return folder / "suite.yaml"

@@ -19,8 +19,8 @@ from dlp_core.bank.publish import publish
 from dlp_core.bank.retention import collect
 from dlp_core.eval.answers import Answerer, Job
 from dlp_core.eval.journal import Journal
-from dlp_core.eval.judged_bank import JudgedBank, opened
-from dlp_core.eval.results import Results, kept
+from dlp_core.eval.judged_bank import JudgedBank, open_bank
+from dlp_core.eval.results import Results, latest
 from dlp_core.mix import Mix
 from dlp_core.store.opening import open_store
 from tests.support.eval_bank import TASKS, running, write_bank, write_base, write_rows, write_suite
@@ -82,7 +82,7 @@ def test_a_folder_is_judged_and_reported(dlp: Run, bank: Path, tmp_path: Path) -
     }
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/svg+xml") == 5
-    for title in ("Tasks", "All tasks at a glance", "p against score", "Several questions", "What the router takes"):
+    for title in ("Tasks", "All tasks at a glance", "p against score", "Several questions", "Confusion matrix"):
         assert title in page
     check_markdown(tmp_path / "out")
     assert not re.search(r'(?:src|href)="(?!data:)|@import|url\(', page), "nothing is loaded"
@@ -172,7 +172,7 @@ def test_the_gate_names_what_got_worse(dlp: Run, base: Path, bank: Path, tmp_pat
     assert "worse: sql" in out
     assert dlp("gate", "--bank", str(worse), *baseline, "--max-drop", "100")[0] == 0
 
-    results = kept(store, found["bank"], suite="tiny", arms=["top-p=0.9"])
+    results = latest(store, found["bank"], suite="tiny", arms=["top-p=0.9"])
     assert results.bank.version == found["bank"], "both are kept with their versions, beside the baseline"
     code, out, _ = dlp(
         "compare", good.version, found["bank"], "--bank", str(tmp_path / "store"), "--json", common=False
@@ -191,10 +191,10 @@ def answers_of(bank: Path, base: Path, tmp_path: Path, asked: list[tuple[str, st
         async with running(base, judged) as loaded:
             answerer = Answerer(loaded, judged.manifest, judged.router, Journal(None), setup="x")
             jobs = [Job(text, Mix.of({task: 1.0}), max_tokens=6) for text, task in asked]
-            found = await answerer.answer(jobs, at_once=4)
+            found = await answerer.answer(jobs, concurrency=4)
             return [found[job].text or "?" for job in jobs]
 
-    with opened(str(bank), DiskCache(tmp_path / "cache", 10**9)) as judged:
+    with open_bank(str(bank), DiskCache(tmp_path / "cache", 10**9)) as judged:
         return asyncio.run(ask(judged))
 
 
@@ -208,16 +208,16 @@ def test_a_published_bank_keeps_its_results_through_a_collection(
     where = f"{tmp_path / 'store'}#{old.version}"
     code, _, err = dlp("--bank", where, "--arms", "plain", "--rows", "1", "--json")
     assert code == 0, err
-    assert kept(store, old.version).bank.version == old.version
+    assert latest(store, old.version).bank.version == old.version
     assert old.version in collect(store, keep=0).versions
-    assert kept(store, old.version).bank.digest == old.digest, "history outlives the bank"
+    assert latest(store, old.version).bank.digest == old.digest, "history outlives the bank"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--arms", "plain"], "--bank URI or FOLDER is missing"),
-        (["--bank", "BANK", "--arms", "best"], "'best' is no arm"),
+        (["--bank", "BANK", "--arms", "best"], "'best' is not an arm"),
         (["--bank", "BANK", "--arms", "adapter=none"], "does not have: 'none'"),
         (["--bank", "BANK", "--dtype", "int8"], "--dtype is 'int8'"),
         (["--bank", "BANK", "--device", "tpu"], "--device is 'tpu'"),
@@ -240,5 +240,5 @@ def test_compare_says_what_is_not_there(dlp: Run, bank: Path, tmp_path: Path) ->
     publish(open_store(str(tmp_path / "store")), bank)
     code, _, err = dlp("compare", "a", "b", "--bank", str(tmp_path / "store"), common=False)
     assert code == 2
-    assert "keeps no results of bank a" in err
+    assert "has no results of bank a" in err
     assert dlp("compare", "a", "b", common=False)[2].startswith("dlp: --bank URI is missing")

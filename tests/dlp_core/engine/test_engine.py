@@ -86,7 +86,7 @@ async def test_tokens_are_the_same_alone_and_in_any_batch(engine: FusedEngine) -
     assert_nothing_leaked(engine)
 
 
-async def test_stats_tell_tokens_in_the_batch_from_tokens_that_wait(engine: FusedEngine) -> None:
+async def test_stats_distinguish_running_tokens_from_waiting_ones(engine: FusedEngine) -> None:
     """Three slots are in use by the first request; the second waits for one."""
     first = engine.submit(
         prompt(1, 20), Mix.of(dict.fromkeys("abc", 0.3)), Sampling(800, ignore_eos=True), request_id="first"
@@ -108,7 +108,7 @@ async def test_stats_tell_tokens_in_the_batch_from_tokens_that_wait(engine: Fuse
     assert_nothing_leaked(engine)
 
 
-async def test_a_finished_request_that_is_not_read_yet_waits_for_nothing(engine: FusedEngine) -> None:
+async def test_an_unread_finished_request_does_not_count_as_waiting(engine: FusedEngine) -> None:
     stream = engine.submit(prompt(1, 20), EMPTY_MIX, Sampling(9, ignore_eos=True), request_id="unread")
     assert (await anext(stream)).token_ids
     await async_wait_for(lambda: not engine.stats().tokens_running, "end")
@@ -117,7 +117,7 @@ async def test_a_finished_request_that_is_not_read_yet_waits_for_nothing(engine:
     assert_nothing_leaked(engine)
 
 
-async def test_tokens_are_those_of_peft_and_of_the_plain_model(engine: FusedEngine, folders: dict[str, Path]) -> None:
+async def test_tokens_equal_those_of_peft_and_of_the_plain_model(engine: FusedEngine, folders: dict[str, Path]) -> None:
     ids = prompt(5, 20)
     oracles = {EMPTY_MIX: tiny_llama()} | {Mix.of({name: 1.0}): load_peft(folders[name]) for name in NAMES[:3]}
     found = await asyncio.gather(*(generate(engine, str(mix), ids, mix) for mix in oracles))
@@ -142,7 +142,7 @@ async def test_equal_prompts_under_different_mixes_share_no_blocks(engine: Fused
 
 
 async def test_a_tiny_cache_preempts_without_changing_tokens(folders: dict[str, Path]) -> None:
-    """64 cache tokens for requests that need 36 each: the scheduler must throw some out and take them up again."""
+    """64 cache tokens for requests that need 36 each: the scheduler must preempt some and resume them."""
     engine = build(folders, EngineConfig(slots=3, page_tokens=4, cache_tokens=64, batch_tokens=48))
     try:
         jobs = [(prompt(i, 12), Mix.of({NAMES[i % 3]: 1.0})) for i in range(6)]
@@ -233,7 +233,7 @@ async def test_abort_raises_a_typed_error_in_the_stream(engine: FusedEngine) -> 
     assert_nothing_leaked(engine)
 
 
-async def test_a_full_engine_says_so_and_when_to_come_back(folders: dict[str, Path]) -> None:
+async def test_a_full_engine_is_reported_with_a_retry_time(folders: dict[str, Path]) -> None:
     engine = build(folders, EngineConfig(slots=3, max_requests=2, cache_tokens=1024, batch_tokens=48))
     try:
         running = [
@@ -283,7 +283,7 @@ async def test_a_stalled_step_is_unhealthy(folders: dict[str, Path]) -> None:
                 engine.check_health()
         await stream.aclose()
         engine._batching.last_step -= 61
-        engine.check_health()  # an idle engine need not make progress
+        engine.check_health()  # an idle engine makes no progress
     finally:
         await engine.stop()
 
@@ -303,7 +303,7 @@ async def test_stopping_ends_requests_in_flight(folders: dict[str, Path]) -> Non
     assert_nothing_leaked(engine)
 
 
-async def test_bad_requests_name_the_field_and_leave_nothing(engine: FusedEngine) -> None:
+async def test_bad_requests_name_the_field_and_leak_nothing(engine: FusedEngine) -> None:
     with pytest.raises(InvalidRequest, match="prompt is empty"):
         await generate(engine, "r", [], EMPTY_MIX)
     with pytest.raises(InvalidRequest, match="token ids outside"):
@@ -322,7 +322,7 @@ async def test_bad_requests_name_the_field_and_leave_nothing(engine: FusedEngine
     assert_nothing_leaked(engine)
 
 
-async def test_a_request_id_is_used_once_at_a_time(engine: FusedEngine) -> None:
+async def test_a_request_id_cannot_be_in_use_twice(engine: FusedEngine) -> None:
     stream = engine.submit(*JOBS[1], Sampling(max_tokens=900, ignore_eos=True), request_id="r")
     await first_event(stream)
     with pytest.raises(InvalidRequest, match="in use"):

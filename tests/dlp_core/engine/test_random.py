@@ -1,7 +1,7 @@
 """The engine under random arrivals, spans, aborts, evictions and republished adapters, in a cache far too small.
 
-Whatever happens around it, a request gets the tokens it gets alone; every request ends exactly once; afterwards no
-pin, slot or block is missing.
+Whatever else happens, a request gets the tokens it gets alone, every request ends exactly once, and no pin, slot or
+block is leaked.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ ROOMY = EngineConfig(slots=SLOTS, page_tokens=4, cache_tokens=1024, batch_tokens
 
 @dataclass(frozen=True)
 class Job:
-    """A request; hashable, so that its lone run is made once."""
+    """A request; hashable, so that its run alone is cached."""
 
     seed: int
     length: int
     first: Mix
     second: Mix
-    border: int
+    boundary: int
     every: int
     tokens: int
     draw: int | None
 
     @property
     def request(self) -> tuple[list[int], Plan, Sampling]:
-        spans = ((0, self.first), (self.border, self.second))[: 1 + (0 < self.border <= self.length)]
+        spans = ((0, self.first), (self.boundary, self.second))[: 1 + (0 < self.boundary <= self.length)]
         follow = every(self.every, self.first, self.second, EMPTY_MIX)() if self.every else None
         draw: dict[str, Any] = {} if self.draw is None else {"temperature": 1.0, "seed": self.draw}
         return prompt(self.seed, self.length), Plan(spans, follow), Sampling(self.tokens, ignore_eos=True, **draw)
@@ -70,11 +70,11 @@ def jobs(draw: Any, version: int) -> Job:
     if len({*first.names, *second.names}) > SLOTS:
         second = first
     return Job(
-        seed=draw(st.integers(0, 2)),  # few prompts, so that requests share blocks where they may
+        seed=draw(st.integers(0, 2)),  # few prompts, so that requests can share blocks
         length=draw(st.integers(1, 30)),
         first=first,
         second=second,
-        border=draw(st.integers(0, 30)),
+        boundary=draw(st.integers(0, 30)),
         every=draw(st.sampled_from([0, 0, 3, 5])),
         tokens=draw(st.integers(1, 24)),
         draw=draw(st.sampled_from([None, None, 1])),
@@ -136,7 +136,7 @@ class Traffic(RuleBasedStateMachine):
 
     @rule()
     def republish(self) -> None:
-        """New requests use other bytes under the same names; those under way keep theirs."""
+        """New requests use other bytes under the same names; those in flight keep theirs."""
         self.version = 1 - self.version
 
     @rule(which=st.integers(0, 9), from_outside=st.booleans())
@@ -145,12 +145,12 @@ class Traffic(RuleBasedStateMachine):
             request_id = list(self.running)[which % len(self.running)]
             task, _ = self.running.pop(request_id)
             self.tight.abort(request_id) if from_outside else task.cancel()
-            with suppress(asyncio.CancelledError, RequestAborted):  # or it ended just before
+            with suppress(asyncio.CancelledError, RequestAborted):  # or it has just ended
                 self.loop.run_until_complete(task)
 
     @rule()
     def settle(self) -> None:
-        """All that runs ends, with the tokens and spans it has alone."""
+        """Every running request ends, with the tokens and spans it has alone."""
         results = [self.loop.run_until_complete(asyncio.wait_for(task, HANG_S)) for task, _ in self.running.values()]
         for (_, job), result in zip(self.running.values(), results, strict=True):
             alone = self.alone(job)

@@ -1,4 +1,4 @@
-"""Answers: the ones a server gives, likelihoods against the plain model, and nothing is done twice."""
+"""Answers match those of a server, likelihoods match the plain model, and no job runs twice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dlp_core.engine.request import Plan, Sampling
 from dlp_core.errors import InvalidRequest
 from dlp_core.eval.answers import Answerer, Job
 from dlp_core.eval.journal import Answer, Journal
-from dlp_core.eval.judged_bank import JudgedBank, opened
+from dlp_core.eval.judged_bank import JudgedBank, open_bank
 from dlp_core.mix import EMPTY_MIX, Mix
 from dlp_core.router import Routing
 from dlp_core.text.chat import Message
@@ -46,7 +46,7 @@ def folder(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bank(folder: Path, tmp_path: Path) -> Iterator[JudgedBank]:
-    with opened(str(folder), DiskCache(tmp_path / "cache", 10**9)) as bank:
+    with open_bank(str(folder), DiskCache(tmp_path / "cache", 10**9)) as bank:
         yield bank
 
 
@@ -55,7 +55,7 @@ def answerer(loaded: Loaded, bank: JudgedBank, journal: Journal) -> Answerer:
 
 
 def summed(base: Path, folder: Path, mix: Mix) -> Any:
-    """The plain model whose weights were changed by exactly this sum."""
+    """The plain model with exactly this sum of LoRAs merged into its weights."""
     model = AutoModelForCausalLM.from_pretrained(base)
     modules = dict(model.named_modules())
     with torch.no_grad():
@@ -82,7 +82,7 @@ async def test_likelihoods_are_those_of_the_plain_model_with_the_summed_weights(
 ) -> None:
     async with running(base, bank) as loaded:
         job = Job(TEXT, mix, options=OPTIONS)
-        answer = (await answerer(loaded, bank, Journal(None)).answer([job], at_once=4))[job]
+        answer = (await answerer(loaded, bank, Journal(None)).answer([job], concurrency=4))[job]
     tokenizer = AutoTokenizer.from_pretrained(base)
     prompt = prompt_ids(tokenizer)
     model = summed(base, folder, mix)
@@ -96,11 +96,11 @@ async def test_a_likelihood_follows_mixes_that_change_inside_the_prompt(base: Pa
     """Judging an answer under a plan, and generating it under the same plan, must see the same model."""
     job = {"text": TEXT, "mix": Mix.of({"cron": 1.0}), "parts": ((10, Mix.of({"sql": 1.0})), (20, BOTH))}
     async with running(base, bank) as loaded:
-        asked = answerer(loaded, bank, Journal(None))
+        evaluator = answerer(loaded, bank, Journal(None))
         generate = Job(**job, max_tokens=3)
-        text = (await asked.answer([generate], at_once=1))[generate].text
+        text = (await evaluator.answer([generate], concurrency=1))[generate].text
         others = [Job(**job, options=(("A", text), ("B", text[::-1] + "x"))), Job(TEXT, options=(("A", text),))]
-        found = await asked.answer(others, at_once=1)
+        answers = await evaluator.answer(others, concurrency=1)
         prompt = loaded.codec.encode_chat([Message("user", TEXT)])
         start = prompt.turns[0][0]
         spans = (
@@ -116,55 +116,55 @@ async def test_a_likelihood_follows_mixes_that_change_inside_the_prompt(base: Pa
             )
         ]
     picked = sum(logprob.logprob for event in events for logprob in event.logprobs)
-    under_plan = found[others[0]].likelihoods
-    plain = found[others[1]].likelihoods
+    under_plan = answers[others[0]].likelihoods
+    plain = answers[others[1]].likelihoods
     assert under_plan is not None
     assert plain is not None
     assert under_plan["A"] > under_plan["B"]
-    assert under_plan["A"] < picked, "it also counts the end of the answer"
+    assert under_plan["A"] < picked, "it also counts the end-of-turn token"
     assert under_plan["A"] != pytest.approx(plain["A"], abs=1e-3)
 
 
-@pytest.mark.parametrize("said", ["", "the user and "])
+@pytest.mark.parametrize("prefix", ["", "the user and "])
 async def test_generated_answers_are_those_of_the_model_with_the_summed_weights(
-    base: Path, folder: Path, bank: JudgedBank, said: str
+    base: Path, folder: Path, bank: JudgedBank, prefix: str
 ) -> None:
     jobs = [
-        Job(TEXT, mix, max_tokens=8, begun=((said, mix),) if said else ())
+        Job(TEXT, mix, max_tokens=8, begun=((prefix, mix),) if prefix else ())
         for mix in (EMPTY_MIX, BOTH, Mix.of({"cron": 1.0}))
     ]
     async with running(base, bank) as loaded:
-        found = await answerer(loaded, bank, Journal(None)).answer(jobs, at_once=3)
+        answers = await answerer(loaded, bank, Journal(None)).answer(jobs, concurrency=3)
     tokenizer = AutoTokenizer.from_pretrained(base)
     for job in jobs:
-        ids = [*prompt_ids(tokenizer), *tokenizer.encode(said, add_special_tokens=False)]
+        ids = [*prompt_ids(tokenizer), *tokenizer.encode(prefix, add_special_tokens=False)]
         out = summed(base, folder, job.mix).generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)
-        assert found[job].text == tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).rstrip("\ufffd")
-        assert found[job].tokens == 8
+        assert answers[job].text == tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).rstrip("\ufffd")
+        assert answers[job].tokens == 8
 
 
 async def test_an_answer_ends_at_its_stop_string(base: Path, bank: JudgedBank) -> None:
     async with running(base, bank) as loaded:
-        asked = answerer(loaded, bank, Journal(None))
-        whole = Job(TEXT, BOTH, max_tokens=8)
-        text = (await asked.answer([whole], at_once=1))[whole].text
+        evaluator = answerer(loaded, bank, Journal(None))
+        unstopped = Job(TEXT, BOTH, max_tokens=8)
+        text = (await evaluator.answer([unstopped], concurrency=1))[unstopped].text
         stopped = Job(TEXT, BOTH, max_tokens=8, stop=(text[3:5],))
-        assert (await asked.answer([stopped], at_once=1))[stopped].text == text[: text.index(text[3:5])]
+        assert (await evaluator.answer([stopped], concurrency=1))[stopped].text == text[: text.index(text[3:5])]
 
 
 class ByFullStops:
-    """A router that reads nothing but how many sentences have ended, so that every sentence gets another mix."""
+    """A router that only counts finished sentences, so that every sentence gets another mix."""
 
     def route_first(self, choices: Sequence[Sequence[str]]) -> list[Routing]:
         return [Routing.of({TASKS_IN_ORDER[texts[0].count(".") % 3]: 1.0}, none=0.0) for texts in choices]
 
 
-async def test_by_sentence_every_sentence_is_routed_also_of_what_was_said(base: Path, bank: JudgedBank) -> None:
+async def test_by_sentence_routes_every_sentence_including_those_already_said(base: Path, bank: JudgedBank) -> None:
     job = Job("One is. Two are", max_tokens=2, sentence=(0.9, 3), begun=(("First. Second. Third", EMPTY_MIX),))
     async with running(base, bank) as loaded:
-        asked = Answerer(loaded, bank.manifest, ByFullStops(), Journal(None), setup="x")  # type: ignore[arg-type]
-        found = (await asked.answer([job], at_once=1))[job]
-        prompt, plan = asked._request(job)
+        evaluator = Answerer(loaded, bank.manifest, ByFullStops(), Journal(None), setup="x")  # type: ignore[arg-type]
+        found = (await evaluator.answer([job], concurrency=1))[job]
+        prompt, plan = evaluator._request(job)
         asked_tokens = len(loaded.codec.encode_chat([Message("user", job.text)]).ids)
     assert (found.tokens, found.mixes) == (2, 3)
     expected = [TASKS_IN_ORDER[stops] for stops in (1, 0, 1, 2, 0)]
@@ -173,20 +173,20 @@ async def test_by_sentence_every_sentence_is_routed_also_of_what_was_said(base: 
     assert plan.spans[-1][0] < len(prompt.ids)
 
 
-async def test_what_is_in_the_journal_is_not_done_again(base: Path, bank: JudgedBank, tmp_path: Path) -> None:
+async def test_answers_in_the_journal_are_not_computed_again(base: Path, bank: JudgedBank, tmp_path: Path) -> None:
     path = tmp_path / "out" / "answers.jsonl"
     jobs = [Job(TEXT, BOTH, max_tokens=4), Job(TEXT, options=OPTIONS), Job(TEXT, max_tokens=4)]
     async with running(base, bank) as loaded:
         with closing(Journal(path)) as journal:
-            first = await answerer(loaded, bank, journal).answer(jobs[:2] * 2, at_once=2)
+            first = await answerer(loaded, bank, journal).answer(jobs[:2] * 2, concurrency=2)
         assert len(path.read_text().splitlines()) == 2, "each once"
         path.write_text(path.read_text() + '{"key": "cut off by a ki')
-        told: list[tuple[int, int]] = []
+        reports: list[tuple[int, int]] = []
         with closing(Journal(path)) as journal:
             again = await answerer(loaded, bank, journal).answer(
-                jobs, at_once=2, report=lambda done, total: told.append((done, total))
+                jobs, concurrency=2, report=lambda done, total: reports.append((done, total))
             )
-    assert told == [(2, 3), (3, 3)]
+    assert reports == [(2, 3), (3, 3)]
     assert {job: again[job] for job in jobs[:2]} == first
     assert [json.loads(line)["tokens"] for line in path.read_text().splitlines()] == [0, 4, 4]
 
@@ -199,7 +199,7 @@ async def test_an_answer_under_other_bytes_is_another_answer(
     jobs.append(Job(TEXT, max_tokens=2, sentence=(0.9, 3)))
     journal = Journal(None)
     keys = [[answerer(None, bank, journal)._key(job) for job in jobs]]  # type: ignore[arg-type]
-    with opened(str(other), DiskCache(tmp_path / "cache", 10**9)) as changed:
+    with open_bank(str(other), DiskCache(tmp_path / "cache", 10**9)) as changed:
         keys.append([answerer(None, changed, journal)._key(job) for job in jobs])  # type: ignore[arg-type]
     assert keys[0][0] != keys[1][0]
     assert keys[0][1] == keys[1][1], "an adapter that did not change"
@@ -208,17 +208,17 @@ async def test_an_answer_under_other_bytes_is_another_answer(
 
 async def test_an_error_ends_it_and_leaves_nothing_running(base: Path, bank: JudgedBank) -> None:
     async with running(base, bank) as loaded:
-        asked = answerer(loaded, bank, Journal(None))
+        evaluator = answerer(loaded, bank, Journal(None))
         jobs = [Job("x" * 30_000, max_tokens=2), *(Job(f"{TEXT} {n}", max_tokens=64) for n in range(4))]
         with pytest.raises(InvalidRequest, match=r"the question 'xxx.*is too long"):
-            await asked.answer(jobs, at_once=5)
+            await evaluator.answer(jobs, concurrency=5)
         await asyncio.sleep(0)
         stats = loaded.engine.stats()
         assert (stats.running, stats.waiting, stats.pinned) == (0, 0, 0)
-        assert (await asked.answer([jobs[1]], at_once=1))[jobs[1]].tokens == 64
+        assert (await evaluator.answer([jobs[1]], concurrency=1))[jobs[1]].tokens == 64
 
 
-def test_a_journal_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_journal_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidRequest, match="choose another --out"):
         Journal(tmp_path / "file" / "answers.jsonl")

@@ -1,4 +1,4 @@
-"""Arms: names, and the mixes they choose. Confidence: what is called a difference, and what is not."""
+"""Arms: names and the mixes they choose. Statistics: which differences are significant."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlp_core.errors import InvalidRequest
-from dlp_core.eval.arms import DEFAULT, SERVED, Chooser, parse, parse_all
+from dlp_core.eval.arms import DEFAULT_ARMS, SERVED, Chooser, parse, parse_all
 from dlp_core.eval.results import difference
 from dlp_core.eval.statistics import estimate, estimate_over_tasks
 from dlp_core.eval.suite import Suite, load_suite
@@ -15,7 +15,7 @@ from dlp_core.router import Router, Routing
 from tests.support.eval_bank import TASKS, trained_router, write_suite
 
 ROUTING = Routing.of({"cron": 0.5, "dates": 0.3, "sql": 0.15}, none=0.05)
-LOST = Routing.of({"cron": 0.2, "dates": 0.1, "sql": 0.1}, none=0.6)
+UNSURE = Routing.of({"cron": 0.2, "dates": 0.1, "sql": 0.1}, none=0.6)
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def chooser(suite: Suite, router: Router) -> Chooser:
 
 
 def test_names_are_read_and_written_back() -> None:
-    assert [arm.name for arm in parse_all(DEFAULT)] == list(DEFAULT)
-    assert SERVED in DEFAULT
+    assert [arm.name for arm in parse_all(DEFAULT_ARMS)] == list(DEFAULT_ARMS)
+    assert SERVED in DEFAULT_ARMS
     assert parse(" top-p=.90 ") == parse("top-p=0.9")
     assert parse("adapter=a-b.c").adapter == "a-b.c"
     assert len(parse_all(["plain", "plain", "top-p=0.5", "top-p=0.50"])) == 2
@@ -46,12 +46,12 @@ def test_names_are_read_and_written_back() -> None:
     ["", "top", "top-p", "top-p=", "top-p=0", "top-p=1.1", "top-p=x", "plain=1", "oracle:softmax", "adapter=",
      "uniform=0.9:softmax", "top-p=0.9:hard", "top-p=nan"],
 )  # fmt: skip
-def test_what_is_no_arm_is_refused(name: str) -> None:
-    with pytest.raises(InvalidRequest, match="is no arm"):
+def test_unknown_arms_are_refused(name: str) -> None:
+    with pytest.raises(InvalidRequest, match="is not an arm"):
         parse(name)
 
 
-def test_each_arm_chooses_as_it_says(chooser: Chooser, suite: Suite) -> None:
+def test_each_arm_chooses_its_mix(chooser: Chooser, suite: Suite) -> None:
     row = suite.rows[0]
     assert row.task == "cron"
 
@@ -69,8 +69,8 @@ def test_each_arm_chooses_as_it_says(chooser: Chooser, suite: Suite) -> None:
     assert mix("uniform=0.99") == Mix.of(dict.fromkeys(TASKS, 1 / 3))
     assert mix("sentence=0.8") == mix("top-p=0.8")
     for name in ("top1", "top-p=0.9", "uniform=0.9", "left-out=0.9"):
-        assert mix(name, LOST) == EMPTY_MIX, "none of these is the backbone alone"
-    assert mix("left-out-forced=0.5", LOST) == Mix.of({"cron": 1.0}), "this arm has no none"
+        assert mix(name, UNSURE) == EMPTY_MIX, "'none of these' leaves the backbone alone"
+    assert mix("left-out-forced=0.5", UNSURE) == Mix.of({"cron": 1.0}), "this arm may not answer 'none of these'"
 
 
 def test_random_is_the_same_every_time_and_differs_by_row(chooser: Chooser, suite: Suite) -> None:
@@ -82,53 +82,53 @@ def test_random_is_the_same_every_time_and_differs_by_row(chooser: Chooser, suit
 
 def test_a_left_out_task_is_unknown_to_its_router(chooser: Chooser, suite: Suite) -> None:
     for row in suite.rows:
-        router = chooser.routed_by(parse("left-out-forced=0.9"), row)
+        router = chooser.router_for(parse("left-out-forced=0.9"), row)
         assert router is not None
         assert set(router.labels) == set(TASKS) - {row.task}
-    assert chooser.routed_by(parse("plain"), suite.rows[0]) is None
+    assert chooser.router_for(parse("plain"), suite.rows[0]) is None
 
 
 def test_arms_a_bank_cannot_have_are_refused(suite: Suite, router: Router) -> None:
-    with pytest.raises(InvalidRequest, match="asks the router, and this bank has none"):
-        Chooser(suite, None, ["cron"]).checked([SERVED])
+    with pytest.raises(InvalidRequest, match="needs a router, and this bank has none"):
+        Chooser(suite, None, ["cron"]).resolve([SERVED])
     with pytest.raises(InvalidRequest, match="adapter that this bank does not have: 'joint'"):
-        Chooser(suite, router, ["cron"]).checked(["adapter=joint"])
+        Chooser(suite, router, ["cron"]).resolve(["adapter=joint"])
     with pytest.raises(InvalidRequest, match="the tasks are cron, dates, sql, the adapters joint"):
-        Chooser(suite, router, ["joint"]).checked(["oracle"])
-    assert [arm.name for arm in Chooser(suite, None, ["cron"]).checked(None)] == ["plain", "oracle"]
-    assert [arm.name for arm in Chooser(suite, router, [*TASKS]).checked(None)] == list(DEFAULT)
+        Chooser(suite, router, ["joint"]).resolve(["oracle"])
+    assert [arm.name for arm in Chooser(suite, None, ["cron"]).resolve(None)] == ["plain", "oracle"]
+    assert [arm.name for arm in Chooser(suite, router, [*TASKS]).resolve(None)] == list(DEFAULT_ARMS)
     bare = Chooser(suite, router, ["dates", "sql"])
     assert [bare.applies(parse("oracle"), row) for row in suite.rows] == [row.task != "cron" for row in suite.rows]
 
 
-def test_an_interval_holds_the_mean_as_often_as_it_says() -> None:
+def test_an_interval_covers_the_mean_at_its_level() -> None:
     random = np.random.default_rng(0)
-    held = 0
+    covered = 0
     for _ in range(200):
-        found = estimate(list(random.binomial(1, 0.7, 60).astype(float)))
-        held += found.low <= 0.7 <= found.high
-    assert 176 <= held <= 199
+        interval = estimate(list(random.binomial(1, 0.7, 60).astype(float)))
+        covered += interval.low <= 0.7 <= interval.high
+    assert 176 <= covered <= 199
 
 
 def test_tasks_count_the_same_whatever_their_size() -> None:
-    found = estimate_over_tasks({"many": [1.0] * 90, "few": [0.0] * 10})
-    assert (found.mean, found.low, found.high) == (0.5, 0.5, 0.5)
+    mean = estimate_over_tasks({"many": [1.0] * 90, "few": [0.0] * 10})
+    assert (mean.mean, mean.low, mean.high) == (0.5, 0.5, 0.5)
     with pytest.raises(ValueError, match="a row of every task"):
         estimate_over_tasks({"none": []})
 
 
-def test_a_difference_is_of_the_same_rows_and_is_called_only_where_it_holds() -> None:
+def test_a_difference_pairs_rows_and_is_reported_only_where_significant() -> None:
     random = np.random.default_rng(1)
     theirs = {task: {str(n): float(x) for n, x in enumerate(random.random(60))} for task in "abcdefgh"}
     ours = {task: {n: score + random.normal(0, 0.05) for n, score in rows.items()} for task, rows in theirs.items()}
     ours["a"] = {n: score - 0.2 for n, score in theirs["a"].items()}
     ours["b"] = {n: score + 0.2 for n, score in theirs["b"].items()}
     ours["b"]["only here"] = 0.0
-    found = difference(ours, theirs)
-    assert (found.worse(0), found.better) == (["a"], ["b"])
-    assert found.tasks["a"].mean == pytest.approx(-20)
-    assert found.worse(19) == ["a"]
-    assert found.worse(21) == []
-    assert abs(found.overall.mean) < 1
+    change = difference(ours, theirs)
+    assert (change.worse(0), change.better) == (["a"], ["b"])
+    assert change.tasks["a"].mean == pytest.approx(-20)
+    assert change.worse(19) == ["a"]
+    assert change.worse(21) == []
+    assert abs(change.overall.mean) < 1
     with pytest.raises(InvalidRequest, match="no row in common"):
         difference(ours, {"a": {"other": 1.0}})

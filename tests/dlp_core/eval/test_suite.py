@@ -1,4 +1,4 @@
-"""Suites: what is read, drawn and refused; options and metrics by hand."""
+"""Suites: reading, drawing, errors; options and metrics computed by hand."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 from dlp_core.errors import InvalidRequest
 from dlp_core.eval.metrics import METRICS
-from dlp_core.eval.options import chosen, find_options, written
+from dlp_core.eval.options import find_options, format_option, parse_choice
 from dlp_core.eval.rows import EvalRow
-from dlp_core.eval.suite import composites, load_suite
+from dlp_core.eval.suite import draw_composites, load_suite
 from tests.support.eval_bank import SUITE, TASKS, write_rows, write_suite
 from tests.support.paths import ROOT
 
@@ -39,7 +39,7 @@ def test_data_may_lie_elsewhere_and_be_compressed(tmp_path: Path) -> None:
         file.write(plain.read_bytes() + plain.read_bytes())
     suite = load_suite(path, data=tmp_path / "data")
     assert len(suite.rows) == 12, "the same question twice is one question"
-    assert suite.digest == load_suite(write_suite(tmp_path / "other")).digest, "where data lies makes no difference"
+    assert suite.digest == load_suite(write_suite(tmp_path / "other")).digest, "where the data lies makes no difference"
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,12 @@ def test_data_may_lie_elsewhere_and_be_compressed(tmp_path: Path) -> None:
         (SUITE.replace("rouge1", "rouge9"), None, "no metric 'rouge9'"),
         (SUITE + "colour: red\n", None, "colour: Extra inputs"),
         (SUITE.replace("rows.jsonl", "other.jsonl"), None, "other.jsonl: cannot be read"),
-        (SUITE, [{"task": "a", "type": "qa", "input": "x"}], r"rows.jsonl:1: 'output' must be a text"),
-        (SUITE, [{"task": "a", "input": "x", "output": "y"}], "'type' must be a text"),
+        (SUITE, [{"task": "a", "type": "qa", "input": "x"}], r"rows.jsonl:1: 'output' must be a non-empty string"),
+        (SUITE, [{"task": "a", "input": "x", "output": "y"}], "'type' must be a non-empty string"),
         (
             SUITE,
             [{"task": "a", "type": "song", "input": "x", "output": "y"}],
-            "type 'song' is none of the suite's: mcq",
+            "type 'song' is not a type of the suite: mcq",
         ),
         (SUITE, [{"task": "../a", "type": "qa", "input": "x", "output": "y"}], "adapter name '../a' is not valid"),
         (SUITE, [{"task": "a", "type": "mcq", "input": "x", "output": "y"}], "lists no \\(A\\)"),
@@ -83,7 +83,7 @@ def test_rows_of_no_task_are_left_out(tmp_path: Path) -> None:
 def test_the_suites_of_the_examples_are_read(tmp_path: Path) -> None:
     demo = load_suite(ROOT / "examples/bank/suite.yaml")
     assert set(demo.tasks) == {folder.name for folder in (ROOT / "examples/bank/adapters").iterdir()}
-    assert composites(demo).keys() == {2, 3}
+    assert draw_composites(demo).keys() == {2, 3}
     data = os.environ.get("DLP_TEST_BIGBENCH")
     if not data:
         pytest.skip("DLP_TEST_BIGBENCH does not name the folder with the 26 tasks of BIG-bench")
@@ -91,7 +91,7 @@ def test_the_suites_of_the_examples_are_read(tmp_path: Path) -> None:
     assert len(suite.tasks) == 26
     assert len(suite.rows) == 26 * 50
     assert all(row.options for row in suite.rows if row.type == "mcq")
-    assert {chosen(row.output, row.options) is None for row in suite.rows if row.type == "mcq"} == {False}
+    assert {parse_choice(row.output, row.options) is None for row in suite.rows if row.type == "mcq"} == {False}
 
 
 def test_a_missing_suite_is_named(tmp_path: Path) -> None:
@@ -101,24 +101,24 @@ def test_a_missing_suite_is_named(tmp_path: Path) -> None:
 
 def test_composite_prompts_take_one_row_of_each_of_several_tasks(tmp_path: Path) -> None:
     suite = load_suite(write_suite(tmp_path))
-    groups = composites(suite)
+    groups = draw_composites(suite)
     assert {parts: len(prompts) for parts, prompts in groups.items()} == {2: 2, 3: 2}
     for parts, prompts in groups.items():
         assert all(len({row.task for row in rows}) == parts for rows in prompts)
-    assert groups == composites(suite)
-    fewer = composites(load_suite(tmp_path / "suite.yaml", rows=1))
-    assert {len(prompts) for prompts in fewer.values()} == {1}, "a quick look is quick"
+    assert groups == draw_composites(suite)
+    fewer = draw_composites(load_suite(tmp_path / "suite.yaml", rows=1))
+    assert {len(prompts) for prompts in fewer.values()} == {1}, "`rows` also limits the prompts"
     (tmp_path / "suite.yaml").write_text(SUITE.replace("prompts: 2", "prompts: 2, max_chars: 60"))
     with pytest.raises(InvalidRequest, match="2 tasks have questions of at most 60 characters"):
-        composites(load_suite(tmp_path / "suite.yaml"))
+        draw_composites(load_suite(tmp_path / "suite.yaml"))
 
 
-def test_options_are_the_lines_a_question_ends_in() -> None:
+def test_options_are_the_last_lines_of_a_question() -> None:
     assert find_options(QUESTION) == {"A": "red", "B": "dark\nblue", "C": "green."}
     assert find_options("(A) is no option\nof this") == {}
     assert find_options("x\n(A) one\n(C) three") == {}
     assert find_options("(A) early\n(B) talk\nReally?\n(A) yes\n(B) no") == {"A": "yes", "B": "no"}
-    assert written("A", find_options(QUESTION)) == "(A) red"
+    assert format_option("A", find_options(QUESTION)) == "(A) red"
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,8 @@ def test_options_are_the_lines_a_question_ends_in() -> None:
         ("yellow", None),
     ],
 )
-def test_which_option_an_answer_gives(answer: str, letter: str | None) -> None:
-    assert chosen(answer, find_options(QUESTION)) == letter
+def test_the_option_an_answer_names(answer: str, letter: str | None) -> None:
+    assert parse_choice(answer, find_options(QUESTION)) == letter
 
 
 def test_metrics_by_hand() -> None:

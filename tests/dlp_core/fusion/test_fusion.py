@@ -14,11 +14,11 @@ from dlp_core.fusion.reference import Delta, fused_lora
 from dlp_core.fusion.segments import Segment
 from tests.support.tiny import TOLERANCE, VOCAB, WHOLE_MODEL, load_peft, peft_adapter, relative_error, tiny_llama
 
-pytestmark = pytest.mark.usefixtures("each_cpu_way")
+pytestmark = pytest.mark.usefixtures("each_cpu_implementation")
 
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
-# ranks, scalings and targets all differ, so that mixing any of them up shows
+# ranks, scalings and targets all differ, so that confusing any of them shows
 BANK = {
     "plain": {"r": 4, "lora_alpha": 8},
     "small": {"r": 2, "lora_alpha": 32, "target_modules": ["v_proj"]},
@@ -42,7 +42,7 @@ BANK = {
 }
 NAMES = list(BANK)
 
-# every row another mix: one adapter, two, three of other ranks, none, negative, more than one
+# every segment has another mix: one adapter, two, three of different ranks, none, negative weights, weights above 1
 SEGMENTS = (
     Segment(3, ((0, 1.0),)),
     Segment(1, ()),
@@ -176,7 +176,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", list(MISTAKES))
-def test_the_tolerance_tells_known_mistakes_apart(adapters: list[Adapter], mistake: str) -> None:
+def test_the_tolerance_catches_known_mistakes(adapters: list[Adapter], mistake: str) -> None:
     """Each published mistake misses the right answer by far more than the comparison above allows."""
     path = "model.layers.1.self_attn.v_proj"
     torch.manual_seed(0)
@@ -193,7 +193,7 @@ def test_the_tolerance_tells_known_mistakes_apart(adapters: list[Adapter], mista
 
 
 def test_swapped_factors_do_not_pass(tmp_path: Path) -> None:
-    """A square layer would accept B in place of A^T; the numbers must tell."""
+    """A square layer would accept B in place of A^T; the numbers must show it."""
     lora = LoRAWeights(torch.randn(4, 64), torch.randn(64, 4), 2.0)
     swapped = LoRAWeights(lora.b_OR.T.contiguous(), lora.a_RD.T.contiguous(), 2.0)
     x_TD, y_TO = torch.randn(1, 64), torch.randn(1, 64)
@@ -204,7 +204,7 @@ def test_swapped_factors_do_not_pass(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_changing_batches_reuse_and_rebuild_the_pack(adapters: list[Adapter]) -> None:
-    """Sets that shrink, grow, and swap slots' contents give what a fresh model gives, and not what the step before
+    """Sets that shrink, grow and change a slot's adapter give what a fresh model gives, and not what the step before
     gave: a pack may hold adapters that no token uses any more, so the products have other shapes."""
     model, fusion = fused(adapters, torch.float32)
     ids = torch.arange(4).unsqueeze(0)
