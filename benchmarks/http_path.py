@@ -38,11 +38,11 @@ from benchmarks.measure.harness import ROOT, abba, model_folder, over, report, r
 from benchmarks.measure.targets import Target, judged
 from deployments.args import AppArgs
 from deployments.local.app import LocalApp
-from deployments.replicas.load_engine import load_engine
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.publish import publish
 from dlp_core.bank.reading import load_manifest
 from dlp_core.bank.source import BankSource, qualified
+from dlp_core.engine.loading import load as load_engine
 from dlp_core.engine.request import Sampling
 from dlp_core.generation.generator import Generator
 from dlp_core.mix import Mix
@@ -140,8 +140,10 @@ async def directly(args: AppArgs, adapter: str, streams: Sequence[int], seconds:
     manifest = load_manifest(store)
     source = BankSource(store, DiskCache(args.cache.path, args.cache.max_bytes))
     source.add(manifest)
-    engine, codec = load_engine(args, source, device="cpu", on_load=lambda adapter, tier, seconds: None)
-    generator = Generator(engine, codec)
+    loaded = load_engine(
+        Path(args.base_model), source, args.engine, dtype=args.dtype, device="cpu", threads=args.threads
+    )
+    engine, generator = loaded.engine, Generator(loaded.engine, loaded.codec)
     mix = qualified(Mix.of({adapter: 1.0}), manifest)
     sampling = Sampling(max_tokens=TOKENS, ignore_eos=True)
     engine.start()

@@ -13,12 +13,13 @@ import logging
 import time
 from contextlib import aclosing
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from deployments.args import AppArgs
-from deployments.replicas.imports import lasting_imports
+from deployments.replicas.process import lasting_imports
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.source import BankSource
 from dlp_core.mix import EMPTY_MIX
@@ -28,7 +29,7 @@ MODULES = (
     "torch",
     "transformers.generation.continuous_batching",
     "dlp_core.engine.engine",
-    "deployments.replicas.load_engine",
+    "dlp_core.engine.loading",
 )
 
 
@@ -47,7 +48,8 @@ async def phases(model: str, bank: str) -> dict[str, float]:
             ended(f"import {name}")
     args = AppArgs(bank=bank, base_model=model)
     source = BankSource(open_store(bank), DiskCache(args.cache.path, args.cache.max_bytes))
-    engine, codec = module.load_engine(args, source, device="cpu", on_load=lambda *_: None)
+    loaded = module.load(Path(model), source, args.engine, dtype=args.dtype, device="cpu", threads=args.threads)
+    engine, codec = loaded.engine, loaded.codec
     ended("model and tokenizer")
     engine.start()
     ended("engine")

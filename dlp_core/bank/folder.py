@@ -27,12 +27,11 @@ from dlp_core.bank.manifest import (
     RouterEntry,
     bank_digest,
     labels_problem,
-    version_of,
 )
 from dlp_core.errors import AdapterRefused, BankError
 from dlp_core.router import Router
 from dlp_core.store.disk import disk_errors
-from dlp_core.store.files import FileEntry, describe_files, digest_of
+from dlp_core.store.files import FileEntry, describe_files, digest_of, version_of
 from dlp_core.store.records import Record, first_problem
 
 FOLDER_FILE = "bank.json"

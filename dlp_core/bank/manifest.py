@@ -35,6 +35,8 @@ from dlp_core.store.files import Digest, FileEntry, Sha256, digest_of
 from dlp_core.store.records import Record
 
 POINTER_KEY = "current.json"
+MANIFESTS = "banks/"
+"""What the keys of manifests begin with."""
 
 
 def _checked_name(name: str) -> str:
@@ -136,6 +138,10 @@ class BankManifest(Record):
         """What the bank is made of in the store."""
         return (*self.adapters, *([self.router] if self.router else []))
 
+    def objects(self) -> Sequence[tuple[str, FileEntry]]:
+        """Every file of the bank, by its key in the store."""
+        return [(blob.key(file.path), file) for blob in self.blobs() for file in blob.files]
+
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         names = [adapter.name for adapter in self.adapters]
@@ -212,11 +218,11 @@ def bank_digest(base: BaseModelEntry, adapters: Sequence[AdapterEntry], router: 
     return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
 
-def version_of(digest: str) -> str:
-    """The version that content names itself."""
-    return digest.removeprefix("sha256:")[:12]
-
-
 def manifest_key(version: str) -> str:
     """Where the manifest of `version` lies in the store."""
-    return f"banks/{version}.json"
+    return f"{MANIFESTS}{version}.json"
+
+
+def version_at(key: str) -> str:
+    """The version whose manifest lies at `key`: the inverse of `manifest_key`."""
+    return key.removeprefix(MANIFESTS).removesuffix(".json")

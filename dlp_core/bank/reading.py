@@ -13,7 +13,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from dlp_core.adapter.names import validate_name
-from dlp_core.bank.manifest import POINTER_KEY, BankManifest, Pointer, manifest_key
+from dlp_core.bank.manifest import MANIFESTS, POINTER_KEY, BankManifest, Pointer, manifest_key, version_at
 from dlp_core.errors import BankError, DigestMismatch, NotFound, UnknownModel
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.records import Record, first_problem
@@ -77,7 +77,7 @@ def list_versions(store: AdapterStore) -> list[BankVersion]:
     """Every bank in the store, newest first."""
     before = find_current(store)
     serving, pinned = (before[0].version, before[0].pinned) if before else (None, ())
-    versions = [info.key.removeprefix("banks/").removesuffix(".json") for info in store.list("banks/")]
+    versions = [version_at(info.key) for info in store.list(MANIFESTS)]
     with ThreadPoolExecutor(_READERS) as pool:
         manifests = pool.map(lambda version: load_manifest(store, version), versions)
         found = [

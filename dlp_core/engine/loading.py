@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dlp_core.engine.config import EngineConfig
 from dlp_core.engine.engine import FusedEngine
-from dlp_core.errors import InvalidRequest
 from dlp_core.fusion.layers import Fusion, install
 from dlp_core.residency.movement import Residency
 from dlp_core.residency.sources import AdapterSource
+from dlp_core.store.base_model import check_model_folder
 from dlp_core.text.codec import TextCodec
 
 
@@ -45,8 +45,7 @@ def load(
 
     Raises InvalidRequest if the folder does not hold a model.
     """
-    if not (folder / "config.json").is_file():
-        raise InvalidRequest(f"base model {str(folder)!r} is not a model folder on this node: it has no config.json")
+    check_model_folder(folder)
     if threads is not None:
         torch.set_num_threads(threads)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))

@@ -18,11 +18,11 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from dlp_core.errors import Conflict, InvalidRequest, NotFound
 from dlp_core.store.disk import disk_errors, sync
-from dlp_core.store.files import Digest, FileEntry, describe_files, digest_of
+from dlp_core.store.files import Digest, FileEntry, describe_files, digest_of, version_of
 from dlp_core.store.lock import FileLock
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.records import Record, first_problem
-from dlp_core.store.transfers import Progress, in_parallel, silent
+from dlp_core.store.transfers import Progress, in_parallel, put_unchanged, silent
 
 MANIFEST = "model.json"
 CONFIG_FILE = "config.json"
@@ -53,7 +53,7 @@ class ModelManifest(Record):
     @property
     def prefix(self) -> str:
         """Where the files lie in the store: under their digest, so that two models never mix."""
-        return f"{_short(self.digest)}/"
+        return f"{version_of(self.digest)}/"
 
     def key(self, file: FileEntry) -> str:
         return self.prefix + file.path
@@ -83,12 +83,9 @@ def push(store: AdapterStore, folder: Path, *, progress: Progress = silent) -> M
         stored = {info.key: info.size for info in store.list(manifest.prefix)}
 
         def upload(file: FileEntry) -> int:
-            key = manifest.key(file)
-            if stored.get(key) != file.size:
-                store.put(key, folder / file.path)
-                if describe_files(folder, [file.path]) != (file,):
-                    store.delete(key)
-                    raise InvalidRequest(f"{folder / file.path} changed while it was pushed; push when it is final")
+            key, path = manifest.key(file), folder / file.path
+            if stored.get(key) != file.size and not put_unchanged(store, key, path, file):
+                raise InvalidRequest(f"{path} changed while it was pushed; push when it is final")
             return file.size
 
         in_parallel(upload, manifest.files, lambda size: size, manifest.size, progress)
@@ -113,7 +110,7 @@ def pull(store: AdapterStore, folder: Path, *, progress: Progress = silent) -> t
     manifest = load(store)
     if _holds(folder, manifest):
         return manifest, False
-    partial = folder.with_name(f".{folder.name}.{_short(manifest.digest)}.part")
+    partial = folder.with_name(f".{folder.name}.{version_of(manifest.digest)}.part")
     wants = "it needs a writable folder around it, and cannot itself be a mount point"
     with disk_errors(f"{folder} cannot be written", action=wants):
         partial.mkdir(parents=True, exist_ok=True)
@@ -136,10 +133,15 @@ def pull(store: AdapterStore, folder: Path, *, progress: Progress = silent) -> t
     return manifest, True
 
 
+def check_model_folder(folder: Path) -> None:
+    """Raises InvalidRequest if there is no model in a folder."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise InvalidRequest(f"{folder} is not a model folder: it has no {CONFIG_FILE}")
+
+
 def describe(folder: Path) -> ModelManifest:
     """The manifest of the model in a folder. Raises InvalidRequest, naming the file at fault."""
-    if not (folder / CONFIG_FILE).is_file():
-        raise InvalidRequest(f"{folder} is no model folder: it has no {CONFIG_FILE}")
+    check_model_folder(folder)
     names = sorted(
         path.name
         for path in folder.iterdir()
@@ -195,7 +197,3 @@ def _holds(folder: Path, manifest: ModelManifest) -> bool:
     raise InvalidRequest(
         f"{folder} is there and is not the model {manifest.name} ({manifest.digest}); remove it or choose another"
     )
-
-
-def _short(digest: str) -> str:
-    return digest.removeprefix("sha256:")[:12]

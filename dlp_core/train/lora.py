@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from dlp_core.errors import InvalidRequest
 from dlp_core.quiet import quiet_transformers
+from dlp_core.store.base_model import check_model_folder
 from dlp_core.store.disk import disk_errors
 from dlp_core.train.packing import IGNORED, Example, PackedBatch, batches, common_prefix, encode
 from dlp_core.train.rows import Row
@@ -85,14 +86,14 @@ def train_adapter(
 ) -> TrainSummary:
     """Trains an adapter for the model folder `base` on `rows`, on `device`, and writes it to the folder `out`.
 
-    Raises InvalidRequest if `base` is no model folder, a target module does not exist, there are too few rows to hold
-    some back, an example is longer than a packed row, or `out` cannot be written; LocalDiskError if the disk fails.
+    Raises InvalidRequest if `base` is not a model folder, a target module does not exist, there are too few rows to
+    hold some back, an example is longer than a packed row, or `out` cannot be written; LocalDiskError if the disk
+    fails.
     """
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if not (base / "config.json").is_file():
-        raise InvalidRequest(f"{base}: no model folder (config.json is missing)")
+    check_model_folder(base)
     if len(rows) < 2 * settings.validation_rows:
         raise InvalidRequest(
             f"{len(rows)} rows are too few to hold {settings.validation_rows} back; give at least twice as many"

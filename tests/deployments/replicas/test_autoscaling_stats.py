@@ -10,7 +10,7 @@ import pytest
 from deployments.args import AppArgs
 from deployments.fleet.autoscaling import ADAPTERS, REQUESTS, TOKENS
 from deployments.replicas.backbone import FusedBackbone
-from deployments.replicas.busy import BusyTime
+from deployments.replicas.router import BusyTime
 from dlp_core.engine.config import EngineConfig
 from dlp_core.engine.stats import EngineStats
 

@@ -164,5 +164,5 @@ def test_settings_that_cannot_work_are_refused(
 
 
 def test_a_missing_base_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="no model folder"):
+    with pytest.raises(InvalidRequest, match="not a model folder"):
         train_adapter(tmp_path / "nowhere", ROWS, tmp_path / "a", SETTINGS)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from deployments.replicas.imports import lasting_imports
+from deployments.replicas.process import lasting_imports
 
 
 @pytest.fixture
