@@ -1,4 +1,4 @@
-"""A small real tokenizer with a chat template, and a backbone folder that speaks its tokens."""
+"""A small real tokenizer with a chat template, and a backbone folder for its vocabulary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONTEXT = 4096
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE as SmolLM2's, 320 tokens: most letters outside ASCII take several tokens."""
+    """Byte-level BPE like SmolLM2's, 320 tokens: most letters outside ASCII take several tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -54,7 +54,7 @@ def tiny_backbone(folder: Path, seed: int = 1) -> LlamaForCausalLM:
     )
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config).eval()
-    torch.nn.init.zeros_(model.lm_head.weight[config.eos_token_id])  # never the likeliest: an answer ends when told to
+    torch.nn.init.zeros_(model.lm_head.weight[config.eos_token_id])  # never the likeliest: answers run to their limit
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model
