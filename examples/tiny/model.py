@@ -19,7 +19,7 @@ CONTEXT = 4096
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE as SmolLM2's, 320 tokens: most letters outside ASCII take several tokens."""
+    """Byte-level BPE like SmolLM2's, 320 tokens: most letters outside ASCII take several tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -56,7 +56,7 @@ def tiny_model(seed: int = 1) -> LlamaForCausalLM:
     )
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config).eval()
-    torch.nn.init.zeros_(model.lm_head.weight[config.eos_token_id])  # never the likeliest
+    torch.nn.init.zeros_(model.lm_head.weight[config.eos_token_id])  # never the likeliest: answers run to their limit
     return model
 
 

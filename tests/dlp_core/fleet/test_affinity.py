@@ -36,7 +36,7 @@ def test_every_replica_is_ranked_once_whatever_their_order(mix: dict[str, float]
 
 
 @given(MIXES, REPLICAS)
-def test_whoever_holds_more_is_never_behind_for_it(mix: dict[str, float], replicas: list[Replica]) -> None:
+def test_holding_more_adapters_never_lowers_the_rank(mix: dict[str, float], replicas: list[Replica]) -> None:
     before = [replica.id for replica in rank(mix, replicas)]
     for replica in replicas:
         richer = [replace(one, resident=one.resident | set(mix)) if one is replica else one for one in replicas]
@@ -45,12 +45,12 @@ def test_whoever_holds_more_is_never_behind_for_it(mix: dict[str, float], replic
 
 
 @given(MIXES, REPLICAS)
-def test_whoever_is_busier_is_never_ahead_for_it(mix: dict[str, float], replicas: list[Replica]) -> None:
+def test_being_busier_never_raises_the_rank(mix: dict[str, float], replicas: list[Replica]) -> None:
     before = [replica.id for replica in rank(mix, replicas)]
-    least = min(replica.running for replica in replicas)
+    min_running = min(replica.running for replica in replicas)
     for replica in replicas:
-        if replica.running == least:
-            continue  # the others would be compared with another least
+        if replica.running == min_running:
+            continue  # this would change min_running for the others
         busier = [replace(one, running=one.running + 1) if one is replica else one for one in replicas]
         assert [one.id for one in rank(mix, busier)].index(replica.id) >= before.index(replica.id)
 
@@ -58,8 +58,8 @@ def test_whoever_is_busier_is_never_ahead_for_it(mix: dict[str, float], replicas
 @given(MIXES, REPLICAS)
 def test_overload_ignores_affinity(mix: dict[str, float], replicas: list[Replica]) -> None:
     ranked = rank(mix, replicas)
-    least = min(replica.running for replica in replicas)
-    late = [replica.running >= 16 or (replica.running - least) / 16 > IMBALANCE for replica in ranked]
+    min_running = min(replica.running for replica in replicas)
+    late = [replica.running >= 16 or (replica.running - min_running) / 16 > IMBALANCE for replica in ranked]
     assert late == sorted(late)
 
 
@@ -73,7 +73,7 @@ def test_cold_mixes_agree_and_move_only_with_their_replica(mix: dict[str, float]
         assert rank(mix, [replica for replica in cold if replica != gone])[0] == first
 
 
-def test_the_holder_is_chosen_and_left_when_it_is_much_busier() -> None:
+def test_the_holder_is_chosen_unless_it_is_much_busier() -> None:
     holder, other = Replica("holder", {"sql"}, 4, 16), Replica("other", frozenset(), 0, 16)
     assert rank({"sql": 1.0}, [other, holder])[0] == holder
     assert rank({"sql": 1.0}, [other, replace(holder, running=9)])[0] == other
@@ -93,6 +93,6 @@ def test_rendezvous_spreads_evenly() -> None:
     assert max(found.values()) < 1.15 * 500
 
 
-def test_a_replica_that_takes_nothing_is_a_mistake() -> None:
+def test_a_replica_without_capacity_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one request"):
         rank({}, [Replica("a", frozenset(), 0, 0)])

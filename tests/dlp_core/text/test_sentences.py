@@ -1,4 +1,4 @@
-"""Sentence starts: abbreviations, numbers, code, lists, scripts without spaces; and the same in whatever pieces."""
+"""Sentence starts: abbreviations, numbers, code, lists, scripts without spaces; however the text is split."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_sentences(name: str) -> None:
     assert [text[start:end] for start, end in split(text)] == CASES[name]
 
 
-def test_whitespace_alone_is_no_sentence() -> None:
+def test_whitespace_alone_is_not_a_sentence() -> None:
     assert split(" \n ") == []
 
 
