@@ -17,10 +17,11 @@ from dlp_core.adapter.weights import read_adapter
 from dlp_core.errors import AdapterRefused
 from dlp_core.fusion.layers import Fusion, install
 from dlp_core.fusion.segments import Segment
-from tests.support.families import FAMILIES, LLAMA_LINEAR, VOCAB, Family
+from tests.support.cpu_ways import CPU_WAYS, cpu_way
+from tests.support.families import BIASED, FAMILIES, LLAMA_LINEAR, VOCAB, Family
 from tests.support.tiny import TOLERANCE, WHOLE_MODEL, peft_model, relative_error
 
-pytestmark = pytest.mark.usefixtures("each_cpu_way")
+each_cpu_way = pytest.mark.usefixtures("each_cpu_way")
 
 MIX = ((0, 0.6), (1, 0.3), (2, 0.1))
 IDS = torch.tensor([[5, 17, 3, 80, 44, 9, 61, 2, 33, 70, 12, 90, 7]])
@@ -86,8 +87,17 @@ def recorded(model: Any, paths: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
     return seen
 
 
-@pytest.mark.parametrize("bias", ["none", "lora_only", "all"])
-@pytest.mark.parametrize("name", FAMILIES)
+def test_the_families_with_biases() -> None:
+    found = [name for name, family in FAMILIES.items() if any("bias" in key for key in family.build().state_dict())]
+    assert found == BIASED
+
+
+BIASES = [
+    (name, bias) for name in FAMILIES for bias in ("none", "lora_only", "all") if bias == "none" or name in BIASED
+]
+
+
+@pytest.mark.parametrize(("name", "bias"), BIASES)
 @torch.no_grad()
 def test_every_layer_is_the_weighted_sum_of_peft_deltas(name: str, bias: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
@@ -103,9 +113,10 @@ def test_every_layer_is_the_weighted_sum_of_peft_deltas(name: str, bias: str, tm
         expected = plain.double()
         for slot, weight in MIX:
             expected += weight * (oracles[slot].get_submodule(path)(x).double() - plain.double())
-        with fusion.batch((Segment(IDS.shape[1], MIX),)):
-            found = model.get_submodule(path)(x)
-        assert relative_error(found, expected) <= TOLERANCE[torch.float32], path
+        for way in CPU_WAYS:
+            with cpu_way(way), fusion.batch((Segment(IDS.shape[1], MIX),)):
+                found = model.get_submodule(path)(x)
+            assert relative_error(found, expected) <= TOLERANCE[torch.float32], (path, way)
         assert torch.equal(model.get_submodule(path)(x), plain), path
 
 
@@ -119,13 +130,15 @@ def test_the_whole_model_is_what_peft_serves(name: str, tmp_path: Path) -> None:
     fusion = fused(model, folders)
     assert torch.equal(model(IDS).logits, plain)
     for slot, folder in enumerate(folders):
-        with fusion.batch((Segment(IDS.shape[1], ((slot, 1.0),)),)):
-            found = model(IDS).logits
         expected = with_peft(family, folder)(IDS).logits
-        assert relative_error(found, expected) <= WHOLE_MODEL
         assert relative_error(plain, expected) > 1e-2, "the adapter matters"
+        for way in CPU_WAYS:
+            with cpu_way(way), fusion.batch((Segment(IDS.shape[1], ((slot, 1.0),)),)):
+                found = model(IDS).logits
+            assert relative_error(found, expected) <= WHOLE_MODEL, way
 
 
+@each_cpu_way
 @torch.no_grad()
 def test_logits_of_some_tokens_only(tmp_path: Path) -> None:
     """An adapter on the output head, when the model computes logits for the ends of two prompts."""
@@ -146,6 +159,7 @@ def test_logits_of_some_tokens_only(tmp_path: Path) -> None:
         model(IDS, logits_to_keep=torch.tensor(kept))
 
 
+@each_cpu_way
 @torch.no_grad()
 def test_logits_of_all_tokens_in_another_order(tmp_path: Path) -> None:
     """As many as there are tokens: each keeps the mix of its own token."""
@@ -162,6 +176,7 @@ def test_logits_of_all_tokens_in_another_order(tmp_path: Path) -> None:
     assert relative_error(found, every[:, turned]) <= TOLERANCE[torch.float32]
 
 
+@each_cpu_way
 def test_layers_with_the_same_input_are_told_apart(tmp_path: Path) -> None:
     """GPT-J and its like feed one hidden state to attention and to the MLP."""
     from transformers import GPTJConfig
@@ -214,6 +229,7 @@ def test_a_bias_the_base_does_not_have_is_refused(tmp_path: Path) -> None:
         install(FAMILIES["llama"].build()).load(0, adapter)
 
 
+@each_cpu_way
 @torch.no_grad()
 def test_a_quantised_backbone(tmp_path: Path) -> None:
     """int8 weights: fusion adds to what the quantised layer gives, whatever that layer is made of."""
@@ -236,6 +252,7 @@ def test_a_quantised_backbone(tmp_path: Path) -> None:
             assert relative_error(model.get_submodule(path)(x), expected) <= 2e-2, path
 
 
+@each_cpu_way
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
 @torch.no_grad()
 def test_adapters_that_began_by_changing_the_base_are_served_once_saved_as_plain_lora(
