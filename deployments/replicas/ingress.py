@@ -61,7 +61,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         args = self._args
         return create_app(
-            self, routing=args.routing, limits=args.limits, access=self._access, log=args.log, answers_id=False
+            self, routing=args.routing, limits=args.limits, access=self._access, log=args.log, sets_id_header=False
         )
 
     def check_health(self) -> None:
