@@ -1,4 +1,4 @@
-"""How much of its time a replica computes."""
+"""The share of time a replica spends computing."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 
 class BusyTime:
-    """Adds up the seconds inside `measured`; work side by side counts twice. Use from one event loop."""
+    """Sums the seconds spent inside `measured`; concurrent work counts twice. Use from one event loop."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
-        self._asked = time.perf_counter()
+        self._last_call = time.perf_counter()
 
     @contextmanager
     def measured(self) -> Iterator[None]:
@@ -23,8 +23,8 @@ class BusyTime:
             self._seconds += time.perf_counter() - began
 
     def share(self) -> float:
-        """Of the time since this was last asked. What is still under way counts when it ends."""
+        """The busy share of the time since the last call. Work in progress counts when it ends."""
         now = time.perf_counter()
-        share = self._seconds / max(now - self._asked, 1e-9)
-        self._seconds, self._asked = 0.0, now
+        share = self._seconds / max(now - self._last_call, 1e-9)
+        self._seconds, self._last_call = 0.0, now
         return share

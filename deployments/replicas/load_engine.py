@@ -1,4 +1,4 @@
-"""The engine of a backbone replica. Imports torch: only inside the replica."""
+"""Loads the engine of a backbone replica. Imports torch, so import it only inside the replica."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dlp_core.text.codec import TextCodec
 def load_engine(
     args: AppArgs, source: AdapterSource, *, device: str, on_load: Callable[[str, str, float], None]
 ) -> tuple[FusedEngine, TextCodec]:
-    """The engine on `device` ("cpu", "cuda"), not started, and the codec that speaks its tokens.
+    """The engine on `device` ("cpu", "cuda"), not started, and the codec of its tokens.
 
-    Raises InvalidRequest if the base model is not a folder with a model.
+    Raises InvalidRequest if the base model is not a model folder.
     """
     loaded = load(
         Path(args.base_model),

@@ -1,4 +1,4 @@
-"""The CPU pool that routes: text to probabilities, in batches. Holds the routers of the banks in use."""
+"""The CPU pool of routers: text to probabilities, in batches. Holds the routers of the banks in use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dlp_core.store.opening import open_store
 
 MAX_BATCH = 64
 BANKS_KEPT = 4
-"""Bank versions whose router stays in memory: the one in use, and those that requests under way began with."""
+"""Bank versions whose router stays in memory: the current one, and those of requests in progress."""
 
 
 class Router:
@@ -38,7 +38,7 @@ class Router:
         self._metrics = RouterMetrics()
 
     async def prepare(self, bank: str) -> None:
-        """Loads the router of a bank version. Raises StoreUnavailable or BankError."""
+        """Load the router of a bank version. Raises StoreUnavailable or BankError."""
         await self._routers.get(bank)
 
     async def route(
@@ -48,25 +48,25 @@ class Router:
         allowed: frozenset[str] | None,
         trace: tracing.Carrier | None = None,
     ) -> Routing:
-        """What the router of a bank version makes of the first of `texts` that fits one of the allowed adapters."""
+        """The bank's routing of the first of `texts` that fits one of the allowed adapters."""
         with tracing.span("route", trace):
             router = restricted(await self._routers.get(bank), allowed)
             routing: Routing = await self._batched(router, texts)
         return routing
 
     async def explain(self, texts: Sequence[str], bank: str, allowed: frozenset[str] | None) -> Explanation:
-        """Why `route` says what it says."""
+        """Explain the routing that `route` returns for the same arguments."""
         router = restricted(await self._routers.get(bank), allowed)
         with self._busy.measured():
             return await asyncio.to_thread(explain_first, router, texts)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """What deployments/fleet/autoscaling.py decides by."""
+        """The load, for the policies in deployments/fleet/autoscaling.py."""
         busy = self._busy.share()
         self._metrics.state(busy=busy)
         return {BUSY: busy}
 
-    # Nobody waits for a batch to fill: whatever arrived while the last one ran is the next one.
+    # A batch is never held back to fill up: it takes whatever arrived while the last one ran.
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
     async def _batched(self, routers: list[BankRouter], requests: list[Sequence[str]]) -> list[Routing]:
         with self._busy.measured():
@@ -77,9 +77,9 @@ class Router:
 
 
 def _route(routers: list[BankRouter], requests: list[Sequence[str]]) -> list[Routing]:
-    """A batch spans several routers where requests may use other adapters, and while a bank takes over from another."""
-    found: dict[int, Routing] = {}
+    """Route a batch. It spans several routers if callers may use different adapters, or while the bank changes."""
+    routings: dict[int, Routing] = {}
     for router in set(routers):
-        rows = [row for row, its_router in enumerate(routers) if its_router is router]
-        found.update(zip(rows, router.route_first([requests[row] for row in rows]), strict=True))
-    return [found[row] for row in range(len(requests))]
+        rows = [row for row, row_router in enumerate(routers) if row_router is router]
+        routings.update(zip(rows, router.route_first([requests[row] for row in rows]), strict=True))
+    return [routings[row] for row in range(len(requests))]

@@ -1,4 +1,4 @@
-"""One computation per key, however many ask for it at the same time."""
+"""One computation per key, shared by all concurrent callers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Value = TypeVar("Value")
 
 
 class SingleFlight(Generic[Value]):
-    """Values computed in a thread, the last `keep` of them kept. A failure goes to those who waited and is not kept.
+    """Computes values in a thread and keeps the last `keep`. A failure is raised to its waiters and not kept.
 
     Use from one event loop.
     """
@@ -22,7 +22,7 @@ class SingleFlight(Generic[Value]):
         self._tasks: OrderedDict[str, asyncio.Task[Value]] = OrderedDict()
 
     async def get(self, key: str) -> Value:
-        """The value of `key`. One waiter that is cancelled does not disturb the others."""
+        """The value of `key`. Cancelling one waiter does not affect the others."""
         if key not in self._tasks:
             task = asyncio.create_task(asyncio.to_thread(self._compute, key))
             task.add_done_callback(lambda done: self._forget_failure(key, done))
