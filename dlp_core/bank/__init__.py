@@ -1,1 +1,1 @@
-"""The versioned set of adapters with their router: described, published, rolled back, collected, followed and cached."""
+"""The versioned set of adapters with their router: described, published, rolled back, collected, cached."""

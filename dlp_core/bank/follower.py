@@ -52,7 +52,7 @@ class BankFollower:
 
     A store that stops answering later changes nothing here: the manifest in memory goes on serving, and so it does
     where the next bank is refused. A replica that starts while the bank cannot be loaded serves the one before it.
-    `looked` is called after every look of `follow`.
+    `on_poll` is called after every poll of `follow`.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class BankFollower:
         *,
         poll_s: float,
         prepare: Callable[[BankManifest], Awaitable[object]],
-        looked: Callable[[], object] = lambda: None,
+        on_poll: Callable[[], object] = lambda: None,
     ) -> None:
         self._store = store
         self._poll_s = poll_s
         self._prepare = prepare
-        self._looked = looked
+        self._on_poll = on_poll
         self._manifest: BankManifest | None = None
         self._etag: str | None = None  # of the pointer that is followed; None while its bank has not taken over
         self._obstacle: DLPError = StoreUnavailable("it was not read yet")
@@ -96,7 +96,7 @@ class BankFollower:
                 wait = min(2 * wait, self._poll_s)
                 if not isinstance(error, _REPLICAS):
                     self.settled.set()
-            self._looked()
+            self._on_poll()
             await asyncio.sleep(wait)
 
     async def look(self) -> None:

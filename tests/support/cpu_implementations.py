@@ -1,4 +1,4 @@
-"""The two implementations of the CPU op, each for all batches: a test's batch is too small to choose the one for many."""
+"""The two implementations of the CPU op, each for all batches: a test's batch is too small for the one for many."""
 
 from __future__ import annotations
 

@@ -114,10 +114,10 @@ def test_every_layer_is_the_weighted_sum_of_peft_deltas(name: str, bias: str, tm
         expected = plain.double()
         for slot, weight in MIX:
             expected += weight * (oracles[slot].get_submodule(path)(x).double() - plain.double())
-        for name in CPU_IMPLEMENTATIONS:
-            with cpu_implementation(name), fusion.batch((Segment(IDS.shape[1], MIX),)):
+        for implementation in CPU_IMPLEMENTATIONS:
+            with cpu_implementation(implementation), fusion.batch((Segment(IDS.shape[1], MIX),)):
                 found = model.get_submodule(path)(x)
-            assert relative_error(found, expected) <= TOLERANCE[torch.float32], (path, way)
+            assert relative_error(found, expected) <= TOLERANCE[torch.float32], (path, implementation)
         assert torch.equal(model.get_submodule(path)(x), plain), path
 
 
@@ -133,10 +133,10 @@ def test_the_whole_model_equals_peft(name: str, tmp_path: Path) -> None:
     for slot, folder in enumerate(folders):
         expected = with_peft(family, folder)(IDS).logits
         assert relative_error(plain, expected) > 1e-2, "the adapter matters"
-        for name in CPU_IMPLEMENTATIONS:
-            with cpu_implementation(name), fusion.batch((Segment(IDS.shape[1], ((slot, 1.0),)),)):
+        for implementation in CPU_IMPLEMENTATIONS:
+            with cpu_implementation(implementation), fusion.batch((Segment(IDS.shape[1], ((slot, 1.0),)),)):
                 found = model(IDS).logits
-            assert relative_error(found, expected) <= WHOLE_MODEL, way
+            assert relative_error(found, expected) <= WHOLE_MODEL, implementation
 
 
 @each_cpu_implementation
