@@ -38,7 +38,6 @@ from benchmarks.measure.harness import ROOT, abba, model_folder, over, report, r
 from benchmarks.measure.targets import Target, judged
 from deployments.args import AppArgs
 from deployments.local.app import LocalApp
-from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.publish import publish
 from dlp_core.bank.reading import load_manifest
 from dlp_core.bank.source import BankSource, qualified
@@ -138,7 +137,7 @@ async def over_http(url: str, adapter: str, streams: Sequence[int], seconds: flo
 async def directly(args: AppArgs, adapter: str, streams: Sequence[int], seconds: float) -> Found:
     store = open_store(args.bank)
     manifest = load_manifest(store)
-    source = BankSource(store, DiskCache(args.cache.path, args.cache.max_bytes))
+    source = BankSource(store, args.cache.open())
     source.add(manifest)
     loaded = load_engine(
         Path(args.base_model), source, args.engine, dtype=args.dtype, device="cpu", threads=args.threads

@@ -7,13 +7,17 @@ Replica counts, CPUs, GPUs and queue lengths of the deployments are Ray's busine
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from dlp_core.engine.config import EngineConfig
 from dlp_core.mix import WeightRule
+
+if TYPE_CHECKING:
+    from dlp_core.bank.disk_cache import DiskCache, Entry
 
 
 class _Args(BaseModel):
@@ -50,6 +54,12 @@ class CacheArgs(_Args):
 
     path: Path = Path("~/.cache/dlp/adapters")
     max_bytes: int = Field(default=20 * 1024**3, ge=1)
+
+    def open(self, *, on_fetch: Callable[[Entry, float], None] | None = None) -> DiskCache:
+        """The cache; `on_fetch` is DiskCache's."""
+        from dlp_core.bank.disk_cache import DiskCache
+
+        return DiskCache(self.path, self.max_bytes, on_fetch=on_fetch)
 
 
 class LimitArgs(_Args):

@@ -22,6 +22,11 @@ out = Console()
 err = Console(stderr=True)
 
 
+def say(line: str) -> None:
+    """Writes one line to stdout as it is: neither wrapped nor coloured but for its own markup."""
+    out.print(line, highlight=False, soft_wrap=True)
+
+
 def print_json(value: Any) -> None:
     """Writes one JSON value and a newline to stdout, unstyled: safe to pipe."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")

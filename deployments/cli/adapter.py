@@ -80,19 +80,16 @@ def check(
     json: Json = False,
 ) -> None:
     """Say what an adapter is and whether it can be served exactly; exit 2 with the reason if it cannot."""
-    from dlp_core.adapter.checks import check_base, check_fits
+    from dlp_core.adapter.checks import check_base
 
-    with (
-        terminal.progress(f"read {location}") as bar,
-        local_copy(location, progress=bar.report) as folder,
-    ):
+    with terminal.progress(f"read {location}") as bar, local_copy(location, progress=bar.report) as folder:
         adapter = read_adapter(folder, name=folder.name)
         facts = _facts(adapter, folder)
     if base_model is not None:
-        from dlp_core.fusion.layers import read_shapes
+        from dlp_core.fusion.layers import fits_model
 
         check_base(adapter, base_model.resolve().name)
-        check_fits(adapter, read_shapes(base_model))
+        fits_model(base_model)(adapter)
         facts["fits"] = str(base_model)
     if json:
         terminal.print_json(facts)
@@ -108,7 +105,7 @@ def check(
         table.add_row(key.replace("_", " "), shown)
     terminal.out.print(table)
     unsure = "" if base_model else "; --base-model DIR checks it against the layers of its base model"
-    terminal.out.print(f"[green]can be served exactly[/]{unsure}", soft_wrap=True)
+    terminal.say(f"[green]can be served exactly[/]{unsure}")
 
 
 def _facts(adapter: Adapter, folder: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -44,22 +43,15 @@ def publish(
     store = open_store(bank)
     check = None
     if base_model is not None:
-        from dlp_core.adapter.checks import check_fits
-        from dlp_core.fusion.layers import read_shapes
+        from dlp_core.fusion.layers import fits_model
 
-        check = partial(check_fits, layers=read_shapes(base_model))
+        check = fits_model(base_model)
     with terminal.progress(f"publish {folder}") as bar, local_copy(folder) as source:
-        manifest = publish_bank(
-            store,
-            source,
-            version=version,
-            check=check,
-            progress=bar.report,
-        )
+        manifest = publish_bank(store, source, version=version, check=check, progress=bar.report)
     if json:
         terminal.print_json({"bank": store.uri, "version": manifest.version, "adapters": len(manifest.adapters)})
         return
-    _say(
+    terminal.say(
         f"[bold]{manifest.version}[/] serves in {escape(store.uri)}: {len(manifest.adapters)} adapters, "
         f"{_bytes(manifest.size)}" + ("" if check else "; --base-model DIR would also check that they fit its layers")
     )
@@ -75,7 +67,7 @@ def show(bank: Bank, version: Version = None, json: Json = False) -> None:
         terminal.print_json(manifest.model_dump(mode="json"))
         return
     router = manifest.router.version if manifest.router else "none"
-    _say(
+    terminal.say(
         f"[bold]{manifest.version}[/] of {manifest.created:%Y-%m-%d %H:%M} UTC, base model "
         f"{escape(manifest.base_model.id)}, router {router}"
     )
@@ -145,7 +137,7 @@ def diff_banks(
         *(["[yellow]~ the router[/]"] if found.router_changed else []),
         *(["[yellow]~ the base model[/]"] if found.base_changed else []),
     ]
-    _say("\n".join(lines) or "no difference")
+    terminal.say("\n".join(lines) or "no difference")
 
 
 @app.command("verify")
@@ -166,9 +158,9 @@ def verify_bank(bank: Bank, version: Version = None, json: Json = False) -> None
         )
     else:
         for problem in report.problems:
-            _say(f"[red]{escape(problem)}[/]")
+            terminal.say(f"[red]{escape(problem)}[/]")
         verdict = f"{len(report.problems)} of them are not as published" if report.problems else "all as published"
-        _say(f"[bold]{report.version}[/]: {report.files} files, {_bytes(report.size)}, {verdict}")
+        terminal.say(f"[bold]{report.version}[/]: {report.files} files, {_bytes(report.size)}, {verdict}")
     if report.problems:
         raise typer.Exit(1)
 
@@ -187,7 +179,7 @@ def rollback_bank(
     if json:
         terminal.print_json({"bank": store.uri, "version": manifest.version, "adapters": len(manifest.adapters)})
         return
-    _say(f"[bold]{manifest.version}[/] serves in {escape(store.uri)}: {len(manifest.adapters)} adapters")
+    terminal.say(f"[bold]{manifest.version}[/] serves in {escape(store.uri)}: {len(manifest.adapters)} adapters")
 
 
 @app.command("pin")
@@ -242,9 +234,9 @@ def collect_garbage(
         )
         return
     for version in garbage.versions:
-        _say(f"[red]- {version}[/]")
+        terminal.say(f"[red]- {version}[/]")
     verb = "would be deleted" if dry_run else "deleted"
-    _say(
+    terminal.say(
         f"{len(garbage.versions)} versions and {len(garbage.keys) - len(garbage.versions)} files {verb}, "
         f"{_bytes(garbage.size)}; kept: {', '.join(garbage.kept)}"
     )
@@ -257,11 +249,7 @@ def _say_pins(store: AdapterStore, json: bool) -> None:
     if json:
         terminal.print_json({"bank": store.uri, "pinned": pinned})
         return
-    _say(f"pinned in {escape(store.uri)}: {', '.join(pinned) or 'none'}")
-
-
-def _say(line: str) -> None:
-    terminal.out.print(line, highlight=False, soft_wrap=True)
+    terminal.say(f"pinned in {escape(store.uri)}: {', '.join(pinned) or 'none'}")
 
 
 def _bytes(count: int) -> str:

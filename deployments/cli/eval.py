@@ -16,7 +16,6 @@ from deployments.cli.options import BASE_MODEL, Device, Json
 from dlp_core.errors import InvalidRequest, NotFound
 
 if TYPE_CHECKING:
-    from dlp_core.bank.disk_cache import DiskCache
     from dlp_core.eval.evaluation import Phase
     from dlp_core.eval.results import Difference, Results
     from dlp_core.eval.run import Setup
@@ -72,6 +71,7 @@ def evaluate(
     """Judge a bank: every row of a suite through every arm. Run again after a kill, it goes on."""
     if context.invoked_subcommand is not None:
         return
+    from deployments.args import CacheArgs
     from dlp_core.eval.report import write_html, write_markdown
     from dlp_core.eval.run import run_evaluation
     from dlp_core.store.opening import open_store
@@ -85,7 +85,7 @@ def evaluate(
             arms.split(",") if arms else None,
             location,
             setup,
-            cache=_cache(),
+            cache=CacheArgs().open(),
             journal=out / "answers.jsonl",
             phase=phase,
             history=open_store(history) if history else None,
@@ -97,7 +97,7 @@ def evaluate(
         terminal.print_json(results.model_dump(mode="json", exclude={"rows"}))
         return
     _show(results)
-    _say(f"{escape(str(out / 'report.html'))}, {escape(str(out / 'results.json'))}")
+    terminal.say(f"{escape(str(out / 'report.html'))}, {escape(str(out / 'results.json'))}")
 
 
 @app.command()
@@ -123,6 +123,7 @@ def gate(
     json: Json = False,
 ) -> None:
     """Exit 1 if the bank is worse than the baseline by more than --max-drop and more than noise; names the tasks."""
+    from deployments.args import CacheArgs
     from dlp_core.eval.arms import parse
     from dlp_core.eval.results import compare_banks
     from dlp_core.eval.run import run_evaluation
@@ -136,7 +137,7 @@ def gate(
 
         def results_of(where: str) -> Results:
             return run_evaluation(
-                judged, [chosen], where, setup, cache=_cache(), journal=out / "answers.jsonl", phase=phase,
+                judged, [chosen], where, setup, cache=CacheArgs().open(), journal=out / "answers.jsonl", phase=phase,
                 history=history,
             )  # fmt: skip
 
@@ -163,11 +164,11 @@ def gate(
     else:
         _show_difference(found, old, new, chosen)
         for task in failed:
-            _say(f"[red]worse: {task} {found.tasks[task].mean:+.1f}, at most {max_drop:g} may be lost[/]")
+            terminal.say(f"[red]worse: {task} {found.tasks[task].mean:+.1f}, at most {max_drop:g} may be lost[/]")
         if dropped:
-            _say(f"[red]worse: the mean {found.overall.mean:+.1f}, at most {max_drop:g} may be lost[/]")
+            terminal.say(f"[red]worse: the mean {found.overall.mean:+.1f}, at most {max_drop:g} may be lost[/]")
         if not failed and not dropped:
-            _say(f"[green]passed[/]: nothing lost more than {max_drop:g} points and more than its noise")
+            terminal.say(f"[green]passed[/]: nothing lost more than {max_drop:g} points and more than its noise")
     if failed or dropped:
         raise typer.Exit(1)
 
@@ -231,28 +232,22 @@ def _setup(base_model: Path | None, dtype: str, device: str | None, threads: int
     return Setup(folder, dtype, device, threads, at_once, cache_tokens=131_072, batch_tokens=4096)
 
 
-def _cache() -> DiskCache:
-    from deployments.args import CacheArgs
-    from dlp_core.bank.disk_cache import DiskCache
-
-    args = CacheArgs()
-    return DiskCache(args.path, args.max_bytes)
-
-
 def _store_of(location: str) -> AdapterStore | None:
     """The store a published bank lies in, or None for results in a file and for a folder that is not published."""
     from dlp_core.bank.reading import find_current
+    from dlp_core.eval.judged_bank import split_location
     from dlp_core.store.opening import open_store
 
     if location.endswith(".json"):
         return None
-    store = open_store(location.partition("#")[0])
+    store = open_store(split_location(location)[0])
     return store if find_current(store) is not None else None
 
 
 def _known(location: str, suite: Suite, setup: Setup, arm: str) -> Results | None:
     """Results of the baseline that are there already."""
     from dlp_core.bank.reading import load_manifest
+    from dlp_core.eval.judged_bank import split_location
     from dlp_core.eval.results import latest, read
 
     if location.endswith(".json"):
@@ -260,7 +255,7 @@ def _known(location: str, suite: Suite, setup: Setup, arm: str) -> Results | Non
     store = _store_of(location)
     if store is None:
         return None
-    version = load_manifest(store, location.partition("#")[2] or None).version
+    version = load_manifest(store, split_location(location)[1]).version
     try:
         found = latest(store, version, suite=f"{suite.settings.name}-{suite.digest}", arms=[arm])
     except NotFound:
@@ -333,7 +328,3 @@ def _show_difference(found: Difference, old: Results, new: Results, arm: str) ->
         "[red]worse[/]" if mean.high < 0 else "[green]better[/]" if mean.low > 0 else "",
     )
     terminal.out.print(table)
-
-
-def _say(line: str) -> None:
-    terminal.out.print(line, highlight=False, soft_wrap=True)

@@ -86,8 +86,6 @@ def _facts(store: AdapterStore, manifest: ModelManifest) -> dict[str, object]:
 
 
 def _say(manifest: ModelManifest, where: str) -> None:
-    terminal.out.print(
-        f"[bold]{escape(manifest.name)}[/]: {len(manifest.files)} files, {manifest.size / 1e6:.1f} MB {escape(where)}",
-        highlight=False,
-        soft_wrap=True,
+    terminal.say(
+        f"[bold]{escape(manifest.name)}[/]: {len(manifest.files)} files, {manifest.size / 1e6:.1f} MB {escape(where)}"
     )

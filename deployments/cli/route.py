@@ -13,10 +13,9 @@ from rich.table import Table
 from deployments import terminal
 from deployments.cli.options import Json
 from dlp_core.errors import InvalidRequest
-from dlp_core.mix import WeightRule
+from dlp_core.mix import Mix, WeightRule
 
 if TYPE_CHECKING:
-    from dlp_core.mix import Mix
     from dlp_core.router import Router, Routing
     from dlp_core.router.explanation import Explanation
 
@@ -40,6 +39,7 @@ def route(
     json: Json = False,
 ) -> None:
     """Show which adapters would serve a text, how much of each, and which words decide it. Generates nothing."""
+    from deployments.http.replies import explanation_json
     from dlp_core.router.explanation import explain_first
     from dlp_core.router.rows import read_texts
 
@@ -55,16 +55,15 @@ def route(
             if json:
                 terminal.print_json(_as_dict(routing, mix))
             else:
-                terminal.out.print(f"{mix}  confidence {routing.confidence:.2f}", highlight=False, soft_wrap=True)
+                terminal.say(f"{mix}  confidence {routing.confidence:.2f}")
             continue
         explanation = explain_first(found, [text])
         if json:
-            words = [{"text": word.text, "effect": word.effect} for word in explanation.words]
-            terminal.print_json(_as_dict(routing, mix) | {"explains": explanation.adapter, "words": words})
+            terminal.print_json(_as_dict(routing, mix) | explanation_json(explanation))
         else:
             terminal.out.print(_table(routing, mix))
-            terminal.out.print(_kept(mix, top_p=top_p, max_adapters=max_adapters), highlight=False, soft_wrap=True)
-            terminal.out.print(_words(explanation), highlight=False, soft_wrap=True)
+            terminal.say(_kept(mix, top_p=top_p, max_adapters=max_adapters))
+            terminal.say(_words(explanation))
 
 
 def _open(router: Path | None, bank: str | None) -> Router:
@@ -73,23 +72,23 @@ def _open(router: Path | None, bank: str | None) -> Router:
     if router is not None:
         return Router.load(router)
     from deployments.args import CacheArgs
-    from dlp_core.bank.disk_cache import DiskCache
     from dlp_core.bank.reading import load_manifest
     from dlp_core.bank.source import read_router
     from dlp_core.store.opening import open_store
 
-    store, cache = open_store(str(bank)), CacheArgs()
-    return read_router(store, DiskCache(cache.path, cache.max_bytes), load_manifest(store))
+    store = open_store(str(bank))
+    return read_router(store, CacheArgs().open(), load_manifest(store))
 
 
 def _as_dict(routing: Routing, mix: Mix) -> dict[str, Any]:
+    from deployments.http.replies import weights_json
     from dlp_core.router.routing import NONE_DECISION
 
     return {
         "confidence": routing.confidence,
         "none": routing.none,
         "none_threshold": NONE_DECISION,
-        "mix": [{"adapter": part.name, "weight": part.weight} for part in mix.adapters],
+        "mix": weights_json(mix),
         "probabilities": routing.probabilities,
     }
 

@@ -101,10 +101,9 @@ def add(
         terminal.print_json({"router": str(out or router), **summary.as_dict()})
         return
     mistaken = f", most others to {summary.mistaken_for}" if summary.mistaken_for else ""
-    terminal.out.print(
+    terminal.say(
         f"[bold]{out or router}[/]: {summary.adapters} adapters; of {summary.examples} examples of {adapter}, each "
-        f"judged without itself, {summary.right:.0%} right{mistaken}, {summary.kept:.0%} kept",
-        soft_wrap=True,
+        f"judged without itself, {summary.right:.0%} right{mistaken}, {summary.kept:.0%} kept"
     )
 
 
@@ -124,4 +123,4 @@ def remove(
     if json:
         terminal.print_json({"router": str(out or router), "removed": adapter, "adapters": len(smaller.labels)})
         return
-    terminal.out.print(f"[bold]{out or router}[/]: {len(smaller.labels)} adapters, without {adapter}", soft_wrap=True)
+    terminal.say(f"[bold]{out or router}[/]: {len(smaller.labels)} adapters, without {adapter}")

@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr, StringConstraints, Valida
 
 from deployments.http.errors import Unauthorized
 from dlp_core.errors import InvalidRequest
+from dlp_core.store.records import first_problem
 
 Value = TypeVar("Value")
 
@@ -182,9 +183,7 @@ def _parse_keys(content: str, where: str) -> list[tuple[bytes, Caller]]:
     except yaml.YAMLError:
         raise InvalidRequest(f"{where}: not YAML or JSON") from None
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise InvalidRequest(f"{where}: {place or 'the file'}: {first['msg']}") from None
+        raise InvalidRequest(f"{where}: {first_problem(error)}") from None
     return [(_digest(key.key.get_secret_value()), Caller(key.name, key.adapters)) for key in key_file.keys]
 
 

@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 OWNER = "dlp"
 
 
+def weights_json(mix: Mix) -> list[dict[str, Any]]:
+    return [{"adapter": part.name, "weight": part.weight} for part in mix.adapters]
+
+
 def mix_json(mix: Mix, digests: Mapping[str, str]) -> list[dict[str, Any]]:
-    return [{"adapter": part.name, "weight": part.weight, "digest": digests[part.name]} for part in mix.adapters]
+    return [part | {"digest": digests[part["adapter"]]} for part in weights_json(mix)]
 
 
 def dlp_json(decision: Decision, finished: Sequence[Finished]) -> dict[str, Any]:

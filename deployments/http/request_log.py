@@ -24,6 +24,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.args import LogArgs
+from deployments.http.replies import weights_json
 from deployments.http.requests import ChatRequest, TextRequest
 from deployments.observe import tracing
 from dlp_core.decision import Decision
@@ -121,7 +122,7 @@ class RequestRecord:
             "n": getattr(body, "n", 1),
             "bank": decision and decision.bank,
             "router": decision and decision.router,
-            "mix": decision and [{"adapter": part.name, "weight": part.weight} for part in decision.mix.adapters],
+            "mix": decision and weights_json(decision.mix),
             "reason": decision and decision.reason,
             "confidence": decision and decision.confidence,
             "status": status,

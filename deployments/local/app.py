@@ -27,6 +27,7 @@ import yaml
 from deployments.fleet import haproxy
 from dlp_core.bank.follower import NoUsableBank
 from dlp_core.errors import DLPError, InvalidRequest
+from dlp_core.store.records import first_problem
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
@@ -187,8 +188,7 @@ class LocalApp:
             AppArgs.model_validate(self.config["applications"][0]["args"])
             return ServeDeploySchema.model_validate(self.config)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise InvalidRequest(f"serve config: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise InvalidRequest(f"serve config: {first_problem(error)}") from None
 
     def _check_port(self) -> None:
         with socket.socket() as probe:

@@ -20,7 +20,6 @@ from rich.table import Table
 from deployments import terminal
 from deployments.local.app import LocalApp, load_config
 from deployments.local.demo_backbone import ensure_backbone
-from dlp_core.adapter.checks import check_fits
 from dlp_core.bank.publish import publish
 from dlp_core.errors import InvalidRequest
 from dlp_core.store.local_s3 import LocalS3
@@ -135,12 +134,11 @@ EOF
 
 
 def _publish(bank: Path, base: Path, step: terminal.Step) -> None:
-    from dlp_core.fusion.layers import read_shapes
+    from dlp_core.fusion.layers import fits_model
 
-    shapes = read_shapes(base)
     publish(
         open_store(BANK_URI),
         bank,
-        check=lambda adapter: check_fits(adapter, shapes),
+        check=fits_model(base),
         progress=lambda done, total: step.say(f"{done / 1e6:.1f} of {total / 1e6:.1f} MB"),
     )

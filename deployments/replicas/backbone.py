@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from functools import partial
 from pathlib import Path
 
 import ray
@@ -21,7 +20,6 @@ from deployments.observe.metrics import EngineMetrics
 from deployments.replicas.banks import LoadedBanks
 from deployments.replicas.process import join_library_log, lasting_imports
 from dlp_core.adapter.names import unqualify
-from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.folder import Check
 from dlp_core.bank.manifest import AdapterEntry, BankManifest, RouterEntry
 from dlp_core.bank.publish import publish
@@ -50,7 +48,7 @@ class FusedBackbone:
         self._args = args
         self._metrics = EngineMetrics()
         self._store = open_store(args.bank)
-        cache = DiskCache(args.cache.path, args.cache.max_bytes, on_fetch=self._fetched)
+        cache = args.cache.open(on_fetch=self._fetched)
         self._source = BankSource(self._store, cache)
         self._banks = LoadedBanks(self._store, cache, admit=self._admit)
         # A GPU is used where serve_config.yaml gives this deployment one, and only there.
@@ -104,10 +102,9 @@ class FusedBackbone:
         return await asyncio.to_thread(work)
 
     def _check(self) -> Check:
-        from dlp_core.adapter.checks import check_fits
-        from dlp_core.fusion.layers import read_shapes
+        from dlp_core.fusion.layers import fits_model
 
-        return partial(check_fits, layers=read_shapes(Path(self._args.base_model)))
+        return fits_model(Path(self._args.base_model))
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Finished, None]:
         """The pieces of one completion. Closing the generator aborts the request in the engine."""

@@ -18,9 +18,9 @@ from dlp_core.bank.manifest import BankManifest, manifest_key
 from dlp_core.bank.reading import current, load_manifest, read_version
 from dlp_core.errors import AdapterRefused, BankError, Conflict, DigestMismatch, LocalDiskError, NotFound, UnknownModel
 from dlp_core.store.disk import disk_errors
-from dlp_core.store.files import FileEntry
+from dlp_core.store.files import FileEntry, put_unchanged
 from dlp_core.store.protocol import AdapterStore
-from dlp_core.store.transfers import Progress, in_parallel, put_unchanged, silent
+from dlp_core.store.transfers import Progress, in_parallel, silent
 
 _ATTEMPTS = 3
 

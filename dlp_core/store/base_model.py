@@ -18,11 +18,11 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from dlp_core.errors import Conflict, InvalidRequest, NotFound
 from dlp_core.store.disk import disk_errors, sync
-from dlp_core.store.files import Digest, FileEntry, describe_files, digest_of, version_of
+from dlp_core.store.files import Digest, FileEntry, describe_files, digest_of, put_unchanged, version_of
 from dlp_core.store.lock import FileLock
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.records import Record, first_problem
-from dlp_core.store.transfers import Progress, in_parallel, put_unchanged, silent
+from dlp_core.store.transfers import Progress, in_parallel, silent
 
 MANIFEST = "model.json"
 CONFIG_FILE = "config.json"

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
 from typing import TypeVar
-
-from dlp_core.store.files import FileEntry, describe_files
-from dlp_core.store.protocol import AdapterStore
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -22,15 +18,6 @@ Progress = Callable[[int, int], None]
 
 def silent(done: int, total: int) -> None:
     """The Progress that nobody is told."""
-
-
-def put_unchanged(store: AdapterStore, key: str, path: Path, entry: FileEntry) -> bool:
-    """Uploads a file. False if it no longer is what `entry` says; then nothing is left at `key`."""
-    store.put(key, path)
-    if describe_files(path.parent, [path.name]) == (entry,):
-        return True
-    store.delete(key)
-    return False
 
 
 def in_parallel(
