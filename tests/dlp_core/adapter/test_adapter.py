@@ -188,7 +188,7 @@ def test_an_adapter_of_another_shape_does_not_fit(folder: Path) -> None:
     with pytest.raises(AdapterRefused, match="the base model has 32 -> 64"):
         check_fits(adapter, shapes | {Q0: LayerShape(32, 64, lora=True, bias=False)})
     del shapes[Q0]
-    with pytest.raises(AdapterRefused, match="no layer of the base model that LoRA is served on"):
+    with pytest.raises(AdapterRefused, match="not a layer of the base model that LoRA is served on"):
         check_fits(adapter, shapes)
 
 
