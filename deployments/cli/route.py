@@ -1,4 +1,4 @@
-"""`dlp route`: what a router makes of a text and why, or of a file of texts."""
+"""`dlp route`: how a router routes a text and why, or a file of texts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dlp_core.router.explanation import Explanation
 
 SHOWN = 8
-"""Adapters that get a bar, and words that are named."""
+"""Adapters shown with a bar, and words listed."""
 
 _BAR = 40  # characters
 
@@ -31,25 +31,25 @@ def route(
     router: Annotated[Path | None, typer.Option(help="Folder of a trained router.")] = None,
     bank: Annotated[str | None, typer.Option(help="A published bank instead: s3://bucket/prefix/ or a folder.")] = None,
     file: Annotated[Path | None, typer.Option(help='JSON lines {"input": text}, plain or .gz, not TEXT.')] = None,
-    top_p: Annotated[float, typer.Option(help="Keep the fewest adapters that have this share.")] = 0.9,
+    top_p: Annotated[float, typer.Option(help="Keep the fewest adapters with this share of the probability.")] = 0.9,
     max_adapters: Annotated[int, typer.Option(help="Keep at most this many adapters.")] = 3,
     weights: Annotated[
-        WeightRule, typer.Option(help="Their probabilities over their sum, or a second softmax over them.")
+        WeightRule, typer.Option(help="Probabilities divided by their sum, or a second softmax over them.")
     ] = "renormalise",
     json: Json = False,
 ) -> None:
-    """Show which adapters would serve a text, how much of each, and which words decide it. Generates nothing."""
+    """Show which adapters would serve a text, with which weights, and which words decide. Generates nothing."""
     from deployments.http.replies import explanation_json
     from dlp_core.router.explanation import explain_first
     from dlp_core.router.rows import read_texts
 
     if (text is None) == (file is None):
-        raise InvalidRequest("give a TEXT or --file, one of the two")
+        raise InvalidRequest("give either a TEXT or --file")
     if (router is None) == (bank is None):
-        raise InvalidRequest("give --router DIR or --bank URI, one of the two")
-    found = _open(router, bank)
+        raise InvalidRequest("give either --router DIR or --bank URI")
+    opened = _open(router, bank)
     texts = [text] if text is not None else read_texts(file or Path())
-    for routing in found.route(texts):
+    for routing in opened.route(texts):
         mix = routing.mix(top_p=top_p, max_adapters=max_adapters, weights=weights)
         if text is None:
             if json:
@@ -57,7 +57,7 @@ def route(
             else:
                 terminal.say(f"{mix}  confidence {routing.confidence:.2f}")
             continue
-        explanation = explain_first(found, [text])
+        explanation = explain_first(opened, [text])
         if json:
             terminal.print_json(_as_dict(routing, mix) | explanation_json(explanation))
         else:
@@ -94,7 +94,7 @@ def _as_dict(routing: Routing, mix: Mix) -> dict[str, Any]:
 
 
 def _table(routing: Routing, mix: Mix) -> Table:
-    """A bar per adapter, the likeliest ones first, and one for "none of these" with its threshold."""
+    """A bar per adapter, likeliest first, and one for "none of these" with its threshold."""
     from dlp_core.router.routing import NONE_DECISION
 
     weights = {part.name: f"{part.weight:.2f}" for part in mix.adapters}
@@ -117,14 +117,14 @@ def _table(routing: Routing, mix: Mix) -> Table:
 def _kept(mix: Mix, *, top_p: float, max_adapters: int) -> str:
     if not mix:
         return 'kept: none, since "none of these" is above its threshold; the plain backbone serves this'
-    return f"kept: {mix} (the fewest that have {top_p:g} of what the adapters have, at most {max_adapters})"
+    return f"kept: {mix} (the fewest with {top_p:g} of the adapters' probability, at most {max_adapters})"
 
 
 def _words(explanation: Explanation) -> str:
-    """The words that moved it most, in their order."""
+    """The most influential words, in text order."""
     strongest = sorted(explanation.words, key=lambda word: -abs(word.effect))[:SHOWN]
     if not strongest:
-        return "there are no words to explain it by"
+        return "no words to explain it with"
     shown = [
         f"[{'green' if word.effect > 0 else 'red'}]{escape(word.text)} {word.effect:+.1f}[/]"
         for word in explanation.words

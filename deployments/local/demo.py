@@ -1,6 +1,6 @@
-"""The demo: a real S3 server, the demo bank published to it, the application over it, and prompts sent to itself.
+"""The demo: starts a real S3 server, publishes the demo bank to it, serves it and sends it prompts.
 
-Everything it makes lies in one folder (.demo), so a second start is quick and removing the folder undoes it.
+Everything it creates is in one folder (.demo): a second start is quick, and removing the folder undoes the demo.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CACHE_BYTES = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the endpoint made of a prompt. `adapters` is the x-dlp-adapters header."""
+    """The endpoint's response to a prompt. `adapters` is the x-dlp-adapters header."""
 
     prompt: str
     adapters: str
@@ -41,7 +41,7 @@ class Answer:
 
 
 def run(*, port: int, config: Path, bank: Path, folder: Path) -> None:
-    """Serves the demo bank until KeyboardInterrupt. Everything that was started has ended when this is left.
+    """Serve the demo bank until KeyboardInterrupt. Everything it started has ended when this returns or raises.
 
     Raises InvalidRequest for a port in use or missing files, StoreUnavailable or AppFailed if a part does not
     start.
@@ -80,11 +80,11 @@ def read_prompts(path: Path) -> list[str]:
     try:
         return [str(row["prompt"]) for row in json.loads(path.read_text())]
     except FileNotFoundError:
-        raise InvalidRequest(f"there is no {path}; run this in a checkout of the project") from None
+        raise InvalidRequest(f"{path} does not exist; run this in a checkout of the project") from None
 
 
 def ask(url: str, prompt: str) -> Answer:
-    """Sends one chat request with the openai client, as any user would."""
+    """Send one chat request with the openai client, as any user would."""
     from openai import OpenAI
 
     with OpenAI(base_url=f"{url}/v1", api_key="none") as client:

@@ -1,4 +1,4 @@
-"""Files and the size and sha256 they are promised to have."""
+"""File entries: name, size and sha256, and digests over several files."""
 
 from __future__ import annotations
 
