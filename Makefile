@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint con
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test check format eval bench clean
+.PHONY: help demo quick test cluster-tests other-tests check format eval bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,11 +19,19 @@ help: ## list the targets
 demo: $(INSTALLED) ## serve the demo bank on this machine until Ctrl-C
 	@exec $(BIN)/dlp demo
 
+quick cluster-tests other-tests: export OMP_NUM_THREADS = 1 # their models are tiny
+
 quick: $(INSTALLED) ## run the tests without a cluster, a model or an S3 server, 90 seconds
 	$(BIN)/python -m pytest -m "not cluster and not model and not s3 and not slow"
 
-test: $(INSTALLED) ## run all tests, 10 minutes
-	$(BIN)/python -m pytest
+test: $(INSTALLED) ## run all tests, 10 minutes: those on a cluster, which wait a lot, beside the others
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 cluster-tests other-tests
+
+cluster-tests: $(INSTALLED)
+	$(BIN)/python -m pytest -m cluster
+
+other-tests: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not cluster"
 
 check: $(INSTALLED) ## check lint, format, types and import directions
 	$(BIN)/ruff check .

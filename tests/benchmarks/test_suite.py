@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import suite
+from benchmarks import cold_start, suite
 from benchmarks.cold_start import Get, rows
-from benchmarks.measure.harness import ROOT, model_folder
+from benchmarks.measure.harness import ROOT, run
 from benchmarks.measure.table import Result, table
 from benchmarks.suite import PARTS, Part, PartFailed, chosen, main, measure, result_of
 from dlp_core.errors import InvalidRequest
@@ -79,9 +77,9 @@ def test_a_part_without_its_needs_is_skipped_in_one_line(
 
 
 def test_a_part_that_fails_says_why(tmp_path: Path) -> None:
-    part = Part("engine", ("/no/model",), (), 1)
-    with pytest.raises(PartFailed, match="engine failed \\(2\\): /no/model is not a model's folder"):
-        measure(part, tmp_path, tmp_path / "engine.json", quick=False)
+    part = Part("router_latency", ("--router", "/no/router"), (), 1)
+    with pytest.raises(PartFailed, match=r"router_latency failed \(2\): /no/router/router\.json: cannot be read"):
+        measure(part, tmp_path, tmp_path / "router_latency.json", quick=False)
 
 
 def test_the_table_has_a_row_for_each_target_and_says_where_it_comes_from() -> None:
@@ -108,9 +106,12 @@ def test_the_picture_shows_every_side_and_is_the_same_each_time(tmp_path: Path) 
         plot.draw_decode_step(result | {"rows": []}, one)
 
 
-def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="has no config"):
-        model_folder(tmp_path)
-    command = [sys.executable, "-m", "benchmarks.cold_start", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+def test_a_folder_without_a_model_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["cold_start", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        run(cold_start.main)
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "has no config" in line

@@ -22,7 +22,7 @@ from examples.tiny.build import TASKS
 from tests.support.application import BANK, START_S, Application, ask, back_to_bank_one, running, serving
 from tests.support.waiting import HANG_S, wait_for
 
-QUICK = {"upscale_delay_s": 2, "downscale_delay_s": 6, "look_back_period_s": 2, "metrics_interval_s": 0.5}
+QUICK = {"upscale_delay_s": 2, "downscale_delay_s": 4, "look_back_period_s": 2, "metrics_interval_s": 0.5}
 SCALING = {
     "FusedBackbone": QUICK | {"max_replicas": 3, "target_ongoing_requests": 4},
     "Router": QUICK | {"min_replicas": 0, "max_replicas": 2, "downscale_delay_s": 3},
@@ -102,11 +102,11 @@ def load(app: Application, clients: int, tokens: int) -> Iterator[list[str]]:
 
 def test_a_load_step_adds_replicas_and_its_end_removes_them(app: Application) -> None:
     """Long streams run on while replicas come and go: whichever is removed finishes what it has begun."""
-    with watched("FusedBackbone") as counts, load(app, STREAMS, tokens=1500) as streamed:
+    with watched("FusedBackbone") as counts, load(app, STREAMS, tokens=1000) as streamed:
         wait_for(lambda: replicas("FusedBackbone") == (1, 1), "quiet deployment")
         with load(app, CLIENTS, tokens=100) as answered:
             wait_for(lambda: replicas("FusedBackbone") == (3, 3), "three replicas", START_S)
-            time.sleep(8)  # longer than the delay: they stay
+            time.sleep(6)  # longer than the delay: they stay
         wait_for(lambda: replicas("FusedBackbone") == (1, 1), "one replica again")
         time.sleep(4)
     assert set(streamed) == set(answered) == {"length"}

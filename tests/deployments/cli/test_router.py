@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -16,6 +17,8 @@ from dlp_core.bank.publish import publish
 from dlp_core.mix import WeightRule
 from dlp_core.router import Router
 from dlp_core.router.rows import TaskRow, read_task_rows
+from dlp_core.router.training import retrain, train
+from dlp_core.router.training.train import TrainSettings
 from dlp_core.store.opening import open_store
 from tests.support.banks import write_bank
 from tests.support.router_rows import TASKS, make_rows, trained, write_rows
@@ -69,8 +72,11 @@ def test_eval_prints_a_table_for_people(dlp: Run, router: str, tmp_path: Path) -
     assert "p99_ms" in out
 
 
-def test_eval_can_train_again(dlp: Run, tmp_path: Path) -> None:
+def test_eval_can_train_again(dlp: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Six tasks: the least that four can be left out of."""
+    small = partial(TrainSettings, min_steps=40, batch=32, embedding=16, widths=(32, 32, 32))
+    for module in (train, retrain):
+        monkeypatch.setattr(module, "TrainSettings", small)
     rows = [
         TaskRow(f"{row.task}-{half}", f"{row.input} {'in german' if half else ''}")
         for row in make_rows(10, seed=0)
