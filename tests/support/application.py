@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from deployments.http.access import TOKEN_VARIABLE
-from deployments.local.app import AppFailed, LocalApp, load_config
+from deployments.local.app import AppFailed, LocalApp, free_port, load_config
 from dlp_core.adapter.weights import read_adapter
 from dlp_core.bank.publish import publish, rollback
 from dlp_core.store.local_s3 import LocalS3
