@@ -1,4 +1,4 @@
-"""Data rows: JSON lines `{"task": name | null, "input": text, "output": text}`, plain or `.gz`."""
+"""Training rows: JSON lines `{"task": name | null, "input": text, "output": text}`, plain or `.gz`."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from dlp_core.errors import InvalidRequest
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One example: what a user types and the exact answer wanted."""
+    """One example: a user's message and the exact expected answer."""
 
     input: str
     output: str
 
 
 def read_rows(path: Path, *, task: str | None = None, joint: bool = False) -> list[Row]:
-    """Reads the rows an adapter is trained on: those of `task`, or all of the file.
+    """Read the rows to train an adapter on: those of `task`, or all rows of the file.
 
-    Raises InvalidRequest, naming file and line, for a file that is missing, empty, no JSON lines, lacks
-    `input` or `output`, or has no row of `task`. One adapter is one task: a file of several is refused, too, unless one
-    of them is named or the adapter shall be their `joint` one.
+    Raises InvalidRequest, naming file and line, if the file is missing, empty or not JSON lines, if a row lacks `input`
+    or `output`, or if no row belongs to `task`. One adapter learns one task: a file with several is refused unless
+    `task` names one of them or `joint` allows an adapter for all of them.
     """
     rows: list[Row] = []
     tasks: set[str] = set()
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
+            for line_number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
                 record = json.loads(line)
                 if not isinstance(record, dict):
-                    raise InvalidRequest(f"{path}:{number}: a row must be a JSON object")
+                    raise InvalidRequest(f"{path}:{line_number}: a row must be a JSON object")
                 for field in ("input", "output"):
                     if not isinstance(record.get(field), str) or not record[field].strip():
-                        raise InvalidRequest(f"{path}:{number}: {field!r} must be a text that is not empty")
+                        raise InvalidRequest(f"{path}:{line_number}: {field!r} must be a non-empty string")
                 tasks.add(str(record.get("task")))
                 if task in (None, record.get("task")):
                     rows.append(Row(record["input"], record["output"]))
@@ -48,10 +48,10 @@ def read_rows(path: Path, *, task: str | None = None, joint: bool = False) -> li
     if not tasks:
         raise InvalidRequest(f"{path}: holds no rows")
     if not rows:
-        raise InvalidRequest(f"{path}: holds no rows of {task!r}; its tasks are {', '.join(sorted(tasks))}")
+        raise InvalidRequest(f"{path}: holds no rows of task {task!r}; its tasks are {', '.join(sorted(tasks))}")
     if len(tasks) > 1 and task is None and not joint:
         raise InvalidRequest(
-            f"{path}: holds the tasks {', '.join(sorted(tasks))}; one adapter is one task: name it with --task, or say "
-            "--joint"
+            f"{path}: holds the tasks {', '.join(sorted(tasks))}; an adapter learns one task: choose one with --task, "
+            "or train on all with --joint"
         )
     return rows
