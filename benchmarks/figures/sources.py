@@ -1,4 +1,4 @@
-"""The raw results: where each lies, which command made it, and what it says of the machine it was made on."""
+"""The raw results: their files, the commands that produced them, and the machines they record."""
 
 from __future__ import annotations
 
@@ -16,64 +16,64 @@ from dlp_core.errors import InvalidRequest
 Result = Mapping[str, Any]
 
 WIDTH = 100
-"""Columns of a line of prose."""
+"""Columns at which prose wraps."""
 
 
 class Source(NamedTuple):
-    """A file of raw results. `path` is below the checkout."""
+    """A file of raw results. `path` is relative to the checkout."""
 
     path: str
     command: str
-    """What made it, as a person would type it."""
+    """The command that produced it, as a user would type it."""
 
 
-def _measured(name: str, options: str = "", *, module: str = "") -> Source:
+def _benchmark(name: str, options: str = "", *, module: str = "") -> Source:
     command = f"python -m benchmarks.{module or name} {options}".rstrip()
     return Source(f"benchmarks/results/{name}.json", command)
 
 
 _SMOLLM2 = "--base MODEL_DIR --bank examples/bank --adapter cron --dtype bfloat16"
 SOURCES = {
-    "affinity": _measured("affinity"),
-    "affinity_cluster": _measured("affinity_cluster"),
-    "autoscaling": _measured("autoscaling"),
+    "affinity": _benchmark("affinity"),
+    "affinity_cluster": _benchmark("affinity_cluster"),
+    "autoscaling": _benchmark("autoscaling"),
     "bigbench26": Source(
         "docs/bigbench26/results.json",
         "dlp eval --suite examples/bigbench26/suite.yaml --data rows --bank bank26 --base-model MODEL_DIR",
     ),
-    "cold_start": _measured("cold_start", "MODEL_DIR"),
-    "concurrent_streams": _measured("concurrent_streams", "--url http://127.0.0.1:8000"),
-    "decode_step": _measured("decode_step", "MODEL_DIR"),
-    "demo_quality": _measured("demo_quality", "--url http://127.0.0.1:8000/v1"),
-    "engine": _measured("engine", "MODEL_DIR"),
-    "http_path": _measured("http_path", f"{_SMOLLM2} --threads 2 --streams 1 --streams 16 --seconds 5"),
-    "http_path_one_thread": _measured(
+    "cold_start": _benchmark("cold_start", "MODEL_DIR"),
+    "concurrent_streams": _benchmark("concurrent_streams", "--url http://127.0.0.1:8000"),
+    "decode_step": _benchmark("decode_step", "MODEL_DIR"),
+    "demo_quality": _benchmark("demo_quality", "--url http://127.0.0.1:8000/v1"),
+    "engine": _benchmark("engine", "MODEL_DIR"),
+    "http_path": _benchmark("http_path", f"{_SMOLLM2} --threads 2 --streams 1 --streams 16 --seconds 5"),
+    "http_path_one_thread": _benchmark(
         "http_path_one_thread", f"{_SMOLLM2} --threads 1 --streams 16 --seconds 4", module="http_path"
     ),
-    "http_path_smollm2": _measured("http_path_smollm2", _SMOLLM2, module="http_path"),
-    "http_path_tiny": _measured("http_path_tiny", "--seconds 8", module="http_path"),
-    "load_overlap": _measured("load_overlap", "MODEL_DIR"),
-    "prefill": _measured("prefill", "MODEL_DIR"),
-    "router": _measured("router", "TRAIN.jsonl.gz TEST.jsonl.gz"),
+    "http_path_smollm2": _benchmark("http_path_smollm2", _SMOLLM2, module="http_path"),
+    "http_path_tiny": _benchmark("http_path_tiny", "--seconds 8", module="http_path"),
+    "load_overlap": _benchmark("load_overlap", "MODEL_DIR"),
+    "prefill": _benchmark("prefill", "MODEL_DIR"),
+    "router": _benchmark("router", "TRAIN.jsonl.gz TEST.jsonl.gz"),
     "router_eval": Source(
         "benchmarks/results/router_eval.json",
         "dlp router eval --router ROUTER --data test.jsonl.gz --train-data train.jsonl.gz --json",
     ),
-    "router_latency": _measured("router_latency"),
-    "startup": _measured("startup", "MODEL_DIR"),
-    "throughput": _measured("throughput", "MODEL_DIR --vllm-python PYTHON --llama-server BINARY"),
+    "router_latency": _benchmark("router_latency"),
+    "startup": _benchmark("startup", "MODEL_DIR"),
+    "throughput": _benchmark("throughput", "MODEL_DIR --vllm-python PYTHON --llama-server BINARY"),
 }
 
 
 class Results:
-    """The raw results of a checkout. Remembers which were read: that is where a figure comes from."""
+    """The raw results of a checkout. Records which were read, because they are the sources of a figure."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._read: dict[str, Result] = {}
 
     def __getitem__(self, name: str) -> Result:
-        """A result by its name in SOURCES. Raises InvalidRequest if its file cannot be read."""
+        """The result with this name in SOURCES. Raises InvalidRequest if its file cannot be read."""
         if name not in self._read:
             path = self._root / SOURCES[name].path
             try:
@@ -84,22 +84,22 @@ class Results:
 
     @property
     def names(self) -> list[str]:
-        """Of the results that were read, in that order."""
+        """Names of the results that were read, in order."""
         return list(self._read)
 
     def origin(self, folder: Path) -> Lines:
-        """Files, commands and machines of what was read, as a paragraph of a page in `folder`."""
+        """Files, commands and machines of the results that were read, as a paragraph of a page in `folder`."""
         by_machine: dict[str, list[str]] = {}
         for name, result in self._read.items():
             source = SOURCES[name]
             link = f"[{'/'.join(Path(source.path).parts[-2:])}]({os.path.relpath(self._root / source.path, folder)})"
-            by_machine.setdefault(_surroundings(result), []).append(f"{link} by `{source.command}`")
+            by_machine.setdefault(_environment(result), []).append(f"{link} by `{source.command}`")
         groups = [f"{', '.join(links)}; {machine}." for machine, links in by_machine.items()]
         return _wrapped(f"Raw result{'s' * (len(self._read) > 1)}: {' '.join(groups)}")
 
 
 def machine(result: Result) -> str:
-    """The hardware that a result records, in words."""
+    """The hardware that a result records, in words; empty if it records none."""
     if "cpu" not in result:
         return f"{result['cores']} {result['machine']} cores of a CPU it does not name" if "cores" in result else ""
     instructions = f" ({', '.join(result['instructions'])})" if result.get("instructions") else ""
@@ -108,12 +108,12 @@ def machine(result: Result) -> str:
 
 
 def _wrapped(text: str) -> Lines:
-    """Lines of a paragraph. Commands that fit on a line are not broken."""
-    kept = re.sub(r"`[^`]{,60}`", lambda code: code[0].replace(" ", "\0"), text)
-    lines = textwrap.wrap(kept, WIDTH, break_long_words=False, break_on_hyphens=False)
+    """Wrap a paragraph into lines, without breaking commands that fit on a line."""
+    unbroken = re.sub(r"`[^`]{,60}`", lambda code: code[0].replace(" ", "\0"), text)
+    lines = textwrap.wrap(unbroken, WIDTH, break_long_words=False, break_on_hyphens=False)
     return [line.replace("\0", " ") for line in lines]
 
 
-def _surroundings(result: Result) -> str:
+def _environment(result: Result) -> str:
     commit = f", commit {result['commit']}" if result.get("commit") else ""
     return f"on {machine(result)}{commit}" if machine(result) else "the file records no hardware"

@@ -1,10 +1,10 @@
-"""A link to a server on this machine that is as long and as narrow as asked: loopback has no latency to hide.
+"""A relay that adds latency and limits bandwidth, because loopback has neither.
 
     with Link(port, Shape(latency=0.02, bandwidth=100e6)) as link:
-        ...  # 127.0.0.1:link.port is the server at the other end
+        ...  # 127.0.0.1:link.port is the server at the far end
 
-What the server sends arrives `latency` seconds later, all connections together at most `bandwidth` bytes a second. What
-it is sent arrives at once. Relays in a process of its own.
+Bytes from the server arrive `latency` seconds later; all connections together get `bandwidth` bytes a second. Bytes to
+the server arrive at once. The relay runs in a separate process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Shape(NamedTuple):
 
 
 class Link:
-    """Listens on a free port of 127.0.0.1 while it is entered."""
+    """Listens on a free port of 127.0.0.1 inside a `with` block."""
 
     def __init__(self, server_port: int, shape: Shape) -> None:
         self._command = [sys.executable, "-m", __name__, str(server_port), *map(str, shape)]
@@ -43,25 +43,25 @@ class Link:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate()  # it ends with its standard input
+        self._process.communicate()  # closing its standard input ends it
 
 
-async def listen(server_port: int, shape: Shape) -> None:
-    """Relays until standard input ends; prints the port."""
-    free = 0.0  # when all that has been sent so far will be through
+async def relay(server_port: int, shape: Shape) -> None:
+    """Print the port and relay until standard input ends."""
+    free_at = 0.0  # when the link has sent everything received so far
 
-    def through(size: int) -> float:
-        """When bytes that come in now arrive."""
-        nonlocal free
+    def arrival_time(size: int) -> float:
+        """When `size` bytes that the link receives now arrive."""
+        nonlocal free_at
         now = asyncio.get_running_loop().time()
-        free = max(free, now) + size / shape.bandwidth
-        return free + shape.latency
+        free_at = max(free_at, now) + size / shape.bandwidth
+        return free_at + shape.latency
 
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", server_port, limit=_CHUNK)
-        await asyncio.gather(_copy(reader, server_writer), _delay(server_reader, writer, through))
+        await asyncio.gather(_copy(reader, server_writer), _delay(server_reader, writer, arrival_time))
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await asyncio.to_thread(sys.stdin.read)
     server.close()
@@ -75,14 +75,16 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
-async def _delay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, through: Callable[[int], float]) -> None:
-    """Copies what comes, each piece when it is through; what is under way meanwhile waits in the queue."""
+async def _delay(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, arrival_time: Callable[[int], float]
+) -> None:
+    """Copy each chunk at its arrival time; chunks in flight wait in a queue."""
     queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
 
     async def read() -> None:
         with suppress(ConnectionError):
             while data := await reader.read(_CHUNK):
-                await queue.put((through(len(data)), data))
+                await queue.put((arrival_time(len(data)), data))
         await queue.put((0.0, b""))
 
     async def write() -> None:
@@ -99,4 +101,4 @@ async def _delay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, thr
 
 if __name__ == "__main__":
     port, latency, bandwidth = sys.argv[1:]
-    asyncio.run(listen(int(port), Shape(float(latency), float(bandwidth))))
+    asyncio.run(relay(int(port), Shape(float(latency), float(bandwidth))))

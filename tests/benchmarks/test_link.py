@@ -1,4 +1,4 @@
-"""The link of the cold starts is as long and as narrow as asked, and loses nothing."""
+"""The relay of the cold starts has the latency and bandwidth it is given, and loses nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DATA = random.Random(1).randbytes(2_000_000)
 
 @pytest.fixture
 def server_port():  # type: ignore[no-untyped-def]
-    """A server that answers whatever it is sent with DATA."""
+    """A server that answers any request with DATA."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -30,7 +30,7 @@ def server_port():  # type: ignore[no-untyped-def]
         thread.join()
 
 
-def test_bytes_arrive_late_and_at_the_bandwidth(server_port: int) -> None:
+def test_bytes_arrive_after_the_latency_and_at_the_bandwidth(server_port: int) -> None:
     with (
         Link(server_port, Shape(latency=0.1, bandwidth=10e6)) as link,
         socket.create_connection(("127.0.0.1", link.port), timeout=20) as client,
