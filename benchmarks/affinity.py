@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
 
+from benchmarks.measure.harness import run
 from dlp_core.fleet.affinity import Replica, rank
 
 LOAD = 0.07  # duration of a load, relative to a request's mean duration
@@ -103,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -28,44 +28,35 @@ import ray
 import typer
 
 from benchmarks.affinity import SMALL, affinity, power_of_two, simulate
-from deployments.local.app import LocalApp, load_config
+from benchmarks.measure.application import application_config
+from benchmarks.measure.harness import ROOT, run
+from deployments.local.app import LocalApp
 from dlp_core.bank.publish import publish
 from dlp_core.store.opening import open_store
-from tests.support.application import BASE, ROOT, free_port
-from tests.support.tiny import peft_model
-from tests.support.tiny_text import tiny_backbone
+from examples.tiny.build import BASE, write_adapter
+from examples.tiny.model import tiny_backbone, tiny_model
 
 EXPORT_S = 25.0  # Ray exports every ten seconds, and its agent scrapes less often
 WARM_UP = 200
 TOKENS = 12
 
 
-def make_bank(folder: Path) -> Path:
-    bank = folder / "bank"
+def published_bank(folder: Path) -> Path:
+    """Writes the model to `folder / BASE` and returns a store with the bank of all families."""
     tiny_backbone(folder / BASE)
-    model = tiny_backbone(folder / "reference")
-    model.config.name_or_path = BASE
-    adapted = peft_model(model, 1)
-    for family in range(SMALL.families):
-        for member in range(SMALL.adapters_per_family):
-            adapted.save_pretrained(bank / "adapters" / f"{family}-{member}")
-            (bank / "adapters" / f"{family}-{member}" / "README.md").unlink()
-            # the bytes must differ, or the cache would treat all as one adapter
-            config = bank / "adapters" / f"{family}-{member}" / "adapter_config.json"
-            config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 1 + family + member / 10}))
-    (bank / "bank.json").write_text(json.dumps({"base_model": BASE}))
-    store = folder / "store"
-    publish(open_store(str(store)), bank)
-    return store
+    names = [f"{family}-{member}" for family in range(SMALL.families) for member in range(SMALL.adapters_per_family)]
+    for seed, name in enumerate(names):
+        write_adapter(folder / "bank/adapters" / name, tiny_model(), seed)
+    (folder / "bank/bank.json").write_text(json.dumps({"base_model": BASE}))
+    publish(open_store(str(folder / "store")), folder / "bank")
+    return folder / "store"
 
 
 def serve_config(policy: str, folder: Path) -> dict[str, Any]:
-    config = load_config(ROOT / "serve_config.yaml")
-    args = config["applications"][0]["args"]
-    args |= {"dtype": "float32", "threads": 1, "cache": {"path": str(folder / "cache")}}
-    args["engine"] |= {"slots": SMALL.slots, "max_requests": SMALL.capacity, "cache_tokens": 8192}
-    for deployment in config["applications"][0]["deployments"]:
-        deployment["ray_actor_options"]["num_cpus"] = 0.1
+    config = application_config(folder)
+    application = config["applications"][0]
+    application["args"]["engine"] |= {"slots": SMALL.slots, "max_requests": SMALL.capacity, "cache_tokens": 8192}
+    for deployment in application["deployments"]:
         if deployment["name"] == "FusedBackbone":
             deployment["autoscaling_config"] |= {"min_replicas": SMALL.replicas, "max_replicas": SMALL.replicas}
             deployment |= {"max_ongoing_requests": SMALL.capacity, "max_queued_requests": 1000}
@@ -110,7 +101,7 @@ def counts() -> dict[str, Counter[str]]:
 
 
 def measure(policy: str, store: Path, folder: Path, requests: int, clients: int) -> dict[str, Any]:
-    with LocalApp(serve_config(policy, folder), bank=str(store), base_model=folder / BASE, port=free_port()) as app:
+    with LocalApp(serve_config(policy, folder), bank=str(store), base_model=folder / BASE) as app:
         app.wait_until_ready()
         asyncio.run(send(app.url, WARM_UP, clients, seed=1))
         before = counts()
@@ -134,7 +125,7 @@ def main(
     result: dict[str, Any] = {"cores": os.cpu_count(), "machine": platform.machine(), "requests": requests}
     with TemporaryDirectory(prefix="dlp-affinity-") as temporary:
         folder = Path(temporary)
-        store = make_bank(folder)
+        store = published_bank(folder)
         for choose in (power_of_two, affinity):
             name = choose.__name__
             simulated = simulate(SMALL, choose)
@@ -147,4 +138,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

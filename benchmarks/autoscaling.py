@@ -26,12 +26,17 @@ from typing import Any
 import httpx
 from ray.serve.config import AutoscalingContext
 
+from benchmarks.measure.application import application_config
+from benchmarks.measure.harness import ROOT, run
 from deployments.fleet.autoscaling import ADAPTERS, REQUESTS, TOKENS, BackbonePolicy, Decision
-from tests.support.application import running
+from deployments.local.app import LocalApp
+from dlp_core.bank.publish import publish
+from dlp_core.store.opening import open_store
+from examples.tiny.build import BASE, write_bank
 
 LOAD_S, SILENCE_S = 40, 25
 QUEUE = 16
-ENGINE = {"slots": 2, "cache_tokens": 8192}
+ENGINE = {"slots": 2, "cache_tokens": 8192, "max_requests": QUEUE}
 ROUTING = {"default_max_adapters": 2, "max_adapters": 2}
 
 Body = dict[str, Any]
@@ -145,16 +150,33 @@ def mixes(url: str) -> list[int]:
     return statuses
 
 
+def serve_config(work: Path, seen: Path) -> dict[str, Any]:
+    """Settings whose backbone scales by a `Recorder` that writes to `seen`."""
+    config = application_config(work)
+    application = config["applications"][0]
+    application["args"]["engine"] |= ENGINE
+    application["args"]["routing"] |= ROUTING
+    policy = {
+        "policy_function": "benchmarks.autoscaling:Recorder",
+        "policy_kwargs": {"path": str(seen), "tokens": 0.7, "adapters": 0.9},
+    }
+    for deployment in application["deployments"]:
+        if deployment["name"] == "FusedBackbone":
+            deployment["autoscaling_config"] |= SCALING | {"policy": policy}
+            deployment |= {"max_ongoing_requests": QUEUE, "max_queued_requests": QUEUE}
+    return config
+
+
 def main() -> None:
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     result: dict[str, Any] = {"cores": os.cpu_count(), "machine": platform.machine(), "scaling": SCALING, "traces": {}}
     with TemporaryDirectory(prefix="dlp-autoscaling-") as temporary:
-        path = Path(temporary) / "seen.jsonl"
-        policy = {
-            "policy_function": "benchmarks.autoscaling:Recorder",
-            "policy_kwargs": {"path": str(path), "tokens": 0.7, "adapters": 0.9},
-        }
-        scaling = {"FusedBackbone": SCALING | {"policy": policy}}
-        with running(Path(temporary), queue=QUEUE, scaling=scaling, engine=ENGINE, routing=ROUTING) as app:
+        work = Path(temporary)
+        path = work / "seen.jsonl"
+        write_bank(work)
+        publish(open_store(str(work / "store")), work / "bank")
+        with LocalApp(serve_config(work, path), bank=str(work / "store"), base_model=work / BASE) as app:
+            app.wait_until_ready()
             for kind in (steady, bursts, long_prompts, mixes):
                 started = time.time()
                 statuses = kind(app.url)
@@ -171,4 +193,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -140,7 +140,7 @@ class Client:
         number = next(self._numbers)
         # distinct prompts, so that no cached prefix is shared
         prompt = [3 + (number * PROMPT_TOKENS + position) % 30_000 for position in range(PROMPT_TOKENS)]
-        mix = Mix.of({f"{entry.name}@{entry.version}": 1.0})
+        mix = Mix.of({entry.qualified_name: 1.0})
         sampling = Sampling(max_tokens=2, ignore_eos=True)
         seconds = 0.0
         started = time.perf_counter()

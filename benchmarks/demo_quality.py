@@ -24,13 +24,14 @@ from openai import OpenAI
 from rich.table import Table
 
 from deployments import terminal
+from dlp_core.adapter.names import AUTO
+from dlp_core.store.jsonl import read_objects
 from examples.bank.tasks import TASKS, background_rows, rows
 
 ROOT = Path(__file__).resolve().parent.parent
 BANK = ROOT / "examples/bank"
 HANDWRITTEN = "handwritten"
 NO_TASK = "of no task"
-AUTO = "auto"
 NAMED = "named"
 
 Row = Mapping[str, str | None]
@@ -135,7 +136,7 @@ def main(
     if (base is None) == (url is None):
         raise typer.BadParameter("give either --url or --base")
     arms = arm or ["base", NAMED, AUTO]
-    handwritten = [json.loads(line) for line in (BANK / "handwritten.jsonl").read_text().splitlines()]
+    handwritten = [row for _, row in read_objects(BANK / "handwritten.jsonl")]
     suites: dict[str, Sequence[Row]] = {task: rows(task, "heldout", count, seed=seed) for task in TASKS}
     suites[HANDWRITTEN] = [row for row in handwritten if row["task"]]
     suites[NO_TASK] = [*background_rows("heldout", count, seed=seed), *(row for row in handwritten if not row["task"])]
@@ -144,7 +145,7 @@ def main(
     if url is not None:
         answerer = Server(url, parallel)
     else:
-        from benchmarks.in_process import InProcess  # noqa: PLC0415 (torch and peft, which a client need not have)
+        from benchmarks.measure.in_process import InProcess  # noqa: PLC0415 - needs torch and PEFT; a client does not
 
         assert base is not None
         answerer = InProcess(base, sorted(adapters.iterdir()), router if AUTO in arms else None)

@@ -1,30 +1,35 @@
-"""Cost of adapters on a GPU: forward passes of decode steps and prompts, without Ray or network.
+"""What adapters cost on a GPU: the forward passes of decoding and of prompts, alone, without Ray and without network.
 
-    python -m benchmarks.gpu_decode [--quick] [--layers N] [--small] [--out FILE]
-    python -m benchmarks.gpu_decode --smoke      a tiny model and a few cells, without a GPU in Triton's interpreter
+    python -m benchmarks.gpu_decode [--quick] [--minutes N] [--layers N] [--small] [--out FILE]
+    python -m benchmarks.gpu_decode --smoke      a tiny model and a few cells, without a GPU in triton's interpreter
 
-A model with the shape of Llama 3 8B and random weights, in bfloat16; every pass is a CUDA graph. Needs torch, triton
-and transformers; PEFT is included if installed. Each cell of the grid times these sides in turn (ABBA), in device time:
+A model with the shape of Llama 3 8B and random weights, in bfloat16, every pass a CUDA graph. Needs torch, triton and
+transformers, and nothing else of this project's dependencies; PEFT takes part if it is installed. In each cell of the
+grid these take turns (ABBA), in device time:
 
     base     the plain model
     one      ours: one adapter for all tokens
-    mix      ours: a different mix of k of the resident adapters for every sequence; each replay copies its own plan
+    mix      ours: every sequence another mix of k of the resident adapters; each replay copies its own plan
     peft     PEFT with one adapter for all tokens
-    loop     the paper's released loop over adapters in each layer, without its empty_cache (up to 8 sequences)
+    loop     what the paper released, a loop over adapters in each layer, without its empty_cache (up to 8 sequences)
 
-The ideal ratio next to each measured one adds the bytes of the mixes' adapters to the bytes the base reads.
-Prints one JSON object; the table goes to stderr. Without a CUDA device, prints one line and exits with code 2.
+Beside each ratio stands the ideal one: the bytes that the mixes' adapters have over those that the base reads.
+The table goes to stderr, one JSON object to standard output, or to FILE, which is whole after every cell. Cells of
+`--quick` come first, and none is begun when the minutes are over. A cell that fails costs the others nothing; the exit
+code is 1 then. Without a CUDA device: one line and exit code 2.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
-import subprocess
 import sys
-from collections.abc import Callable
+import time
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -35,7 +40,7 @@ import torch
 from torch import Tensor, nn
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, so set before
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
 
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
@@ -53,13 +58,14 @@ TARGETS = {
 }
 RANKS: dict[str, tuple[int, ...]] = {"8": (8,), "16": (16,), "64": (64,), "mixed": (8, 16, 64)}
 CONTEXT = 512
+ROOT = Path(__file__).parents[1]
 LOOP_SEQUENCES = 8
 
 Run = Callable[[], object]
 
 
 class Cell(NamedTuple):
-    """One row of the table. `prompt` is the prompt's length in tokens, one sequence under one mix; 0 for decoding."""
+    """One row of the table. `prompt` is 0 for decoding; a prompt is one sequence under one mix."""
 
     targets: str
     ranks: str
@@ -83,9 +89,14 @@ LIMITS = (
 
 
 def grid(quick: bool, smoke: bool) -> list[Cell]:
-    """Cells of the grid; those with the same adapters are adjacent."""
+    """The quick ones first: they are what the limits are about, and time may run out."""
     if smoke:
-        return [Cell("qv", "8", 3, 2, 2), Cell("all", "mixed", 3, 1, 3), Cell("qv", "8", 3, 1, 2, prompt=5)]
+        return [Cell("all", "8", 3, 2, 2), Cell("qv", "mixed", 3, 1, 3), Cell("qv", "8", 3, 1, 2, prompt=5)]
+    return _cells(quick=True) if quick else list(dict.fromkeys(_cells(quick=True) + _cells(quick=False)))
+
+
+def _cells(*, quick: bool) -> list[Cell]:
+    """Cells with the same adapters lie together."""
     sequences = (1, 8, 32) if quick else (1, 4, 8, 16, 32, 64)
     cells = []
     for targets in ("qv",) if quick else TARGETS:
@@ -116,23 +127,23 @@ def make_model(device: torch.device, layers: int, small: bool) -> LlamaForCausal
     AttentionInterface.register("unmasked", unmasked)
     config._attn_implementation = "unmasked"
     torch.manual_seed(0)
-    default_dtype = torch.get_default_dtype()
+    before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with device:
             return LlamaForCausalLM(config).eval()
     finally:
-        torch.set_default_dtype(default_dtype)
+        torch.set_default_dtype(before)
 
 
 def unmasked(layer: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **_: Any) -> tuple[Tensor, None]:
-    """Attention with the fastest kernel available; these passes need no mask, which would slow down the base."""
+    """What these passes need of attention, by the fastest kernel there is: a mask would make the base slow."""
     y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1, enable_gqa=True)
     return y.transpose(1, 2).contiguous(), None
 
 
 class FullCache:
-    """A cache that is full except for the last position, which every pass overwrites, so that a step can be a graph."""
+    """A cache that is full but for the last position, where every pass writes: what a graph of one step needs."""
 
     is_compileable = True
 
@@ -145,8 +156,8 @@ class FullCache:
         return int(self._kv.nbytes)
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        for cached, new in zip(self._kv[layer], (keys, values), strict=True):
-            cached[:, :, -1:] = new
+        for whole, last in zip(self._kv[layer], (keys, values), strict=True):
+            whole[:, :, -1:] = last
         return self._kv[layer, 0], self._kv[layer, 1]
 
     def get_seq_length(self, *_: Any) -> int:
@@ -164,11 +175,11 @@ def prompting(model: Any, length: int, device: torch.device) -> Run:
     return lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1).logits
 
 
-# ---------------------------------------------------------------------- the timed passes
+# ---------------------------------------------------------------------- what is timed
 
 
 def graphed(forward: Run, device: torch.device) -> tuple[Run, Any]:
-    """A CUDA graph replay of the pass and the tensor that gets its logits; without a GPU, the pass itself and None."""
+    """A replay of the pass, and what it leaves its logits in. Without a GPU the pass itself."""
     if device.type != "cuda":
         return forward, None
     stream = torch.cuda.Stream()
@@ -185,17 +196,19 @@ def graphed(forward: Run, device: torch.device) -> tuple[Run, Any]:
 
 def fused(fusion: Fusion, forward: Run, segments: tuple[Segment, ...], rows: list[int], device: torch.device) -> Run:
     with fusion.batch(segments, rows):
+        shape = fusion.step.shape
         replay, logits = graphed(forward, device)
 
     def run() -> Any:
         with fusion.batch(segments, rows):
-            result = replay()
-        return result if logits is None else logits
+            assert fusion.step.shape == shape, "the graph would not fit"
+            found = replay()
+        return found if logits is None else logits
 
     return run
 
 
-def peft_model(model: Any, targets: str, rank: int) -> Any | None:
+def with_peft(model: Any, targets: str, rank: int) -> Any | None:
     try:
         from peft import LoraConfig, get_peft_model  # noqa: PLC0415
     except ImportError:
@@ -206,30 +219,32 @@ def peft_model(model: Any, targets: str, rank: int) -> Any | None:
 
 @dataclass
 class Bench:
-    """One model and the adapters resident in it."""
+    """One model and the adapters that are resident in it."""
 
     device: torch.device
     plain: LlamaForCausalLM
     rounds: int
     repeats: int
-    loaded: tuple[str, str, int] | None = None
+    held: tuple[str, str, int] | None = None
 
     def __post_init__(self) -> None:
         self.model = twin(self.plain)
         self.fusion = install(self.model, TritonOp(self.device, torch.bfloat16))
 
-    def load_adapters(self, targets: str, ranks: str, resident: int) -> None:
-        """Make these adapters resident, each in its own memory."""
-        if self.loaded == (targets, ranks, resident):
+    def hold(self, targets: str, ranks: str, resident: int) -> None:
+        """Makes these adapters resident, each in memory of its own."""
+        if self.held == (targets, ranks, resident):
             return
+        self.held = None
         for slot in list(self.fusion._residents):
             self.fusion.unload(slot)
-        # a new op, without the modules and ranks of previous adapters
-        self.fusion._op = TritonOp(self.device, torch.bfloat16)
+        self.fusion._op = TritonOp(self.device, torch.bfloat16)  # knows of no modules and ranks that were before
         packed = [self.fusion.pack(self.adapter(targets, rank)) for rank in RANKS[ranks]]
         for slot in range(resident):
             self.fusion.place(slot, packed[slot % len(packed)])
-        self.loaded = targets, ranks, resident
+        with self.fusion.batch((Segment(1, tuple((slot, 1.0) for slot in range(resident))),)):
+            pass  # the op's table grows here; under a graph that is captured already it could not
+        self.held = targets, ranks, resident
 
     def adapter(self, targets: str, rank: int) -> Adapter:
         modules = {
@@ -246,7 +261,7 @@ class Bench:
         return {path: (part.a_RD, part.b_RO.T) for path, part in modules.items()}
 
     def segments(self, cell: Cell, k: int) -> tuple[Segment, ...]:
-        """A mix for every sequence, distinct as far as there are enough adapters."""
+        """A mix for every sequence, no two alike as far as the adapters reach."""
         length = cell.prompt or 1
         return tuple(
             Segment(length, tuple(((i * k + j) % cell.resident, (j + 1) / k) for j in range(k)))
@@ -254,8 +269,8 @@ class Bench:
         )
 
     def sides(self, cell: Cell) -> dict[str, Run]:
-        """The sides of this cell."""
-        self.load_adapters(*cell[:3])
+        """What takes turns in this cell."""
+        self.hold(*cell[:3])
         device, tokens = self.device, cell.sequences * (cell.prompt or 1)
         rows = [tokens - 1] if cell.prompt else list(range(tokens))
         cache = FullCache(self.plain.config, cell.sequences, device)
@@ -277,7 +292,7 @@ class Bench:
             "one": fused(self.fusion, forward(self.model), one, rows, device),
             "mix": fused(self.fusion, forward(self.model), mix, rows, device),
         }
-        if len(RANKS[cell.ranks]) == 1 and (peft := peft_model(self.plain, cell.targets, RANKS[cell.ranks][0])):
+        if len(RANKS[cell.ranks]) == 1 and (peft := with_peft(self.plain, cell.targets, RANKS[cell.ranks][0])):
             sides["peft"] = plain(peft)
         if cell.sequences <= LOOP_SEQUENCES:
             slots = {slot for segment in mix for slot, _ in segment.parts}
@@ -287,42 +302,42 @@ class Bench:
     @torch.inference_mode()
     def measure(self, cell: Cell) -> dict[str, Any]:
         sides = self.sides(cell)
-        result: dict[str, Any] = dict(cell._asdict())
+        found: dict[str, Any] = dict(cell._asdict())
         if "loop" in sides:
-            mix, loop = (sides[name]().float().clone() for name in ("mix", "loop"))
-            result["error_to_loop"] = float((mix - loop).abs().max() / loop.abs().max())
+            ours, theirs = (sides[name]().float().clone() for name in ("mix", "loop"))
+            found["error_to_loop"] = float((ours - theirs).abs().max() / theirs.abs().max())
         times = time_interleaved(sides, rounds=self.rounds, calls=self.repeats, clock=self.seconds)
-        fastest_single = min((name for name in ("one", "peft") if name in times), key=lambda name: times[name].ms)
-        result["ms"] = {name: _milliseconds(timing) for name, timing in times.items()}
-        result["over"] = {
+        single = min((name for name in ("one", "peft") if name in times), key=lambda name: times[name].ms)
+        found["ms"] = {name: _milliseconds(timing) for name, timing in times.items()}
+        found["over"] = {
             "base": {
                 name: round(timing.ratio_to(times["base"]), 4) for name, timing in times.items() if name != "base"
             },
-            "single": round(times["mix"].ratio_to(times[fastest_single]), 4),
+            "single": round(times["mix"].ratio_to(times[single]), 4),
         }
-        result["ideal_over_base"] = round(1 + self.adapter_bytes(cell) / self.base_bytes(cell), 4)
-        result["plan_us"] = round(1e6 * self.plan_seconds(cell), 1)
-        result["limits"] = [
-            {"over": limit.over, "at_most": limit.at_most, "met": _ratio(result, limit.over) <= limit.at_most}
+        found["ideal_over_base"] = round(1 + self.adapter_bytes(cell) / self.base_bytes(cell), 4)
+        found["plan_us"] = round(1e6 * self.plan_seconds(cell), 1)
+        found["limits"] = [
+            {"over": limit.over, "at_most": limit.at_most, "met": _ratio(found, limit.over) <= limit.at_most}
             for limit in LIMITS
             if limit.cells(cell)
         ]
-        return result
+        return found
 
     def seconds(self, run: Run, calls: int) -> float:
-        """Device seconds per run, over `calls` runs in a row."""
+        """Of the device, for one run."""
         if self.device.type != "cuda":
             return host_clock(run, calls)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
         for _ in range(calls):
             run()
         end.record()
         end.synchronize()
-        return float(start.elapsed_time(end)) / calls / 1000
+        return float(begin.elapsed_time(end)) / calls / 1000
 
     def plan_seconds(self, cell: Cell) -> float:
-        """Host seconds to enter a batch."""
+        """Of the host, to enter a batch."""
         segments = self.segments(cell, cell.k)
 
         def enter() -> None:
@@ -342,7 +357,7 @@ class Bench:
         )
 
     def bandwidth(self) -> float:
-        """Memory bandwidth of a large copy in GB/s, reads plus writes."""
+        """GB/s that a large copy reads and writes."""
         on_gpu = self.device.type == "cuda"
         source = torch.zeros(2**30 if on_gpu else 2**22, dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
@@ -357,54 +372,83 @@ def _milliseconds(timing: Timing) -> dict[str, float]:
     return {"median": round(median(ms), 4), "min": round(min(ms), 4), "max": round(max(ms), 4)}
 
 
-def _ratio(result: dict[str, Any], over: str) -> float:
-    return float(result["over"]["single"] if over == "single" else result["over"]["base"]["mix"])
+def _ratio(found: dict[str, Any], over: str) -> float:
+    return float(found["over"]["single"] if over == "single" else found["over"]["base"]["mix"])
 
 
-def _line(result: dict[str, Any]) -> str:
-    cell = f"{result['targets']:>3} r={result['ranks']:<5} N={result['resident']:<3} k={result['k']} "
-    cell += f"prompt={result['prompt']:<4} " if result["prompt"] else f"seqs={result['sequences']:<6} "
-    base = result["ms"]["base"]
-    text = cell + f"base {base['median']:.3f} ms ({base['min']:.3f}-{base['max']:.3f}) over base: "
-    text += ", ".join(f"{name} {ratio:.3f}" for name, ratio in result["over"]["base"].items())
-    text += f", ideal {result['ideal_over_base']:.3f}; mix over single {result['over']['single']:.3f}"
-    for limit in result["limits"]:
+def _line(found: dict[str, Any]) -> str:
+    cell = f"{found['targets']:>3} r={found['ranks']:<5} N={found['resident']:<3} k={found['k']} "
+    cell += f"prompt={found['prompt']:<4} " if found["prompt"] else f"seqs={found['sequences']:<6} "
+    spread = found["ms"]["base"]
+    text = cell + f"base {spread['median']:.3f} ms ({spread['min']:.3f}-{spread['max']:.3f}) over base: "
+    text += ", ".join(f"{name} {ratio:.3f}" for name, ratio in found["over"]["base"].items())
+    text += f", ideal {found['ideal_over_base']:.3f}; mix over single {found['over']['single']:.3f}"
+    for limit in found["limits"]:
         text += f"; target <= {limit['at_most']} of {limit['over']}: {'met' if limit['met'] else 'MISSED'}"
     return text
 
 
-def _environment(device: torch.device) -> dict[str, Any]:
+def _about(device: torch.device) -> dict[str, Any]:
     import transformers  # noqa: PLC0415
     import triton  # noqa: PLC0415
 
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, interpreter",
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "triton": triton.__version__,
         "transformers": transformers.__version__,
-        "commit": commit or "unknown",
+        "sources": _sources(),
     }
 
 
-def main() -> int:
-    # argparse, because a bare GPU machine has no typer
-    parser = argparse.ArgumentParser(description="Cost of adapters on a GPU.")
+def _sources() -> str:
+    """A digest of the code that ran. There is no commit to name: the code is a copy, on a machine without git."""
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in ("benchmarks", "dlp_core") for path in (ROOT / folder).rglob("*.py")):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _write(report: dict[str, Any], out: Path) -> None:
+    """Whole at any moment: a time-out may come in the middle of this."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(out.name + ".part")
+    part.write_text(json.dumps(report, indent=1) + "\n")
+    part.replace(out)
+
+
+def _measure(bench: Bench, cell: Cell) -> dict[str, Any]:
+    try:
+        found = bench.measure(cell)
+    except Exception as error:
+        traceback.print_exc()
+        return {**cell._asdict(), "error": f"{type(error).__name__}: {error}"}
+    print(_line(found), file=sys.stderr, flush=True)
+    return found
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="What adapters cost on a GPU.")
     parser.add_argument("--quick", action="store_true", help="a few cells")
     parser.add_argument(
         "--smoke", action="store_true", help="a tiny model, three cells, on any machine; not a measurement"
     )
+    parser.add_argument("--minutes", type=float, default=6, help="when the last cell may begin; default 6")
     parser.add_argument("--small", action="store_true", help="a tiny width")
     parser.add_argument("--layers", type=int, help="default 32, with --smoke 2")
-    parser.add_argument("--out", type=Path, help="where the JSON goes as well")
-    args = parser.parse_args()
+    parser.add_argument("--out", type=Path, help="where the JSON goes instead of standard output")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    began = time.monotonic()
+    args = _parse(arguments)
     if not torch.cuda.is_available() and not args.smoke:
         print("no CUDA device here; --smoke runs a tiny model without one", file=sys.stderr)
         return 2
     if args.smoke:
-        print("smoke test: the times mean nothing", file=sys.stderr)
+        print("smoke: it runs; its times say nothing", file=sys.stderr)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layers = args.layers or (2 if args.smoke else 32)
     bench = Bench(
@@ -413,21 +457,26 @@ def main() -> int:
         rounds=1 if args.smoke else 2 if args.quick else 4,
         repeats=1 if args.smoke else 10,
     )
-    report: dict[str, Any] = _environment(device) | {
+    cells, found = grid(args.quick, args.smoke), list[dict[str, Any]]()
+    report: dict[str, Any] = _about(device) | {
         "smoke": args.smoke,
         "layers": layers,
         "parameters": sum(p.numel() for p in bench.plain.parameters()),
         "context": CONTEXT,
         "copy_GBps": round(bench.bandwidth(), 1),
-        "cells": [],
+        "planned": len(cells),
+        "cells": found,
     }
-    for cell in grid(args.quick, args.smoke):
-        report["cells"].append(bench.measure(cell))
-        print(_line(report["cells"][-1]), file=sys.stderr, flush=True)
-        if args.out:  # write partial results, in case the machine's time runs out
-            args.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1))
-    return 0
+    for cell in cells:
+        if time.monotonic() - began >= 60 * args.minutes:
+            print(f"{args.minutes:g} minutes are over: {len(found)} of {len(cells)} cells", file=sys.stderr)
+            break
+        found.append(_measure(bench, cell))
+        if args.out:
+            _write(report, args.out)
+    if not args.out:
+        print(json.dumps(report, indent=1))
+    return int(any("error" in cell for cell in found))
 
 
 if __name__ == "__main__":

@@ -34,20 +34,21 @@ from typing import Annotated, Any
 import aiohttp
 import typer
 
-from benchmarks.measure.harness import abba, median_ratio, model_folder, report, run, spread
+from benchmarks.measure.application import application_config
+from benchmarks.measure.harness import ROOT, abba, median_ratio, model_folder, report, run, spread
 from benchmarks.measure.targets import Target, target_rows
 from deployments.args import AppArgs
-from deployments.local.app import LocalApp, load_config
-from deployments.replicas.load_engine import load_engine
+from deployments.local.app import LocalApp
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.publish import publish
 from dlp_core.bank.reading import load_manifest
 from dlp_core.bank.source import BankSource, qualified
+from dlp_core.engine.loading import load as load_engine
 from dlp_core.engine.request import Sampling
 from dlp_core.generation.generator import Generator
 from dlp_core.mix import Mix
 from dlp_core.store.opening import open_store
-from tests.support.application import BASE, ROOT, free_port, make_bank
+from examples.tiny.build import BASE, write_bank
 
 SIDES: dict[str, dict[str, str]] = {
     "engine": {},
@@ -117,16 +118,6 @@ async def run_loads(send: Send, streams: Sequence[int], seconds: float) -> Measu
     return result
 
 
-def serve_config(dtype: str, threads: int, work: Path) -> dict[str, Any]:
-    config = load_config(ROOT / "serve_config.yaml")
-    args = config["applications"][0]["args"]
-    args |= {"dtype": dtype, "threads": threads, "cache": {"path": str(work / "cache")}}
-    for deployment in config["applications"][0]["deployments"]:
-        deployment["ray_actor_options"]["num_cpus"] = 0.1
-        deployment["autoscaling_config"] |= {"min_replicas": 1, "max_replicas": 1}
-    return config
-
-
 async def measure_http(url: str, adapter: str, streams: Sequence[int], seconds: float) -> Measurement:
     body = {"model": adapter, "prompt": PROMPT, "max_tokens": TOKENS, "ignore_eos": True, "stream": True}
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
@@ -150,8 +141,10 @@ async def measure_engine(args: AppArgs, adapter: str, streams: Sequence[int], se
     manifest = load_manifest(store)
     source = BankSource(store, DiskCache(args.cache.path, args.cache.max_bytes))
     source.add(manifest)
-    engine, codec = load_engine(args, source, device="cpu", on_load=lambda adapter, tier, seconds: None)
-    generator = Generator(engine, codec)
+    loaded = load_engine(
+        Path(args.base_model), source, args.engine, dtype=args.dtype, device="cpu", threads=args.threads
+    )
+    engine, generator = loaded.engine, Generator(loaded.engine, loaded.codec)
     mix = qualified(Mix.of({adapter: 1.0}), manifest)
     sampling = Sampling(max_tokens=TOKENS, ignore_eos=True)
     engine.start()
@@ -171,7 +164,7 @@ def measure(side: str, config: dict[str, Any], adapter: str, streams: Sequence[i
     args = config["applications"][0]["args"]
     if side == "engine":
         return asyncio.run(measure_engine(AppArgs.model_validate(args), adapter, streams, seconds))
-    with LocalApp(config, bank=args["bank"], base_model=Path(args["base_model"]), port=free_port()) as app:
+    with LocalApp(config, bank=args["bank"], base_model=Path(args["base_model"])) as app:
         app.wait_until_ready()
         return asyncio.run(measure_http(app.url, adapter, streams, seconds))
 
@@ -218,14 +211,14 @@ def main(
     with TemporaryDirectory(prefix="dlp-http-") as temporary:
         work = Path(temporary)
         if base is None or bank is None:
-            make_bank(work)
+            write_bank(work)
             base, bank = work / BASE, work / "bank"
         publish(open_store(str(work / "store")), bank)
-        config = serve_config(dtype, threads, work)
-        config["applications"][0]["args"] |= {
-            "bank": str(work / "store"),
-            "base_model": str(model_folder(base).resolve()),
-        }
+        config = application_config(work, dtype=dtype, threads=threads)
+        application = config["applications"][0]
+        application["args"] |= {"bank": str(work / "store"), "base_model": str(model_folder(base).resolve())}
+        for deployment in application["deployments"]:
+            deployment["autoscaling_config"] |= {"min_replicas": 1, "max_replicas": 1}
         for name in abba(SIDES):
             print(f"{name} ...", file=sys.stderr)
             job = {"side": name, "config": config, "adapter": adapter, "streams": stream_counts, "seconds": seconds}

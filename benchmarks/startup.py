@@ -6,7 +6,7 @@ Four kinds of rows in milliseconds, as medians over the runs:
 
     process   a Python process from start to end, in turn; `ratio` is relative to an empty one
     router    loading the demo bank's router in a running process
-    engine    a backbone replica without Ray, phase by phase: benchmarks/first_token.py
+    engine    a backbone replica without Ray, phase by phase: benchmarks/measure/first_token.py
     serve     `dlp serve` from the start of its process to the first streamed token, phase by phase according to Serve's
               own logs; `at_ms` is the end of a phase
 """
@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -34,13 +33,12 @@ import httpx
 import typer
 import yaml
 
-from benchmarks.measure.harness import Timing, comparison_rows, report, time_interleaved
-from deployments.local.app import load_config
+from benchmarks.measure.harness import ROOT, Timing, comparison_rows, report, time_interleaved
+from deployments.local.app import free_port, load_config
 from dlp_core.bank.publish import publish
 from dlp_core.router import Router
 from dlp_core.store.opening import open_store
 
-ROOT = Path(__file__).parents[1]
 TEXT = "every weekday at 8:30 in the morning, as cron"
 ROUTER = ROOT / "examples/bank/router"
 DLP = (sys.executable, "-m", "deployments.cli.main")
@@ -67,17 +65,15 @@ def run(command: Sequence[str]) -> None:
 
 
 def engine(base: Path, bank: str) -> dict[str, float]:
-    """Seconds of each phase of benchmarks/first_token.py."""
-    command = [sys.executable, "-m", "benchmarks.first_token", str(base), bank]
+    """Seconds of each phase of benchmarks/measure/first_token.py."""
+    command = [sys.executable, "-m", "benchmarks.measure.first_token", str(base), bank]
     completed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
     return dict(json.loads(completed.stdout))
 
 
 def serve(base: Path, bank: str, config: Path) -> dict[str, float]:
     """Seconds of each phase of `dlp serve`. Starts its own Ray cluster and stops it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     options = ["--bank", bank, "--base-model", str(base), "--port", str(port), "--config", str(config)]
     started = time.time()

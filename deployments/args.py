@@ -13,6 +13,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from dlp_core.engine.config import EngineConfig
+from dlp_core.mix import WeightRule
 
 
 class _Args(BaseModel):
@@ -24,6 +25,8 @@ class RoutingArgs(_Args):
 
     top_p: float = Field(default=0.9, gt=0, le=1)
     default_max_adapters: int = Field(default=3, ge=1)
+    weights: WeightRule = "renormalise"
+    """Of the kept adapters: their probabilities over their sum, or a softmax over them, as the paper's code has it."""
     min_confidence: float | None = Field(default=None, ge=0, le=1)
     """None: the router's own "none of these" decides alone."""
     max_adapters: int = Field(default=8, ge=1)

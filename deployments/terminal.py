@@ -44,6 +44,10 @@ class ProgressBar:
         self._task = task
         self._said = time.monotonic()
 
+    def report(self, done: int, total: int) -> None:
+        """What the library calls to say how far it is."""
+        self.update(done, total=total)
+
     def update(self, completed: float, *, total: float | None = None, title: str | None = None) -> None:
         fields: dict[str, Any] = {"completed": completed}
         if total is not None:

@@ -1,4 +1,4 @@
-"""Which mix serves a request, and why. `/v1/route` and the completions both ask here, so they agree.
+"""Which mix serves a request, and why. `/v1/route` and the completions share this code, so they agree.
 
 model                         dlp.adapters   mix                              reason
 a name, or base:name          not given      that adapter alone               named
@@ -6,7 +6,7 @@ the base model's id           not given      none                             ba
 auto                          not given      top-p of the router              routed
                                              none: no adapter fits            none_of_these
                                              none: below min_confidence       low_confidence
-                                             no router answers: the fallback  router_unavailable
+                                             router down: the fallback        router_unavailable
 auto, or the base model's id  given          those weights, without a router  explicit
 """
 
@@ -16,31 +16,30 @@ from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from dlp_core.adapter.names import AUTO
 from dlp_core.errors import InvalidRequest, RouterUnavailable, UnknownModel
-from dlp_core.mix import EMPTY_MIX, Mix
+from dlp_core.mix import EMPTY_MIX, Mix, WeightRule
 
 if TYPE_CHECKING:
     from dlp_core.bank.manifest import BankManifest
     from dlp_core.router import Routing
-
-AUTO = "auto"
-"""The model name that asks for routing."""
 
 Reason = Literal["routed", "named", "base", "explicit", "none_of_these", "low_confidence", "router_unavailable"]
 
 
 @dataclass(frozen=True, slots=True)
 class RoutingOptions:
-    """What one request says about adapters. Filled by the HTTP layer, defaults and limits already applied."""
+    """One request's adapter options. Filled by the HTTP layer, with defaults and limits already applied."""
 
     model: str
     top_p: float
     max_adapters: int
+    weights: WeightRule = "renormalise"
     min_confidence: float | None = None
-    by_sentence: bool = False  # each sentence under a mix of its own, where the router decides
-    adapters: tuple[tuple[str, float], ...] | None = None  # explicit (name, weight); None lets the model decide
-    allowed: frozenset[str] | None = None  # adapters there are for this request; None: all of the bank
-    fallback: str | None = None  # the model to use instead of `auto` when no router answers
+    by_sentence: bool = False  # each sentence gets its own mix, if the router decides
+    adapters: tuple[tuple[str, float], ...] | None = None  # explicit (name, weight); None: the model name decides
+    allowed: frozenset[str] | None = None  # adapters this request may use; None: the whole bank
+    fallback: str | None = None  # the model to use instead of `auto` while the router is down
 
     def may_use(self, adapter: str) -> bool:
         return self.allowed is None or adapter in self.allowed
@@ -48,12 +47,12 @@ class RoutingOptions:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The mix of one request. The last four fields are None where no router was asked."""
+    """The mix of one request. The last four fields are None if the router was not consulted."""
 
     options: RoutingOptions
     bank: str
     mix: Mix
-    digests: Mapping[str, str]  # of the adapters it may use, as the bank promises them
+    digests: Mapping[str, str]  # of the adapters it may use, as listed in the bank's manifest
     reason: Reason
     router: str | None = None
     confidence: float | None = None
@@ -62,7 +61,7 @@ class Decision:
 
     @property
     def by_sentence(self) -> bool:
-        """Whether the request's sentences are routed one by one: asked for, and nobody chose the adapters."""
+        """Whether the request's sentences are routed one by one: requested, and the router chose the adapters."""
         return self.options.by_sentence and self.probabilities is not None
 
 
@@ -72,18 +71,18 @@ async def decide(
     texts: Sequence[str],
     route: Callable[[Sequence[str]], Awaitable[Routing]],
 ) -> Decision:
-    """Chooses the mix that serves a request. `route` asks the bank's router, which shall know no adapter that is not
-    allowed, about the texts (dlp_core.text.chat.routing_texts), and is awaited only when needed.
+    """Choose the mix that serves a request. `route` runs the bank's router, restricted to the allowed adapters, on the
+    texts (dlp_core.text.chat.routing_texts); it is awaited only when needed.
 
-    Raises UnknownModel for a name the bank does not have or the request may not use: nothing tells the two apart.
-    Raises InvalidRequest for weights that cannot be used. Where `route` raises RouterUnavailable, `options.fallback`
-    serves; without one the error is raised.
+    Raises UnknownModel for a name that is not in the bank or that the request may not use: the error does not reveal
+    which. Raises InvalidRequest for invalid weights. If `route` raises RouterUnavailable, `options.fallback` serves;
+    without a fallback the error propagates.
     """
     digests = {adapter.name: adapter.digest for adapter in bank.adapters if options.may_use(adapter.name)}
     base = bank.base_model.id
     named = _named_adapter(options.model, base=base, names=digests, bank=bank.version)
 
-    def decided(mix: Mix, reason: Reason) -> Decision:
+    def decision(mix: Mix, reason: Reason) -> Decision:
         return Decision(options, bank.version, mix, digests, reason)
 
     if options.adapters is not None:
@@ -92,26 +91,26 @@ async def decide(
                 f"model {options.model!r} and dlp.adapters both choose adapters; use model {AUTO!r} with dlp.adapters",
                 param="dlp.adapters",
             )
-        return decided(_explicit_mix(options.adapters, names=digests, bank=bank.version), "explicit")
+        return decision(_explicit_mix(options.adapters, names=digests, bank=bank.version), "explicit")
     if named is not None:
-        return decided(Mix.of({named: 1.0}), "named")
+        return decision(Mix.of({named: 1.0}), "named")
     if options.model == base:
-        return decided(EMPTY_MIX, "base")
+        return decision(EMPTY_MIX, "base")
     if bank.router is None:
         raise UnknownModel(
             f"bank {bank.version} has no router, so model {AUTO!r} cannot choose; name an adapter or {base!r}",
             param="model",
         )
     if not any(options.may_use(label) for label in bank.router.labels):
-        return decided(EMPTY_MIX, "none_of_these")
+        return decision(EMPTY_MIX, "none_of_these")
     try:
         routing = await route(texts)
     except RouterUnavailable:
         if options.fallback is None:
             raise
-        return decided(_fallback_mix(options.fallback, base=base, names=digests), "router_unavailable")
+        return decision(_fallback_mix(options.fallback, base=base, names=digests), "router_unavailable")
     return replace(
-        decided(*choose(options, routing)),
+        decision(*choose(options, routing)),
         router=bank.router.version,
         confidence=routing.confidence,
         none=routing.none,
@@ -120,8 +119,8 @@ async def decide(
 
 
 def choose(options: RoutingOptions, routing: Routing) -> tuple[Mix, Reason]:
-    """The mix of a text that the router made this of, and why."""
-    mix = routing.mix(top_p=options.top_p, max_adapters=options.max_adapters)
+    """The mix that a routing leads to, and the reason."""
+    mix = routing.mix(top_p=options.top_p, max_adapters=options.max_adapters, weights=options.weights)
     if not mix:
         return EMPTY_MIX, "none_of_these"
     if options.min_confidence is not None and routing.confidence < options.min_confidence:
@@ -136,7 +135,7 @@ def _named_adapter(model: str, *, base: str, names: Container[str], bank: str) -
     name = model.removeprefix(f"{base}:")
     if name in names:
         return name
-    raise UnknownModel(f"model {model!r} does not exist in bank {bank}; GET /v1/models lists what does", param="model")
+    raise UnknownModel(f"model {model!r} does not exist in bank {bank}; GET /v1/models lists the models", param="model")
 
 
 def _fallback_mix(model: str, *, base: str, names: Container[str]) -> Mix:
@@ -145,7 +144,7 @@ def _fallback_mix(model: str, *, base: str, names: Container[str]) -> Mix:
     name = model.removeprefix(f"{base}:")
     if name not in names:
         raise RouterUnavailable(
-            f"no router replica answers, and the fallback {model!r} is no model of this bank; retry, or name one",
+            f"no router replica answers, and the fallback {model!r} is not a model of this bank; retry, or name one",
             retry_after=1.0,
         )
     return Mix.of({name: 1.0})
@@ -155,7 +154,7 @@ def _explicit_mix(adapters: tuple[tuple[str, float], ...], *, names: Container[s
     for name, _ in adapters:
         if name not in names:
             raise UnknownModel(
-                f"adapter {name!r} does not exist in bank {bank}; GET /v1/bank lists what does",
+                f"adapter {name!r} does not exist in bank {bank}; GET /v1/bank lists the adapters",
                 param="dlp.adapters",
             )
     return Mix.of(adapters)

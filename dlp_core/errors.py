@@ -13,8 +13,11 @@
     ├── EngineFailed          503  the generation loop stopped; the replica is replaced
     ├── RouterUnavailable     503  no router replica answered in time
     ├── AdapterUnavailable    503  an adapter could not be fetched now; retrying may help
+    │   └── AdapterMissing    503  its files are not in the store: publish the bank again, or roll back
     ├── StoreUnavailable      503  the object store did not answer
-    │   └── NotFound          404  the object is not there
+    ├── NotFound              404  the store answered: the object is not there
+    ├── LocalDiskError        500  the disk of this machine cannot be read or written
+    │   └── DiskFull          507  it has no space left
     └── DeadlineExceeded      504  the request ran out of time
 
 Each message names the thing (adapter, field, object), the limit and the next action. Errors cross
@@ -98,14 +101,27 @@ class AdapterUnavailable(DLPError):
     code = "adapter_unavailable"
 
 
+class AdapterMissing(AdapterUnavailable):
+    code = "adapter_missing"
+
+
 class StoreUnavailable(DLPError):
     status = 503
     code = "store_unavailable"
 
 
-class NotFound(StoreUnavailable):
+class NotFound(DLPError):
     status = 404
     code = "object_not_found"
+
+
+class LocalDiskError(DLPError):
+    code = "disk_error"
+
+
+class DiskFull(LocalDiskError):
+    status = 507
+    code = "disk_full"
 
 
 class DeadlineExceeded(DLPError):

@@ -1,7 +1,7 @@
-"""A mix says which adapters serve a span of text and how much of each. No torch here.
+"""Mixes: which adapters serve a span of text, and at what weights. Imports no torch.
 
-Top-p (DLP-LoRA, arXiv 2410.01497, section 3): sort the router's probabilities downwards, keep the
-smallest prefix whose sum reaches p, weigh what was kept by its renormalised probability.
+Top-p (DLP-LoRA, arXiv 2410.01497, section 3): sort the router's probabilities in descending order, keep the
+smallest prefix whose sum reaches p, and weight what is kept by its renormalised probability.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ MAX_WEIGHT = 16.0
 """Largest |weight| accepted in an explicit mix: beyond it a LoRA delta only destroys the output."""
 
 WeightRule = Literal["renormalise", "softmax"]
+"""How the kept adapters are weighted: see `select_top_p`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +39,16 @@ class Mix:
 
     @classmethod
     def of(cls, weights: Mapping[str, float] | Iterable[tuple[str, float]]) -> Mix:
-        """Builds a mix from name -> weight. Zero weights are dropped, order is by falling |weight|, then as given.
+        """Build a mix from name -> weight. Zero weights are dropped; the order is descending |weight|, then as given.
 
-        Raises InvalidRequest if a weight is not finite or above MAX_WEIGHT, or a name comes twice.
+        Raises InvalidRequest if a weight is not finite or exceeds MAX_WEIGHT, or a name is repeated.
         """
         items = list(weights.items()) if isinstance(weights, Mapping) else list(weights)
         seen: set[str] = set()
         for name, weight in items:
             if not math.isfinite(weight) or abs(weight) > MAX_WEIGHT:
                 raise InvalidRequest(
-                    f"adapter {name!r}: weight {weight} must be a finite number of at most {MAX_WEIGHT:g} either way",
+                    f"adapter {name!r}: weight {weight} must be a finite number from {-MAX_WEIGHT:g} to {MAX_WEIGHT:g}",
                     param="dlp.adapters",
                 )
             if name in seen:
@@ -64,7 +65,7 @@ class Mix:
         return bool(self.adapters)
 
     def __str__(self) -> str:
-        """`name=0.80,other=0.20`, or `base` for the empty mix: the form of the x-dlp-adapters header."""
+        """`name=0.80,other=0.20`, or `base` for the empty mix: the format of the x-dlp-adapters header."""
         return ",".join(f"{part.name}={part.weight:.2f}" for part in self.adapters) or "base"
 
 
@@ -87,14 +88,14 @@ def select_top_p(
     max_adapters: int = 3,
     weights: WeightRule = "renormalise",
 ) -> Mix:
-    """Keeps the smallest set of adapters whose probabilities sum to `top_p`, at most `max_adapters`.
+    """Select the smallest set of adapters whose probabilities reach `top_p`, at most `max_adapters`.
 
     `probabilities` maps adapter name to probability, in bank order: ties break by that order, so the same
-    text always gives the same mix. They may sum to less than 1 where the router holds mass back for
-    "none of these"; top_p is a fraction of what the adapters have.
+    text always gives the same mix. They may sum to less than 1, because "none of these" has the rest;
+    top_p is a fraction of their sum.
 
-    `weights="renormalise"` divides the kept probabilities by their sum. `weights="softmax"` takes a second
-    softmax over them, as the paper's released code does.
+    `weights="renormalise"` divides the kept probabilities by their sum. `weights="softmax"` applies a second
+    softmax to them, as the paper's released code does.
 
     Raises InvalidRequest if top_p is not in (0, 1] or max_adapters is below 1.
     """
@@ -105,14 +106,14 @@ def select_top_p(
     ranked = sorted(((name, p) for name, p in probabilities.items() if p > 0.0), key=lambda item: -item[1])
     target = top_p * sum(p for _, p in ranked)
     kept: list[tuple[str, float]] = []
-    reached = 0.0
+    cumulative = 0.0
     for name, p in ranked[:max_adapters]:
         kept.append((name, p))
-        reached += p
-        if reached >= target - 1e-12:
+        cumulative += p
+        if cumulative >= target - 1e-12:
             break
     if not kept:
         return EMPTY_MIX
-    raw = [p for _, p in kept] if weights == "renormalise" else [math.exp(p) for _, p in kept]
-    total = sum(raw)
-    return Mix.of([(name, value / total) for (name, _), value in zip(kept, raw, strict=True)])
+    unnormalised = [p for _, p in kept] if weights == "renormalise" else [math.exp(p) for _, p in kept]
+    total = sum(unnormalised)
+    return Mix.of([(name, value / total) for (name, _), value in zip(kept, unnormalised, strict=True)])

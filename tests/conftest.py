@@ -1,28 +1,59 @@
-"""Fixtures of the whole suite: a real S3 server, and an environment no developer's AWS settings leak into."""
+"""Fixtures of the whole suite: a real S3 server, and an environment no developer's AWS settings leak into.
+
+A test is marked by what it needs (`s3`, `cluster`), so that `make quick` can leave it out and nobody can forget to.
+"""
 
 from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from dlp_core.store.local_s3 import LocalS3
 
+with suppress(ImportError):  # not every test needs it
+    from hypothesis import HealthCheck, settings
+
+    # a busy machine is slow, which says nothing about what is tested
+    settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("suite")
+
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, by whichever test comes first
 
 BUCKET = "dlp-test"
+S3_FIXTURES = {"s3", "s3_server"}
+CLUSTER_TESTS = Path(__file__).parent / "cluster"
+CLUSTER_SECONDS = 900
+"""After which a test on a cluster hangs: it may be the one that starts the cluster."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    for item in items:
+        if not S3_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())) or "s3" in parameters(item):
+            item.add_marker("s3")
+        if item.path.is_relative_to(CLUSTER_TESTS):
+            item.add_marker("cluster")
+            item.add_marker(pytest.mark.timeout(CLUSTER_SECONDS))
+
+
+def parameters(item: pytest.Item) -> list[str]:
+    """The texts among a test's parameters: fixtures get at S3 by a parameter that says so."""
+    call = getattr(item, "callspec", None)
+    return [value for value in call.params.values() if isinstance(value, str)] if call else []
 
 
 @pytest.fixture(params=[0, 10**9], ids=["many", "few"])
-def each_cpu_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs a test with each of the CPU op's ways for all batches."""
+def each_cpu_implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a test with each of the CPU op's implementations for all batches."""
     from dlp_core.fusion import cpu
 
-    monkeypatch.setattr(cpu, "FEW", request.param)
+    monkeypatch.setattr(cpu, "MAX_KERNEL_PRODUCTS", request.param)
 
 
 @pytest.fixture(scope="session")
@@ -43,9 +74,12 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
 
 
 @pytest.fixture
-def s3(s3_server: dict[str, str], aws_free: None, monkeypatch: pytest.MonkeyPatch) -> str:
+def s3(request: pytest.FixtureRequest, aws_free: None, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URI of an empty place in the S3 server, which the environment now points to."""
-    for name, value in s3_server.items():
+    if request.node.get_closest_marker("s3") is None:
+        pytest.fail("no mark says that this test needs an S3 server; a parameter that is called s3 would")
+    server: dict[str, str] = request.getfixturevalue("s3_server")
+    for name, value in server.items():
         monkeypatch.setenv(name, value)
     return f"s3://{BUCKET}/{uuid.uuid4().hex}/"
 

@@ -10,10 +10,12 @@ Pages are README.md, docs/*.md and examples/*/README.md. To place a figure, writ
 
     <!-- figure:headline --><!-- / -->
 
-The first becomes a number in a sentence, the second a table with the files, commands and machines it comes from.
-The section of a number must also name its raw result, in a table or with a mark like this:
+The first becomes a number in a sentence, the second a table with links to its raw results. The section of a number
+must also name its raw result, in a table or with a mark like this:
 
     <!-- figure:decode_step_source --><!-- / -->
+
+The figure `measurements` lists the command and the machine behind every raw result; docs/performance.md has it.
 
 A new figure is a function in a module of this package, listed in catalogue.py; a new raw result is a line in
 sources.py.

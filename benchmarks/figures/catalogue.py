@@ -19,6 +19,11 @@ def source(name: str) -> Figure:
     return figure
 
 
+def measurements(results: Results) -> Lines:
+    """Every raw result with its command, by machine."""
+    return results.measurements()
+
+
 FIGURES: dict[str, Figure] = {
     figure.__name__: figure
     for figure in (
@@ -26,7 +31,6 @@ FIGURES: dict[str, Figure] = {
         targets.targets,
         targets.targets_missed,
         decoding.decode_step,
-        decoding.decode_wide,
         decoding.decode_grid,
         decoding.decode_mix,
         decoding.decode_idle,
@@ -79,6 +83,7 @@ FIGURES: dict[str, Figure] = {
         quality.bigbench_random_gain,
         quality.bigbench_joint_loss,
         quality.bigbench_sentence_loss,
+        measurements,
     )
 }
 FIGURES |= {f"{name}_source": source(name) for name in SOURCES}

@@ -36,9 +36,9 @@ PROMPTS = {
 PROMPT_SIDES = {
     "one": "one adapter",
     "k=3": "a mix of 3",
-    "three prompts, k=3": "three prompts in as many tokens, a mix of 3 each",
+    "three prompts, k=3": "three prompts of this total length, a mix of 3 each",
     "peft one": "PEFT, one adapter",
-    "peft rows": "PEFT, an adapter for each row of the batch",
+    "peft rows": "PEFT, a different adapter for each row",
     "peft cat": "PEFT, a mix of 3, merged (`cat`)",
     "peft active": "PEFT, a mix of 3, all active",
     "loop": "the paper's loop, a mix of 3",
@@ -46,6 +46,7 @@ PROMPT_SIDES = {
 
 Cell = tuple[str, str, int]
 """Target modules, ranks, sequences."""
+WIDE: Cell = "all-linear", "16", 16
 
 
 def cells(result: Result) -> dict[Cell, dict[str, Result]]:
@@ -57,18 +58,16 @@ def cells(result: Result) -> dict[Cell, dict[str, Result]]:
 
 
 def decode_step(results: Results) -> Lines:
-    """All sides of a decode step with q,v at rank 8, relative to the plain model."""
-    by_count = [cells(results["decode_step"])["q,v", "8", count] for count in SEQUENCES]
-    plain = ["plain model, ms", *(f"{sides[PLAIN]['ms']:.1f}" for sides in by_count)]
-    rows = [[text, *(f"{sides[side]['ratio']:.2f}" for sides in by_count)] for side, text in SIDES.items()]
-    return table(["over the plain model", *(_sequences(count) for count in SEQUENCES)], [plain, *rows])
-
-
-def decode_wide(results: Results) -> Lines:
-    """All sides of a decode step with all linear layers at rank 16 and 16 sequences, relative to the plain model."""
-    sides = cells(results["decode_step"])["all-linear", "16", 16]
-    rows = [[text, f"{sides[side]['ratio']:.2f}"] for side, text in SIDES.items() if side in sides]
-    return table(["over the plain model", "16 sequences"], rows)
+    """All sides of a decode step relative to the plain model: q,v at rank 8, and all linear layers at rank 16."""
+    measured = cells(results["decode_step"])
+    headings = {("q,v", "8", count): _sequences(count) for count in SEQUENCES} | {WIDE: "16, all linear at rank 16"}
+    columns = [measured[cell] for cell in headings]
+    plain = ["plain model, ms", *(f"{sides[PLAIN]['ms']:.1f}" for sides in columns)]
+    rows = [
+        [text, *(f"{sides[side]['ratio']:.2f}" if side in sides else "" for sides in columns)]
+        for side, text in SIDES.items()
+    ]
+    return table(["over the plain model", *headings.values()], [plain, *rows])
 
 
 def decode_grid(results: Results) -> Lines:

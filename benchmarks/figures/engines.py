@@ -8,13 +8,13 @@ from benchmarks.figures.sources import Results
 COUNTS = (1, 4, 16)
 ENGINES = {
     ("ours", "plain"): "dlp-serve, plain",
-    ("ours", "k=1"): "dlp-serve, one adapter a request",
-    ("ours", "k=2"): "dlp-serve, a mix of 2 a request",
-    ("ours", "k=3"): "dlp-serve, a mix of 3 a request",
+    ("ours", "k=1"): "dlp-serve, one adapter per request",
+    ("ours", "k=2"): "dlp-serve, a mix of 2 per request",
+    ("ours", "k=3"): "dlp-serve, a mix of 3 per request",
     ("vllm", "plain"): "vLLM for CPUs, plain",
-    ("vllm", "k=1"): "vLLM for CPUs, one adapter a request",
+    ("vllm", "k=1"): "vLLM for CPUs, one adapter per request",
     ("llama.cpp", "plain"): "llama.cpp, plain",
-    ("llama.cpp", "k=2"): "llama.cpp, a mix of 2 a request",
+    ("llama.cpp", "k=2"): "llama.cpp, a mix of 2 per request",
 }
 TRAFFIC = {
     "plain": "plain",
@@ -60,12 +60,12 @@ def arrivals(results: Results) -> Lines:
     """Open-loop load: the time between tokens, and the share of requests that met the objective."""
     rows = []
     for row in results["engine"]["rows"]:
-        name = "16 clients without pause" if row["process"] == "closed" else f"{row['process']}, load {row['load']}"
+        name = "closed loop, 16 clients" if row["process"] == "closed" else f"{row['process']}, load {row['load']}"
         latency = f"{row['itl_p50']:.0f} ms", f"{row['ratio']:.2f}"
         goodput = f"{row['met']:.0%}", f"{row['tokens_per_s']:.0f}"
         rows.append([f"{name}: {TRAFFIC[row['side']]}", row["requests"], *latency, *goodput])
-    columns = ["requests", "between tokens, median", "over plain", "met the objective", "tokens/s"]
-    return table(["arrivals: adapters", *columns], rows)
+    columns = ["requests", "time between tokens, median", "over plain", "met the objective", "tokens/s"]
+    return table(["load: adapters", *columns], rows)
 
 
 def arrivals_requests(results: Results) -> str:

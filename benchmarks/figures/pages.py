@@ -66,15 +66,15 @@ def fill(root: Path, page: Path, figures: Mapping[str, Figure]) -> Filled:
         if name not in figures:
             raise InvalidRequest(f"{page}:{line}: there is no figure {name!r}; see python -m benchmarks.figures --list")
         section = text.count("\n## ", 0, start)
-        results = Results(root)
+        results = Results(root, page)
         measured = figures[name](results)
         if isinstance(measured, str):
             if LINE_START.fullmatch(text[text.rfind("\n", 0, start) + 1 : start]):
                 raise InvalidRequest(f"{page}:{line}: figure {name} starts a line; move a word in front of it")
             used[section] |= {source: (name, line) for source in results.names if source not in used[section]}
         else:
-            lines = [*measured, ""] if measured else []
-            measured = "\n".join(["", *lines, *results.origin((root / page).parent), ""])
+            blocks = ["\n".join(block) for block in (measured, results.origin()) if block]
+            measured = "\n" + "\n\n".join(blocks) + "\n"
             named[section].update(results.names)
         if shown != measured:
             stale.append(_first_difference(page, line, name, shown, measured))

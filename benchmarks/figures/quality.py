@@ -18,8 +18,8 @@ def demo_quality(results: Results) -> Lines:
     rows = []
     for suite, arms in suites.items():
         exact = [f"{arms[arm]['exact']:.2f}" if "base" in arms else "" for arm in ("base", "named", "auto")]
-        names = {"handwritten": f"{len(arms['auto']['rows'])} prompts written by hand"}
-        names["of no task"] = "prompts of no task, to the plain backbone"
+        names = {"handwritten": f"{len(arms['auto']['rows'])} handwritten prompts"}
+        names["of no task"] = "prompts of no task, left to the plain backbone"
         rows.append([names.get(suite, f"`{suite}`"), *exact, f"{arms['auto']['routed']:.2f}"])
     return table(["adapter", "plain backbone", "named", "routed (`auto`)", "routed to it"], rows)
 
@@ -33,7 +33,7 @@ def bigbench_arms(results: Results) -> Lines:
         difference = "" if arm["name"] == FIRST else _signed(arm["score"]["mean"] - top1)
         shares = [f"{arm['adapters']:.2f}", f"{arm['plain']:.1%}"]
         rows.append([f"`{arm['name']}`", f"{arm['score']['mean']:.1f}", _interval(arm), difference, *shares])
-    return table(["arm", "score", "95% interval", "minus `top1`", "adapters in a mix", "left to the backbone"], rows)
+    return table(["arm", "score", "95% interval", "minus `top1`", "adapters per mix", "backbone alone"], rows)
 
 
 def bigbench_composites(results: Results) -> Lines:
@@ -45,7 +45,7 @@ def bigbench_composites(results: Results) -> Lines:
         [parts, *(f"{row[method]['score']['mean']:.1f} ({_interval(row[method])})" for method in METHODS)]
         for parts, row in cells.items()
     ]
-    return table(["questions in a prompt", *METHODS], rows)
+    return table(["questions per prompt", *METHODS], rows)
 
 
 def bigbench_tasks(results: Results) -> Lines:

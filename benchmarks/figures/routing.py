@@ -9,7 +9,7 @@ LOADS = {
     "steady": "11 requests at a time",
     "bursts": "bursts of 12 requests",
     "long_prompts": "6 long prompts at a time",
-    "mixes": "mixes that want 3 adapters in 2 slots",
+    "mixes": "mixes of 2 of 3 adapters, 2 slots",
 }
 POLICIES = {"affinity": "affinity", "power_of_two": "power of two choices"}
 
@@ -18,16 +18,16 @@ def router_quality(results: Results) -> Lines:
     """The router on held-out prompts of the 26 tasks, and on tasks left out of its training."""
     scores = results["router_eval"]
     rows = [
-        ["right adapter likeliest", f"{scores['accuracy']:.2%}"],
+        ["right adapter ranked first", f"{scores['accuracy']:.2%}"],
         ["calibration error", f"{scores['ece']:.3f}"],
-        ['kept, not called "none of these"', f"{scores['kept']:.1%}"],
-        ["right with typos", f"{scores['typos']:.1%}"],
-        ["right without instructions", f"{scores['bare']:.1%}"],
+        ['kept (not refused as "none of these")', f"{scores['kept']:.1%}"],
+        ["right adapter, with typos", f"{scores['typos']:.1%}"],
+        ["right adapter, without instructions", f"{scores['bare']:.1%}"],
         ['trained without 4 tasks at a time: AUROC of "none of these"', f"{scores['unseen_auroc']:.3f}"],
-        ["the same: unseen tasks' prompts refused", f"{scores['unseen_refused']:.0%}"],
-        ["the same: the others' prompts kept", f"{scores['unseen_kept']:.1%}"],
+        ["the same: prompts of unseen tasks refused", f"{scores['unseen_refused']:.0%}"],
+        ["the same: prompts of the other tasks kept", f"{scores['unseen_kept']:.1%}"],
         ["one prompt, median and 99th percentile", f"{scores['p50_ms']:.2f} ms, {scores['p99_ms']:.2f} ms"],
-        ["prompts a second in batches", f"{scores['prompts_per_s']:,.0f}"],
+        ["prompts/s in batches", f"{scores['prompts_per_s']:,.0f}"],
         ["parameters", f"{scores['parameters'] / 1e6:.1f} million"],
         ["training", f"{scores['training_s']:.0f} s"],
     ]
@@ -54,15 +54,15 @@ def router_growth(results: Results) -> Lines:
     router = results["router"]
     growth, scale, long = router["growth"], router["scale"], router["long"]
     rows = [
-        ["new task's prompts right, mean", f"{growth['right_mean']:.1%}"],
+        ["right adapter on the new task, mean", f"{growth['right_mean']:.1%}"],
         ["the same, worst task", f"{growth['right_least']:.0%}"],
-        ["new task in the mix, mean", f"{growth['in_the_mix_mean']:.1%}"],
-        ["right among the other tasks, points lost, mean", f"{100 * growth['others_lose_mean']:.1f}"],
+        ["new adapter in the mix, mean", f"{growth['in_the_mix_mean']:.1%}"],
+        ["points lost on the other tasks, mean", f"{100 * growth['others_lose_mean']:.1f}"],
         ["the same, worst task", f"{100 * growth['others_lose_most']:.1f}"],
-        ["adding it, mean", f"{growth['seconds_mean']:.1f} s"],
-        [f"{scale['adapters']:,} adapters, 950 trained: right", f"{scale['right']:.1%}"],
-        ["the same once 50 more are added", f"{scale['right_after_adding']:.1%}"],
-        ["the 50 that were added: right", f"{scale['added_right']:.1%}"],
+        ["time to add it, mean", f"{growth['seconds_mean']:.1f} s"],
+        [f"{scale['adapters']:,} adapters, 950 trained: right adapter", f"{scale['right']:.1%}"],
+        ["the same after 50 more are added", f"{scale['right_after_adding']:.1%}"],
+        ["right adapter on the 50 added ones", f"{scale['added_right']:.1%}"],
         ["one prompt, 26 adapters, median and 99th percentile", _percentiles(scale, "tasks_")],
         [f"one prompt, {scale['adapters']:,} adapters", _percentiles(scale, "thousand_")],
         [f"one prompt of {long['characters']:,} characters, 26 adapters", _percentiles(long)],
@@ -88,7 +88,7 @@ def affinity(results: Results) -> Lines:
         for name, outcomes in (cluster | simulated).items()
         for policy, text in POLICIES.items()
     ]
-    return table(["replicas: chosen by", "loads per 1,000 requests", "busiest replica over the mean"], rows)
+    return table(["setup: policy", "loads per 1,000 requests", "busiest replica over the mean"], rows)
 
 
 def autoscaling(results: Results) -> Lines:
@@ -105,7 +105,7 @@ def autoscaling(results: Results) -> Lines:
             up, down = f"{reached} s", f"{back - last_busy} s"
         answered = f"{trace['answers'].get('200', 0)} of {sum(trace['answers'].values())}"
         rows.append([LOADS[name], max_target, up, down, answered])
-    columns = ["most replicas aimed at", "after the load began", "one again, after its last request", "answered"]
+    columns = ["peak target", "reached after", "back to 1 after the last request", "answered"]
     return table(["load", *columns], rows)
 
 

@@ -10,9 +10,9 @@ HTTP_RESULTS = ("http_path", "http_path_one_thread")
 SMALL, LARGE = 0.94, 39.13
 """Sizes of the two adapters of the cold starts, in megabytes."""
 STARTS = {
-    "process": "a process, start to end",
-    "router": "in a process that runs",
-    "engine": "the engine without Ray",
+    "process": "whole process",
+    "router": "running process",
+    "engine": "engine without Ray",
     "serve": "`dlp serve`",
 }
 
@@ -28,7 +28,7 @@ def cold_start(results: Results) -> Lines:
         first_tokens = [_ms(sides[side]["ttft_ms"]) for side in ("device", "host", "disk", "cold")]
         added = _ms(cold["added_ms"]), _ms(cold["ideal_ms"]), f"{cold['ratio']:.2f}"
         rows.append([f"{link}; {mb:.2g} MB", *first_tokens, *added])
-    columns = ["first token: in a slot", "in host memory", "on disk", "cold", "cold adds", "ideal", "over ideal"]
+    columns = ["first token: in a slot", "in host memory", "on disk", "cold", "added", "ideal", "added over ideal"]
     return table(["link; adapter", *columns], rows)
 
 
@@ -70,7 +70,7 @@ def http(results: Results) -> Lines:
             side = HTTP[row["side"]], results[name]["threads"], row["streams"]
             share = "" if row["side"] == "engine" else f"{row['ratio']:.2f}"
             rows.append([*side, f"{row['tokens_per_s']:.1f}", share, _ms(row["first_token_p50_ms"])])
-    return table(["", "threads", "streams", "tokens/s", "of the engine's", "first token, median"], rows)
+    return table(["", "threads", "streams", "tokens/s", "share of the engine's", "first token, median"], rows)
 
 
 def http_two_threads(results: Results) -> str:
@@ -103,7 +103,7 @@ def http_throughput_mode(results: Results) -> Lines:
 def start(results: Results) -> Lines:
     """Startup time, phase by phase."""
     rows = [
-        [f"{STARTS[row['kind']]}: {'**all of it**' if row['side'] == 'all' else row['side']}", _ms(row["ms"])]
+        [f"{STARTS[row['kind']]}: {'**total**' if row['side'] == 'all' else row['side']}", _ms(row["ms"])]
         for row in results["startup"]["rows"]
     ]
     return table(["phase", "median"], rows)
@@ -137,7 +137,7 @@ def loads(results: Results) -> Lines:
         [name, _ms(result[side]["p50_ms"]), _ms(result[side]["p99_ms"])]
         for name, side in (("nothing loads", "quiet"), (f"{result['loads_per_s']:.1f} loads a second", "loading"))
     ]
-    return table([f"{result['streams']} streams, between tokens", "median", "99th percentile"], rows)
+    return table([f"time between tokens, {result['streams']} streams", "median", "99th percentile"], rows)
 
 
 def _cold(results: Results, link: str, mb: float) -> Result:

@@ -17,6 +17,9 @@ Result = Mapping[str, Any]
 
 WIDTH = 100
 """Columns at which prose wraps."""
+MEASUREMENTS = Path("docs/performance.md"), "measure-again"
+"""Page and heading of `Results.measurements`: the command and the machine behind every raw result."""
+NOT_RECORDED = "not recorded"
 
 
 class Source(NamedTuple):
@@ -66,20 +69,18 @@ SOURCES = {
 
 
 class Results:
-    """The raw results of a checkout. Records which were read, because they are the sources of a figure."""
+    """The raw results of a checkout, for a page whose path is below `root`. Records which were read, because they are
+    the sources of a figure."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, page: Path = MEASUREMENTS[0]) -> None:
         self._root = root
+        self._page = page
         self._read: dict[str, Result] = {}
 
     def __getitem__(self, name: str) -> Result:
         """The result with this name in SOURCES. Raises InvalidRequest if its file cannot be read."""
         if name not in self._read:
-            path = self._root / SOURCES[name].path
-            try:
-                self._read[name] = json.loads(path.read_text())
-            except (OSError, ValueError) as error:
-                raise InvalidRequest(f"{path} cannot be read: {error}") from None
+            self._read[name] = self._load(name)
         return self._read[name]
 
     @property
@@ -87,33 +88,57 @@ class Results:
         """Names of the results that were read, in order."""
         return list(self._read)
 
-    def origin(self, folder: Path) -> Lines:
-        """Files, commands and machines of the results that were read, as a paragraph of a page in `folder`."""
-        by_machine: dict[str, list[str]] = {}
-        for name, result in self._read.items():
-            source = SOURCES[name]
-            link = f"[{'/'.join(Path(source.path).parts[-2:])}]({os.path.relpath(self._root / source.path, folder)})"
-            by_machine.setdefault(_environment(result), []).append(f"{link} by `{source.command}`")
-        groups = [f"{', '.join(links)}; {machine}." for machine, links in by_machine.items()]
-        return _wrapped(f"Raw result{'s' * (len(self._read) > 1)}: {' '.join(groups)}")
+    def origin(self) -> Lines:
+        """Links to the files that were read, and on other pages to `measurements`; nothing if none was read."""
+        if not self._read:
+            return []
+        links = ", ".join(map(self._link, self._read))
+        page, heading = MEASUREMENTS
+        made = "" if self._page == page else f" ([commands and machines]({self._path_to(page)}#{heading}))"
+        return _wrapped(f"Raw result{'s' * (len(self._read) > 1)}: {links}{made}.")
+
+    def measurements(self) -> Lines:
+        """A list of all raw results with their commands, by the machine they were measured on, named machines first."""
+        by_machine: dict[str, Lines] = {}
+        for name, source in SOURCES.items():
+            item = _wrapped(f"- {self._link(name)}: `{source.command}`", indent="  ")
+            by_machine.setdefault(_environment(self._load(name)), []).extend(item)
+        lines: Lines = []
+        for heading in sorted(by_machine, key=lambda heading: NOT_RECORDED in heading):
+            lines += ["", *_wrapped(f"{heading}:"), "", *by_machine[heading]]
+        return lines[1:]
+
+    def _load(self, name: str) -> Result:
+        path = self._root / SOURCES[name].path
+        try:
+            result: Result = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise InvalidRequest(f"{path} cannot be read: {error}") from None
+        return result
+
+    def _link(self, name: str) -> str:
+        return f"[{name}]({self._path_to(Path(SOURCES[name].path))})"
+
+    def _path_to(self, path: Path) -> str:
+        return os.path.relpath(path, self._page.parent)
 
 
 def machine(result: Result) -> str:
     """The hardware that a result records, in words; empty if it records none."""
     if "cpu" not in result:
-        return f"{result['cores']} {result['machine']} cores of a CPU it does not name" if "cores" in result else ""
+        return f"{result['cores']} {result['machine']} cores, CPU model {NOT_RECORDED}" if "cores" in result else ""
     instructions = f" ({', '.join(result['instructions'])})" if result.get("instructions") else ""
     threads = f", {result['threads']} thread{'s' * (result['threads'] > 1)}" if result.get("threads") else ""
     return f"{result['cores']} cores of {result['cpu']}{instructions}{threads}"
 
 
-def _wrapped(text: str) -> Lines:
-    """Wrap a paragraph into lines, without breaking commands that fit on a line."""
-    unbroken = re.sub(r"`[^`]{,60}`", lambda code: code[0].replace(" ", "\0"), text)
-    lines = textwrap.wrap(unbroken, WIDTH, break_long_words=False, break_on_hyphens=False)
+def _wrapped(text: str, indent: str = "") -> Lines:
+    """Wrap a paragraph into lines, indenting all but the first, without breaking commands and links."""
+    unbroken = re.sub(r"`[^`]*`|\[[^]]*\]", lambda span: span[0].replace(" ", "\0"), text)
+    lines = textwrap.wrap(unbroken, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return [line.replace("\0", " ") for line in lines]
 
 
 def _environment(result: Result) -> str:
     commit = f", commit {result['commit']}" if result.get("commit") else ""
-    return f"on {machine(result)}{commit}" if machine(result) else "the file records no hardware"
+    return f"{machine(result)}{commit}" if machine(result) else f"Hardware {NOT_RECORDED}"

@@ -22,7 +22,7 @@ DESCRIPTIONS = {
     "k=3 beside 100 over k=3": "decode step, 100 adapters resident over 8, same mixes",
     "k=2 over base, all linear layers at rank 16": "decode step, mixes of 2, all linear layers at rank 16",
     "prefill of 512 tokens, k=3 over base": "prompt of 512 tokens, a mix of 3, over the plain model",
-    "tokens/s, k=2 over vLLM's one adapter": "tokens/s under mixes of 2, over vLLM's under one adapter",
+    "tokens/s, k=2 over vLLM's one adapter": "tokens/s with mixes of 2, over vLLM's with one adapter",
     "HTTP (serve) over the engine": "tokens/s over HTTP, Serve's own proxy, over the engine's",
     "HTTP (throughput) over the engine": "tokens/s over HTTP, throughput mode, over the engine's",
 }
@@ -60,7 +60,7 @@ def headline(results: Results) -> Lines:
     http_target = _verdict(results["http_path"], "HTTP (throughput) over the engine")
     rows = [
         ["a decode step, a different mix of 3 for each row, over the plain model", decode_mix(results), decode_target],
-        ["tokens/s under mixes of 2, over vLLM for CPUs under one adapter", vllm, vllm_target],
+        ["tokens/s with mixes of 2, over vLLM for CPUs with one adapter", vllm, vllm_target],
         ["tokens/s over HTTP in throughput mode, 16 streams, over the engine alone", http, http_target],
         ["26 BIG-bench tasks, points: backbone / routed / the right adapter", quality, ""],
         ["routing a prompt, median / 99th percentile", f"{router_p50(results)} / {router_p99(results)}", ""],

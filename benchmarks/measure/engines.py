@@ -62,7 +62,7 @@ def start_engines(
             running.callback(engine.close)
             engines.update({Side(name, k): engine for k in ks})
 
-        start("ours", (0, 1, 2, 3), lambda: worker(Path(sys.executable), "engine_worker", model, adapters))
+        start("ours", (0, 1, 2, 3), lambda: worker(Path(sys.executable), "measure.engine_worker", model, adapters))
         if vllm_python is None:
             report_skipped("vllm", "give the Python that has it with --vllm-python or VLLM_PYTHON")
         else:

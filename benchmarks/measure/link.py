@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, Self
 
@@ -27,6 +26,19 @@ class Shape(NamedTuple):
 
     def __str__(self) -> str:
         return f"{1000 * self.latency:g} ms, {self.bandwidth / 1e6:g} MB/s"
+
+
+class Pace:
+    """Arrival times of bytes on a link shared by all connections."""
+
+    def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+        self._free_at = 0.0  # when the link has sent everything received so far
+
+    def arrival_time(self, size: int, now: float) -> float:
+        """When `size` bytes that the link receives at `now` arrive, both in seconds on one clock."""
+        self._free_at = max(self._free_at, now) + size / self._shape.bandwidth
+        return self._free_at + self._shape.latency
 
 
 class Link:
@@ -48,18 +60,11 @@ class Link:
 
 async def relay(server_port: int, shape: Shape) -> None:
     """Print the port and relay until standard input ends."""
-    free_at = 0.0  # when the link has sent everything received so far
-
-    def arrival_time(size: int) -> float:
-        """When `size` bytes that the link receives now arrive."""
-        nonlocal free_at
-        now = asyncio.get_running_loop().time()
-        free_at = max(free_at, now) + size / shape.bandwidth
-        return free_at + shape.latency
+    pace = Pace(shape)
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", server_port, limit=_CHUNK)
-        await asyncio.gather(_copy(reader, server_writer), _delay(server_reader, writer, arrival_time))
+        await asyncio.gather(_copy(reader, server_writer), _delay(server_reader, writer, pace))
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
@@ -75,22 +80,21 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
-async def _delay(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, arrival_time: Callable[[int], float]
-) -> None:
+async def _delay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pace: Pace) -> None:
     """Copy each chunk at its arrival time; chunks in flight wait in a queue."""
     queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+    clock = asyncio.get_running_loop().time
 
     async def read() -> None:
         with suppress(ConnectionError):
             while data := await reader.read(_CHUNK):
-                await queue.put((arrival_time(len(data)), data))
+                await queue.put((pace.arrival_time(len(data), clock()), data))
         await queue.put((0.0, b""))
 
     async def write() -> None:
         while (item := await queue.get())[1]:
             due, data = item
-            await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))
+            await asyncio.sleep(max(0.0, due - clock()))
             with suppress(ConnectionError):
                 writer.write(data)
                 await writer.drain()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from urllib.request import Request, urlopen
 
 from benchmarks.measure.worker import Batch, BatchResult, WorkerFailed
 from benchmarks.peers.gguf_files import write_adapter, write_model
+from deployments.local.app import free_port
 
 SEQUENCES, CONTEXT = 16, 256
 LOAD_TIMEOUT_S = 120
@@ -35,7 +35,7 @@ class LlamaServer:
             write_adapter(adapters / file.stem, model, file)
         self._slots = {file.stem: number for number, file in enumerate(files)}
         self._log = scratch / "llama-server.log"
-        self._url = f"http://127.0.0.1:{_free_port()}"
+        self._url = f"http://127.0.0.1:{free_port()}"
         command = [
             *(str(binary), "--model", str(base), "--lora", ",".join(map(str, files)), "--lora-init-without-apply"),
             *("--parallel", str(SEQUENCES), "--ctx-size", str(SEQUENCES * CONTEXT), "--threads", str(threads)),
@@ -90,10 +90,3 @@ class LlamaServer:
             except (URLError, ConnectionError):  # not listening yet, or still loading
                 time.sleep(0.2)
         raise WorkerFailed(self._log.read_text(errors="replace").strip().splitlines()[-1])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

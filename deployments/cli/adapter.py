@@ -9,12 +9,11 @@ import typer
 from rich.table import Table
 
 from deployments import terminal
+from deployments.cli.options import Device, Json, Seed
 from dlp_core.adapter.weights import WEIGHTS_FILE, Adapter, read_adapter
 from dlp_core.store.local_copy import local_copy
 
 app = typer.Typer(help="Train and check LoRA adapters.", no_args_is_help=True)
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command()
@@ -36,8 +35,8 @@ def train(
     validate_every: Annotated[
         int, typer.Option(min=1, help="Steps between looks at them; three without a gain end the training.")
     ] = 50,
-    seed: int = 0,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one when left out.")] = None,
+    seed: Seed = 0,
+    device: Device = None,
     json: Json = False,
 ) -> None:
     """Train one LoRA adapter, as a rule on the rows of one task. The backbone stays frozen."""
@@ -85,7 +84,7 @@ def check(
 
     with (
         terminal.progress(f"read {location}") as bar,
-        local_copy(location, progress=lambda done, total: bar.update(done, total=total)) as folder,
+        local_copy(location, progress=bar.report) as folder,
     ):
         adapter = read_adapter(folder, name=folder.name)
         facts = _facts(adapter, folder)

@@ -11,17 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployments import terminal
+from deployments.cli.options import Bank, Json
 from dlp_core.store.local_copy import local_copy
 from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore
 
 app = typer.Typer(help="Publish banks and look after them.", no_args_is_help=True)
 
-Bank = Annotated[
-    str,
-    typer.Option("--bank", envvar="DLP_BANK", metavar="URI", help="s3://bucket/prefix/, a folder, or memory://name."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 Version = Annotated[str | None, typer.Argument(help="A bank version; the one that serves when left out.")]
 
 
@@ -58,7 +54,7 @@ def publish(
             source,
             version=version,
             check=check,
-            progress=lambda done, total: bar.update(done, total=total),
+            progress=bar.report,
         )
     if json:
         terminal.print_json({"bank": store.uri, "version": manifest.version, "adapters": len(manifest.adapters)})
@@ -158,7 +154,7 @@ def verify_bank(bank: Bank, version: Version = None, json: Json = False) -> None
     from dlp_core.bank.publish import verify
 
     with terminal.progress("verify") as bar:
-        report = verify(open_store(bank), version, progress=lambda done, total: bar.update(done, total=total))
+        report = verify(open_store(bank), version, progress=bar.report)
     if json:
         terminal.print_json(
             {
@@ -232,7 +228,7 @@ def collect_garbage(
 
     store = open_store(bank)
     with terminal.progress("gc") as bar:
-        garbage = collect(store, keep=keep, dry_run=dry_run, progress=lambda done, total: bar.update(done, total=total))
+        garbage = collect(store, keep=keep, dry_run=dry_run, progress=bar.report)
     if json:
         terminal.print_json(
             {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -12,10 +12,12 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from deployments import terminal
+from deployments.cli.options import BASE_MODEL, Device, Json
 from dlp_core.errors import InvalidRequest, NotFound
 
 if TYPE_CHECKING:
     from dlp_core.bank.disk_cache import DiskCache
+    from dlp_core.eval.evaluation import Phase
     from dlp_core.eval.results import Difference, Results
     from dlp_core.eval.run import Setup
     from dlp_core.eval.suite import Suite
@@ -35,20 +37,16 @@ Bank = Annotated[
         show_default=False,
     ),
 ]
-BaseModel = Annotated[
-    Path | None, typer.Option(envvar="DLP_BASE_MODEL", help="Folder of the base model.", show_default=False)
-]
+BaseModel = Annotated[Path | None, BASE_MODEL]
 Data = Annotated[Path | None, typer.Option(help="Folder of the suite's data files; the suite's own when left out.")]
 Rows = Annotated[int | None, typer.Option(min=1, help="Rows of each task, and most composite prompts.")]
 Out = Annotated[Path, typer.Option(help="Folder for answers, results.json, report.html and report.md.")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float32 or float16.")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one when left out.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the model.")]
 AtOnce = Annotated[int, typer.Option(min=1, help="Requests in the engine at a time.")]
 History = Annotated[
     str | None, typer.Option(metavar="URI", help="Store to keep the results in; the bank's own when left out.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -277,7 +275,7 @@ def _given(value: T | None, what: str) -> T:
 
 
 @contextmanager
-def _phases() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+def _phases() -> Iterator[Phase]:
     """One progress bar for the phases of an evaluation, one after the other."""
     with terminal.progress("load") as bar:
         yield lambda title: lambda done, total: bar.update(done, total=total, title=title)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 import typer
 from rich.markup import escape
@@ -10,6 +11,7 @@ from rich.markup import escape
 from deployments import terminal
 from deployments.cli import adapter, bank, eval, model, route, router, serve
 from dlp_core.errors import DLPError
+from dlp_core.store.disk import disk_error, is_full
 
 app = typer.Typer(
     name="dlp",
@@ -29,12 +31,20 @@ app.command("route")(route.route)
 
 
 def main() -> None:
-    """Runs the command line; a mistake of the user ends in one line on stderr, never in a traceback."""
+    """Runs the command line. A mistake of the user and a full disk end in one line on stderr, never in a traceback."""
     try:
         app()
     except DLPError as error:
-        terminal.err.print(f"[bold red]dlp:[/] {escape(error.message)}", highlight=False, soft_wrap=True)
-        sys.exit(2 if error.status < 500 else 1)
+        _end(error)
+    except OSError as error:
+        if error.filename is None and not is_full(error):  # of no file: a bug
+            raise
+        _end(disk_error(error, f"{error.filename or 'a file'}: cannot be used"))
+
+
+def _end(error: DLPError) -> NoReturn:
+    terminal.err.print(f"[bold red]dlp:[/] {escape(error.message)}", highlight=False, soft_wrap=True)
+    sys.exit(2 if error.status < 500 else 1)
 
 
 if __name__ == "__main__":

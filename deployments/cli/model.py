@@ -10,7 +10,8 @@ import typer
 from rich.markup import escape
 
 from deployments import terminal
-from dlp_core.errors import StoreUnavailable
+from deployments.cli.options import Json
+from dlp_core.errors import NotFound, StoreUnavailable
 from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore
 
@@ -23,7 +24,6 @@ Location = Annotated[
     str,
     typer.Argument(envvar="DLP_BASE_MODEL_URI", metavar="URI", help="s3://bucket/prefix/ or a folder; one model each."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 RETRY_S = 2.0
 
@@ -39,7 +39,7 @@ def push(
 
     store = open_store(uri)
     with terminal.progress(f"push {folder}") as bar:
-        manifest = push_model(store, folder, progress=lambda done, total: bar.update(done, total=total))
+        manifest = push_model(store, folder, progress=bar.report)
     if json:
         terminal.print_json(_facts(store, manifest))
         return
@@ -63,11 +63,9 @@ def pull(
     with terminal.progress(f"pull {uri}") as bar:
         while True:
             try:
-                manifest, fetched = pull_model(
-                    store, folder, progress=lambda done, total: bar.update(done, total=total)
-                )
+                manifest, fetched = pull_model(store, folder, progress=bar.report)
                 break
-            except StoreUnavailable:
+            except (NotFound, StoreUnavailable):
                 if time.monotonic() + RETRY_S > deadline:
                     raise
                 time.sleep(RETRY_S)

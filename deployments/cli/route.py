@@ -11,7 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployments import terminal
+from deployments.cli.options import Json
 from dlp_core.errors import InvalidRequest
+from dlp_core.mix import WeightRule
 
 if TYPE_CHECKING:
     from dlp_core.mix import Mix
@@ -32,7 +34,10 @@ def route(
     file: Annotated[Path | None, typer.Option(help='JSON lines {"input": text}, plain or .gz, not TEXT.')] = None,
     top_p: Annotated[float, typer.Option(help="Keep the fewest adapters that have this share.")] = 0.9,
     max_adapters: Annotated[int, typer.Option(help="Keep at most this many adapters.")] = 3,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each text.")] = False,
+    weights: Annotated[
+        WeightRule, typer.Option(help="Their probabilities over their sum, or a second softmax over them.")
+    ] = "renormalise",
+    json: Json = False,
 ) -> None:
     """Show which adapters would serve a text, how much of each, and which words decide it. Generates nothing."""
     from dlp_core.router.explanation import explain_first
@@ -45,7 +50,7 @@ def route(
     found = _open(router, bank)
     texts = [text] if text is not None else read_texts(file or Path())
     for routing in found.route(texts):
-        mix = routing.mix(top_p=top_p, max_adapters=max_adapters)
+        mix = routing.mix(top_p=top_p, max_adapters=max_adapters, weights=weights)
         if text is None:
             if json:
                 terminal.print_json(_as_dict(routing, mix))

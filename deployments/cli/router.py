@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from deployments import terminal
+from deployments.cli.options import Json, Seed
 
 app = typer.Typer(help="Train routers, judge them, let them grow and shrink.", no_args_is_help=True)
 
@@ -19,14 +20,13 @@ Data = Annotated[
 ]
 Folder = Annotated[Path, typer.Option(help="Folder of a trained router.")]
 Out = Annotated[Path | None, typer.Option(help="Folder to write to; the router's own when left out.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command()
 def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder to write router.json and router.safetensors to.")],
-    seed: Annotated[int, typer.Option(min=0, help="Same rows and same seed give the same bytes.")] = 0,
+    seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Train a router on rows of two or more tasks. Rows with "task": null teach it what fits no adapter."""
@@ -35,11 +35,7 @@ def train(
 
     rows = read_task_rows(data)
     with terminal.progress(f"train router on {len(rows):,} rows") as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.update(done, total=total)
-
-        router, summary = train_router(rows, TrainSettings(seed=seed), report=report)
+        router, summary = train_router(rows, TrainSettings(seed=seed), report=bar.report)
     router.save(out)
     if json:
         terminal.print_json({"router": str(out), **summary.as_dict()})
@@ -74,9 +70,7 @@ def evaluate(
         from dlp_core.router.training.retrain import retrain
 
         with terminal.progress("train without 4 tasks at a time") as bar:
-            again = retrain(
-                judged, read_task_rows(train_data), rows, report=lambda done, total: bar.update(done, total=total)
-            )
+            again = retrain(judged, read_task_rows(train_data), rows, report=bar.report)
         result |= again.as_dict()
     if json:
         terminal.print_json(result)

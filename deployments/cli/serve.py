@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from deployments import terminal
+from deployments.cli.options import Bank, BaseModel
 
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Port of the endpoint.")]
 Config = Annotated[Path, typer.Option(help="Serve config file with the deployments' settings.")]
@@ -30,8 +31,8 @@ def demo(
 
 
 def serve(
-    bank: Annotated[str, typer.Option(envvar="DLP_BANK", help="s3://bucket/prefix/ or a folder.")],
-    base_model: Annotated[Path, typer.Option(envvar="DLP_BASE_MODEL", help="Folder of the frozen backbone.")],
+    bank: Bank,
+    base_model: BaseModel,
     port: Port = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     config: Config = Path("serve_config.yaml"),

@@ -12,7 +12,7 @@ from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
-from dlp_core.fleet.autoscaling import MARGIN, Demand, Targets, backbone_load, router_load, wanted
+from dlp_core.fleet.autoscaling import MARGIN, Demand, Targets, backbone_load, desired_replicas, router_load
 
 REQUESTS = "requests"
 TOKENS = "tokens"
@@ -73,12 +73,12 @@ def _reports(ctx: AutoscalingContext, keys: Iterable[str]) -> list[Mapping[str, 
 
 
 def _decision(ctx: AutoscalingContext, load: float, reported: int, margin: float) -> Decision:
-    number = wanted(
+    number = desired_replicas(
         load,
         ctx.target_num_replicas,
-        least=ctx.capacity_adjusted_min_replicas,
-        most=ctx.capacity_adjusted_max_replicas,
-        certain=reported >= ctx.current_num_replicas,
+        min_replicas=ctx.capacity_adjusted_min_replicas,
+        max_replicas=ctx.capacity_adjusted_max_replicas,
+        all_reported=reported >= ctx.current_num_replicas,
         margin=margin,
     )
     return number, {}

@@ -73,6 +73,7 @@ def routing_options(body: AnyRequest, routing: RoutingArgs) -> RoutingOptions:
         model=body.model,
         top_p=routing.top_p if options.top_p is None else options.top_p,
         max_adapters=most,
+        weights=options.weights or routing.weights,
         min_confidence=routing.min_confidence if options.min_confidence is None else options.min_confidence,
         by_sentence=options.granularity == "sentence",
         adapters=None if explicit is None else tuple((part.name, part.weight) for part in explicit),

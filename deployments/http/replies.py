@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from dlp_core.decision import AUTO, Decision
+from dlp_core.adapter.names import AUTO
+from dlp_core.decision import Decision
 from dlp_core.generation.messages import Completion, Delta, Finished, Logprob, TokenText
 from dlp_core.mix import Mix
 from dlp_core.router.routing import NONE_DECISION
@@ -80,6 +81,7 @@ def route_json(decision: Decision) -> dict[str, Any]:
         "probabilities": None if decision.probabilities is None else dict(decision.probabilities),
         "top_p": decision.options.top_p,
         "max_adapters": decision.options.max_adapters,
+        "weights": decision.options.weights,
         "min_confidence": decision.options.min_confidence,
         "none_threshold": NONE_DECISION,
     }

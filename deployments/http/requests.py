@@ -14,9 +14,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from dlp_core.decision import AUTO
+from dlp_core.adapter.names import AUTO
 from dlp_core.engine.request import MAX_LOGPROBS, Sampling
 from dlp_core.errors import InvalidRequest
+from dlp_core.mix import WeightRule
 from dlp_core.text.chat import Message, Role, routing_texts
 
 MAX_STOPS = 4
@@ -71,6 +72,7 @@ class DLPOptions(StrictBody):
 
     top_p: float | None = Field(default=None, gt=0, le=1)
     max_adapters: int | None = Field(default=None, ge=1)
+    weights: WeightRule | None = None
     min_confidence: float | None = Field(default=None, ge=0, le=1)
     granularity: Literal["request", "sentence"] = "request"
     adapters: list[AdapterWeight] | None = None

@@ -1,6 +1,6 @@
 """The application of serve_config.yaml on a Ray cluster that lives and dies with this process.
 
-    with LocalApp(load_config(Path("serve_config.yaml")), bank="s3://bank/", base_model=folder, port=8000) as app:
+    with LocalApp(load_config(Path("serve_config.yaml")), bank="s3://bank/", base_model=folder) as app:
         app.wait_until_ready()
         ...
 
@@ -61,11 +61,15 @@ def load_config(path: Path) -> dict[str, Any]:
 
 
 class LocalApp:
-    """One application, one cluster, one port. Raises AppFailed or InvalidRequest when it cannot start."""
+    """One application, one cluster, one port. Raises AppFailed or InvalidRequest when it cannot start.
+
+    Without a `port` it takes a free one; `url` says which.
+    """
 
     def __init__(
-        self, config: dict[str, Any], *, bank: str, base_model: Path, port: int, host: str = "127.0.0.1"
+        self, config: dict[str, Any], *, bank: str, base_model: Path, port: int | None = None, host: str = "127.0.0.1"
     ) -> None:
+        port = port or free_port()
         application = config["applications"][0]
         args = {**application.get("args", {}), "bank": bank, "base_model": str(base_model.resolve())}
         self.config = {
@@ -195,6 +199,13 @@ class LocalApp:
                 raise InvalidRequest(
                     f"port {self._port} is not free ({error.strerror}); choose one with --port"
                 ) from None
+
+
+def free_port() -> int:
+    """A port of this machine that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _last_line(message: str) -> str:

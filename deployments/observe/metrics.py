@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
+from dlp_core.adapter.names import unqualify
 from dlp_core.decision import Decision
 from dlp_core.generation.messages import Finished
 
@@ -90,7 +91,7 @@ class EngineMetrics:
     def loaded(self, adapter: str, tier: str, seconds: float) -> None:
         """`adapter` as the engine names it, name@version."""
         if tier == "device":
-            self._loads.inc(tags={"adapter": adapter.rpartition("@")[0]})
+            self._loads.inc(tags={"adapter": unqualify(adapter)})
         self._load_seconds.observe(seconds, tags={"tier": tier})
 
     def state(self, stats: EngineStats, *, on_disk: int) -> None:

@@ -18,27 +18,22 @@ from deployments.fleet.autoscaling import ADAPTERS, REQUESTS, TOKENS
 from deployments.http.admin import LoadAdapter
 from deployments.observe import tracing
 from deployments.observe.metrics import EngineMetrics
-from deployments.replicas.imports import lasting_imports
-from deployments.replicas.process import join_library_log
-from deployments.replicas.single_flight import SingleFlight
+from deployments.replicas.banks import LoadedBanks
+from deployments.replicas.process import join_library_log, lasting_imports
+from dlp_core.adapter.names import unqualify
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.folder import Check
 from dlp_core.bank.manifest import AdapterEntry, BankManifest, RouterEntry
 from dlp_core.bank.publish import publish
-from dlp_core.bank.reading import load_manifest
 from dlp_core.bank.revision import with_adapter
-from dlp_core.bank.source import BankSource, qualified_names, read_router, successors
+from dlp_core.bank.source import BankSource, qualified_names, successors
 from dlp_core.errors import BankError, EngineFailed
 from dlp_core.generation.messages import Delta, Finished, GenerationRequest
 from dlp_core.generation.planning import planner
-from dlp_core.router import Router
 from dlp_core.store.local_copy import local_copy
 from dlp_core.store.opening import open_store
 
 log = logging.getLogger("ray.serve")
-
-BANKS_KEPT = 4
-"""Bank versions whose manifest stays in memory."""
 
 WATCH_S = 2.0
 """How often gauges are set, which Ray forgets otherwise, and how often the engine's health is looked at."""
@@ -47,7 +42,7 @@ WATCH_S = 2.0
 class FusedBackbone:
     def __init__(self, args: AppArgs) -> None:
         with lasting_imports():
-            from deployments.replicas.load_engine import load_engine
+            from dlp_core.engine.loading import load
             from dlp_core.generation.generator import Generator
 
         tracing.start()
@@ -55,15 +50,22 @@ class FusedBackbone:
         self._args = args
         self._metrics = EngineMetrics()
         self._store = open_store(args.bank)
-        self._cache = DiskCache(args.cache.path, args.cache.max_bytes, on_fetch=self._fetched)
-        self._source = BankSource(self._store, self._cache)
-        self._manifests = SingleFlight(self._read_manifest, keep=BANKS_KEPT)
-        self._routers = SingleFlight(self._read_router, keep=BANKS_KEPT)
+        cache = DiskCache(args.cache.path, args.cache.max_bytes, on_fetch=self._fetched)
+        self._source = BankSource(self._store, cache)
+        self._banks = LoadedBanks(self._store, cache, admit=self._admit)
         # A GPU is used where serve_config.yaml gives this deployment one, and only there.
         device = "cuda" if ray.get_gpu_ids() else "cpu"
-        self._engine, codec = load_engine(args, self._source, device=device, on_load=self._loaded)
-        self._codec = codec
-        self._generator = Generator(self._engine, codec, default_max_tokens=args.limits.default_max_tokens)
+        loaded = load(
+            Path(args.base_model),
+            self._source,
+            args.engine,
+            dtype=args.dtype,
+            device=device,
+            threads=args.threads,
+            on_load=self._loaded,
+        )
+        self._engine, self._codec = loaded.engine, loaded.codec
+        self._generator = Generator(self._engine, self._codec, default_max_tokens=args.limits.default_max_tokens)
         self._max_adapters = args.engine.slots - len(args.pinned_adapters)
         self._engine.start()
         self._watching = asyncio.create_task(self._watch())
@@ -71,7 +73,7 @@ class FusedBackbone:
     async def prepare(self, bank: str) -> None:
         """Makes the adapters of a bank version known, and loads those that are pinned or in use under another version.
         Raises StoreUnavailable, BankError, AdapterRefused or AdapterUnavailable."""
-        manifest = await self._manifests.get(bank)
+        manifest = await self._banks.manifest(bank)
         await self._engine.keep(qualified_names(self._args.pinned_adapters, manifest))
         for name in successors(self._engine.stats().resident, manifest):
             await self._engine.preload([name])
@@ -112,8 +114,8 @@ class FusedBackbone:
         stopwatch = self._metrics.stopwatch()
         try:
             with tracing.opened("generate", request.trace) as span:
-                manifest = await self._manifests.get(request.bank)
-                router = None if request.by_sentence is None else await self._routers.get(request.bank)
+                manifest = await self._banks.manifest(request.bank)
+                router = None if request.by_sentence is None else await self._banks.router(request.bank)
                 generated = self._generator.generate(
                     request.source,
                     planner(request, manifest, router, self._codec, max_adapters=self._max_adapters),
@@ -139,7 +141,7 @@ class FusedBackbone:
 
     def record_routing_stats(self) -> dict[str, list[str]]:
         """What the request router asks for (deployments/fleet/affinity.py). Any change is sent to every handle."""
-        return {RESIDENT: sorted({name.rpartition("@")[0] for name in self._engine.stats().resident})}
+        return {RESIDENT: sorted({unqualify(name) for name in self._engine.stats().resident})}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What deployments/fleet/autoscaling.py decides by."""
@@ -152,7 +154,7 @@ class FusedBackbone:
 
     def _fetched(self, entry: AdapterEntry | RouterEntry, seconds: float) -> None:
         if isinstance(entry, AdapterEntry):
-            self._loaded(f"{entry.name}@{entry.version}", "disk", seconds)
+            self._loaded(entry.qualified_name, "disk", seconds)
 
     def _loaded(self, adapter: str, tier: str, seconds: float) -> None:
         self._metrics.loaded(adapter, tier, seconds)
@@ -174,13 +176,9 @@ class FusedBackbone:
             logging.shutdown()
             os._exit(1)
 
-    def _read_router(self, version: str) -> Router:
-        return read_router(self._store, self._cache, load_manifest(self._store, version))
-
-    def _read_manifest(self, version: str) -> BankManifest:
-        manifest = load_manifest(self._store, version)
-        base = Path(self._args.base_model).name
-        if manifest.base_model.id.rpartition("/")[2] != base:
-            raise BankError(f"bank {version} is for base model {manifest.base_model.id!r}; this replica runs {base!r}")
+    def _admit(self, manifest: BankManifest) -> None:
+        """Makes the adapters of a bank known. Raises BankError if they are of another base model."""
+        base, own = manifest.base_model.id, Path(self._args.base_model).name
+        if base.rpartition("/")[2] != own:
+            raise BankError(f"bank {manifest.version} is for base model {base!r}; this replica runs {own!r}")
         self._source.add(manifest)
-        return manifest

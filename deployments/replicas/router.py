@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from ray import serve
 
@@ -11,35 +13,28 @@ from deployments.args import AppArgs
 from deployments.fleet.autoscaling import BUSY
 from deployments.observe import tracing
 from deployments.observe.metrics import RouterMetrics
-from deployments.replicas.busy import BusyTime
+from deployments.replicas.banks import LoadedBanks
 from deployments.replicas.process import join_library_log
-from deployments.replicas.single_flight import SingleFlight
 from dlp_core.bank.disk_cache import DiskCache
-from dlp_core.bank.reading import load_manifest
-from dlp_core.bank.source import read_router
 from dlp_core.router import Router as BankRouter
 from dlp_core.router import Routing, restricted
 from dlp_core.router.explanation import Explanation, explain_first
 from dlp_core.store.opening import open_store
 
 MAX_BATCH = 64
-BANKS_KEPT = 4
-"""Bank versions whose router stays in memory: the one in use, and those that requests under way began with."""
 
 
 class Router:
     def __init__(self, args: AppArgs) -> None:
         tracing.start()
         join_library_log()
-        self._store = open_store(args.bank)
-        self._cache = DiskCache(args.cache.path, args.cache.max_bytes)
-        self._routers = SingleFlight(self._load, keep=BANKS_KEPT)
+        self._banks = LoadedBanks(open_store(args.bank), DiskCache(args.cache.path, args.cache.max_bytes))
         self._busy = BusyTime()
         self._metrics = RouterMetrics()
 
     async def prepare(self, bank: str) -> None:
         """Loads the router of a bank version. Raises StoreUnavailable or BankError."""
-        await self._routers.get(bank)
+        await self._banks.router(bank)
 
     async def route(
         self,
@@ -50,13 +45,13 @@ class Router:
     ) -> Routing:
         """What the router of a bank version makes of the first of `texts` that fits one of the allowed adapters."""
         with tracing.span("route", trace):
-            router = restricted(await self._routers.get(bank), allowed)
+            router = restricted(await self._banks.router(bank), allowed)
             routing: Routing = await self._batched(router, texts)
         return routing
 
     async def explain(self, texts: Sequence[str], bank: str, allowed: frozenset[str] | None) -> Explanation:
         """Why `route` says what it says."""
-        router = restricted(await self._routers.get(bank), allowed)
+        router = restricted(await self._banks.router(bank), allowed)
         with self._busy.measured():
             return await asyncio.to_thread(explain_first, router, texts)
 
@@ -72,9 +67,6 @@ class Router:
         with self._busy.measured():
             return await asyncio.to_thread(_route, routers, requests)
 
-    def _load(self, bank: str) -> BankRouter:
-        return read_router(self._store, self._cache, load_manifest(self._store, bank))
-
 
 def _route(routers: list[BankRouter], requests: list[Sequence[str]]) -> list[Routing]:
     """A batch spans several routers where requests may use other adapters, and while a bank takes over from another."""
@@ -83,3 +75,26 @@ def _route(routers: list[BankRouter], requests: list[Sequence[str]]) -> list[Rou
         rows = [row for row, its_router in enumerate(routers) if its_router is router]
         found.update(zip(rows, router.route_first([requests[row] for row in rows]), strict=True))
     return [found[row] for row in range(len(requests))]
+
+
+class BusyTime:
+    """Adds up the seconds inside `measured`; work side by side counts twice. Use from one event loop."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._asked = time.perf_counter()
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds += time.perf_counter() - began
+
+    def share(self) -> float:
+        """Of the time since this was last asked. What is still under way counts when it ends."""
+        now = time.perf_counter()
+        share = self._seconds / max(now - self._asked, 1e-9)
+        self._seconds, self._asked = 0.0, now
+        return share

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dlp_core.errors import AdapterRefused
+from dlp_core.store.disk import disk_error
 
 CONFIG_FILE = "adapter_config.json"
 
@@ -76,7 +77,9 @@ def read_config(folder: Path, name: str) -> PeftConfig:
         config = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise AdapterRefused(f"adapter {name!r}: {CONFIG_FILE} is missing from its folder") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise disk_error(error, f"adapter {name!r}: {CONFIG_FILE} cannot be read", mistake=AdapterRefused) from error
+    except ValueError as error:
         raise AdapterRefused(f"adapter {name!r}: {CONFIG_FILE} cannot be read as JSON: {error}") from None
     if not isinstance(config, dict):
         raise AdapterRefused(f"adapter {name!r}: {CONFIG_FILE} must hold a JSON object")

@@ -1,4 +1,4 @@
-"""Names of adapters."""
+"""Names of adapters: those a bank may use, and those the engine tells two versions of one adapter apart by."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import re
 
 from dlp_core.errors import InvalidRequest
 
+AUTO = "auto"
+"""The model name that asks for routing; an adapter of that name could never be asked for."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SEPARATOR = "@"  # no character of a name or a version
 
 
 def validate_name(name: str) -> str:
@@ -20,3 +24,13 @@ def validate_name(name: str) -> str:
             "starting with a letter or digit"
         )
     return name
+
+
+def qualify(name: str, version: str) -> str:
+    """What the engine calls one version of an adapter: `name@version`."""
+    return f"{name}{_SEPARATOR}{version}"
+
+
+def unqualify(name: str) -> str:
+    """The name in the bank of what the engine calls `name@version`; a name without a version stays as it is."""
+    return name.partition(_SEPARATOR)[0]

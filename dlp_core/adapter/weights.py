@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from dlp_core.adapter.config import CONFIG_FILE, PeftConfig, read_config
 from dlp_core.adapter.names import validate_name
 from dlp_core.errors import AdapterRefused
+from dlp_core.store.disk import disk_error
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,7 +113,7 @@ def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
         hint = f"; {pickled[0]} is a pickle and is never opened, save it as safetensors" if pickled else ""
         raise AdapterRefused(f"adapter {name!r}: {WEIGHTS_FILE} is missing from its folder{hint}") from None
     except OSError as error:
-        raise AdapterRefused(f"adapter {name!r}: {WEIGHTS_FILE} cannot be read: {error}") from None
+        raise disk_error(error, f"adapter {name!r}: {WEIGHTS_FILE} cannot be read", mistake=AdapterRefused) from error
     try:
         tensors: dict[str, Tensor] = load(data)
     except (SafetensorError, ValueError, KeyError) as error:

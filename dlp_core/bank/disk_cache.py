@@ -1,21 +1,16 @@
 """A bounded, content-addressed cache of adapter and router files on local disk, shared by a node's processes.
 
-    root/<sha256>/        one entry: its files, complete, checked and sealed
+    root/<sha256>/        one entry: its files, complete and checked, and their seal (dlp_core/bank/seal.py)
     root/.locks/<sha256>  held shared while an entry is in use, exclusively while it is filled or removed
     root/.locks/room      held while bytes are counted, set aside, or freed
     root/.partial/<n>-*   a download under way that will need n bytes; its folder is locked while that lasts
 
 An entry appears by one rename, after every byte was checked. Which process may do what is decided by file
-locks (flock), which the kernel drops with the process: a crash leaves nothing locked, and what it left half
-done is swept away when room is next needed.
-
-Nobody waits for the disk itself (fsync): what a power loss took from a file is found out afterwards, because the
-seal of a checked file names the boot it was checked in, and files from before the boot are checked again.
+locks: a crash leaves nothing locked, and what it left half done is swept away when room is next needed.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -26,28 +21,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from zlib import crc32
 
 from dlp_core.bank.manifest import AdapterEntry, RouterEntry
-from dlp_core.errors import AdapterRefused, AdapterUnavailable, StoreUnavailable
-from dlp_core.store.files import FileEntry, describe_files
+from dlp_core.bank.seal import SEAL_FILE, is_intact, reseal, seal
+from dlp_core.errors import AdapterMissing, AdapterRefused, AdapterUnavailable, NotFound, StoreUnavailable
+from dlp_core.store.files import FileEntry
+from dlp_core.store.lock import FileLock
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.transfers import in_parallel
 
 Entry = AdapterEntry | RouterEntry
-
-
-def _boot() -> bytes:
-    """What is the same until the machine starts again. Only Linux tells; elsewhere seals are good for ever."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_bytes()
-    except OSError:
-        return b""
-
-
-_SEAL_NS = (10**9 + crc32(_boot()) % 10**8) * 10**9
-"""Modification time given to a checked file, of the years from 2001 to 2004: whoever writes to it later breaks the
-seal, and so does a start of the machine."""
 
 _ENTRY = re.compile(r"[0-9a-f]{64}")
 _PARTIAL = re.compile(r"[0-9]+-[0-9a-f]{32}")
@@ -79,7 +62,8 @@ class DiskCache:
         reading, not longer: it keeps the entry from being evicted.
 
         Raises AdapterRefused if the entry is larger than the cache, DigestMismatch if the store holds other
-        bytes than the manifest promises, AdapterUnavailable if it cannot be fetched now.
+        bytes than the manifest promises, AdapterMissing if it has none, AdapterUnavailable if the entry cannot be
+        fetched now.
         """
         if entry.size > self._max_bytes:
             raise AdapterRefused(
@@ -112,20 +96,20 @@ class DiskCache:
             return set()
         return {f"sha256:{path.name}" for path in self._matching(self._root, _ENTRY)}
 
-    def _open(self, entry: Entry, folder: Path) -> _Lock | None:
+    def _open(self, entry: Entry, folder: Path) -> FileLock | None:
         """A shared lock on an intact entry, or None. Never waits: who waits for a download joins it below."""
         with _reported(entry, self._root), ExitStack() as undo:
             self._locks.mkdir(parents=True, exist_ok=True)
             self._partial.mkdir(exist_ok=True)
-            lock = _try_lock(self._locks / folder.name, fcntl.LOCK_SH)
+            lock = FileLock.attempt(self._locks / folder.name, shared=True)
             if lock is not None:
                 undo.enter_context(lock)
-                if _intact(folder, entry):
+                if is_intact(folder, entry.files):
                     undo.pop_all()
                     return lock
         return None
 
-    def _fill_once(self, store: AdapterStore, entry: Entry, folder: Path) -> _Lock | None:
+    def _fill_once(self, store: AdapterStore, entry: Entry, folder: Path) -> FileLock | None:
         """One thread fills and gets its lock; the others of this process wait for it and share its error."""
         with self._guard:
             waiting = self._filling.get(folder.name)
@@ -145,11 +129,12 @@ class DiskCache:
             with self._guard:
                 del self._filling[folder.name]
 
-    def _fill(self, store: AdapterStore, entry: Entry, folder: Path) -> _Lock | None:
+    def _fill(self, store: AdapterStore, entry: Entry, folder: Path) -> FileLock | None:
         with ExitStack() as undo:
-            lock = _Lock(self._locks / folder.name, fcntl.LOCK_EX)
+            lock = FileLock(self._locks / folder.name)
             undo.enter_context(lock)
-            if not _intact(folder, entry) and not _sealed_again(folder, entry):  # else another process was faster
+            # Another process may have been faster, or have left the files before the machine started.
+            if not (is_intact(folder, entry.files) or reseal(folder, entry.files)):
                 if folder.exists():
                     shutil.rmtree(folder)
                 began = time.perf_counter()
@@ -159,10 +144,9 @@ class DiskCache:
                         partial.rename(folder)
                 if self._on_fetch is not None:
                     self._on_fetch(entry, time.perf_counter() - began)
-            # Kept, not released: a fresh entry must not be evicted before it was read once. The change of mode is
-            # not atomic (flock(2)), hence the second look.
+            # Kept, not released: a fresh entry must not be evicted before it was read once.
             lock.share()
-            if not _intact(folder, entry):
+            if not is_intact(folder, entry.files):
                 return None
             undo.pop_all()
             return lock
@@ -175,22 +159,22 @@ class DiskCache:
             self._evict(entry)
             partial = self._partial / f"{entry.size}-{uuid.uuid4().hex}"
             partial.mkdir()
-            held = _Lock(partial, fcntl.LOCK_EX, folder=True)
+            held = FileLock(partial, folder=True)
         with held:
             try:
                 yield partial
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def _counting(self) -> _Lock:
+    def _counting(self) -> FileLock:
         """Nobody sets bytes aside, turns them into an entry or evicts meanwhile."""
-        return _Lock(self._locks / "room", fcntl.LOCK_EX)
+        return FileLock(self._locks / "room")
 
     def _sweep(self) -> None:
         """Removes what downloaders left that are no more: those alive hold a lock on their folder."""
         for path in self._matching(self._partial, _PARTIAL):
             with suppress(FileNotFoundError):
-                if (lock := _try_lock(path, fcntl.LOCK_EX, folder=True)) is not None:
+                if (lock := FileLock.attempt(path, folder=True)) is not None:
                     with lock:
                         shutil.rmtree(path)
 
@@ -201,7 +185,7 @@ class DiskCache:
         for path in sorted(entries, key=_last_used):
             if excess <= 0:
                 return
-            if (lock := _try_lock(self._locks / path.name, fcntl.LOCK_EX)) is not None:
+            if (lock := FileLock.attempt(self._locks / path.name)) is not None:
                 with lock:
                     excess -= _size(path)
                     shutil.rmtree(path)
@@ -225,75 +209,18 @@ def _download(store: AdapterStore, entry: Entry, folder: Path) -> None:
         target = folder / file.path
         store.download(entry.key(file.path), target, size=file.size, sha256=file.sha256)
         target.chmod(0o444)
-        _seal(target)
         return file.size
 
-    in_parallel(fetch, entry.files, lambda size: size, entry.size, None)
-
-
-def _seal(file: Path) -> None:
-    os.utime(file, ns=(_SEAL_NS, _SEAL_NS))
-
-
-def _sealed_again(folder: Path, entry: Entry) -> bool:
-    """Checks files whose seal is not of this boot. Whether all are there and still have the right bytes; then they
-    are sealed."""
-    try:
-        found = describe_files(folder, [file.path for file in entry.files])
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    if found != tuple(entry.files):
-        return False
-    for file in entry.files:
-        _seal(folder / file.path)
-    return True
-
-
-def _intact(folder: Path, entry: Entry) -> bool:
-    """Whether all files have their size and their seal. Their bytes were checked when they were sealed."""
-    try:
-        stats = [(folder / file.path).stat() for file in entry.files]
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return all(
-        (stat.st_size, stat.st_mtime_ns) == (file.size, _SEAL_NS) for stat, file in zip(stats, entry.files, strict=True)
-    )
-
-
-class _Lock:
-    """An flock on `path`, from construction to the end of its `with` block. A missing lock file is created."""
-
-    def __init__(self, path: Path, mode: int, *, folder: bool = False) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._descriptor, mode)
-        except BaseException:
-            os.close(self._descriptor)
-            raise
-
-    def share(self) -> None:
-        """Turns an exclusive lock into a shared one."""
-        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
-
-
-def _try_lock(path: Path, mode: int, *, folder: bool = False) -> _Lock | None:
-    """The lock, or None if another holds it."""
-    try:
-        return _Lock(path, mode | fcntl.LOCK_NB, folder=folder)
-    except BlockingIOError:
-        return None
+    in_parallel(fetch, entry.files, lambda size: size, entry.size)
+    seal(folder, entry.files)
 
 
 @contextmanager
 def _reported(entry: Entry, root: Path) -> Iterator[None]:
     try:
         yield
+    except NotFound as error:
+        raise AdapterMissing(f"{entry} is gone: {error.message}; publish its bank again, or roll back") from error
     except StoreUnavailable as error:
         raise AdapterUnavailable(f"{entry} cannot be fetched: {error.message}", retry_after=5.0) from error
     except OSError as error:
@@ -304,10 +231,11 @@ def _reported(entry: Entry, root: Path) -> Iterator[None]:
 
 
 def _size(folder: Path) -> int:
+    """Bytes of an entry's files. Its seal is not counted, as the locks are not."""
     total = 0
     with suppress(FileNotFoundError):  # it may be on its way out
         for path in folder.iterdir():
-            total += path.stat().st_size
+            total += path.stat().st_size if path.name != SEAL_FILE else 0
     return total
 
 

@@ -27,11 +27,11 @@ from dlp_core.bank.manifest import (
     RouterEntry,
     bank_digest,
     labels_problem,
-    version_of,
 )
 from dlp_core.errors import AdapterRefused, BankError
 from dlp_core.router import Router
-from dlp_core.store.files import FileEntry, describe_files, digest_of
+from dlp_core.store.disk import disk_errors
+from dlp_core.store.files import FileEntry, describe_files, digest_of, version_of
 from dlp_core.store.records import Record, first_problem
 
 FOLDER_FILE = "bank.json"
@@ -105,12 +105,12 @@ def make_manifest(
 
 def _read_settings(folder: Path) -> _FolderFile:
     path = folder / FOLDER_FILE
+    content = 'it must hold {"base_model": "<id>"}'
     try:
-        return _FolderFile.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise BankError(f'{path} cannot be read ({error.strerror}); it must hold {{"base_model": "<id>"}}') from None
+        with disk_errors(f"{path} cannot be read", mistake=BankError, action=content):
+            return _FolderFile.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise BankError(f'{path} must hold {{"base_model": "<id>"}}: {first_problem(error)}') from None
+        raise BankError(f"{path}: {content}: {first_problem(error)}") from None
 
 
 class _FolderFile(Record):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from dlp_core.bank.manifest import BankManifest, Pointer
 from dlp_core.bank.reading import current, current_if_changed, load_manifest, load_promised
 from dlp_core.errors import (
+    AdapterMissing,
     AdapterRefused,
     BankError,
     DeadlineExceeded,
@@ -28,7 +29,7 @@ FIRST_RETRY_S = 0.5
 _REPLICAS = (DeadlineExceeded, EngineFailed, EngineFull)
 """Errors of replicas that come and go: they say nothing about the bank."""
 
-_UNFIT = (AdapterRefused, BankError, UnknownModel)
+_UNFIT = (AdapterMissing, AdapterRefused, BankError, UnknownModel)
 """Errors that no waiting cures: another bank has to be published."""
 
 

@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from dlp_core.adapter.config import CONFIG_FILE
-from dlp_core.adapter.names import validate_name
+from dlp_core.adapter.names import AUTO, qualify, validate_name
 from dlp_core.adapter.weights import WEIGHTS_FILE
 from dlp_core.errors import InvalidRequest
 from dlp_core.router import router
@@ -35,9 +35,8 @@ from dlp_core.store.files import Digest, FileEntry, Sha256, digest_of
 from dlp_core.store.records import Record
 
 POINTER_KEY = "current.json"
-
-RESERVED_NAME = "auto"
-"""The model name that asks for routing; an adapter of that name could never be asked for."""
+MANIFESTS = "banks/"
+"""What the keys of manifests begin with."""
 
 
 def _checked_name(name: str) -> str:
@@ -89,6 +88,11 @@ class AdapterEntry(_Blob):
         """Where `file` lies in the store."""
         return f"adapters/{self.name}/{self.version}/{file}"
 
+    @property
+    def qualified_name(self) -> str:
+        """What the engine calls it: `name@version`."""
+        return qualify(self.name, self.version)
+
     def __str__(self) -> str:
         return f"adapter {self.name!r} version {self.version}"
 
@@ -134,12 +138,16 @@ class BankManifest(Record):
         """What the bank is made of in the store."""
         return (*self.adapters, *([self.router] if self.router else []))
 
+    def objects(self) -> Sequence[tuple[str, FileEntry]]:
+        """Every file of the bank, by its key in the store."""
+        return [(blob.key(file.path), file) for blob in self.blobs() for file in blob.files]
+
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         names = [adapter.name for adapter in self.adapters]
         if names != sorted(set(names)):
             raise ValueError("adapters must be in order of their names, each once")
-        for reserved in (RESERVED_NAME, self.base_model.id):
+        for reserved in (AUTO, self.base_model.id):
             if reserved in names:
                 raise ValueError(f"an adapter cannot be called {reserved!r}: that model name means something else")
         routed = [adapter.name for adapter in self.adapters if adapter.routed]
@@ -210,11 +218,11 @@ def bank_digest(base: BaseModelEntry, adapters: Sequence[AdapterEntry], router: 
     return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
 
-def version_of(digest: str) -> str:
-    """The version that content names itself."""
-    return digest.removeprefix("sha256:")[:12]
-
-
 def manifest_key(version: str) -> str:
     """Where the manifest of `version` lies in the store."""
-    return f"banks/{version}.json"
+    return f"{MANIFESTS}{version}.json"
+
+
+def version_at(key: str) -> str:
+    """The version whose manifest lies at `key`: the inverse of `manifest_key`."""
+    return key.removeprefix(MANIFESTS).removesuffix(".json")

@@ -16,10 +16,11 @@ from dlp_core.bank import pointer
 from dlp_core.bank.folder import Check, LocalFile, read_folder
 from dlp_core.bank.manifest import BankManifest, manifest_key
 from dlp_core.bank.reading import current, load_manifest, read_version
-from dlp_core.errors import AdapterRefused, BankError, Conflict, DigestMismatch, NotFound, UnknownModel
-from dlp_core.store.files import FileEntry, describe_files
+from dlp_core.errors import AdapterRefused, BankError, Conflict, DigestMismatch, LocalDiskError, NotFound, UnknownModel
+from dlp_core.store.disk import disk_errors
+from dlp_core.store.files import FileEntry
 from dlp_core.store.protocol import AdapterStore
-from dlp_core.store.transfers import Progress, in_parallel
+from dlp_core.store.transfers import Progress, in_parallel, put_unchanged, silent
 
 _ATTEMPTS = 3
 
@@ -43,7 +44,7 @@ def publish(
     *,
     version: str | None = None,
     check: Check | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> BankManifest:
     """Makes a local bank folder the bank that serves, and returns its manifest.
 
@@ -58,7 +59,7 @@ def publish(
     return commit(store, lambda before: read_folder(folder, version=version, check=check), progress=progress)
 
 
-def commit(store: AdapterStore, make: Make, *, progress: Progress | None = None) -> BankManifest:
+def commit(store: AdapterStore, make: Make, *, progress: Progress = silent) -> BankManifest:
     """Lets the bank serve that `make` makes of the one that serves now, and returns its manifest.
 
     If the pointer changed meanwhile without another bank taking over (somebody pinned a version, or collected
@@ -94,7 +95,7 @@ def rollback(store: AdapterStore, version: str | None = None) -> BankManifest:
     if target is None:
         raise BankError(f"{store.uri} has had no bank before {before[0].version}; name a version (`dlp bank list`)")
     manifest, raw = read_version(store, target)
-    missing = [key for key, size in _objects(manifest) if not _present(store, key, size)]
+    missing = [key for key, file in manifest.objects() if not _present(store, key, file.size)]
     if missing:
         raise BankError(
             f"bank {target} cannot serve: {len(missing)} of its files are missing or of another size, first "
@@ -105,14 +106,14 @@ def rollback(store: AdapterStore, version: str | None = None) -> BankManifest:
     return manifest
 
 
-def verify(store: AdapterStore, version: str | None = None, *, progress: Progress | None = None) -> VerifyReport:
+def verify(store: AdapterStore, version: str | None = None, *, progress: Progress = silent) -> VerifyReport:
     """Downloads every file of a bank and compares it with the manifest; keeps nothing.
 
-    Raises what `load_manifest` raises, and StoreUnavailable if the store fails; files that are missing or
-    different are the report's `problems`.
+    Raises what `load_manifest` raises, StoreUnavailable if the store fails, and LocalDiskError if the disk does; files
+    that are missing or different are the report's `problems`.
     """
     manifest = load_manifest(store, version)
-    files = [(blob.key(file.path), file) for blob in manifest.blobs() for file in blob.files]
+    files = manifest.objects()
     with TemporaryDirectory(prefix="dlp-verify-") as folder:
 
         def examine(number: int, key: str, file: FileEntry) -> tuple[int, str | None]:
@@ -125,18 +126,17 @@ def verify(store: AdapterStore, version: str | None = None, *, progress: Progres
             return file.size, None
 
         jobs = [(number, key, file) for number, (key, file) in enumerate(files)]
-        found = in_parallel(lambda job: examine(*job), jobs, lambda done: done[0], manifest.size, progress)
+        with disk_errors(f"{folder}: the files to verify cannot be written", mistake=LocalDiskError):
+            found = in_parallel(lambda job: examine(*job), jobs, lambda done: done[0], manifest.size, progress)
     problems = sorted(problem for _, problem in found if problem)
     return VerifyReport(manifest.version, len(files), manifest.size, tuple(problems))
 
 
-def _upload(store: AdapterStore, sources: Sequence[LocalFile], progress: Progress | None) -> None:
+def _upload(store: AdapterStore, sources: Sequence[LocalFile], progress: Progress) -> None:
     def upload(source: LocalFile) -> int:
-        if not _present(store, source.key, source.entry.size):
-            store.put(source.key, source.path)
-            if describe_files(source.path.parent, [source.path.name]) != (source.entry,):
-                store.delete(source.key)
-                raise AdapterRefused(f"{source.path} changed while it was published; publish again when it is final")
+        stored = _present(store, source.key, source.entry.size)
+        if not stored and not put_unchanged(store, source.key, source.path, source.entry):
+            raise AdapterRefused(f"{source.path} changed while it was published; publish again when it is final")
         return source.entry.size
 
     total = sum(source.entry.size for source in sources)
@@ -164,7 +164,3 @@ def _present(store: AdapterStore, key: str, size: int) -> bool:
         return store.head(key).size == size
     except NotFound:
         return False
-
-
-def _objects(manifest: BankManifest) -> list[tuple[str, int]]:
-    return [(blob.key(file.path), file.size) for blob in manifest.blobs() for file in blob.files]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
@@ -11,7 +13,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from dlp_core.adapter.names import validate_name
-from dlp_core.bank.manifest import POINTER_KEY, BankManifest, Pointer, manifest_key
+from dlp_core.bank.manifest import MANIFESTS, POINTER_KEY, BankManifest, Pointer, manifest_key, version_at
 from dlp_core.errors import BankError, DigestMismatch, NotFound, UnknownModel
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.records import Record, first_problem
@@ -36,16 +38,15 @@ class BankVersion:
 
 def current(store: AdapterStore) -> tuple[Pointer, str]:
     """The pointer and its etag. Raises NotFound if nothing was ever published there, BankError if it is damaged."""
-    try:
+    with _needs_pointer(store):
         stored = store.get(POINTER_KEY)
-    except NotFound:
-        raise NotFound(f"no bank is published in {store.uri}; run: dlp bank publish FOLDER --bank URI") from None
     return _parse(Pointer, stored.data, POINTER_KEY, store), stored.etag
 
 
 def current_if_changed(store: AdapterStore, etag: str) -> tuple[Pointer, str] | None:
     """`current`, or None if the pointer still has this etag. Raises what `current` raises."""
-    stored = store.get_if_changed(POINTER_KEY, etag)
+    with _needs_pointer(store):
+        stored = store.get_if_changed(POINTER_KEY, etag)
     return None if stored is None else (_parse(Pointer, stored.data, POINTER_KEY, store), stored.etag)
 
 
@@ -76,7 +77,7 @@ def list_versions(store: AdapterStore) -> list[BankVersion]:
     """Every bank in the store, newest first."""
     before = find_current(store)
     serving, pinned = (before[0].version, before[0].pinned) if before else (None, ())
-    versions = [info.key.removeprefix("banks/").removesuffix(".json") for info in store.list("banks/")]
+    versions = [version_at(info.key) for info in store.list(MANIFESTS)]
     with ThreadPoolExecutor(_READERS) as pool:
         manifests = pool.map(lambda version: load_manifest(store, version), versions)
         found = [
@@ -105,6 +106,14 @@ def find_current(store: AdapterStore) -> tuple[Pointer, str] | None:
         return current(store)
     except NotFound:
         return None
+
+
+@contextmanager
+def _needs_pointer(store: AdapterStore) -> Iterator[None]:
+    try:
+        yield
+    except NotFound:
+        raise NotFound(f"no bank is published in {store.uri}; run: dlp bank publish FOLDER --bank URI") from None
 
 
 def _parse(kind: type[R], raw: bytes, key: str, store: AdapterStore) -> R:

@@ -8,26 +8,23 @@ go before files: killed anywhere, it leaves no manifest without its files, and t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from dlp_core.bank import pointer
-from dlp_core.bank.manifest import BankManifest, manifest_key
+from dlp_core.bank.manifest import MANIFESTS, BankManifest, manifest_key, version_at
 from dlp_core.bank.pointer import CLAIM, State
 from dlp_core.bank.reading import current, load_manifest, read_version
 from dlp_core.errors import BankError, Conflict, NotFound, UnknownModel
 from dlp_core.store.protocol import AdapterStore, ObjectInfo
+from dlp_core.store.transfers import Progress, silent
 
 KEEP = 5
 """Newest banks that stay, besides those that must."""
 
 _DELETES = 8  # at once
-
-Progress = Callable[[int, int], None]
-"""Called with objects deleted and objects in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +56,9 @@ def unpin(store: AdapterStore, version: str) -> None:
     _change(store, before, pinned=tuple(name for name in before[0].pinned if name != version))
 
 
-def collect(
-    store: AdapterStore, *, keep: int = KEEP, dry_run: bool = False, progress: Progress | None = None
-) -> Garbage:
-    """Removes banks that are not kept, and files that no kept bank needs. `dry_run` only says which.
+def collect(store: AdapterStore, *, keep: int = KEEP, dry_run: bool = False, progress: Progress = silent) -> Garbage:
+    """Removes banks that are not kept, and files that no kept bank needs. `dry_run` only says which. `progress` is
+    told objects.
 
     Raises NotFound if nothing was published, BankError if a bank that must be kept cannot be read (nothing is
     deleted then), Conflict if somebody publishes or collects meanwhile, StoreUnavailable if the store fails.
@@ -73,7 +69,7 @@ def collect(
     claim = _Claim(store, before)
     try:
         garbage, found = _find(store, before, keep)
-        manifests = [info for info in found if info.key.startswith("banks/")]
+        manifests = [info for info in found if info.key.startswith(MANIFESTS)]
         done = 0
         for group in (manifests, [info for info in found if info not in manifests]):
             for start in range(0, len(group), _DELETES):
@@ -82,8 +78,7 @@ def collect(
                 with ThreadPoolExecutor(_DELETES) as pool:
                     list(pool.map(store.delete, batch))
                 done += len(batch)
-                if progress is not None:
-                    progress(done, len(found))
+                progress(done, len(found))
         return garbage
     finally:
         claim.release()
@@ -121,9 +116,9 @@ def _change(store: AdapterStore, before: State, **fields: object) -> State:
 def _find(store: AdapterStore, state: State, keep: int) -> tuple[Garbage, list[ObjectInfo]]:
     now = state[0]
     must = dict.fromkeys(version for version in (now.version, now.previous, *now.pinned) if version is not None)
-    listed = {info.key: info for info in store.list("banks/")}
+    listed = {info.key: info for info in store.list(MANIFESTS)}
     manifests: list[BankManifest] = []
-    for version in (key.removeprefix("banks/").removesuffix(".json") for key in listed):
+    for version in map(version_at, listed):
         try:
             manifests.append(load_manifest(store, version))
         except BankError as error:
@@ -137,19 +132,17 @@ def _find(store: AdapterStore, state: State, keep: int) -> tuple[Garbage, list[O
     newest = sorted(manifests, key=lambda manifest: manifest.created, reverse=True)
     others = [manifest for manifest in newest if manifest.version not in must][:keep]
     kept = [manifest for manifest in newest if manifest.version in must or manifest in others]
-    needed = {blob.key(file.path) for manifest in kept for blob in manifest.blobs() for file in blob.files}
+    needed = {key for manifest in kept for key, _ in manifest.objects()}
     needed |= {manifest_key(manifest.version) for manifest in kept}
     found = [
         info
-        for prefix in ("banks/", "adapters/", "routers/")
-        for info in (listed.values() if prefix == "banks/" else store.list(prefix))
+        for infos in (listed.values(), store.list("adapters/"), store.list("routers/"))
+        for info in infos
         if info.key not in needed
     ]
     garbage = Garbage(
         kept=tuple(manifest.version for manifest in kept),
-        versions=tuple(
-            info.key.removeprefix("banks/").removesuffix(".json") for info in found if info.key.startswith("banks/")
-        ),
+        versions=tuple(version_at(info.key) for info in found if info.key.startswith(MANIFESTS)),
         keys=tuple(info.key for info in found),
         size=sum(info.size for info in found),
     )

@@ -14,9 +14,10 @@ from dlp_core.bank.folder import Check, LocalFile, describe_adapter, describe_ro
 from dlp_core.bank.manifest import AdapterEntry, BankManifest, RouterEntry
 from dlp_core.bank.publish import commit
 from dlp_core.bank.reading import load_manifest
-from dlp_core.errors import BankError, InvalidRequest, UnknownModel
+from dlp_core.errors import BankError, InvalidRequest, LocalDiskError, UnknownModel
 from dlp_core.router import Router
 from dlp_core.router.growth import add_adapter, remove_adapter
+from dlp_core.store.disk import disk_errors
 from dlp_core.store.protocol import AdapterStore
 
 
@@ -101,9 +102,10 @@ def _read_router(store: AdapterStore, bank: BankManifest, work: Path) -> Router:
     if bank.router is None:
         raise UnknownModel(f"bank {bank.version} has no router that could learn or forget an adapter")
     folder = work / "before"
-    folder.mkdir(exist_ok=True)
-    for file in bank.router.files:
-        store.download(bank.router.key(file.path), folder / file.path, size=file.size, sha256=file.sha256)
+    with disk_errors(f"{folder}: the router cannot be copied", mistake=LocalDiskError):
+        folder.mkdir(exist_ok=True)
+        for file in bank.router.files:
+            store.download(bank.router.key(file.path), folder / file.path, size=file.size, sha256=file.sha256)
     return Router.load(folder)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dlp_core.adapter.checks import check_base
+from dlp_core.adapter.names import unqualify
 from dlp_core.adapter.weights import Adapter, read_adapter
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.manifest import AdapterEntry, BankManifest
@@ -28,7 +29,7 @@ class BankSource:
 
     def add(self, manifest: BankManifest) -> None:
         """Makes the adapters of a bank version known. Adding one twice is harmless."""
-        self._entries.update({_key(entry): (entry, manifest.base_model.id) for entry in manifest.adapters})
+        self._entries.update({entry.qualified_name: (entry, manifest.base_model.id) for entry in manifest.adapters})
 
     def digest(self, name: str) -> str:
         return self._entry(name)[0].digest
@@ -39,7 +40,8 @@ class BankSource:
     def load(self, name: str) -> Adapter:
         """Reads one adapter, from disk if it was fetched before.
 
-        Raises AdapterUnavailable if it cannot be fetched now, AdapterRefused if it cannot be served.
+        Raises AdapterUnavailable if it cannot be fetched now, AdapterMissing if it is not in the store, AdapterRefused
+        if it cannot be served.
         """
         entry, base_id = self._entry(name)
         with self._cache.lease(self._store, entry) as folder:
@@ -60,7 +62,7 @@ class BankSource:
 
 def read_router(store: AdapterStore, cache: DiskCache, manifest: BankManifest) -> Router:
     """The router of a bank, through the disk cache. Raises UnknownModel if the bank has none, AdapterUnavailable if
-    it cannot be fetched now, BankError if it cannot be read."""
+    it cannot be fetched now, AdapterMissing if it is not in the store, BankError if it cannot be read."""
     if manifest.router is None:
         raise UnknownModel(f"bank {manifest.version} has no router")
     with cache.lease(store, manifest.router) as folder:
@@ -69,7 +71,7 @@ def read_router(store: AdapterStore, cache: DiskCache, manifest: BankManifest) -
 
 def qualified(mix: Mix, manifest: BankManifest) -> Mix:
     """`mix` with each adapter named `name@version`, as the engine knows it. Raises UnknownModel."""
-    keys = {entry.name: _key(entry) for entry in manifest.adapters}
+    keys = {entry.name: entry.qualified_name for entry in manifest.adapters}
     for name in mix.names:
         if name not in keys:
             raise UnknownModel(f"adapter {name!r} does not exist in bank {manifest.version}")
@@ -78,7 +80,7 @@ def qualified(mix: Mix, manifest: BankManifest) -> Mix:
 
 def qualified_names(names: Iterable[str], manifest: BankManifest) -> list[str]:
     """Adapters of a bank by the names the engine knows them by. Raises BankError for one the bank does not have."""
-    keys = {entry.name: _key(entry) for entry in manifest.adapters}
+    keys = {entry.name: entry.qualified_name for entry in manifest.adapters}
     missing = [name for name in names if name not in keys]
     if missing:
         raise BankError(f"bank {manifest.version} has no adapter {missing[0]!r}, which pinned_adapters names")
@@ -89,14 +91,14 @@ def successors(resident: Iterable[str], manifest: BankManifest) -> list[str]:
     """What a bank has instead of adapters that are resident, by the names the engine knows them by: same name, other
     bytes. They will be asked for as soon as the bank takes over."""
     present = set(resident)
-    names = {name.rpartition("@")[0] for name in present}
-    return [_key(entry) for entry in manifest.adapters if entry.name in names and _key(entry) not in present]
+    names = {unqualify(name) for name in present}
+    return [
+        entry.qualified_name
+        for entry in manifest.adapters
+        if entry.name in names and entry.qualified_name not in present
+    ]
 
 
 def unqualified(mix: Mix) -> Mix:
     """`mix` with each adapter named as in its bank: what `qualified` was given."""
-    return Mix.of([(part.name.partition("@")[0], part.weight) for part in mix.adapters])
-
-
-def _key(entry: AdapterEntry) -> str:
-    return f"{entry.name}@{entry.version}"
+    return Mix.of([(unqualify(part.name), part.weight) for part in mix.adapters])

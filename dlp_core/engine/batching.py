@@ -1,15 +1,15 @@
 """transformers' continuous batching (5.23) with fusion in its step. The only file that touches its internals.
 
-It is the scheduler and the paged cache. What is added:
+transformers provides the scheduler and the paged cache. This file adds:
 
     before a forward pass   which tokens run under which slots and weights
-    after it                rows of requests that do not take the plain argmax are picked by their own sampler
+    after it                requests that do not take the plain argmax pick their token with their own sampler
     between two passes      mixes change at sentence ends; a request whose next mix needs adapters that are not
                             pinned leaves the batch until they are, as if it had been preempted
-    its block hashes        are of (token, mix), not of tokens alone: K and V depend on both
+    in block hashes         (token, mix) instead of the token alone: K and V depend on both
 
-The seams used are held by tests/dlp_core/engine/test_seam.py. Everything private here runs on the generation thread,
-except where it says otherwise.
+tests/dlp_core/engine/test_seam.py checks every internal that is used here. Private methods run on the generation
+thread unless they say otherwise.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """All tokens of a request so far. Each output repeats the earlier ones: the newest says it all."""
+    """All tokens of a request so far. Each output includes the earlier ones, so the newest is enough."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...]
@@ -64,7 +64,7 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
+class NeedsAdapters:
     """The request waits, out of the batch, until these adapters are pinned and `resume` is called."""
 
     names: tuple[str, ...]
@@ -72,20 +72,20 @@ class Needs:
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """What the batch does not know about a request."""
+    """What transformers does not know about a request."""
 
     timeline: Timeline
     sampler: Sampler
-    notify: Callable[[Output | Needs], object]
+    notify: Callable[[Output | NeedsAdapters], object]
     follow: Callable[[int], Mix | None] | None
-    followed: int
-    """Tokens that `follow` need not be told any more: the prompt's, and those it was told."""
+    followed_tokens: int
+    """Tokens that `follow` does not get any more: the prompt's, and those it has already got."""
     parked: tuple[RequestState, int, Mix] | None = None
-    """Its state, the position where its mix changes, and to what."""
+    """While it is out of the batch: its state, the position where its mix changes, and the new mix."""
 
 
 class Batching(ContinuousBatchingManager):  # type: ignore[misc]
-    """transformers' manager, its step extended by mixes, with a cancellation that says when it is done."""
+    """transformers' manager, with mixes in its step and a cancellation that reports when it is done."""
 
     def __init__(
         self,
@@ -94,9 +94,9 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         config: EngineConfig,
         *,
         eos: frozenset[int],
-        has_room: Callable[[Sequence[str]], bool],
+        can_hold: Callable[[Sequence[str]], bool],
     ) -> None:
-        """`has_room(names)` says whether those adapters can ever be on the device together."""
+        """`can_hold(names)` tells whether those adapters can ever be on the device together."""
         super().__init__(
             model=model,
             generation_config=GenerationConfig(do_sample=False, eos_token_id=sorted(eos) or -1),
@@ -114,10 +114,10 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         self.ready = threading.Event()
         """Set once the loop runs, or has ended."""
         self.shared_tokens = 0
-        """Prompt tokens that were not computed because another request's cache had them, since the start."""
+        """Prompt tokens since the start that were not computed, because another request had left them in the cache."""
         self._threads = torch.get_num_threads()
         self._fusion = fusion
-        self._has_room = has_room
+        self._can_hold = can_hold
         self._eos = eos
         self._requests: dict[str, _Request] = {}
         self._resumed: queue.SimpleQueue[tuple[str, Mapping[str, Pin]]] = queue.SimpleQueue()
@@ -127,7 +127,7 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
 
     @property
     def alive(self) -> bool:
-        """Whether the loop takes requests."""
+        """Whether the loop accepts requests."""
         return not self._ended and bool(self.is_running())
 
     # ------------------------------------------------------------------ called from the event loop
@@ -140,19 +140,19 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         *,
         plan: Plan,
         pins: Mapping[str, Pin],
-        deliver: Callable[[Output | Needs], None],
+        deliver: Callable[[Output | NeedsAdapters], None],
     ) -> None:
-        """Queues a request; `deliver` is called on the current event loop. Raises EngineFailed if the loop ended."""
+        """Queue a request; `deliver` is called on the current event loop. Raises EngineFailed if the loop has ended."""
         loop = asyncio.get_running_loop()
         request = _Request(
             timeline=Timeline(plan, pins),
             sampler=Sampler(sampling, len(prompt_ids), self._eos, self.model.device),
             notify=lambda item: loop.call_soon_threadsafe(deliver, item),
             follow=plan.follow,
-            followed=len(prompt_ids),
+            followed_tokens=len(prompt_ids),
         )
         self._requests[request_id] = request
-        self.register_result_handler(request_id, lambda output: deliver(_converted(output, request.sampler)))
+        self.register_result_handler(request_id, lambda output: deliver(_to_output(output, request.sampler)))
         accepted = self.add_request(
             prompt_ids,
             request_id=request_id,
@@ -164,7 +164,7 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
             raise EngineFailed("the generation thread has ended; this replica is being replaced, try again")
 
     def resume(self, request_id: str, pins: Mapping[str, Pin]) -> None:
-        """Takes a request back into the batch that asked for adapters. Raises EngineFailed if the loop ended."""
+        """Let a request that needed adapters back into the batch. Raises EngineFailed if the loop has ended."""
         with self._lock:
             if self._ended:
                 raise EngineFailed("the generation thread has ended; this replica is being replaced, try again")
@@ -172,7 +172,7 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         self._wake_up_loop.set()
 
     def cancel(self, request_id: str, done: Callable[[], object]) -> None:
-        """Cancels and forgets a request. `done` is called, on any thread, once no later step can touch it."""
+        """Cancel and forget a request. `done` is called, on any thread, once no later step can touch it."""
         with self._lock:
             if not self._ended:
                 self._cancelling[request_id] = done
@@ -182,26 +182,26 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         done()
 
     def forget(self, request_id: str) -> None:
-        """Drops what is kept about a request that no later step can touch."""
+        """Drop the record of a request that no later step can touch."""
         self._requests.pop(request_id, None)
         with self.output_router._lock:
             self.output_router.result_handlers.pop(request_id, None)
 
     def spans(self, request_id: str, tokens: int) -> tuple[Span, ...]:
-        """What the first `tokens` tokens of a request ran under. Before `forget`."""
+        """The mixes of the first `tokens` tokens of a request. To be called before `forget`."""
         return self._requests[request_id].timeline.spans(tokens)
 
     def cache_free(self) -> float:
-        """Share of the cache that no request holds; blocks kept for sharing count as free."""
+        """Fraction of the cache that no request holds; blocks kept for sharing count as free."""
         processor = self.batch_processor
         if processor is None:
             return 1.0
         cache = processor.cache
-        kept = sum(len(a.ledger.cached_blocks) * a.bytes_per_block for a in cache.cache_allocators.values())
-        return float(cache.compute_free_capacity() + kept / (cache.num_sectors * cache.bytes_per_sector))
+        shareable = sum(len(a.ledger.cached_blocks) * a.bytes_per_block for a in cache.cache_allocators.values())
+        return float(cache.compute_free_capacity() + shareable / (cache.num_sectors * cache.bytes_per_sector))
 
-    def held_tokens(self) -> dict[str, int]:
-        """The requests of the batch, and how many tokens of each the cache holds."""
+    def cached_tokens(self) -> dict[str, int]:
+        """Tokens that the cache holds, by request id, of the requests in the batch."""
         processor = self.batch_processor
         if processor is None:
             return {}
@@ -227,7 +227,7 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
             super()._generation_step()
 
     def _sample(self, library_sample: Callable[[Tensor, Tensor], None], scores: Tensor, output_ids: Tensor) -> None:
-        """The library's argmax for all rows, then the rows that want something else."""
+        """Take the library's argmax for all rows, then let the other samplers overwrite theirs."""
         library_sample(scores, output_ids)
         batch: list[FutureRequestState] = self.batch_processor.inputs_and_outputs.requests_in_batch
         for row, state in enumerate(r.state for r in batch if r.has_new_token):
@@ -237,28 +237,28 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
 
     def _generation_loop_body(self, batch_processor: ContinuousBatchProcessor, bootstrapping: bool) -> bool:
         self.ready.set()
-        self._take_back(batch_processor)
-        go_on = bool(super()._generation_loop_body(batch_processor, bootstrapping))
+        self._readmit(batch_processor)
+        keep_running = bool(super()._generation_loop_body(batch_processor, bootstrapping))
         self.last_step = time.monotonic()
-        self._follow(batch_processor)
+        self._run_followers(batch_processor)
         if self._cancelling:
-            self._settle(batch_processor)
-        return go_on
+            self._confirm_cancellations(batch_processor)
+        return keep_running
 
     def _run_generation_loop(self) -> None:
-        torch.set_num_threads(self._threads)  # a new thread takes what the last one set, and loaders set 1
+        torch.set_num_threads(self._threads)  # a new thread inherits the last value set, and load threads set 1
         super()._run_generation_loop()
         with self._lock:
             self._ended = True
-            left = dict(self._cancelling)
+            unconfirmed = dict(self._cancelling)
             self._cancelling.clear()
         self.ready.set()
-        for request_id, done in left.items():
+        for request_id, done in unconfirmed.items():
             self.forget(request_id)
             done()
-        # The library has told those it knew of. One on its way out of the batch or back into it was not among them.
+        # The library has notified the requests it knew of, but none that were leaving or re-entering the batch.
         for request in list(self._requests.values()):
-            with suppress(RuntimeError):  # its event loop is closed: nobody listens
+            with suppress(RuntimeError):  # its event loop is closed
                 request.notify(Output((), (), finished=True, error="the generation thread has ended"))
 
     def _create_batch_processor(self) -> ContinuousBatchProcessor:
@@ -271,39 +271,38 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
 
     # ------------------------------------------------------------------ mixes that change
 
-    def _follow(self, processor: ContinuousBatchProcessor) -> None:
-        """Tells the followers the tokens of the last step, and changes mixes where they say so."""
+    def _run_followers(self, processor: ContinuousBatchProcessor) -> None:
+        """Pass the tokens of the last step to the followers, and change mixes as they decide."""
         for request_id, request in list(self._requests.items()):
             state = processor.scheduler.active_requests.get(request_id) if request.follow else None
             if state is None or request.follow is None:
                 continue
             tokens = state.initial_tokens + state.generated_tokens
-            for position in range(request.followed, len(tokens)):
+            for position in range(request.followed_tokens, len(tokens)):
                 mix = request.follow(tokens[position])
                 if mix is not None:
-                    self._change(processor, request, state, position, mix)
-            request.followed = len(tokens)
+                    self._change_mix(processor, request, state, position, mix)
+            request.followed_tokens = len(tokens)
 
-    def _change(
+    def _change_mix(
         self, processor: ContinuousBatchProcessor, request: _Request, state: RequestState, position: int, mix: Mix
     ) -> None:
         names = tuple(dict.fromkeys((*request.timeline.names, *mix.names)))
-        if request.timeline.holds(mix):
+        if request.timeline.has_pinned(mix):
             request.timeline.change(position, mix)
-        elif self._has_room(names):
-            # Out of the batch, as the library does when memory is short: its complete blocks stay cached, so it will
-            # compute little again. It must not keep its adapters while it waits for others: two such requests could
-            # wait for each other.
-            again = state.create_equivalent_initial_request()
+        elif self._can_hold(names):
+            # Leave the batch, as in a preemption: complete blocks stay cached, so little is computed again.
+            # The request must not keep its adapters while it waits for others: two such requests could deadlock.
+            restarted = state.create_equivalent_initial_request()
             state._status = RequestStatus.FINISHED
             processor.scheduler.finish_request(state.request_id)
             processor.scheduler.block_new_requests = False
-            request.parked = (again, position, mix)
+            request.parked = (restarted, position, mix)
             log.debug("request %s waits for adapters %s", state.request_id, names)
-            request.notify(Needs(names))
-        # else there is no room for all it takes to compute the request again: the mix stays as it is
+            request.notify(NeedsAdapters(names))
+        # else the adapters needed to recompute the request can never be pinned together: the mix stays as it is
 
-    def _take_back(self, processor: ContinuousBatchProcessor) -> None:
+    def _readmit(self, processor: ContinuousBatchProcessor) -> None:
         while True:
             try:
                 request_id, pins = self._resumed.get_nowait()
@@ -312,16 +311,15 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
             request = self._requests.get(request_id)
             if request is not None and request.parked is not None:
                 (state, position, mix), request.parked = request.parked, None
-                request.timeline.place(pins)
+                request.timeline.update_pins(pins)
                 request.timeline.change(position, mix)
                 processor.scheduler.add_waiting_request(state)
 
-    def _settle(self, processor: ContinuousBatchProcessor) -> None:
-        """Reports the cancelled requests that are out of the queue and the scheduler. One that slipped past its own
-        cancellation (it was queued while the queues were being drained) is cancelled again."""
+    def _confirm_cancellations(self, processor: ContinuousBatchProcessor) -> None:
+        """Report cancelled requests that have left the queue and the scheduler. One that escaped its cancellation,
+        because it was queued while the queues were drained, is cancelled again."""
         scheduler = processor.scheduler
-        # The library waits for a request to finish before it takes new ones after a preemption. A cancelled one
-        # never finishes.
+        # After a preemption the library admits no request until one has finished, and a cancelled one never finishes.
         scheduler.block_new_requests = False
         queued = {state.request_id for state in list(self.input_queue.queue)}
         for request_id in list(self._cancelling):
@@ -338,9 +336,9 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
     def _search_prefix_match(
         self, library_search: Callable[[str, list[int]], int], request_id: str, prompt_ids: list[int]
     ) -> int:
-        found = library_search(request_id, self._requests[request_id].timeline.salted(prompt_ids))
-        self.shared_tokens += found
-        return found
+        matched = library_search(request_id, self._requests[request_id].timeline.salted_ids(prompt_ids))
+        self.shared_tokens += matched
+        return matched
 
     def _mark_complete_blocks(
         self,
@@ -350,15 +348,15 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
     ) -> None:
         if complete_blocks:
             tokens = (state.initial_tokens + state.generated_tokens)[: state.position_offset]
-            salted = self._requests[state.request_id].timeline.salted(tokens)
+            salted_ids = self._requests[state.request_id].timeline.salted_ids(tokens)
             library_mark(
                 SimpleNamespace(
-                    request_id=state.request_id, status=state.status, initial_tokens=salted, generated_tokens=[]
+                    request_id=state.request_id, status=state.status, initial_tokens=salted_ids, generated_tokens=[]
                 ),
                 complete_blocks,
             )
 
 
-def _converted(output: GenerationOutput, sampler: Sampler) -> Output:
+def _to_output(output: GenerationOutput, sampler: Sampler) -> Output:
     tokens = tuple(output.generated_tokens)
     return Output(tokens, tuple(sampler.logprobs[: len(tokens)]), output.is_finished(), output.error)

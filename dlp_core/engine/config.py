@@ -1,4 +1,4 @@
-"""Settings of the engine. Plain values with bounds; where they come from is the caller's business."""
+"""Engine settings: plain values with bounds. Where they come from is up to the caller."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from dlp_core.errors import InvalidRequest
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Bounds of one engine. Every field is read by the engine; raises InvalidRequest on a value below 1."""
+    """Limits of one engine. Every field is read by the engine; raises InvalidRequest on a value below 1."""
 
     slots: int = 16
-    """Adapters on the device at once. A mix never needs more than this."""
+    """Adapters on the device at once, which bounds the adapters of a mix."""
     slot_bytes: int | None = None
-    """And at most so many bytes of them, as they are stored; None sets no limit."""
+    """Bytes of adapters on the device at once, as stored; None sets no limit."""
     host_bytes: int = 2**30
-    """Adapters kept in host memory, ready to be copied to the device, in bytes."""
+    """Bytes of adapters kept in host memory, ready to be copied to the device."""
     max_requests: int = 64
-    """Requests admitted or waiting; one more is told EngineFull."""
+    """Requests running or waiting; any further request gets EngineFull."""
     page_tokens: int = 32
-    """Tokens of one block of the paged cache."""
+    """Tokens per block of the paged cache."""
     cache_tokens: int = 16_384
-    """Tokens the paged cache holds over all requests."""
+    """Tokens the paged cache holds for all requests together."""
     batch_tokens: int = 256
-    """Tokens of one forward pass; longer prompts are prefilled in chunks."""
+    """Tokens per forward pass; longer prompts are prefilled in chunks."""
     stall_seconds: float = 60.0
-    """Without a finished step for this long while requests run, the engine calls itself failed."""
+    """If no step finishes for this long while requests run, the engine reports itself as failed."""
 
     def __post_init__(self) -> None:
         for field in (

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
-from dlp_core.engine.batching import Batching, Needs, Output
+from dlp_core.engine.batching import Batching, NeedsAdapters, Output
 from dlp_core.engine.config import EngineConfig
 from dlp_core.engine.request import Plan, Sampling, TokenEvent
 from dlp_core.engine.stats import EngineStats
@@ -23,24 +23,24 @@ from dlp_core.residency.movement import Pin, Residency
 
 
 class FusedEngine:
-    """A model with fusion installed, its adapters' residency, and the batch that runs on it."""
+    """A model with fusion installed, the residency of its adapters, and the batch that runs on it."""
 
     def __init__(self, model: Any, fusion: Fusion, residency: Residency, config: EngineConfig) -> None:
-        """`model` is a transformers causal language model on which `fusion` was installed."""
+        """`model` is a transformers causal language model in which `fusion` is installed."""
         self._config = config
         self._residency = residency
         text_config = model.config.get_text_config()
         self.vocabulary = int(text_config.vocab_size)
         self.context = min(int(text_config.max_position_embeddings), config.cache_tokens)
-        """Tokens that prompt and completion may have together."""
+        """Limit on the tokens of prompt and completion together."""
         self._eos = _eos_tokens(model)
-        self._batching = Batching(model, fusion, config, eos=self._eos, has_room=residency.has_room)
-        self._streams: dict[str, asyncio.Queue[Output | Needs | RequestAborted]] = {}
-        self._most_tokens: dict[str, int] = {}  # prompt and completion, of requests whose last token is not there yet
+        self._batching = Batching(model, fusion, config, eos=self._eos, can_hold=residency.can_hold)
+        self._streams: dict[str, asyncio.Queue[Output | NeedsAdapters | RequestAborted]] = {}
+        self._token_limits: dict[str, int] = {}  # prompt and completion, of requests that are not finished
         self._running = 0
 
     def start(self) -> None:
-        """Starts the generation thread and returns when it takes requests. Raises EngineFailed if it cannot, for
+        """Start the generation thread and return once it accepts requests. Raises EngineFailed if it cannot start, for
         instance because the cache does not fit into memory."""
         self._batching.start()
         self._batching.ready.wait()
@@ -49,73 +49,73 @@ class FusedEngine:
             raise EngineFailed(f"the engine did not start: {cause}") from cause
 
     async def stop(self) -> None:
-        """Ends the generation thread; requests in flight get EngineFailed."""
+        """Stop the generation thread; requests in flight get EngineFailed."""
         await asyncio.to_thread(self._batching.stop, block=True, hard_stop=True)
         self._residency.close()
 
     async def submit(
         self, prompt_ids: Sequence[int], mix: Mix | Plan, sampling: Sampling, *, request_id: str
     ) -> AsyncGenerator[TokenEvent, None]:
-        """Generates from `prompt_ids` under `mix`, or under the mixes of a plan, and yields tokens as they come; the
-        last event has a finish reason.
+        """Generate from `prompt_ids` under `mix`, or under the mixes of a plan, and yield tokens as they come; the last
+        event has a finish reason.
 
-        Closing the iterator aborts the request. However it ends, its adapters are unpinned and its cache blocks
-        are free afterwards. Raises InvalidRequest, PromptTooLong, UnknownModel, AdapterRefused,
+        Closing the iterator aborts the request. However the request ends, its adapters are unpinned and its cache
+        blocks freed. Raises InvalidRequest, PromptTooLong, UnknownModel, AdapterRefused,
         AdapterUnavailable, EngineFull, EngineFailed, and RequestAborted after `abort`.
         """
         plan = mix if isinstance(mix, Plan) else Plan.of(mix)
         max_tokens = self._admit(prompt_ids, plan, sampling, request_id)
         sampling = replace(sampling, max_tokens=max_tokens)
-        results: asyncio.Queue[Output | Needs | RequestAborted] = asyncio.Queue()
+        results: asyncio.Queue[Output | NeedsAdapters | RequestAborted] = asyncio.Queue()
         self._streams[request_id] = results
-        self._most_tokens[request_id] = len(prompt_ids) + max_tokens
-        last = None
+        self._token_limits[request_id] = len(prompt_ids) + max_tokens
+        last_event = None
 
-        def deliver(item: Output | Needs) -> None:
+        def deliver(item: Output | NeedsAdapters) -> None:
             if isinstance(item, Output) and item.finished:
-                self._most_tokens.pop(request_id, None)  # it waits for nothing but its reader
+                self._token_limits.pop(request_id, None)  # it only waits to be read
             results.put_nowait(item)
 
         try:
-            async with AsyncExitStack() as held:
-                pins: Mapping[str, Pin] = await held.enter_async_context(self._residency.pinned(plan.names))
+            async with AsyncExitStack() as pin_stack:
+                pins: Mapping[str, Pin] = await pin_stack.enter_async_context(self._residency.pinned(plan.names))
                 self._running += 1
                 try:
                     self._batching.add(request_id, list(prompt_ids), sampling, plan=plan, pins=pins, deliver=deliver)
-                    async for event in self._events(request_id, results, held, len(prompt_ids), sampling):
+                    async for event in self._events(request_id, results, pin_stack, len(prompt_ids), sampling):
                         if event.finish_reason is not None:
-                            last = event
+                            last_event = event
                             break
                         yield event
                 finally:
                     self._running -= 1
-                    if last is None:
+                    if last_event is None:
                         await self._cancel(request_id)
                     else:
                         self._batching.forget(request_id)
         finally:
             del self._streams[request_id]
-            self._most_tokens.pop(request_id, None)
-        assert last is not None
-        yield last  # everything is released before a consumer can dawdle over the last event
+            self._token_limits.pop(request_id, None)
+        assert last_event is not None
+        yield last_event  # after everything is released, because the consumer may take its time
 
     async def keep(self, names: Sequence[str]) -> None:
-        """Loads these adapters and keeps them on the device, instead of those kept before. Raises UnknownModel,
-        AdapterRefused, AdapterUnavailable, or InvalidRequest if they are more than there are slots."""
+        """Load these adapters and keep them on the device, replacing those kept before. Raises UnknownModel,
+        AdapterRefused, AdapterUnavailable, or InvalidRequest if there are more of them than slots."""
         await self._residency.keep(names)
 
     async def preload(self, names: Sequence[str]) -> None:
-        """Loads these adapters, ahead of the requests that will want them. Raises what `keep` raises."""
+        """Load these adapters ahead of the requests that will use them. Raises what `keep` raises."""
         await self._residency.preload(names)
 
     def abort(self, request_id: str) -> None:
-        """Ends a request from outside: its stream raises RequestAborted. Unknown ids are ignored."""
+        """Abort a request from outside: its stream raises RequestAborted. Unknown ids are ignored."""
         stream = self._streams.get(request_id)
         if stream is not None:
             stream.put_nowait(RequestAborted(f"request {request_id} was aborted"))
 
     def stats(self) -> EngineStats:
-        held = self._batching.held_tokens()
+        cached = self._batching.cached_tokens()
         return EngineStats(
             running=self._running,
             waiting=len(self._streams) - self._running,
@@ -124,25 +124,25 @@ class FusedEngine:
             pinned=self._residency.pinned_count,
             cache_free=self._batching.cache_free(),
             shared_tokens=self._batching.shared_tokens,
-            tokens_running=sum(held.values()),
-            tokens_waiting=sum(most for request_id, most in self._most_tokens.items() if request_id not in held),
+            tokens_running=sum(cached.values()),
+            tokens_waiting=sum(limit for request_id, limit in self._token_limits.items() if request_id not in cached),
             adapter_demand=self._residency.demand,
-            adapter_wait_s=self._residency.longest_wait,
+            adapter_wait_s=self._residency.max_wait_s,
         )
 
     def check_health(self) -> None:
-        """Raises EngineFailed when the generation thread is gone, or has not finished a step for too long."""
+        """Raise EngineFailed if the generation thread is gone or has not finished a step for too long."""
         if not self._batching.alive:
             raise EngineFailed("the generation thread has ended; replace this replica")
-        idle = time.monotonic() - self._batching.last_step
-        if self._running and idle > self._config.stall_seconds:
+        stalled_s = time.monotonic() - self._batching.last_step
+        if self._running and stalled_s > self._config.stall_seconds:
             raise EngineFailed(
-                f"no step finished for {idle:.0f} s with {self._running} requests running "
+                f"no step finished for {stalled_s:.0f} s with {self._running} requests running "
                 f"(limit {self._config.stall_seconds:.0f} s); replace this replica"
             )
 
     def _admit(self, prompt_ids: Sequence[int], plan: Plan, sampling: Sampling, request_id: str) -> int:
-        """How many tokens the completion may have. Raises why the request cannot be taken."""
+        """Return how many tokens the completion may have; raises if the request cannot be admitted."""
         if request_id in self._streams:
             raise InvalidRequest(f"request id {request_id!r} is in use")
         if not prompt_ids:
@@ -159,7 +159,7 @@ class FusedEngine:
         plan.check(len(prompt_ids))
         if len(self._streams) >= self._config.max_requests:
             raise EngineFull(
-                f"this replica runs or queues {len(self._streams)} requests, its limit; try again shortly",
+                f"this replica is at its limit of {self._config.max_requests} requests; try again shortly",
                 retry_after=1.0,
             )
         if not self._batching.alive:
@@ -169,21 +169,21 @@ class FusedEngine:
     async def _events(
         self,
         request_id: str,
-        results: asyncio.Queue[Output | Needs | RequestAborted],
-        held: AsyncExitStack,
+        results: asyncio.Queue[Output | NeedsAdapters | RequestAborted],
+        pin_stack: AsyncExitStack,
         prompt_tokens: int,
         sampling: Sampling,
     ) -> AsyncIterator[TokenEvent]:
         sent = 0
-        late: TokenEvent | None = None
+        pending: TokenEvent | None = None
         while True:
             output = await results.get()
-            if isinstance(output, Needs):
-                if late is not None:
-                    yield late
-                    sent, late = sent + len(late.token_ids), None
-                await held.aclose()
-                pins = await held.enter_async_context(self._residency.pinned(output.names))
+            if isinstance(output, NeedsAdapters):
+                if pending is not None:
+                    yield pending
+                    sent, pending = sent + len(pending.token_ids), None
+                await pin_stack.aclose()
+                pins = await pin_stack.enter_async_context(self._residency.pinned(output.names))
                 self._batching.resume(request_id, pins)
                 continue
             if isinstance(output, RequestAborted):
@@ -199,18 +199,18 @@ class FusedEngine:
                 yield replace(event, finish_reason="stop" if stopped else "length")
                 return
             if count > sent:
-                late = event
-                if results.empty():  # else a newer output may say it all
-                    yield late
-                    sent, late = count, None
+                pending = event
+                if results.empty():  # otherwise a newer output includes it
+                    yield pending
+                    sent, pending = count, None
 
     async def _cancel(self, request_id: str) -> None:
-        """Returns when the generation thread no longer touches the request. Not to be interrupted: until then its
-        slots must stay pinned."""
+        """Return once the generation thread no longer touches the request. Cannot be interrupted: until then its slots
+        must stay pinned."""
         loop = asyncio.get_running_loop()
-        gone = asyncio.Event()
-        self._batching.cancel(request_id, lambda: loop.call_soon_threadsafe(gone.set))
-        waiting = asyncio.ensure_future(gone.wait())
+        forgotten = asyncio.Event()
+        self._batching.cancel(request_id, lambda: loop.call_soon_threadsafe(forgotten.set))
+        waiting = asyncio.ensure_future(forgotten.wait())
         try:
             await asyncio.shield(waiting)
         except asyncio.CancelledError:

@@ -11,15 +11,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dlp_core.engine.config import EngineConfig
 from dlp_core.engine.engine import FusedEngine
-from dlp_core.errors import InvalidRequest
 from dlp_core.fusion.layers import Fusion, install
 from dlp_core.residency.movement import Residency
 from dlp_core.residency.sources import AdapterSource
+from dlp_core.store.base_model import check_model_folder
 from dlp_core.text.codec import TextCodec
 
 
 class Loaded(NamedTuple):
-    """An engine, not started, and what it is made of. `codec` speaks its tokens."""
+    """An engine, not yet started, and its parts. `codec` encodes and decodes its tokens."""
 
     engine: FusedEngine
     codec: TextCodec
@@ -40,13 +40,12 @@ def load(
     threads: int | None = None,
     on_load: Callable[[str, str, float], None] | None = None,
 ) -> Loaded:
-    """Loads the model in `folder` to `device` ("cpu", "cuda") in `dtype` ("bfloat16", ...), for adapters of `source`.
-    `threads` are torch's, `on_load` is the residency's.
+    """Load the model in `folder` onto `device` ("cpu", "cuda") in `dtype` ("bfloat16", ...), for adapters of `source`.
+    `threads` sets torch's thread count; `on_load` is passed to the residency.
 
-    Raises InvalidRequest if the folder holds no model.
+    Raises InvalidRequest if the folder does not hold a model.
     """
-    if not (folder / "config.json").is_file():
-        raise InvalidRequest(f"base model {str(folder)!r} is not a model folder on this node: it has no config.json")
+    check_model_folder(folder)
     if threads is not None:
         torch.set_num_threads(threads)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))

@@ -1,4 +1,4 @@
-"""What an engine is asked, and what it answers. No torch: the HTTP layer speaks of the same things."""
+"""Requests to an engine and its answers. No torch: the HTTP layer uses the same types."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from dlp_core.errors import InvalidRequest
 from dlp_core.mix import Mix, Span
 
 MAX_LOGPROBS = 20
-"""Alternatives per token whose log-probability may be asked for, as in OpenAI's API."""
+"""Alternatives per token whose log-probabilities may be requested, as in OpenAI's API."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How one request picks its tokens, from the HTTP body to the sampler. Raises InvalidRequest on a bad value."""
+    """One request's sampling options, from the HTTP body to the sampler. Raises InvalidRequest on a bad value."""
 
     max_tokens: int | None = None
-    """Of the completion; None: as many as the context window leaves room for."""
+    """Limit on the completion; None: as many as fit in the context window."""
     min_tokens: int = 0
-    """Completion tokens before which the end-of-sequence token is not picked."""
+    """Completion tokens before the end-of-sequence token may be picked."""
     temperature: float = 0.0
     """0 is greedy."""
     top_p: float = 1.0
@@ -30,15 +30,15 @@ class Sampling:
     repetition_penalty: float = 1.0
     """Above 1, tokens that occurred before, in prompt or completion, become less likely (CTRL, arXiv 1909.05858)."""
     seed: int | None = None
-    """Makes a draw repeatable: same request, same seed, same tokens, whatever else is in the batch."""
+    """Makes sampling repeatable: same request, same seed, same tokens, whatever else is in the batch."""
     logprobs: int | None = None
-    """How many of the likeliest tokens are reported beside each picked one; None reports nothing."""
+    """How many of the likeliest tokens to report with each picked one; None reports no log-probabilities."""
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         self._require("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1")
-        below = self.max_tokens is None or self.min_tokens <= self.max_tokens
-        self._require("min_tokens", self.min_tokens >= 0 and below, "between 0 and max_tokens")
+        within_max = self.max_tokens is None or self.min_tokens <= self.max_tokens
+        self._require("min_tokens", self.min_tokens >= 0 and within_max, "between 0 and max_tokens")
         self._require("temperature", math.isfinite(self.temperature) and self.temperature >= 0, "0 or more")
         self._require("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
         self._require("top_k", self.top_k >= 0, "0 or more")
@@ -46,8 +46,8 @@ class Sampling:
         self._require("seed", self.seed is None or -(2**63) <= self.seed < 2**63, "an integer of 64 bits")
         self._require("logprobs", self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}")
 
-    def _require(self, field: str, good: bool, bounds: str) -> None:
-        if not good:
+    def _require(self, field: str, valid: bool, bounds: str) -> None:
+        if not valid:
             raise InvalidRequest(f"{field} is {getattr(self, field)}; it must be {bounds}", param=field)
 
     @property
@@ -69,9 +69,9 @@ class TokenLogprob:
 class Plan:
     """The mixes of a request.
 
-    `spans` are (first position, mix), ascending from 0; the last may start right after the prompt. `follow`, if
-    there is one, is told each completion token in order and returns the mix from that token on, or None for no
-    change. It is called on the generation thread, so it must be quick and must not raise.
+    `spans` are (first position, mix), ascending from 0; the last may start right after the prompt. `follow`, if given,
+    is called with each completion token in order and returns the mix from that token on, or None for no change. It runs
+    on the generation thread, so it must be quick and must not raise.
     """
 
     spans: tuple[tuple[int, Mix], ...]
@@ -83,7 +83,7 @@ class Plan:
         return cls(((0, mix),))
 
     def check(self, prompt_tokens: int) -> None:
-        """Raises InvalidRequest if the spans do not fit a prompt of that many tokens."""
+        """Check the spans against a prompt of that many tokens. Raises InvalidRequest if they do not fit."""
         starts = [start for start, _ in self.spans]
         if not starts or starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] > prompt_tokens:
             raise InvalidRequest(
@@ -92,7 +92,7 @@ class Plan:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Adapters of all spans, each once."""
+        """Adapters of all spans, without duplicates."""
         return tuple(dict.fromkeys(name for _, mix in self.spans for name in mix.names))
 
 
@@ -105,7 +105,7 @@ class TokenEvent:
 
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
-    """One for each of `token_ids`, if the request asked for them."""
+    """One for each of `token_ids`, if the request wants them."""
     finish_reason: FinishReason | None = None
     spans: tuple[Span, ...] = ()
-    """Which tokens of prompt and completion, up to this event's last, ran under which mix."""
+    """The mixes of all tokens of prompt and completion, up to this event's last token."""

@@ -1,6 +1,6 @@
-"""How a request picks its tokens. The processors are transformers' own; what is here applies them to one row.
+"""Picks a request's tokens: applies transformers' own logits processors to one row.
 
-Rows that take the plain argmax never come here: the batch computes them all at once.
+Rows that take the plain argmax do not come here: the batch computes them all at once.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from dlp_core.engine.request import Sampling, TokenLogprob
 
 
 class Sampler:
-    """Picks the tokens of one request, one after the other. Belongs to the generation thread."""
+    """Picks the tokens of one request, one after another. Used on the generation thread only."""
 
     def __init__(self, sampling: Sampling, prompt_tokens: int, eos: frozenset[int], device: torch.device) -> None:
         self.logprobs: list[TokenLogprob] = []
-        """One for each token picked so far, if they were asked for."""
+        """One for each token picked so far, if the request wants them."""
         self._sampling = sampling
         self._processors = LogitsProcessorList()
         if sampling.repetition_penalty != 1:
@@ -36,7 +36,7 @@ class Sampler:
                 MinNewTokensLengthLogitsProcessor(prompt_tokens, sampling.min_tokens, sorted(eos), device=device)
             )
         self.is_argmax = sampling.greedy and not self._processors and sampling.logprobs is None
-        """Whether every pick is the plain argmax, so that nobody need ask."""
+        """Whether every pick is the plain argmax, so that the sampler may be skipped."""
         if not sampling.greedy:
             if sampling.temperature != 1:
                 self._processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
@@ -47,7 +47,7 @@ class Sampler:
         self._generator = None if sampling.seed is None else torch.Generator(device).manual_seed(sampling.seed)
 
     def pick(self, logits_V: Tensor, token_ids: Sequence[int]) -> int:
-        """The next token after `token_ids`, prompt and completion so far, given the model's float32 logits."""
+        """Pick the next token after `token_ids`, prompt and completion so far, from the model's float32 logits."""
         scores_1V = logits_V[None]
         if self._processors:
             ids_1T = torch.tensor([token_ids], device=logits_V.device)
@@ -63,6 +63,6 @@ class Sampler:
 
 def _logprob(logits_V: Tensor, token: int, count: int) -> TokenLogprob:
     logprobs_V = logits_V.log_softmax(-1)
-    best = logprobs_V.topk(min(count, len(logprobs_V)))
-    top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    likeliest = logprobs_V.topk(min(count, len(logprobs_V)))
+    top = tuple(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True))
     return TokenLogprob(token, float(logprobs_V[token]), top)

@@ -1,4 +1,4 @@
-"""One moment of an engine."""
+"""A snapshot of an engine."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """One moment of an engine, for metrics and routing."""
+    """A snapshot of an engine, for metrics and routing."""
 
     running: int
     waiting: int
     """Requests that wait for their adapters."""
     resident: tuple[str, ...]
     host_adapters: int
-    """Adapters in host memory, those on the device among them."""
+    """Adapters in host memory, including those on the device."""
     pinned: int
     cache_free: float
-    """Share of the paged cache that no request holds."""
+    """Fraction of the paged cache that no request holds."""
     shared_tokens: int
-    """Prompt tokens not computed since the start, because the cache had them under the same mix."""
+    """Prompt tokens since the start that were not computed, because the cache had them under the same mix."""
     tokens_running: int
-    """Tokens, prompt and completion, that the cache holds of requests in the batch; shared ones count for each."""
+    """Tokens, prompt and completion, that the cache holds for requests in the batch; shared ones count for each."""
     tokens_waiting: int
-    """Tokens, prompt and the most that may be generated, of requests that are not in the batch: they wait for their
-    adapters, or for room in it."""
+    """Tokens, prompt and longest possible completion, of requests that are not in the batch: they wait for their
+    adapters or for room in the batch."""
     adapter_demand: float
-    """Adapters that requests use or wait for, over the slots there are for them. Above 1, some wait for others."""
+    """Adapters that requests use or wait for, divided by the slots for them. Above 1, some wait for others."""
     adapter_wait_s: float
-    """How long the request that has waited longest for its adapters has waited, loading included."""
+    """Seconds that the request waiting longest for its adapters has waited so far, loading included."""

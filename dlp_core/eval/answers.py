@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Any
@@ -24,11 +24,9 @@ from dlp_core.generation.generator import Generator
 from dlp_core.generation.sentence_mixes import SentenceMixes
 from dlp_core.mix import EMPTY_MIX, Mix
 from dlp_core.router import Router, Routing
+from dlp_core.store.transfers import Progress, silent
 from dlp_core.text.chat import Message
 from dlp_core.text.codec import Prompt
-
-Progress = Callable[[int, int], None]
-"""Called with the number of jobs done and the total."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +64,7 @@ class Answerer:
         self._digests = {adapter.name: adapter.digest for adapter in manifest.adapters}
         self._request_numbers = count()
 
-    async def answer(
-        self, jobs: Iterable[Job], *, concurrency: int, report: Progress = lambda done, total: None
-    ) -> dict[Job, Answer]:
+    async def answer(self, jobs: Iterable[Job], *, concurrency: int, report: Progress = silent) -> dict[Job, Answer]:
         """Answer all jobs, at most `concurrency` in the engine at a time. Raises what the engine raises.
 
         Jobs with options need the model to themselves: no other call may run at the same time.

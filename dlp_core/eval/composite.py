@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from dlp_core.eval.answers import Answerer, Job, Progress, run_all
+from dlp_core.eval.answers import Answerer, Job, run_all
 from dlp_core.eval.arms import SERVED, Chooser, parse
 from dlp_core.eval.metrics import LIKELIHOOD, METRICS
 from dlp_core.eval.results import CompositeScore, Interval
@@ -28,6 +28,7 @@ from dlp_core.eval.rows import EvalRow
 from dlp_core.eval.statistics import estimate
 from dlp_core.eval.suite import Suite
 from dlp_core.mix import EMPTY_MIX, Mix
+from dlp_core.store.transfers import Progress
 
 METHODS = ("plain", "by request", "by sentence", "oracle by part")
 

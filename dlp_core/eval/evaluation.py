@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from statistics import fmean
 
 from dlp_core.bank.manifest import BankManifest
-from dlp_core.eval.answers import Answerer, Job, Progress
+from dlp_core.eval.answers import Answerer, Job
 from dlp_core.eval.arms import Arm, Chooser
 from dlp_core.eval.composite import evaluate_composites
 from dlp_core.eval.journal import Answer
@@ -34,6 +34,7 @@ from dlp_core.eval.statistics import estimate, estimate_over_tasks
 from dlp_core.eval.suite import Suite, draw_composites
 from dlp_core.mix import Mix
 from dlp_core.router import Router, Routing
+from dlp_core.store.transfers import Progress
 
 Phase = Callable[[str], Progress]
 """Called with the title of each phase as it begins; returns the callback for its progress."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dlp_core.errors import InvalidRequest
+from dlp_core.store.disk import disk_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,14 @@ class Journal:
     """Answers by key. Appends each answer to `path`; for None, keeps them in memory only."""
 
     def __init__(self, path: Path | None) -> None:
-        """Raises InvalidRequest if the file cannot be read or written."""
+        """Raises InvalidRequest if the file cannot be read or written; as `add`, DiskFull or LocalDiskError if the disk
+        fails."""
         self._answers: dict[str, Answer] = {}
+        self._path = path
         self._file = None
         if path is None:
             return
-        try:
+        with self._disk_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
             valid_bytes = 0
             if path.exists():
@@ -49,8 +51,6 @@ class Journal:
                     valid_bytes = end
             self._file = path.open("a", encoding="utf-8")
             self._file.truncate(valid_bytes)
-        except OSError as error:
-            raise InvalidRequest(f"{path}: cannot be used ({error.strerror or error}); choose another --out") from error
 
     def get(self, key: str) -> Answer | None:
         return self._answers.get(key)
@@ -58,12 +58,17 @@ class Journal:
     def add(self, key: str, answer: Answer) -> None:
         self._answers[key] = answer
         if self._file is not None:
-            self._file.write(json.dumps({"key": key, **asdict(answer)}, ensure_ascii=False) + "\n")
-            self._file.flush()
+            with self._disk_errors():
+                self._file.write(json.dumps({"key": key, **asdict(answer)}, ensure_ascii=False) + "\n")
+                self._file.flush()
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with self._disk_errors():
+                self._file.close()
+
+    def _disk_errors(self) -> AbstractContextManager[None]:
+        return disk_errors(f"{self._path}: cannot be used", action="choose another --out")
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, int]]:

@@ -17,6 +17,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 from dlp_core.adapter.names import validate_name
 from dlp_core.errors import BankError, InvalidRequest, NotFound
 from dlp_core.eval.statistics import LEVEL, Estimate, estimate, estimate_over_tasks
+from dlp_core.store.disk import disk_errors
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.records import Record, first_problem
 
@@ -213,9 +214,8 @@ def compare_banks(new: Results, old: Results, arm: str) -> Difference:
 def read(path: Path) -> Results:
     """Read results from a file. Raises InvalidRequest if it is unreadable or holds something else."""
     try:
-        return Results.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise InvalidRequest(f"{path}: cannot be read ({error.strerror or error})") from error
+        with disk_errors(f"{path}: cannot be read"):
+            return Results.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise InvalidRequest(f"{path}: not the results of an evaluation ({first_problem(error)})") from None
 

@@ -16,7 +16,6 @@ may be left out if the suite has only one.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 from collections import defaultdict
@@ -33,6 +32,8 @@ from dlp_core.adapter.names import validate_name
 from dlp_core.errors import InvalidRequest
 from dlp_core.eval.metrics import LIKELIHOOD, METRICS
 from dlp_core.eval.rows import EvalRow
+from dlp_core.store.disk import disk_errors
+from dlp_core.store.jsonl import read_objects
 from dlp_core.store.records import first_problem
 
 
@@ -109,9 +110,8 @@ def load_suite(path: Path, *, data: Path | None = None, rows: int | None = None)
     Raises InvalidRequest, naming file and line, if the suite or a row is invalid.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidRequest(f"{path}: cannot be read ({error.strerror or error})") from error
+        with disk_errors(f"{path}: cannot be read"):
+            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(raw, dict):
@@ -126,8 +126,8 @@ def load_suite(path: Path, *, data: Path | None = None, rows: int | None = None)
     folder = path.parent if data is None else data
     unique: dict[str, EvalRow] = {}
     for name in settings.data:
-        for row in _read(folder / name, settings):
-            if row is not None:
+        for location, record in read_objects(folder / name):
+            if (row := _row(record, location, settings)) is not None:
                 unique.setdefault(row.id, row)  # a repeated question counts once
     if not unique:
         raise InvalidRequest(f"{path}: no row of its data has a task")
@@ -173,30 +173,8 @@ def _draw(rows: Sequence[EvalRow], settings: SuiteSettings) -> Iterator[EvalRow]
         yield from task_rows
 
 
-def _read(path: Path, settings: SuiteSettings) -> Iterator[EvalRow | None]:
-    empty = True
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            for line_number, line in enumerate(file, start=1):
-                if line.strip():
-                    empty = False
-                    yield _row(line, f"{path}:{line_number}", settings)
-    except (OSError, EOFError) as error:
-        raise InvalidRequest(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    if empty:
-        raise InvalidRequest(f"{path}: holds no rows")
-
-
-def _row(line: str, location: str, settings: SuiteSettings) -> EvalRow | None:
-    """Parse a line; None for a row that fits no adapter."""
-    try:
-        record: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InvalidRequest(f"{location}: not JSON ({error.msg} at column {error.colno})") from error
-    if not isinstance(record, dict):
-        raise InvalidRequest(f'{location}: a row is an object with "task", "type", "input" and "output"')
+def _row(record: dict[str, Any], location: str, settings: SuiteSettings) -> EvalRow | None:
+    """None for a row that fits no adapter."""
     if "task" in record and record["task"] is None:
         return None
     if "type" not in record and len(settings.types) == 1:

@@ -1,11 +1,11 @@
-"""Which replica should run a mix: one that holds its adapters already, unless it is much busier than the others.
+"""Which replica should run a mix: one that already holds its adapters, unless it is much busier than the others.
 
-    score = weight of the mix that is resident - QUEUE_PENALTY * (running - least running) / capacity
+    score = resident share of the mix's weight - QUEUE_PENALTY * (running - min running) / capacity
 
-A replica whose lead in running requests is above IMBALANCE of its capacity comes after all that are below: overload
-ignores affinity, so a hot adapter spreads over as many replicas as its traffic needs. Equal scores, above all of mixes
-that nobody holds, are ordered by rendezvous hashing of the heaviest adapter (Thaler and Ravishankar 1998): all who ask
-agree without talking to each other, and a replica that comes or goes moves only what belongs to it.
+A replica whose lead in running requests exceeds IMBALANCE of its capacity ranks after all others: overload overrides
+affinity, so a hot adapter spreads over as many replicas as its traffic needs. Ties, most of all between replicas that
+hold nothing of a mix, are broken by rendezvous hashing of its heaviest adapter (Thaler and Ravishankar 1998): all
+callers agree without coordination, and adding or removing a replica moves only the adapters assigned to it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ IMBALANCE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """What is known of one replica: adapters by name, requests it runs, and how many it takes."""
+    """The state of one replica: its resident adapters by name, its running requests, and how many it can run."""
 
     id: str
     resident: AbstractSet[str]
@@ -36,20 +36,20 @@ def rank(
     queue_penalty: float = QUEUE_PENALTY,
     imbalance: float = IMBALANCE,
 ) -> list[Replica]:
-    """All replicas, best first. `weights` maps the adapters of a mix to their weights; an empty mix fits anywhere.
+    """Rank all replicas, best first. `weights` maps a mix's adapters to their weights; an empty mix fits anywhere.
 
     The order of `replicas` does not matter. Raises ValueError for a capacity below 1.
     """
     if any(replica.capacity < 1 for replica in replicas):
-        raise ValueError("a replica takes at least one request")
-    least = min((replica.running for replica in replicas), default=0)
+        raise ValueError("a replica's capacity must be at least one request")
+    min_running = min((replica.running for replica in replicas), default=0)
     heaviest = max(weights, key=lambda name: (abs(weights[name]), name), default="")
     total = sum(abs(weight) for weight in weights.values()) or 1.0
 
     def key(replica: Replica) -> tuple[bool, bool, float, int]:
-        lead = (replica.running - least) / replica.capacity
-        held = sum(abs(weight) for name, weight in weights.items() if name in replica.resident) / total
-        score = held - queue_penalty * lead
+        lead = (replica.running - min_running) / replica.capacity
+        resident_share = sum(abs(weight) for name, weight in weights.items() if name in replica.resident) / total
+        score = resident_share - queue_penalty * lead
         full = replica.running >= replica.capacity
         return full, lead > imbalance, -round(score, 6), -rendezvous(heaviest, replica.id)
 
@@ -57,5 +57,5 @@ def rank(
 
 
 def rendezvous(adapter: str, replica: str) -> int:
-    """How much a replica wants an adapter, the same on every machine."""
+    """The rendezvous hash of an adapter and a replica, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(f"{adapter}\0{replica}".encode(), digest_size=8).digest())

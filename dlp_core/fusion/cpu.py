@@ -1,8 +1,8 @@
-"""Fusion on CPUs: compiled kernels where a batch has little to compute, wide matrix products where it has much.
+"""Fusion on CPUs: compiled kernels for batches with few products, wide matrix products for batches with many.
 
-A decode step costs what it reads and what it calls: there, kernels go over the adapters where they lie
-(`ops.cpu_few`). A prompt costs arithmetic, which the matrix units do best over factors laid side by side
-(`ops.cpu_many`). Semantics of both: those of `ops.reference`, with factors rounded once to the model's dtype.
+A decode step is bound by memory reads and call overhead: kernels read the adapters in place (`cpu_few`). A prompt is
+bound by arithmetic, which the matrix units do best on concatenated factors (`cpu_many`). Both have the semantics of
+`reference`, with factors rounded once to the model's dtype.
 
 Everything here runs on the thread that runs the model.
 """
@@ -19,13 +19,13 @@ from dlp_core.fusion.op import Step
 from dlp_core.fusion.packed import Resident
 from dlp_core.fusion.segments import Segment, active_slots
 
-FEW = 2048
-"""Products of a vector with a row of A up to which the kernels are the faster way, on two cores: the ranks of all
-adapters of all tokens. At rank 8, mixes of three for 85 tokens."""
+MAX_KERNEL_PRODUCTS = 2048
+"""Products of a token with a row of A up to which the kernels are faster, on two cores: the ranks of all adapters,
+summed over all tokens. At rank 8, mixes of three for 85 tokens."""
 
 
 class CpuOp:
-    """Chooses for each forward pass, and keeps what both ways prepare for the adapters in use."""
+    """Picks an implementation for each forward pass; both cache what they prepare for the adapters in use."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         """`dtype` is the model's: float32, bfloat16 or float16."""
@@ -43,5 +43,5 @@ class CpuOp:
         if not active:
             return None
         products = sum(segment.length * residents[slot].rank for segment in segments for slot, _ in segment.parts)
-        way = self._few if products <= FEW else self._many
-        return way.begin(segments, {slot: residents[slot] for slot in active}, head_rows)
+        implementation = self._few if products <= MAX_KERNEL_PRODUCTS else self._many
+        return implementation.begin(segments, {slot: residents[slot] for slot in active}, head_rows)

@@ -1,7 +1,7 @@
-"""Fusion on CPUs for few tokens: one kernel call for modules with one input, one more for each. See `ops.cpu_kernels`.
+"""Fusion on CPUs for few tokens: one kernel call per group of modules with one input, and one more per module.
 
-Nothing is copied: a table says where the active adapters' factors lie, and a plan which tokens use which of them at
-which weight.
+Nothing is copied: a table holds the addresses of the active adapters' factors, and a plan says which tokens use which
+adapters at what weight. The kernels are in `cpu_kernels`.
 
 Shape letters: T tokens, R rank, S active adapters, M modules in the table, N modules of one call, P parts (one adapter
 of one token's mix).
@@ -27,7 +27,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class _Plan:
-    """Which adapters some tokens use, as the kernels read it. A token is its parts: (place in the table, weight)."""
+    """Which adapters some tokens use, as the kernels read it. A token is its parts: (position in the table, weight)."""
 
     def __init__(self, tokens: Sequence[Sequence[tuple[int, float]]], adapters: int) -> None:
         parts = list(chain.from_iterable(tokens))
@@ -42,7 +42,7 @@ class _Plan:
 
 
 class _Member(NamedTuple):
-    """A module that an active adapter changes. `n` is its place among `rows`, the table's rows of such modules that
+    """A module that an active adapter changes. `n` is its index in `rows`, the table's rows of the changed modules that
     read the same input."""
 
     row: int
@@ -53,40 +53,40 @@ class _Member(NamedTuple):
 
 
 class _Table:
-    """Where the factors of the active adapters lie. Keeps those adapters alive."""
+    """The addresses of the active adapters' factors. Keeps those adapters alive."""
 
     def __init__(self, residents: tuple[Resident, ...], entries: Ints, rows: Mapping[str, int]) -> None:
-        """`entries` [S, M, 6]: see `ops.cpu_kernels`; zeros where an adapter has nothing for a module. `rows` maps
-        module path to its place in the second dimension."""
+        """`entries` [S, M, 6]: see `cpu_kernels`; zeros where an adapter does not change a module. `rows` maps a module
+        path to its index in the second dimension."""
         self.residents = residents
         self.entries = entries
         self.members: dict[str, _Member | None] = {}
-        """What `enter` has found, None for modules that no active adapter changes."""
+        """Filled by `look_up`; None for modules that no active adapter changes."""
         self._rows = rows
-        self._most: Ints = entries.max(0)
-        self.rank = int(self._most[:, RANK].max(initial=0))
+        self._max_entries: Ints = entries.max(0)
+        self.rank = int(self._max_entries[:, RANK].max(initial=0))
 
-    def take_over(self, former: _Table) -> None:
-        """What was looked up in a table for adapters that change the same modules."""
-        if np.array_equal(self._most[:, RANK] > 0, former._most[:, RANK] > 0):
-            self.members = former.members
+    def reuse_members(self, previous: _Table) -> None:
+        """Take the members over from a previous table if its adapters change the same modules."""
+        if np.array_equal(self._max_entries[:, RANK] > 0, previous._max_entries[:, RANK] > 0):
+            self.members = previous.members
 
-    def enter(self, siblings: tuple[str, ...]) -> None:
-        """Looks up some modules with one input."""
-        most = self._most
-        found = [path for path in siblings if path in self._rows and most[self._rows[path], RANK]]
-        rows = np.array([self._rows[path] for path in found], np.int64)
+    def look_up(self, siblings: tuple[str, ...]) -> None:
+        """Look up some modules that share an input."""
+        entries = self._max_entries
+        changed = [path for path in siblings if path in self._rows and entries[self._rows[path], RANK]]
+        rows = np.array([self._rows[path] for path in changed], np.int64)
         self.members |= dict.fromkeys(siblings)
-        for n, path in enumerate(found):
+        for n, path in enumerate(changed):
             row = self._rows[path]
-            self.members[path] = _Member(row, n, rows, int(most[row, D_IN]), int(most[row, D_OUT]))
+            self.members[path] = _Member(row, n, rows, int(entries[row, D_IN]), int(entries[row, D_OUT]))
 
 
 class FewTokensStep:
     """One forward pass. Made by `FewTokens.begin`, dropped after the pass.
 
-    Called some hundred times in a step of some ten milliseconds, by code that has just been pushed out of the caches:
-    what can be looked up once per table is.
+    Called hundreds of times in a step of tens of milliseconds, and evicted from the CPU's caches in between, so
+    everything that can be looked up once per table is.
     """
 
     def __init__(self, dtype: torch.dtype, table: _Table, plan: _Plan, head_plan: _Plan | None) -> None:
@@ -104,7 +104,7 @@ class FewTokensStep:
         try:
             member = self._table.members[path]
         except KeyError:
-            self._table.enter(siblings)
+            self._table.look_up(siblings)
             member = self._table.members[path]
         if member is None:
             return y
@@ -140,7 +140,7 @@ class FewTokensStep:
         )  # fmt: skip
 
     def _plan_for(self, tokens: int, *, head: bool) -> _Plan:
-        """For all tokens, or for those the output head is computed for."""
+        """The plan for all tokens, or for those that the output head computes."""
         for plan in (self._head_plan, self._plan) if head else (self._plan, self._head_plan):
             if plan is not None and plan.tokens == tokens:
                 return plan
@@ -148,7 +148,7 @@ class FewTokensStep:
 
 
 class FewTokens:
-    """Hands out one step per forward pass, and keeps the table as long as the same adapters are active."""
+    """Makes one step per forward pass, and keeps the table for as long as the same adapters are active."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
@@ -160,13 +160,13 @@ class FewTokens:
     def begin(
         self, segments: tuple[Segment, ...], residents: Mapping[int, Resident], head_rows: Sequence[int] | None
     ) -> FewTokensStep:
-        place = {slot: index for index, slot in enumerate(residents)}
+        position = {slot: index for index, slot in enumerate(residents)}
         tokens: list[list[tuple[int, float]]] = []
         for segment in segments:
-            tokens += [[(place[slot], weight) for slot, weight in segment.parts]] * segment.length
-        head_plan = None if head_rows is None else _Plan([tokens[row] for row in head_rows], len(place))
+            tokens += [[(position[slot], weight) for slot, weight in segment.parts]] * segment.length
+        head_plan = None if head_rows is None else _Plan([tokens[row] for row in head_rows], len(position))
         return FewTokensStep(
-            self._dtype, self._table_of(tuple(residents.values())), _Plan(tokens, len(place)), head_plan
+            self._dtype, self._table_of(tuple(residents.values())), _Plan(tokens, len(position)), head_plan
         )
 
     def _table_of(self, residents: tuple[Resident, ...]) -> _Table:
@@ -176,7 +176,7 @@ class FewTokens:
             entries = np.stack([self._entries_of(resident) for resident in residents])
             table = _Table(residents, entries, self._rows)
             if self._table is not None:
-                table.take_over(self._table)
+                table.reuse_members(self._table)
             self._table = table
         return self._table
 
@@ -192,4 +192,4 @@ class FewTokens:
 
 def _entry(factors: Factors) -> tuple[int, ...]:
     (rank, d_in), d_out = factors.a_RD.shape, factors.b_RO.shape[1]
-    return factors.a_RD.data_ptr(), factors.b_RO.data_ptr(), rank, int(factors.shift), d_in, d_out
+    return factors.a_RD.data_ptr(), factors.b_RO.data_ptr(), rank, int(factors.has_bias), d_in, d_out

@@ -1,10 +1,10 @@
 """The CPU op's kernels for few tokens, compiled by numba.
 
-They read each adapter where it lies: a table holds addresses, so nothing is copied when other adapters become active.
-Sums are float32 and are rounded once, into y. What a row gets does not depend on the rows beside it. One thread does
-it all: at these sizes waking a second one costs more than it brings.
+They read each adapter in place: a table holds addresses, so nothing is copied when other adapters become active.
+Sums are float32 and rounded once, into y. A row's result does not depend on the other rows. Everything runs on one
+thread: at these sizes waking a second one costs more than it saves.
 
-Storage types, told by a scalar `like` of the type:
+Storage types, selected by a scalar `like` of the type:
 
     uint16  bfloat16 bits      int16  float16 bits      float32  itself
 
@@ -28,7 +28,7 @@ LIKE: Mapping[torch.dtype, Any] = {
     torch.float16: np.int16(0),
     torch.float32: np.float32(0),
 }
-A, B, RANK, SHIFT, D_IN, D_OUT = range(6)
+A, B, RANK, HAS_BIAS, D_IN, D_OUT = range(6)
 """Columns of a table's last dimension: addresses of A_RD and B_RO, R, whether the last row is a bias, D and O."""
 
 _CACHE_LINE = 64
@@ -39,13 +39,13 @@ def _compiled(function: Callable[..., None]) -> Any:
     options: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy", "nogil": True}
     try:
         return njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder to keep compiled code in can be written
+    except RuntimeError:  # no cache folder is writable
         return njit(**options)(function)
 
 
 @intrinsic
 def _pointer(_: Any, address: Any, like: Any) -> Any:
-    """An address as a pointer to elements of the type of `like`."""
+    """Cast an address to a pointer to elements of the type of `like`."""
     target = types.CPointer(like)
 
     def generate(context: Any, builder: Any, __: Any, arguments: Any) -> Any:
@@ -56,7 +56,7 @@ def _pointer(_: Any, address: Any, like: Any) -> Any:
 
 @intrinsic
 def _widen(_: Any, stored: Any) -> Any:
-    """A stored number as float32."""
+    """Convert a stored number to float32."""
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
         value = arguments[0]
@@ -71,7 +71,7 @@ def _widen(_: Any, stored: Any) -> Any:
 
 @intrinsic
 def _narrow(_: Any, value: Any, like: Any) -> Any:
-    """A float32 rounded to the nearest number of the storage type, ties to even; what is not a number stays so."""
+    """Round a float32 to the nearest number of the storage type, ties to even; NaN stays NaN."""
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
         number = arguments[0]
@@ -90,7 +90,7 @@ def _narrow(_: Any, value: Any, like: Any) -> Any:
 
 @intrinsic
 def _prefetch_line(_: Any, address: Any) -> Any:
-    """Asks for the cache line at an address without waiting for it."""
+    """Prefetch the cache line at an address."""
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
         pointer = ir.IntType(8).as_pointer()
@@ -104,8 +104,8 @@ def _prefetch_line(_: Any, address: Any) -> Any:
 
 @_compiled
 def _prefetch(table, modules, slot_start, factor, width, size):
-    """Factors A or B of these modules, of every adapter in use. They were last read a whole forward pass ago; asked
-    for one after the other they arrive much faster than when the products stumble on them, eight rows at a time."""
+    """Prefetch factor A or B of these modules, of every adapter in use. They were last read a whole forward pass ago,
+    and requested in order they arrive much faster than on demand, eight rows at a time."""
     for n in range(modules.shape[0]):
         for s in range(table.shape[0]):
             entry = table[s, modules[n]]
@@ -116,23 +116,24 @@ def _prefetch(table, modules, slot_start, factor, width, size):
 
 @_compiled
 def shrink(like, x, tokens, d_in, table, modules, rows, weights, by_slot, slot_start, z):
-    """z_NPR = weight_P * (x_TD A_RD^T), with 1 in the place of a bias.
+    """z_NPR = weight_P * (x_TD A_RD^T), with 1 as the product of a bias row.
 
-    `x` is an address, `table` [S, M, 6], `modules` [N] rows of it, `rows` and `weights` [P]; `by_slot` [P] are the
-    parts in the order of their adapters, `slot_start` [S + 1] where each adapter's begin: its A is read once for all.
+    `x` is an address, `table` [S, M, 6], `modules` [N] its second indices, `rows` [P] each part's token and `weights`
+    [P]; `by_slot` [P] sorts the parts by adapter and `slot_start` [S + 1] is where each adapter's parts begin, so that
+    each A is read once for all its tokens.
     """
     x_TD = carray(_pointer(x, like), (tokens, d_in))
     _prefetch(table, modules, slot_start, A, D_IN, x_TD.itemsize)
     for n in range(modules.shape[0]):
         for s in range(table.shape[0]):
             entry = table[s, modules[n]]
-            rank, shift = entry[RANK], entry[SHIFT]
+            rank, has_bias = entry[RANK], entry[HAS_BIAS]
             a = carray(_pointer(entry[A], like), (rank, d_in))
             for i in range(slot_start[s], slot_start[s + 1]):
                 part = by_slot[i]
                 x_D, weight, z_R = x_TD[rows[part]], weights[part], z[n, part]
                 r = 0
-                while r + 8 <= rank - shift:  # eight sums at once: each number of x is read and widened once for them
+                while r + 8 <= rank - has_bias:  # eight sums at once: each number of x is read and widened once
                     a_0, a_1, a_2, a_3 = a[r], a[r + 1], a[r + 2], a[r + 3]
                     a_4, a_5, a_6, a_7 = a[r + 4], a[r + 5], a[r + 6], a[r + 7]
                     sum_0 = sum_1 = sum_2 = sum_3 = sum_4 = sum_5 = sum_6 = sum_7 = np.float32(0)
@@ -149,13 +150,13 @@ def shrink(like, x, tokens, d_in, table, modules, rows, weights, by_slot, slot_s
                     z_R[r], z_R[r + 1], z_R[r + 2], z_R[r + 3] = sum_0, sum_1, sum_2, sum_3
                     z_R[r + 4], z_R[r + 5], z_R[r + 6], z_R[r + 7] = sum_4, sum_5, sum_6, sum_7
                     r += 8
-                while r < rank - shift:
+                while r < rank - has_bias:
                     a_D, sum_ = a[r], np.float32(0)
                     for d in range(d_in):
                         sum_ += _widen(x_D[d]) * _widen(a_D[d])
                     z_R[r] = sum_
                     r += 1
-                if shift:
+                if has_bias:
                     z_R[rank - 1] = 1
                 for r in range(rank):
                     z_R[r] *= weight
@@ -164,20 +165,20 @@ def shrink(like, x, tokens, d_in, table, modules, rows, weights, by_slot, slot_s
 
 @_compiled
 def look_up(like, ids, table, modules, slots, rows, weights, z):
-    """`shrink` where x are token ids: z_NPR = weight_P * A_RD[:, id]. `ids` [T], `slots` [P]."""
+    """`shrink` for token ids: z_NPR = weight_P * A_RD[:, id]. `ids` [T], `slots` [P]."""
     for n in range(modules.shape[0]):
         for part in range(rows.shape[0]):
             entry = table[slots[part], modules[n]]
             a = carray(_pointer(entry[A], like), (entry[RANK], entry[D_IN]))
             for r in range(entry[RANK]):
-                bias = entry[SHIFT] and r == entry[RANK] - 1
+                bias = entry[HAS_BIAS] and r == entry[RANK] - 1
                 z[n, part, r] = weights[part] * (np.float32(1) if bias else _widen(a[r, ids[rows[part]]]))
 
 
 @_compiled
 def expand(like, y, d_out, table, module, slots, row_start, z, n):
-    """y_TO += z_PR B_RO, for the parts of each token. `y` is an address, `row_start` [T + 1] where the parts of each
-    token begin; of `z` [N, P, R], which `shrink` filled, the module's part is the `n`th."""
+    """y_TO += z_PR B_RO, for the parts of each token. `y` is an address, `row_start` [T + 1] is where each token's
+    parts begin; `z` [N, P, R] is the output of `shrink`, in which this module is the `n`th."""
     tokens = row_start.shape[0] - 1
     y_TO = carray(_pointer(y, like), (tokens, d_out))
     total = np.empty(d_out, np.float32)
@@ -192,7 +193,7 @@ def expand(like, y, d_out, table, module, slots, row_start, z, n):
             rank = entry[RANK]
             b = carray(_pointer(entry[B], like), (rank, d_out))
             r = 0
-            while r + 8 <= rank:  # eight rows at once: the total is read and written once for them
+            while r + 8 <= rank:  # eight rows at once: the total is read and written once
                 z_0, z_1, z_2, z_3 = z_R[r], z_R[r + 1], z_R[r + 2], z_R[r + 3]
                 z_4, z_5, z_6, z_7 = z_R[r + 4], z_R[r + 5], z_R[r + 6], z_R[r + 7]
                 b_0, b_1, b_2, b_3 = b[r], b[r + 1], b[r + 2], b[r + 3]
@@ -215,7 +216,7 @@ def expand(like, y, d_out, table, module, slots, row_start, z, n):
 
 
 def compile_for(like: Any) -> None:
-    """Compiles the kernels for a storage type, or loads what was compiled before. Else the first request would wait."""
+    """Compile the kernels for a storage type, or load them from the cache, so that the first request does not wait."""
     ints, floats = np.zeros(1, np.int64), np.zeros(0, np.float32)
     table, z = np.zeros((0, 1, 6), np.int64), np.zeros((1, 0, 1), np.float32)
     shrink(like, 0, 0, 1, table, ints, ints[:0], floats, ints[:0], ints, z)

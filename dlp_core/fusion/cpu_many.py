@@ -1,18 +1,18 @@
-"""Fusion on CPUs for many tokens: few, wide matrix products over the adapters a batch really uses.
+"""Fusion on CPUs for many tokens: few, wide matrix products over the adapters that a batch uses.
 
-The active adapters' factors lie side by side in one matrix per module,
+The active adapters' factors are concatenated into one matrix per module,
 
     A_RD = [A_1; A_2; ...]     B_RO = [s_1 B_1^T; s_2 B_2^T; ...]     R = sum of the active ranks
 
-so that with W_TR[t, r] = weight of token t for the adapter that column r belongs to (0 if it has none)
+so that with W_TR[t, r] = weight of token t for the adapter that column r belongs to (0 if token t does not use it)
 
     y_TO += ((x_TD A_RD^T + c_R) * W_TR) B_RO
 
-is exactly the weighted sum, for any mixture of ranks and without padding. c is one for the row of a trained bias, zero
+is exactly the weighted sum, for mixed ranks and without padding. c is one for the row of a trained bias, zero
 elsewhere. Modules that read the same input (q, k and v; gate and up) share one product with A. Products are in the
-model's dtype, which the matrix units take, with float32 sums inside.
+model's dtype, which the matrix units support, and accumulate in float32.
 
-The side-by-side matrices are built when the set of active adapters changes, not at every step.
+The concatenated matrices are built when the set of active adapters changes, not at every step.
 
 Shape letters: T tokens, D in, O out, R rank, S active slots.
 """
@@ -28,24 +28,24 @@ from torch import Tensor
 from dlp_core.fusion.packed import Resident
 from dlp_core.fusion.segments import Segment
 
-_SLACK = 4
-"""Adapters no token uses any more that may stay packed: dropping them costs a rebuild, keeping them a few columns."""
+_MAX_UNUSED = 4
+"""Unused adapters that may stay in a pack: dropping them costs a rebuild, keeping them costs a few columns."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Group:
-    """The packed factors of modules that read one input. `layout[c]` is the slot position of A's row c."""
+    """The concatenated factors of modules that share an input. `layout[r]` is the position of row r's adapter."""
 
     a_RD: Tensor
     c_R: Tensor | None
     layout: tuple[int, ...]
-    outs: Mapping[str, tuple[int, int, Tensor]]
+    outputs: Mapping[str, tuple[int, int, Tensor]]
     """Module path to (first column, end column, B_RO)."""
 
 
 @dataclass(slots=True, eq=False)
 class _Pack:
-    """The side-by-side factors of some slots, built per group when first needed."""
+    """The concatenated factors of some slots, built per group when first needed."""
 
     slots: tuple[int, ...]
     residents: tuple[Resident, ...]
@@ -60,28 +60,28 @@ class _Pack:
         rows: list[Tensor] = []
         constants: list[float] = []
         layout: list[int] = []
-        outs: dict[str, tuple[int, int, Tensor]] = {}
+        outputs: dict[str, tuple[int, int, Tensor]] = {}
         for path in paths:
             first = len(layout)
-            backs: list[Tensor] = []
+            b_factors: list[Tensor] = []
             for position, resident in enumerate(self.residents):
                 if (factors := resident.modules.get(path)) is not None:
                     rank = factors.a_RD.shape[0]
                     rows.append(factors.a_RD)
-                    backs.append(factors.b_RO)
+                    b_factors.append(factors.b_RO)
                     layout += [position] * rank
-                    constants += [0.0] * (rank - factors.shift) + [1.0] * factors.shift
-            if backs:
-                outs[path] = (first, len(layout), torch.cat(backs))
+                    constants += [0.0] * (rank - factors.has_bias) + [1.0] * factors.has_bias
+            if b_factors:
+                outputs[path] = (first, len(layout), torch.cat(b_factors))
         if not rows:
             return None
         a_RD = torch.cat(rows)
         c_R = torch.tensor(constants, dtype=a_RD.dtype) if any(constants) else None
-        return _Group(a_RD, c_R, tuple(layout), outs)
+        return _Group(a_RD, c_R, tuple(layout), outputs)
 
 
 class ManyTokensStep:
-    """One forward pass: the weights of its tokens over a pack. Made by `ManyTokens.begin`, dropped after the pass."""
+    """One forward pass: its tokens' weights over a pack. Made by `ManyTokens.begin`, dropped after the pass."""
 
     def __init__(self, pack: _Pack, w_TS: Tensor, head_rows: Tensor | None) -> None:
         self._pack = pack
@@ -96,9 +96,9 @@ class ManyTokensStep:
             self._input = (x, siblings)
             self._shrunk = self._shrink(x, siblings, head=head)
         group, z_TR = self._shrunk
-        if group is None or z_TR is None or path not in group.outs:
+        if group is None or z_TR is None or path not in group.outputs:
             return y
-        first, end, b_RO = group.outs[path]
+        first, end, b_RO = group.outputs[path]
         if y.dtype != b_RO.dtype:  # a layer kept in another precision than the model's
             y += (z_TR[:, first:end] @ b_RO).view(y.shape)
             return y
@@ -120,7 +120,7 @@ class ManyTokensStep:
         return group, weighted_TR.to(z_TR.dtype)
 
     def _weights(self, layout: tuple[int, ...], tokens: int, *, head: bool) -> Tensor:
-        """W_TR for all tokens, or for those the output head is computed for."""
+        """W_TR for all tokens, or for those that the output head computes."""
         w_TR = self._w_TR.get((layout, tokens, head))
         if w_TR is None:
             w_TS = self._w_TS
@@ -134,7 +134,7 @@ class ManyTokensStep:
 
 
 class ManyTokens:
-    """Packs the active adapters and hands out one step per forward pass."""
+    """Packs the active adapters and makes one step per forward pass."""
 
     def __init__(self) -> None:
         self._pack: _Pack | None = None
@@ -156,7 +156,7 @@ class ManyTokens:
 
     def _reusable(self, residents: Mapping[int, Resident]) -> _Pack | None:
         pack = self._pack
-        if pack is None or len(pack.slots) > len(residents) + _SLACK:
+        if pack is None or len(pack.slots) > len(residents) + _MAX_UNUSED:
             return None
         packed = dict(zip(pack.slots, pack.residents, strict=True))
         return pack if all(packed.get(slot) is resident for slot, resident in residents.items()) else None

@@ -1,13 +1,13 @@
-"""Puts fusion into a model: once installed, each forward pass carries its own mixes.
+"""Installs fusion in a model: every forward pass then carries its own mixes.
 
     fusion = install(model)
     fusion.load(0, adapter)
     with fusion.batch((Segment(length=5, parts=((0, 0.7),)),)):
         model(input_ids)                       # five tokens, each with 0.7 of the adapter in slot 0
 
-`install` replaces the `forward` of each layer object and leaves the modules themselves in place: what a layer is made
-of (plain, tied, quantised) stays its own business. Outside `batch`, and for segments without parts, the model
-computes what it computed before, bit for bit.
+`install` replaces the `forward` of each layer object and leaves the modules in place, so it does not matter how a layer
+is implemented (plain, tied, quantised). Outside `batch`, and for segments without parts, the model computes what it
+computed before, bit for bit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dlp_core.fusion.reference import Delta
 from dlp_core.fusion.segments import Segment
 
 _SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Projections that read the same hidden state in every model that has them by these names."""
+"""Projections that read the same hidden state in every model that uses these names."""
 
 
 class FusedForward:
@@ -65,12 +65,12 @@ class Fusion:
         self._residents: dict[int, Resident] = {}
 
     def load(self, slot: int, adapter: Adapter) -> int:
-        """Puts an adapter into a slot, replacing what was there; returns its bytes on the device. Safe beside a
+        """Load an adapter into a slot, replacing its content; returns the adapter's bytes on the device. Safe during a
         running batch as long as no token of that batch uses the slot. Raises AdapterRefused if it does not fit."""
         return self.place(slot, self.pack(adapter))
 
     def pack(self, adapter: Adapter) -> Packed:
-        """The first half of `load`: checks an adapter and gets it ready in host memory. Safe on any thread."""
+        """The first half of `load`: check an adapter and pack it in host memory. Safe on any thread."""
         check_fits(adapter, self.shapes)
         deltas = self._deltas(adapter)
         d_in = {path: self.shapes[path].d_in for path in deltas}
@@ -83,13 +83,13 @@ class Fusion:
         return resident.nbytes
 
     def unload(self, slot: int) -> None:
-        """Empties a slot; harmless if it is empty."""
+        """Empty a slot; a no-op if it is empty."""
         self._residents.pop(slot, None)
 
     @contextmanager
     def batch(self, segments: tuple[Segment, ...], head_rows: Sequence[int] | None = None) -> Iterator[None]:
-        """Scopes one forward pass. The segments cover its tokens in order. `head_rows` are the tokens whose logits
-        are computed (the model's `logits_to_keep`), None for all. Batches do not nest."""
+        """Scope one forward pass. The segments cover its tokens in order. `head_rows` are the tokens whose logits are
+        computed (the model's `logits_to_keep`), None for all. Raises RuntimeError if batches are nested."""
         if self.step is not None:
             raise RuntimeError("a fused batch is already in flight on this model")
         self.step = self._op.begin(segments, self._residents, head_rows)
@@ -101,47 +101,46 @@ class Fusion:
     def _deltas(self, adapter: Adapter) -> dict[str, Delta]:
         for path, copy in adapter.copies.items():
             weight = getattr(self._layers[path], "weight", None)
-            if weight is None or not torch.equal(copy.to(weight.dtype).float(), _host(weight)):
+            if weight is None or not torch.equal(copy.to(weight.dtype).float(), _to_host(weight)):
                 raise AdapterRefused(
-                    f"adapter {adapter.name!r} brings its own weight for {path!r}, which is not the base model's; "
-                    "a base model that was changed has to be served as such"
+                    f"adapter {adapter.name!r} contains a weight for {path!r} that differs from the base model's; "
+                    "serve the changed model as a base model of its own"
                 )
         deltas = {}
         for path in {**adapter.modules, **adapter.biases}:
             layer, lora, bias = self._layers[path], adapter.modules.get(path), adapter.biases.get(path)
             if lora is not None and (scale := getattr(layer, "embed_scale", None)) is not None:
-                # Gemma's embeddings scale what they look up, LoRA included
+                # Gemma scales the embeddings it looks up, LoRA included
                 lora = LoRAWeights(lora.a_RD, lora.b_OR, lora.scaling * float(scale))
-            shift = None if bias is None else bias.float() - _host(layer.bias)
-            deltas[path] = Delta(lora, shift)
+            bias_delta = None if bias is None else bias.float() - _to_host(layer.bias)
+            deltas[path] = Delta(lora, bias_delta)
         return deltas
 
 
 def install(model: nn.Module, op: Op | None = None) -> Fusion:
-    """Lets every linear layer, embedding and biased LayerNorm of `model` take mixed deltas, in place.
+    """Make every linear layer, embedding and biased LayerNorm of `model` add mixed deltas, in place.
 
-    `op` computes them, by default the one for the model's device. Layers of a mixture's experts are left alone: they
-    see some of the tokens only. Raises ValueError if the model
-    is installed already or has no such layer.
+    `op` computes them; the default is the one for the model's device. Layers of a mixture's experts are left alone:
+    each sees only some of the tokens. Raises ValueError if fusion is already installed or the model has no such layer.
     """
     layers = _layers(model)
     if any(isinstance(module.forward, FusedForward) for module in layers.values()):
-        raise ValueError("fusion is installed on this model already")
+        raise ValueError("fusion is already installed on this model")
     device = next(model.parameters()).device
     fusion = Fusion(layers, device, op or _op(model, device))
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    known: dict[tuple[str, ...], tuple[str, ...]] = {}
+    interned: dict[tuple[str, ...], tuple[str, ...]] = {}
     for path, module in layers.items():
         siblings = _siblings(path, layers)
-        siblings = known.setdefault(siblings, siblings)  # one object for all of them: a step compares by identity
+        siblings = interned.setdefault(siblings, siblings)  # one object per group: a step compares by identity
         module.forward = FusedForward(module.forward, path, siblings, fusion, head=module is head)
     return fusion
 
 
 def read_shapes(folder: Path) -> Mapping[str, LayerShape]:
-    """Shapes of the layers an adapter may change in the model of this folder, without reading its weights.
+    """Read the shapes of the layers an adapter may change in the model of this folder, without its weights.
 
-    Raises InvalidRequest if the folder holds no model transformers knows.
+    Raises InvalidRequest if the folder does not hold a model that transformers knows.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -149,7 +148,7 @@ def read_shapes(folder: Path) -> Mapping[str, LayerShape]:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     except (OSError, ValueError, KeyError) as error:
-        raise InvalidRequest(f"{folder} is not a folder of a causal language model: {error}") from None
+        raise InvalidRequest(f"{folder} is not the folder of a causal language model: {error}") from None
     return {path: _shape(layer) for path, layer in _layers(model).items()}
 
 
@@ -157,13 +156,13 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
     """Module path to every layer that takes deltas. Raises ValueError if there is none."""
     layers = {path: module for path, module in model.named_modules() if _takes_deltas(path, module)}
     if not layers:
-        raise ValueError("this model has no linear layers that could take adapters")
+        raise ValueError("this model has no layers that adapters could change")
     return layers
 
 
 def _op(model: nn.Module, device: torch.device) -> Op:
-    served = (torch.float32, torch.bfloat16, torch.float16)  # a quantised layer's weights are none of these
-    dtype = next(p.dtype for p in model.parameters() if p.dtype in served)
+    supported = (torch.float32, torch.bfloat16, torch.float16)  # not the dtypes of quantised weights
+    dtype = next(p.dtype for p in model.parameters() if p.dtype in supported)
     if device.type != "cuda":
         from dlp_core.fusion.cpu import CpuOp
 
@@ -173,7 +172,7 @@ def _op(model: nn.Module, device: torch.device) -> Op:
     return TritonOp(device, dtype)
 
 
-def _host(parameter: Any) -> Tensor:
+def _to_host(parameter: Any) -> Tensor:
     return cast("Tensor", parameter.detach().float().cpu())
 
 
@@ -192,7 +191,7 @@ def _is_conv1d(module: nn.Module) -> bool:
 
 
 def _is_embedding(module: nn.Module) -> bool:
-    """A lookup of token or position ids; subclasses may do anything, those known here scale what they look up."""
+    """Whether it looks up token or position ids: a plain embedding, or a subclass that only scales the result."""
     return type(module) is nn.Embedding or (isinstance(module, nn.Embedding) and hasattr(module, "embed_scale"))
 
 

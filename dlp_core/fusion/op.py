@@ -1,4 +1,4 @@
-"""What layers.py asks of an op. Implemented for CPUs by `ops.cpu`, for CUDA devices by `ops.triton`."""
+"""The interface between layers.py and an op. `cpu` implements it for CPUs, `triton` for CUDA devices."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class Step(Protocol):
     """One forward pass, dropped after it."""
 
     def add(self, y: Tensor, x: Tensor, path: str, siblings: tuple[str, ...], *, head: bool = False) -> Tensor:
-        """Returns y plus the mixed delta of module `path`. y [..., O], which the layer has just made and which may be
-        changed in place; x [..., D], or token ids [...]; the leading dimensions hold the T tokens. `siblings` are the
-        modules, `path` among them, that read this same x one after the other. The output `head` sees the batch's
-        `head_rows`, in their order, also where they are as many as its tokens."""
+        """Return y plus the mixed delta of module `path`. y [..., O] is the layer's fresh output and may be changed in
+        place; x [..., D], or token ids [...]; the leading dimensions hold the T tokens. `siblings` are the modules,
+        `path` among them, that read this same x one after another. The output `head` sees the batch's `head_rows`, in
+        their order, even if there are as many of them as tokens."""
 
 
 class Op(Protocol):
-    """The maths of one model's adapters on one kind of device."""
+    """Computes one model's mixed deltas on one kind of device."""
 
     dtype: torch.dtype
-    """What adapters are packed in."""
+    """The dtype adapters are packed in."""
 
     def begin(
         self,
@@ -34,5 +34,5 @@ class Op(Protocol):
         residents: Mapping[int, Resident],
         head_rows: Sequence[int] | None = None,
     ) -> Step | None:
-        """The step for these segments, or None if no token uses an adapter. `residents` maps slot to adapter;
-        `head_rows` are the tokens the output head is computed for, None for all."""
+        """Make the step for these segments, or None if no token uses an adapter. `residents` maps slot to adapter;
+        `head_rows` are the tokens that the output head computes, None for all."""

@@ -1,9 +1,9 @@
-"""One adapter as the ops want it: all its factors in one buffer, moved to the device in one copy.
+"""One adapter in the layout the ops read: all its factors in one buffer, moved to the device in one copy.
 
     A_RD     rank by inputs          B_RO = s * B^T, rank by outputs
 
-A trained bias is one more row of both: zeros in A, the bias in B; `shift` says that it is there, and an op takes 1 for
-what that row of A gives. Nothing is padded to the largest rank: mixed ranks cost what they are.
+A trained bias is an extra row of both: zeros in A, the bias in B. `has_bias` marks it, and an op uses 1 as the product
+of that row of A. Nothing is padded to the largest rank, so mixed ranks cost no more than their sum.
 
 Shape letters: D in, O out, R rank.
 """
@@ -20,17 +20,17 @@ from torch import Tensor
 from dlp_core.fusion.reference import Delta
 
 _ALIGN = 16
-"""Elements each factor's place in the buffer is a multiple of, so that a GPU reads 16 bytes at once."""
+"""Alignment of each factor in the buffer, in elements, so that a GPU can read 16 bytes at once."""
 
 
 class _Shape(NamedTuple):
-    """One module's part of a packed adapter. The last of its rows is the bias if there is a `shift`."""
+    """One module's part of a packed adapter. Its last row is the trained bias if `has_bias`."""
 
     path: str
     rank: int
     d_in: int
     d_out: int
-    shift: bool
+    has_bias: bool
 
 
 class Factors(NamedTuple):
@@ -38,7 +38,7 @@ class Factors(NamedTuple):
 
     a_RD: Tensor
     b_RO: Tensor
-    shift: bool
+    has_bias: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +60,7 @@ class Resident:
     buffer: Tensor
     modules: Mapping[str, Factors]
     rank: int
-    """The largest of its modules."""
+    """The largest rank of any of its modules."""
 
     @property
     def nbytes(self) -> int:
@@ -68,24 +68,24 @@ class Resident:
 
 
 def pack(deltas: Mapping[str, Delta], d_in: Mapping[str, int], *, dtype: torch.dtype, pinned: bool) -> Packed:
-    """What an adapter adds to each module, in one buffer of `dtype`. `d_in` maps those modules to the width of their
-    input; a `pinned` buffer can be copied to a CUDA device beside its computation. Safe on any thread."""
+    """Pack what an adapter adds to each module into one buffer of `dtype`. `d_in` maps those modules to their input
+    width; a `pinned` buffer can be copied to a CUDA device while it computes. Safe on any thread."""
     shapes = tuple(_shape(path, delta, d_in[path]) for path, delta in deltas.items())
-    size = sum(_room(shape.rank * width) for shape in shapes for width in (shape.d_in, shape.d_out))
+    size = sum(_aligned(shape.rank * width) for shape in shapes for width in (shape.d_in, shape.d_out))
     buffer = torch.empty(size, dtype=dtype, pin_memory=pinned)
     for (a_RD, b_RO, _), delta in zip(_views(buffer, shapes), deltas.values(), strict=True):
         if delta.lora is not None:
             rank = delta.lora.a_RD.shape[0]
             a_RD[:rank] = delta.lora.a_RD
             b_RO[:rank] = delta.lora.b_OR.T.float() * delta.lora.scaling
-        if delta.shift_O is not None:
+        if delta.bias_delta_O is not None:
             a_RD[-1] = 0
-            b_RO[-1] = delta.shift_O
+            b_RO[-1] = delta.bias_delta_O
     return Packed(buffer, shapes)
 
 
 def place(packed: Packed, device: torch.device) -> Resident:
-    """Copies an adapter to the device in one transfer, and returns when it is there. Safe on any thread.
+    """Copy an adapter to the device in one transfer, and return when it has arrived. Safe on any thread.
 
     On a CPU nothing is copied: the buffer is shared.
     """
@@ -101,22 +101,22 @@ def _shape(path: str, delta: Delta, d_in: int) -> _Shape:
     rank, d_out = 0, 0
     if delta.lora is not None:
         rank, d_out = delta.lora.a_RD.shape[0], delta.lora.b_OR.shape[0]
-    if delta.shift_O is not None:
-        rank, d_out = rank + 1, delta.shift_O.shape[0]
-    return _Shape(path, rank, d_in, d_out, delta.shift_O is not None)
+    if delta.bias_delta_O is not None:
+        rank, d_out = rank + 1, delta.bias_delta_O.shape[0]
+    return _Shape(path, rank, d_in, d_out, delta.bias_delta_O is not None)
 
 
 def _views(buffer: Tensor, shapes: Sequence[_Shape]) -> Iterator[Factors]:
     start = 0
     for shape in shapes:
-        middle = start + _room(shape.rank * shape.d_in)
+        middle = start + _aligned(shape.rank * shape.d_in)
         yield Factors(
             buffer.as_strided((shape.rank, shape.d_in), (shape.d_in, 1), start),
             buffer.as_strided((shape.rank, shape.d_out), (shape.d_out, 1), middle),
-            shape.shift,
+            shape.has_bias,
         )
-        start = middle + _room(shape.rank * shape.d_out)
+        start = middle + _aligned(shape.rank * shape.d_out)
 
 
-def _room(elements: int) -> int:
+def _aligned(elements: int) -> int:
     return -(-elements // _ALIGN) * _ALIGN

@@ -5,12 +5,12 @@ Semantics, for every token t of a segment with parts {(i, w_i)}:
     y[t] += sum_i  w_i * (s_i * B_i (A_i x[t]) + c_i)
 
 x_TD input, y_TO output of the frozen layer, A_i [R_i, D], B_i [O, R_i], s_i the adapter's own scaling for this
-module, c_i [O] what its trained bias has more than the base's. For an embedding x_T holds token ids and A_i x[t] is
-column x[t] of A_i. Computed and added in float32, rounded once to the dtype of y. Ranks may differ between adapters;
-an adapter without weights for this module adds nothing; a segment without parts leaves y as it is, bit for bit.
+module, c_i [O] its trained bias minus the base's. For an embedding x_T holds token ids and A_i x[t] is column x[t] of
+A_i. Computed and summed in float32, rounded once to the dtype of y. Ranks may differ between adapters; an adapter
+without weights for this module adds nothing; a segment without parts leaves y unchanged, bit for bit.
 
-Two known ways to get it wrong, both in published code: one adapter's scaling for all, and w applied to A and B
-both (which squares the weights and adds cross terms).
+Published code gets this wrong in two ways: it uses one adapter's scaling for all, or applies w to both A and B (which
+squares the weights and adds cross terms).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Delta:
     """What one adapter adds to the output of one layer."""
 
     lora: LoRAWeights | None
-    shift_O: Tensor | None = None
-    """Trained bias less the base's."""
+    bias_delta_O: Tensor | None = None
+    """Trained bias minus the base's."""
 
 
 def fused_lora(y_TO: Tensor, x: Tensor, segments: tuple[Segment, ...], deltas: Mapping[int, Delta]) -> Tensor:
-    """Returns y plus the mixed deltas; neither input changes.
+    """Return y plus the mixed deltas; neither input changes.
 
     x is [T, D], or [T] token ids for an embedding. `deltas` maps slot to what its adapter adds to this layer.
     Segment lengths must sum to T.
@@ -61,6 +61,6 @@ def _delta(x: Tensor, delta: Delta, like_TO: Tensor) -> Tensor:
         a_RD, b_OR = delta.lora.a_RD.float(), delta.lora.b_OR.float()
         z_TR = x.float() @ a_RD.T if x.is_floating_point() else a_RD[:, x].T
         result_TO += delta.lora.scaling * (z_TR @ b_OR.T)
-    if delta.shift_O is not None:
-        result_TO += delta.shift_O.float()
+    if delta.bias_delta_O is not None:
+        result_TO += delta.bias_delta_O.float()
     return result_TO

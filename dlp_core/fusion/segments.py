@@ -1,7 +1,7 @@
 """Which tokens of a batch run under which weighted adapters.
 
-A batch of T tokens is a run of segments, one after the other. A segment is a request's tokens of this forward
-pass, or a part of them when the mix changes inside a prompt. Decoding gives segments of one token.
+A batch of T tokens is a sequence of segments. A segment holds one request's tokens in this forward pass, or some of
+them when the mix changes inside a prompt. When decoding, segments have one token.
 """
 
 from __future__ import annotations
@@ -19,5 +19,5 @@ class Segment:
 
 
 def active_slots(segments: tuple[Segment, ...]) -> tuple[int, ...]:
-    """Slots any token of the batch uses, ascending, each once."""
+    """The slots that any token of the batch uses, ascending, without duplicates."""
     return tuple(sorted({slot for segment in segments for slot, _ in segment.parts}))

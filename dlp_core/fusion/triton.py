@@ -1,14 +1,14 @@
-"""Fusion on CUDA devices: one kernel launch for modules with one input, one more for each. Needs triton.
+"""Fusion on CUDA devices: one kernel launch per group of modules with one input, and one more per module. Needs triton.
 
-Semantics: those of `ops.reference`. Adapters stay where they were placed, in the model's dtype: factors are rounded to
-it once, all is added up in float32, and the sum is rounded once into y. Nothing is laid side by side as on a CPU: that
-would copy weights whenever the set of active adapters changes, in a step whose cost is reading weights. Instead a table
-on the device says where each slot's factors lie, and a plan, some hundred integers that are copied before
-the forward pass, says which tokens use which slots at which weight.
+Semantics: those of `reference`. Adapters stay where they were placed, in the model's dtype: factors are rounded to it
+once, everything is summed in float32, and the sum is rounded once into y. Nothing is concatenated as on a CPU: that
+would copy weights whenever the set of active adapters changes, in a step that is bound by reading weights. Instead, a
+table on the device holds the address of each slot's factors, and a plan, a few hundred integers copied before the
+forward pass, says which tokens use which slots at what weight.
 
-Neither waits for the device, and both lie in buffers that stay: a CUDA graph that was captured inside one
-`fusion.batch` may be replayed inside any other whose step has the same `shape`, on the stream that the batch was
-entered on. A batch without any adapter has no step, and takes a graph that was captured without one.
+Neither waits for the device, and both are in persistent buffers: a CUDA graph captured inside one `fusion.batch` may be
+replayed inside any other whose step has the same `shape`, on the stream that the batch was entered on. A batch without
+adapters has no step and needs a graph that was captured without one.
 
 Shape letters: T tokens, D in, O out, R rank.
 """
@@ -31,15 +31,15 @@ from dlp_core.fusion.triton_kernels import expand, shrink
 
 _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _BLOCK_R = 16
-"""Ranks of one program: the least that a Tensor Core product takes."""
+"""Ranks of one program: the minimum for a Tensor Core product."""
 _BLOCK_N = 32
 _TILE, _SMALL_TILE = 64, 16
-"""Tokens of a tile where prompts are computed; the small one where the longest run of one mix is no longer, and in
-float32, where a large one does not fit into registers."""
+"""Tokens of a tile when prompts are computed. The small one is used if no segment is longer, and in float32, where a
+large tile does not fit into registers."""
 
 
 class _Blocks(NamedTuple):
-    """How a layer's work is cut. Not yet measured on a GPU."""
+    """How a layer's work is divided. Not yet measured on a GPU."""
 
     block_d: int
     splits: int
@@ -47,12 +47,12 @@ class _Blocks(NamedTuple):
 
 
 _DECODE = _Blocks(block_d=512, splits=16, block_o=64)
-"""One token to a tile: the products are small, and what matters is how many programs read at once."""
+"""One token per tile: the products are small, so what matters is how many programs read at once."""
 _PREFILL = _Blocks(block_d=64, splits=4, block_o=64)
 
 
 class Shape(NamedTuple):
-    """All that the launches of a step depend on. Filled by `TritonOp.begin`, compared by who replays graphs."""
+    """Everything that a step's launches depend on. Filled by `TritonOp.begin`, compared before a graph is replayed."""
 
     tokens: int
     head_tokens: int
@@ -93,20 +93,22 @@ class TritonStep:
         self._all = _Tiles(0, shape.tiles, shape.tokens, shape.tile)
         self._head = _Tiles(4 * shape.tiles, shape.head_tokens, shape.head_tokens, 1)
         self._parts_at = 4 * (shape.tiles + shape.head_tokens)
-        self._input: tuple[Tensor | None, tuple[str, ...]] = (None, ())
+        self._input: tuple[Tensor | None, tuple[str, ...], bool] = (None, (), False)
         self._shrunk: _Shrunk | None = None
 
     def add(self, y: Tensor, x: Tensor, path: str, siblings: tuple[str, ...], *, head: bool = False) -> Tensor:
         if path not in self._op.modules:
             return y
-        if x is not self._input[0] or siblings is not self._input[1]:
-            self._input = (x, siblings)
+        capturing = _capturing(x.device)
+        # What was shrunk before a capture is missing from the graph; what was captured has not been computed.
+        if x is not self._input[0] or siblings is not self._input[1] or capturing is not self._input[2]:
+            self._input = (x, siblings, capturing)
             self._shrunk = self._shrink(x, siblings, head=head)
         assert self._shrunk is not None
         return self._expand(y.contiguous(), path, self._shrunk)
 
     def _shrink(self, x: Tensor, siblings: tuple[str, ...], *, head: bool) -> _Shrunk:
-        self._wait()
+        self._wait_for_plan()
         op, ids = self._op, not x.is_floating_point()
         x = x.contiguous()
         tokens, width = (x.numel(), op.width(siblings)) if ids else (x.numel() // x.shape[-1], x.shape[-1])
@@ -136,38 +138,38 @@ class TritonStep:
         return y
 
     def _tiles(self, tokens: int, *, head: bool) -> _Tiles:
-        """Those for all tokens, or for those the output head is computed for."""
+        """The tiles for all tokens, or for those that the output head computes."""
         for tiles in (self._head, self._all) if head else (self._all, self._head):
             if tiles.tokens == tokens:
                 return tiles
         raise RuntimeError(f"a layer sees {tokens} tokens, the batch's segments cover {self.shape.tokens}")
 
-    def _wait(self) -> None:
-        """For the plan, if the model runs on another stream than the one it was copied on. While a graph is captured
-        nothing runs, and it has to be replayed where the plan is copied."""
+    def _wait_for_plan(self) -> None:
+        """Wait for the plan if the model runs on another stream than the one it was copied on. While a graph is
+        captured nothing runs; it must be replayed on the stream that copies the plan."""
         if self._ready is not None and not torch.cuda.is_current_stream_capturing():
             stream = torch.cuda.current_stream()
             stream.wait_event(self._ready)
-            self._op.ran_on, self._ready = stream, None
+            self._op.last_stream, self._ready = stream, None
 
 
 class TritonOp:
-    """The table of what lies in which slot, and the plan of the step in flight."""
+    """The table of the adapters in the slots, and the plan of the step in flight."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         """`dtype` is the model's: float32, bfloat16 or float16."""
         self.dtype = dtype
         self.modules: dict[str, int] = {}
-        """Which row of a slot's table is whose. It has the modules that any adapter so far has changed, and no others:
-        no kernel is launched for those."""
+        """Module path to its row in a slot's table. It has only modules that some adapter has changed; no kernel is
+        launched for the others."""
         self.table = _buffer(64, 64, 4, dtype=torch.int64, device=device)
         self.plan = _buffer(2**16, dtype=torch.int32, device=device)
-        self.ran_on: torch.cuda.Stream | None = None
+        self.last_stream: torch.cuda.Stream | None = None
         self._device = device
         self._rank = _BLOCK_R
         self._widths: dict[str, int] = {}
         self._groups: dict[tuple[str, ...], tuple[tuple[str, ...], Tensor]] = {}
-        self._entered: WeakValueDictionary[int, Resident] = WeakValueDictionary()
+        self._in_table: WeakValueDictionary[int, Resident] = WeakValueDictionary()
 
     def begin(
         self,
@@ -178,17 +180,17 @@ class TritonOp:
         active = active_slots(segments)
         if not active:
             return None
-        if self._device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError("enter the batch before capturing a graph: its plan has to change between replays")
-        if self.ran_on is not None:  # the last step may still read what is written here
-            torch.cuda.current_stream(self._device).wait_stream(self.ran_on)
-        self._enter({slot: residents[slot] for slot in active})
+        if _capturing(self._device):
+            raise RuntimeError("enter the batch before capturing a graph: its plan must change between replays")
+        if self.last_stream is not None:  # the last step may still be reading the table and the plan
+            torch.cuda.current_stream(self._device).wait_stream(self.last_stream)
+        self._update_table({slot: residents[slot] for slot in active})
         shape = self._make_plan(segments, head_rows or ())
         on_gpu = self._device.type == "cuda"
         return TritonStep(self, shape, torch.cuda.current_stream(self._device).record_event() if on_gpu else None)
 
     def group(self, siblings: tuple[str, ...]) -> tuple[tuple[str, ...], Tensor]:
-        """Those of some modules that are in the table, and their rows of it."""
+        """The modules of a group that are in the table, and their rows in it."""
         if siblings not in self._groups:
             members = tuple(path for path in siblings if path in self.modules)
             rows = torch.tensor([self.modules[path] for path in members], dtype=torch.int32, device=self._device)
@@ -199,8 +201,8 @@ class TritonOp:
         """Columns of A, for modules whose inputs are token ids."""
         return next(self._widths[path] for path in siblings if path in self._widths)
 
-    def _enter(self, active: Mapping[int, Resident]) -> None:
-        """Writes into the table which factors lie in these slots, where that has changed."""
+    def _update_table(self, active: Mapping[int, Resident]) -> None:
+        """Update the table for those of these slots whose adapter has changed."""
         if not self._changed(active):
             return
         for resident in self._changed(active).values():
@@ -215,32 +217,32 @@ class TritonOp:
             slots = max(slots, _round_up(max(active) + 1, 64))
             modules = max(modules, _round_up(len(self.modules), 64))
             self.table = _buffer(slots, modules, 4, dtype=torch.int64, device=self._device)
-            self._entered.clear()
+            self._in_table.clear()
         for slot, resident in self._changed(active).items():
             rows = [[0, 0, 0, 0]] * self.table.shape[1]
-            for path, (a_RD, b_RO, shift) in resident.modules.items():
-                rows[self.modules[path]] = [a_RD.data_ptr(), b_RO.data_ptr(), a_RD.shape[0], int(shift)]
+            for path, (a_RD, b_RO, has_bias) in resident.modules.items():
+                rows[self.modules[path]] = [a_RD.data_ptr(), b_RO.data_ptr(), a_RD.shape[0], int(has_bias)]
             self._copy(torch.tensor(rows), self.table[slot])
-            self._entered[slot] = resident
+            self._in_table[slot] = resident
 
     def _changed(self, active: Mapping[int, Resident]) -> dict[int, Resident]:
-        return {slot: resident for slot, resident in active.items() if self._entered.get(slot) is not resident}
+        return {slot: resident for slot, resident in active.items() if self._in_table.get(slot) is not resident}
 
     def _make_plan(self, segments: tuple[Segment, ...], head_rows: Sequence[int]) -> Shape:
-        longest = max(segment.length for segment in segments if segment.parts)
-        small = longest <= _SMALL_TILE or self.dtype == torch.float32
-        size = 1 if longest == 1 else _SMALL_TILE if small else _TILE
+        max_length = max(segment.length for segment in segments if segment.parts)
+        small = max_length <= _SMALL_TILE or self.dtype == torch.float32
+        size = 1 if max_length == 1 else _SMALL_TILE if small else _TILE
         tiles: list[tuple[int, int, int, int]] = []
         parts: list[tuple[int, float]] = []
         mixes: list[tuple[int, int]] = []
-        """First part and parts of each token."""
+        """(first part, number of parts) of each token."""
         for segment in segments:
             start, mix = len(mixes), (len(parts), len(segment.parts))
             mixes += [mix] * segment.length
             if segment.parts:
                 parts += segment.parts
                 tiles += [(t, min(size, len(mixes) - t), *mix) for t in range(start, len(mixes), size)]
-        if size == 1:  # as many as tokens, for a graph to fit whichever of them use adapters
+        if size == 1:  # as many tiles as tokens, so that a graph fits whichever tokens use adapters
             tiles += [(0, 0, 0, 0)] * (len(mixes) - len(tiles))
         heads = [(row, 1, *mixes[token]) for row, token in enumerate(head_rows)]
         slots, weights = zip(*parts, strict=True)
@@ -263,14 +265,19 @@ class TritonOp:
         )
 
     def _copy(self, source: Tensor, target: Tensor) -> None:
-        """To the device without waiting. Pinned memory that is let go is used again only when its copies are done."""
+        """Copy to the device without waiting. Freed pinned memory is reused only once its copies are done."""
         target.copy_(source.pin_memory() if target.is_cuda else source, non_blocking=True)
 
 
 def _buffer(*size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros that may be written to in any mode, also if a batch in inference mode asks for them."""
+    """Allocate zeros that are writable in any mode, even if a batch in inference mode allocates them."""
     with torch.inference_mode(False):
         return torch.zeros(size, dtype=dtype, device=device)
+
+
+def _capturing(device: torch.device) -> bool:
+    """Whether a launch on this device is recorded into a CUDA graph instead of run."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _round_up(number: int, step: int) -> int:

@@ -1,24 +1,25 @@
-"""The two kernels of `ops.triton`. With TRITON_INTERPRET=1 in the environment before the import, they run on CPUs.
+"""The two kernels of `triton`. With TRITON_INTERPRET=1 in the environment before the import, they run on CPUs.
 
     shrink   z[t, k, r] = w_k * (A_k x[t] + c)[r]        k: the parts of the token's mix, c: 1 for a bias' row, else 0
     expand   y[t] += sum over k, r of z[t, k, r] * B_k[r]
 
-A tile is some consecutive tokens of one mix: nothing else knows which tokens run under what. plan_ptr holds int32:
+A tile is a few consecutive tokens of one mix; only the tiles say which tokens run under which mix. plan_ptr points to
+int32:
 
     tiles    (first token, tokens, first part, parts) of each, at tiles_at
     parts    (slot, weight as float32 bits) of each, at parts_at
 
 table_ptr[slot, module] holds int64 (address of A_RD, address of B_RO, rank, 1 if the last row is a bias), rank 0 where
-an adapter has nothing for a module. So which adapters there are, and where, is data: a captured CUDA graph stays
-valid when they change. What a launch looks like depends on the constants below and on the grid, which ops.triton makes
-from sizes alone.
+an adapter does not change a module. The adapters and their addresses are thus data, and a captured CUDA graph stays
+valid when they change. A launch depends only on the constants below and on the grid, which `triton` derives from sizes
+alone.
 
-z is float32 [splits, members of the group, tokens, max_parts * RANK]: each split of shrink covers some of D and expand
-adds them up. Nothing is atomic: the same batch gives the same bits.
+z is float32 [splits, members of the group, tokens, max_parts * RANK]: each split of shrink covers a part of D, and
+expand sums the splits. There are no atomics, so the same batch gives the same bits.
 
-One token to a tile (decoding) is multiplied in float32. More go through Tensor Cores as TF32 where the weights have 16
-bits: it holds those and x as they are, and z to 11 bits. (Triton's interpreter has no product of bfloat16: it takes
-their bits for integers.)
+Tiles of one token (decoding) are multiplied in float32. Larger ones use Tensor Cores in TF32 if the weights have 16
+bits: TF32 represents those and x exactly, and z to 11 bits. (Triton's interpreter cannot multiply bfloat16: it treats
+the bits as integers.)
 
 Shape letters: T tokens of a tile, D in, O out, R ranks of one block, N (part, rank) pairs of one block, S splits.
 """
@@ -54,7 +55,7 @@ def shrink(
     DTYPE: tl.constexpr, RANK: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Grid: (max_parts * RANK / BLOCK_R * splits, modules of the group, tiles). x is [tokens, D], or [tokens] token
-    ids: then A's columns are picked, and there is one split. A split covers `span` columns."""
+    ids, which pick columns of A in a single split. A split covers `span` columns."""
     split = tl.program_id(0) % splits
     block = tl.program_id(0) // splits
     part = block // (RANK // BLOCK_R)
@@ -73,22 +74,22 @@ def shrink(
     a_ptr = tl.multiple_of(tl.load(entry_ptr).to(tl.pointer_type(DTYPE)), [16])
 
     t_T = (tl.load(tile_ptr) + tl.arange(0, BLOCK_T)).to(tl.int64)
-    there_T = tl.arange(0, BLOCK_T) < tl.load(tile_ptr + 1)
-    there_R = row_R < rank
+    mask_T = tl.arange(0, BLOCK_T) < tl.load(tile_ptr + 1)
+    mask_R = row_R < rank
     if x_ptr.dtype.element_ty.is_int():
-        id_T = tl.load(x_ptr + t_T, mask=there_T, other=0)
-        there_TR = there_T[:, None] & there_R[None, :]
-        z_TR = tl.load(a_ptr + row_R[None, :] * d_in + id_T[:, None], mask=there_TR, other=0.0).to(tl.float32)
+        id_T = tl.load(x_ptr + t_T, mask=mask_T, other=0)
+        mask_TR = mask_T[:, None] & mask_R[None, :]
+        z_TR = tl.load(a_ptr + row_R[None, :] * d_in + id_T[:, None], mask=mask_TR, other=0.0).to(tl.float32)
     else:
         z_TR = tl.zeros([BLOCK_T, BLOCK_R], tl.float32)
         for start in range(0, span, BLOCK_D):
             d_D = split * span + start + tl.arange(0, BLOCK_D)
-            there_D = d_D < d_in
+            mask_D = d_D < d_in
             x_TD = tl.load(
-                x_ptr + t_T[:, None] * d_in + d_D[None, :], mask=there_T[:, None] & there_D[None, :], other=0.0
+                x_ptr + t_T[:, None] * d_in + d_D[None, :], mask=mask_T[:, None] & mask_D[None, :], other=0.0
             )
             a_RD = tl.load(
-                a_ptr + row_R[:, None] * d_in + d_D[None, :], mask=there_R[:, None] & there_D[None, :], other=0.0
+                a_ptr + row_R[:, None] * d_in + d_D[None, :], mask=mask_R[:, None] & mask_D[None, :], other=0.0
             )
             z_TR += _x_times_a(x_TD, a_RD)
 
@@ -98,7 +99,7 @@ def shrink(
     tl.store(
         z_ptr + row_T[:, None] * (max_parts * RANK) + (part * RANK + row_R)[None, :],
         z_TR,
-        mask=there_T[:, None] & there_R[None, :],
+        mask=mask_T[:, None] & mask_R[None, :],
     )
 
 
@@ -109,37 +110,37 @@ def expand(
     DTYPE: tl.constexpr, RANK: tl.constexpr, SPLITS: tl.constexpr, SPLITS_2: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (O / BLOCK_O, tiles). `module` is the row of the table, `member` the same module's place in z. All parts of
-    a mix lie in one program: their rows of B are gathered in one go, however many adapters they belong to. SPLITS_2
-    is the power of two from SPLITS on."""
+    """Grid: (O / BLOCK_O, tiles). `module` is the module's row in the table, `member` its index in z. One program
+    handles all parts of a mix: it gathers their rows of B at once, however many adapters they belong to. SPLITS_2 is
+    SPLITS rounded up to a power of two."""
     tile_ptr = plan_ptr + tiles_at + 4 * tl.program_id(1)
     parts = tl.load(tile_ptr + 3)
     if parts == 0:
         return
     part_ptr = plan_ptr + parts_at + 2 * tl.load(tile_ptr + 2)
     t_T = (tl.load(tile_ptr) + tl.arange(0, BLOCK_T)).to(tl.int64)
-    there_T = tl.arange(0, BLOCK_T) < tl.load(tile_ptr + 1)
+    mask_T = tl.arange(0, BLOCK_T) < tl.load(tile_ptr + 1)
     o_O = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
-    there_O = o_O < d_out
+    mask_O = o_O < d_out
 
     sum_TO = tl.zeros([BLOCK_T, BLOCK_O], tl.float32)
     for start in range(0, max_parts * RANK, BLOCK_N):
         n_N = start + tl.arange(0, BLOCK_N)
         row_N = n_N % RANK
-        used_N = n_N // RANK < parts
-        slot_N = tl.load(part_ptr + 2 * (n_N // RANK), mask=used_N, other=0)
+        mask_N = n_N // RANK < parts
+        slot_N = tl.load(part_ptr + 2 * (n_N // RANK), mask=mask_N, other=0)
         entry_N = table_ptr + slot_N.to(tl.int64) * slot_stride + 4 * module
-        used_N = used_N & (row_N < tl.load(entry_N + 2, mask=used_N, other=0))
-        b_N = tl.multiple_of(tl.load(entry_N + 1, mask=used_N, other=0).to(tl.pointer_type(DTYPE)), [16])
+        mask_N = mask_N & (row_N < tl.load(entry_N + 2, mask=mask_N, other=0))
+        b_N = tl.multiple_of(tl.load(entry_N + 1, mask=mask_N, other=0).to(tl.pointer_type(DTYPE)), [16])
         b_NO = tl.load(
-            b_N[:, None] + row_N[:, None] * d_out + o_O[None, :], mask=used_N[:, None] & there_O[None, :], other=0.0
+            b_N[:, None] + row_N[:, None] * d_out + o_O[None, :], mask=mask_N[:, None] & mask_O[None, :], other=0.0
         )
         if BLOCK_T == 1:
             split_S = tl.arange(0, SPLITS_2)
             row_S = (split_S * members + member) * tokens + tl.load(tile_ptr)
             z_SN = tl.load(
                 z_ptr + row_S[:, None].to(tl.int64) * (max_parts * RANK) + n_N[None, :],
-                mask=(split_S < SPLITS)[:, None] & used_N[None, :],
+                mask=(split_S < SPLITS)[:, None] & mask_N[None, :],
                 other=0.0,
             )
             z_TN = tl.sum(z_SN, 0)[None, :]
@@ -149,12 +150,12 @@ def expand(
                 row_T = (split * members + member) * tokens + t_T
                 z_TN += tl.load(
                     z_ptr + row_T[:, None] * (max_parts * RANK) + n_N[None, :],
-                    mask=there_T[:, None] & used_N[None, :],
+                    mask=mask_T[:, None] & mask_N[None, :],
                     other=0.0,
                 )
         sum_TO += _z_times_b(z_TN, b_NO)
 
-    there_TO = there_T[:, None] & there_O[None, :]
+    mask_TO = mask_T[:, None] & mask_O[None, :]
     y_TO = y_ptr + t_T[:, None] * d_out + o_O[None, :]
-    sum_TO += tl.load(y_TO, mask=there_TO, other=0.0).to(tl.float32)
-    tl.store(y_TO, sum_TO.to(y_ptr.dtype.element_ty), mask=there_TO)
+    sum_TO += tl.load(y_TO, mask=mask_TO, other=0.0).to(tl.float32)
+    tl.store(y_TO, sum_TO.to(y_ptr.dtype.element_ty), mask=mask_TO)

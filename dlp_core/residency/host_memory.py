@@ -1,8 +1,7 @@
-"""Adapters in host memory, packed as the device wants them: the tier between disk and slots.
+"""Adapters in host memory, packed in the device's layout: the tier between disk and slots.
 
-At most so many bytes, the least recently used dropped first. Where there is a CUDA device the buffers are pinned, so
-that the copy to it runs beside the computation. On a CPU the device is this memory: what is in a slot and in here is
-one and the same buffer.
+Bounded in bytes; the least recently used is dropped first. With a CUDA device the buffers are pinned, so that the copy
+overlaps with computation. On a CPU this memory is the device: a slot and the cache share one buffer.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dlp_core.fusion.packed import Packed
 
 
 class HostMemory:
-    """Packed adapters by key. Use from any number of threads."""
+    """An LRU cache of packed adapters by key. Thread-safe."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -24,7 +23,7 @@ class HostMemory:
         self._bytes = 0
 
     def get(self, key: Hashable) -> Packed | None:
-        """What is kept of an adapter, and a note that it was used."""
+        """Return a cached adapter and mark it as used, or return None."""
         with self._lock:
             packed = self._packed.get(key)
             if packed is not None:
@@ -32,7 +31,7 @@ class HostMemory:
             return packed
 
     def put(self, key: Hashable, packed: Packed) -> None:
-        """Keeps an adapter, if it fits at all, and drops what was used least recently to make room."""
+        """Cache an adapter, if it fits at all, and drop the least recently used ones to make room."""
         with self._lock:
             if key in self._packed or packed.nbytes > self._max_bytes:
                 return
@@ -43,8 +42,3 @@ class HostMemory:
 
     def __len__(self) -> int:
         return len(self._packed)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all that is kept."""
-        return self._bytes

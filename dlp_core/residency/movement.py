@@ -3,9 +3,9 @@
     async with residency.pinned(mix.names) as pins:     # name -> Pin
         ...
 
-The source (a bank in a store behind a disk cache, or local folders) is read on a worker thread, once per
-adapter however many requests wait. A waiter that is cancelled hurts nobody else; a load that fails is told to
-those who wait for it and leaves the slot free. `Slots` decides; this file only moves.
+The source (a bank in a store behind a disk cache, or local folders) is read on a worker thread, once per adapter,
+however many requests wait for it. Cancelling one waiter does not affect the others. A failed load raises in every
+request that waits for it and leaves the slot free. `Slots` decides; this file only moves.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from dlp_core.errors import AdapterUnavailable, DLPError, InvalidRequest
 from dlp_core.fusion.layers import Fusion
 from dlp_core.residency.host_memory import HostMemory
-from dlp_core.residency.slots import Load, Slots, Ticket
+from dlp_core.residency.slots import Claim, Load, Slots
 from dlp_core.residency.sources import AdapterSource
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """Where an adapter is, and which bytes it is, as long as it is pinned."""
+    """The slot and the digest of a pinned adapter."""
 
     slot: int
     digest: str
@@ -49,18 +49,18 @@ class _Key(NamedTuple):
 
 
 class _Waiter(NamedTuple):
-    """A request that waits for its adapters, and on whose behalf they are loaded."""
+    """A request that waits for its adapters, and the context in which they are loaded."""
 
     granted: asyncio.Event
     context: Context
 
 
 _LOAD_THREADS = 4
-"""Adapters read at once: enough to hide the store's latency, few enough to leave the cores to the model."""
+"""Concurrent loads: enough to hide the store's latency, few enough to leave the cores to the model."""
 
 
 class Residency:
-    """Adapters of one source in the slots of one model. Use from one event loop."""
+    """Adapters of one source in the slots of one model. For use on one event loop."""
 
     def __init__(
         self,
@@ -74,9 +74,9 @@ class Residency:
     ) -> None:
         """At most `slots` adapters and `slot_bytes` bytes of them, as stored, are on the device at once; at most
         `host_bytes` are kept packed in host memory. `on_load(name, tier, seconds)` is called after each load: with
-        "host" for the way from the source to host memory, if it had to be gone, and with "device" for all the way
-        into the slot; the former on a thread of loads. Like `source.load` it runs in the context (contextvars) of the
-        request that the load was started for."""
+        "host", on a load thread, for the part from the source to host memory, if that was necessary, and with "device"
+        for the whole load. Like `source.load`, it runs in the context (contextvars) of the request that the load was
+        started for."""
         self._source = source
         self._fusion = fusion
         self._slots = Slots(slots, slot_bytes)
@@ -85,9 +85,11 @@ class Residency:
         self._kept = AsyncExitStack()
         self._kept_names: tuple[str, ...] = ()
         self._loads: dict[_Key, asyncio.Task[None]] = {}
-        self._in_line: dict[Ticket, _Waiter] = {}
-        self._waiting_since: dict[Ticket, float] = {}
-        self._threads = ThreadPoolExecutor(_LOAD_THREADS, thread_name_prefix="adapter-load", initializer=_step_aside)
+        self._waiters: dict[Claim, _Waiter] = {}
+        self._waiting_since: dict[Claim, float] = {}
+        self._threads = ThreadPoolExecutor(
+            _LOAD_THREADS, thread_name_prefix="adapter-load", initializer=_lower_priority
+        )
 
     @property
     def resident(self) -> list[str]:
@@ -101,66 +103,66 @@ class Residency:
 
     @property
     def demand(self) -> float:
-        """Adapters that requests use or wait for, over the slots for them. Those kept count on neither side."""
-        return self._slots.demand(besides=[key for key in self._keys() if key.name in self._kept_names])
+        """Adapters that requests use or wait for, divided by the slots for them. Kept ones count on neither side."""
+        return self._slots.demand(excluding=[key for key in self._keys() if key.name in self._kept_names])
 
     @property
-    def longest_wait(self) -> float:
-        """Seconds for which the request that has waited longest for its adapters has waited."""
+    def max_wait_s(self) -> float:
+        """Seconds that the request waiting longest for its adapters has waited so far."""
         return max((time.perf_counter() - since for since in self._waiting_since.values()), default=0.0)
 
-    def has_room(self, names: Sequence[str]) -> bool:
-        """Whether these adapters can ever be resident together, beside those that are kept. Safe on any thread.
+    def can_hold(self, names: Sequence[str]) -> bool:
+        """Whether these adapters can ever be resident together, besides the kept ones. Safe on any thread.
 
         Raises UnknownModel.
         """
-        return self._slots.could_hold({name: self._source.size(name) for name in (*names, *self._kept_names)})
+        return self._slots.can_hold({name: self._source.size(name) for name in (*names, *self._kept_names)})
 
     @asynccontextmanager
     async def pinned(self, names: Sequence[str]) -> AsyncIterator[dict[str, Pin]]:
-        """Waits until all `names` are resident, and keeps them so inside the block. Yields name -> Pin.
+        """Wait until all `names` are resident, and keep them so inside the block. Yields name -> Pin.
 
         Raises UnknownModel, AdapterRefused, AdapterUnavailable, or InvalidRequest if there are more names than
         slots.
         """
         keys = [_Key(name, self._source.digest(name)) for name in names]
-        if self._kept_names and not self.has_room(names):
+        if self._kept_names and not self.can_hold(names):
             raise InvalidRequest(
-                f"the mix has {len(names)} adapters, and beside the {len(self._kept_names)} that this server always "
-                "keeps there is no room for them; use fewer adapters, raise engine.slots or keep fewer",
+                f"the mix has {len(names)} adapters, which do not fit beside the {len(self._kept_names)} that this "
+                "server always keeps; use fewer adapters, raise engine.slots or keep fewer",
                 param="dlp.adapters",
             )
-        ticket, loads = self._slots.request({key: self._source.size(key.name) for key in keys})
-        self._in_line[ticket] = waiter = _Waiter(asyncio.Event(), copy_context())
-        self._waiting_since[ticket] = time.perf_counter()
+        claim, loads = self._slots.request({key: self._source.size(key.name) for key in keys})
+        self._waiters[claim] = waiter = _Waiter(asyncio.Event(), copy_context())
+        self._waiting_since[claim] = time.perf_counter()
         self._advance(loads)
         try:
             await waiter.granted.wait()
             for key in keys:
                 if key in self._loads:
                     await asyncio.shield(self._loads[key])
-            del self._waiting_since[ticket]
-            yield {key.name: Pin(ticket.slots[key], key.digest) for key in keys}
+            del self._waiting_since[claim]
+            yield {key.name: Pin(claim.slots[key], key.digest) for key in keys}
         finally:
-            del self._in_line[ticket]
-            self._waiting_since.pop(ticket, None)
-            self._advance(self._slots.release(ticket))
+            del self._waiters[claim]
+            self._waiting_since.pop(claim, None)
+            self._advance(self._slots.release(claim))
 
     async def keep(self, names: Sequence[str]) -> None:
-        """Loads these adapters and keeps them resident, instead of those kept before. Raises what `pinned` raises;
-        those kept before are kept on then."""
-        before, self._kept_names = self._kept_names, ()
-        await self._kept.aclose()  # both together might need more slots than there are
+        """Load these adapters and keep them resident, replacing those kept before. Raises what `pinned` raises, and
+        then still keeps the previous ones."""
+        previous, self._kept_names = self._kept_names, ()
+        await self._kept.aclose()  # old and new together might not fit
         try:
             await self._kept.enter_async_context(self.pinned(names))
         except BaseException:
-            await self._kept.enter_async_context(self.pinned(before))
-            self._kept_names = before
+            await self._kept.enter_async_context(self.pinned(previous))
+            self._kept_names = previous
             raise
         self._kept_names = tuple(names)
 
     async def preload(self, names: Sequence[str]) -> None:
-        """Loads these adapters together, and lets them be evicted like any other. Raises what `pinned` raises."""
+        """Load these adapters together; they may be evicted like any other. Raises what `pinned` raises."""
         async with self.pinned(names):
             pass
 
@@ -170,42 +172,42 @@ class Residency:
         return len(self._host)
 
     def close(self) -> None:
-        """Stops the load threads; loads under way end first."""
+        """Stop the load threads once the running loads have finished."""
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _keys(self) -> list[_Key]:
         return [key for key in self._slots.ready if isinstance(key, _Key)]
 
     def _advance(self, loads: Sequence[Load]) -> None:
-        """Starts the loads that bookkeeping asks for and wakes the requests it granted."""
+        """Start the loads that `Slots` returned and wake the requests whose claims it granted."""
         for slot in self._slots.emptied():
             self._fusion.unload(slot)
         for load in loads:
             assert isinstance(load.key, _Key)
             work = self._load(load.key, load.slot)
             task = asyncio.create_task(work, name=f"load {load.key.name}", context=self._context_of(load))
-            task.add_done_callback(_retrieve)
+            task.add_done_callback(_mark_exception_retrieved)
             self._loads[load.key] = task
-        for ticket, waiter in self._in_line.items():
-            if ticket.granted:
+        for claim, waiter in self._waiters.items():
+            if claim.granted:
                 waiter.granted.set()
 
     def _context_of(self, load: Load) -> Context:
-        """Of the request that `load` is for, whoever set it off by making room."""
-        return next(w.context for ticket, w in self._in_line.items() if ticket.granted and load.key in ticket.sizes)
+        """The context of the request that `load` is for, even if another one triggered it by releasing a slot."""
+        return next(w.context for claim, w in self._waiters.items() if claim.granted and load.key in claim.sizes)
 
     async def _load(self, key: _Key, slot: int) -> None:
         began = time.perf_counter()
         try:
-            run = copy_context().run  # a context of its own: another adapter of the mix may be on its way
-            await asyncio.get_running_loop().run_in_executor(self._threads, run, self._move, key, slot)
+            run = copy_context().run  # its own copy: another adapter of the mix may be loading
+            await asyncio.get_running_loop().run_in_executor(self._threads, run, self._load_blocking, key, slot)
         except Exception as error:
             del self._loads[key]
             self._advance(self._slots.failed(key))
             if isinstance(error, DLPError):
-                log.error("adapter %s not loaded: %s", key.name, error.message)
+                log.error("adapter %s was not loaded: %s", key.name, error.message)
                 raise
-            log.exception("adapter %s not loaded", key.name)
+            log.exception("adapter %s was not loaded", key.name)
             raise AdapterUnavailable(
                 f"adapter {key.name!r} could not be loaded ({error}); the replica's log has the cause"
             ) from error
@@ -216,7 +218,7 @@ class Residency:
         if self._on_load is not None:
             self._on_load(key.name, "device", seconds)
 
-    def _move(self, key: _Key, slot: int) -> None:
+    def _load_blocking(self, key: _Key, slot: int) -> None:
         packed = self._host.get(key)
         if packed is None:
             began = time.perf_counter()
@@ -227,19 +229,19 @@ class Residency:
         self._fusion.place(slot, packed)
 
 
-def _retrieve(task: asyncio.Task[None]) -> None:
-    """Marks a load's error as seen: those who wait for it get it, and nobody may be left to."""
+def _mark_exception_retrieved(task: asyncio.Task[None]) -> None:
+    """Keep asyncio from warning about a load's error: waiting requests get it, and there may be none left."""
     if not task.cancelled():
         task.exception()
 
 
-def _step_aside() -> None:
-    """Makes a thread of loads one that the running batch hardly notices.
+def _lower_priority() -> None:
+    """Give a load thread one torch thread and a low priority, so that the running batch hardly notices it.
 
-    With torch threads of its own it would fight the model's for the same cores, and a model whose threads wait for
-    each other stands still as long as one of them is kept from its core.
+    More torch threads would compete with the model's for the same cores, and the model's threads wait for each other:
+    all of them stall while one is kept from its core.
     """
     torch.set_num_threads(1)
     if hasattr(os, "setpriority"):
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)  # Linux: of this thread alone
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)  # Linux: applies to this thread only

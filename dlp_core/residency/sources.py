@@ -15,13 +15,13 @@ class AdapterSource(Protocol):
     """Where adapters come from. Implemented by `FolderSource` here and by the bank's source."""
 
     def digest(self, name: str) -> str:
-        """The identity of what `name` stands for now; raises UnknownModel for a name outside the bank."""
+        """The digest of the adapter that `name` refers to now; raises UnknownModel for a name outside the bank."""
 
     def size(self, name: str) -> int:
-        """Bytes of its files; raises what `digest` raises."""
+        """Bytes of the adapter's files; raises what `digest` raises."""
 
     def load(self, name: str) -> Adapter:
-        """Reads one adapter; may block. Raises AdapterRefused or AdapterUnavailable."""
+        """Read one adapter; may block. Raises AdapterRefused or AdapterUnavailable."""
 
 
 class FolderSource:
@@ -32,7 +32,7 @@ class FolderSource:
         self._digests: dict[str, str] = {}
 
     def digest(self, name: str) -> str:
-        """Of the weights file as it was when first asked for."""
+        """The digest of the weights file, computed on the first call."""
         if name not in self._digests:
             with (self._folder(name) / WEIGHTS_FILE).open("rb") as file:
                 self._digests[name] = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
@@ -48,4 +48,4 @@ class FolderSource:
         try:
             return self._folders[name]
         except KeyError:
-            raise UnknownModel(f"there is no adapter {name!r}; there are: {', '.join(sorted(self._folders))}") from None
+            raise UnknownModel(f"no adapter {name!r}; choose from: {', '.join(sorted(self._folders))}") from None

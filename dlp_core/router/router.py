@@ -29,6 +29,7 @@ from dlp_core.router.memory import NO_TASK, Memory
 from dlp_core.router.network import Floats, Network, dequantise_rows, quantise_rows, softmax
 from dlp_core.router.novelty import PENALTY, Clouds
 from dlp_core.router.routing import Routing
+from dlp_core.store.disk import disk_errors
 
 WEIGHTS_FILE = "router.safetensors"
 CONFIG_FILE = "router.json"
@@ -114,7 +115,7 @@ class Router:
     def save(self, folder: Path) -> None:
         """Writes both files, the configuration last: a folder with a router.json is complete.
 
-        Raises InvalidRequest if the folder cannot be written.
+        Raises InvalidRequest if the folder cannot be written, DiskFull or LocalDiskError if the disk fails.
         """
         tensors = pack(self.network, self.clouds, self.memory)
         config = {
@@ -124,12 +125,10 @@ class Router:
             "calibration": asdict(self.calibration),
             "training": self.training,
         }
-        try:
+        with disk_errors(f"{folder}: the router cannot be written"):
             folder.mkdir(parents=True, exist_ok=True)
             _write(folder / WEIGHTS_FILE, save(tensors))
             _write(folder / CONFIG_FILE, (json.dumps(config, indent=1, allow_nan=False) + "\n").encode())
-        except OSError as error:
-            raise InvalidRequest(f"{folder}: the router cannot be written ({error.strerror or error})") from error
 
     @classmethod
     def load(cls, folder: Path) -> Router:
@@ -198,10 +197,8 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _read(path: Path) -> bytes:
-    try:
+    with disk_errors(f"{path}: cannot be read", mistake=BankError, action="`dlp router train` writes one"):
         return path.read_bytes()
-    except OSError as error:
-        raise BankError(f"{path}: cannot be read ({error.strerror or error}); `dlp router train` writes one") from error
 
 
 def _read_config(path: Path) -> tuple[tuple[str, ...], Calibration, dict[str, Any]]:

@@ -52,21 +52,12 @@ class Routing:
         """Whether it is not "none of these"."""
         return self.none < NONE_DECISION
 
-    def mix(
-        self,
-        *,
-        top_p: float = 0.9,
-        max_adapters: int = 3,
-        weights: WeightRule = "renormalise",
-        min_confidence: float | None = None,
-    ) -> Mix:
-        """The adapters that serve this text (see select_top_p); EMPTY_MIX where none fits or below `min_confidence`.
+    def mix(self, *, top_p: float = 0.9, max_adapters: int = 3, weights: WeightRule = "renormalise") -> Mix:
+        """The adapters that serve this text (see select_top_p); EMPTY_MIX where none fits.
 
         Raises InvalidRequest if top_p is not in (0, 1] or max_adapters is below 1.
         """
         known = zip(self.labels, self.masses, strict=True)
         probabilities = {name: round(p, _DECIMALS) for name, p in known if p >= _LEAST}
         mix = select_top_p(probabilities, top_p=top_p, max_adapters=max_adapters, weights=weights)
-        if not self.fits or (min_confidence is not None and self.confidence < min_confidence):
-            return EMPTY_MIX
-        return mix
+        return mix if self.fits else EMPTY_MIX

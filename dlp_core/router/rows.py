@@ -5,8 +5,6 @@ Other keys are ignored. `"task": null` marks a background row: a prompt that fit
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any, TypeVar
 
 from dlp_core.adapter.names import validate_name
 from dlp_core.errors import InvalidRequest
+from dlp_core.store.jsonl import read_objects
 
 Row = TypeVar("Row")
 
@@ -29,8 +28,8 @@ class TaskRow:
 def read_task_rows(paths: Iterable[Path]) -> list[TaskRow]:
     """Reads all rows of the files, in order.
 
-    Raises InvalidRequest, naming file and line, for a file that cannot be read, is no JSON lines or holds no rows, and
-    for a row without "task" (a valid adapter name or null) or without text in "input".
+    Raises InvalidRequest, naming file and line, for a file that `read_objects` refuses and for a row without "task" (a
+    valid adapter name or null) or without text in "input".
     """
     return [row for path in paths for row in _read(path, _task_row)]
 
@@ -54,30 +53,7 @@ def read_examples(path: Path, task: str) -> list[str]:
 
 
 def _read(path: Path, parse: Callable[[dict[str, Any], str], Row]) -> list[Row]:
-    rows: list[Row] = []
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    where = f"{path}:{number}"
-                    rows.append(parse(_record(line, where), where))
-    except (OSError, EOFError) as error:
-        raise InvalidRequest(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    if not rows:
-        raise InvalidRequest(f"{path}: holds no rows")
-    return rows
-
-
-def _record(line: str, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InvalidRequest(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
-    if not isinstance(record, dict):
-        raise InvalidRequest(f'{where}: a row is an object with a text in "input"')
-    return record
+    return [parse(record, where) for where, record in read_objects(path)]
 
 
 def _text(record: dict[str, Any], where: str) -> str:

@@ -9,22 +9,20 @@ version of it, goes to another location.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from dlp_core.errors import Conflict, InvalidRequest, NotFound
-from dlp_core.store.disk import sync
-from dlp_core.store.files import Digest, FileEntry, describe_files, digest_of
+from dlp_core.store.disk import disk_errors, sync
+from dlp_core.store.files import Digest, FileEntry, describe_files, digest_of, version_of
+from dlp_core.store.lock import FileLock
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.records import Record, first_problem
-from dlp_core.store.transfers import Progress, in_parallel
+from dlp_core.store.transfers import Progress, in_parallel, put_unchanged, silent
 
 MANIFEST = "model.json"
 CONFIG_FILE = "config.json"
@@ -55,7 +53,7 @@ class ModelManifest(Record):
     @property
     def prefix(self) -> str:
         """Where the files lie in the store: under their digest, so that two models never mix."""
-        return f"{_short(self.digest)}/"
+        return f"{version_of(self.digest)}/"
 
     def key(self, file: FileEntry) -> str:
         return self.prefix + file.path
@@ -73,7 +71,7 @@ class ModelManifest(Record):
         return self
 
 
-def push(store: AdapterStore, folder: Path, *, progress: Progress | None = None) -> ModelManifest:
+def push(store: AdapterStore, folder: Path, *, progress: Progress = silent) -> ModelManifest:
     """Uploads the model in `folder` and returns its manifest. Pushing again skips what is stored, and resumes.
 
     Raises InvalidRequest for a folder that is no model or a file too large for one put, Conflict if the location holds
@@ -85,12 +83,9 @@ def push(store: AdapterStore, folder: Path, *, progress: Progress | None = None)
         stored = {info.key: info.size for info in store.list(manifest.prefix)}
 
         def upload(file: FileEntry) -> int:
-            key = manifest.key(file)
-            if stored.get(key) != file.size:
-                store.put(key, folder / file.path)
-                if describe_files(folder, [file.path]) != (file,):
-                    store.delete(key)
-                    raise InvalidRequest(f"{folder / file.path} changed while it was pushed; push when it is final")
+            key, path = manifest.key(file), folder / file.path
+            if stored.get(key) != file.size and not put_unchanged(store, key, path, file):
+                raise InvalidRequest(f"{path} changed while it was pushed; push when it is final")
             return file.size
 
         in_parallel(upload, manifest.files, lambda size: size, manifest.size, progress)
@@ -102,42 +97,51 @@ def push(store: AdapterStore, folder: Path, *, progress: Progress | None = None)
     return there
 
 
-def pull(store: AdapterStore, folder: Path, *, progress: Progress | None = None) -> tuple[ModelManifest, bool]:
+def pull(store: AdapterStore, folder: Path, *, progress: Progress = silent) -> tuple[ModelManifest, bool]:
     """Makes `folder` the model in the store; returns its manifest, and whether anything had to be fetched.
 
     The folder appears whole, after every digest was checked. One that has the model already is left as it is. Files
     that an interrupted call had fetched are used; concurrent calls for one folder wait for each other.
 
     Raises NotFound if no model was pushed there, InvalidRequest if `folder` is something else already or cannot be
-    written, DigestMismatch if the store holds other bytes than were pushed, StoreUnavailable if it fails.
+    written, DiskFull or LocalDiskError if the disk fails, DigestMismatch if the store holds other bytes than were
+    pushed, StoreUnavailable if the store fails.
     """
     manifest = load(store)
     if _holds(folder, manifest):
         return manifest, False
-    partial = folder.with_name(f".{folder.name}.{_short(manifest.digest)}.part")
-    with _written(folder), _locked(partial):
-        if _holds(folder, manifest):  # fetched by another process while this one waited for the lock
-            with suppress(OSError):
-                partial.rmdir()
-            return manifest, False
+    partial = folder.with_name(f".{folder.name}.{version_of(manifest.digest)}.part")
+    wants = "it needs a writable folder around it, and cannot itself be a mount point"
+    with disk_errors(f"{folder} cannot be written", action=wants):
+        partial.mkdir(parents=True, exist_ok=True)
+        with FileLock(partial, folder=True):
+            if _holds(folder, manifest):  # fetched by another process while this one waited for the lock
+                with suppress(OSError):
+                    partial.rmdir()
+                return manifest, False
 
-        def fetch(file: FileEntry) -> int:
-            target = partial / file.path
-            if not target.is_file() or describe_files(partial, [file.path]) != (file,):
-                store.download(manifest.key(file), target, size=file.size, sha256=file.sha256)
-                sync(target)
-            return file.size
+            def fetch(file: FileEntry) -> int:
+                target = partial / file.path
+                if not target.is_file() or describe_files(partial, [file.path]) != (file,):
+                    store.download(manifest.key(file), target, size=file.size, sha256=file.sha256)
+                    sync(target)
+                return file.size
 
-        in_parallel(fetch, manifest.files, lambda size: size, manifest.size, progress)
-        (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        partial.rename(folder)
+            in_parallel(fetch, manifest.files, lambda size: size, manifest.size, progress)
+            (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            partial.rename(folder)
     return manifest, True
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raises InvalidRequest if there is no model in a folder."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise InvalidRequest(f"{folder} is not a model folder: it has no {CONFIG_FILE}")
 
 
 def describe(folder: Path) -> ModelManifest:
     """The manifest of the model in a folder. Raises InvalidRequest, naming the file at fault."""
-    if not (folder / CONFIG_FILE).is_file():
-        raise InvalidRequest(f"{folder} is no model folder: it has no {CONFIG_FILE}")
+    check_model_folder(folder)
     names = sorted(
         path.name
         for path in folder.iterdir()
@@ -145,7 +149,8 @@ def describe(folder: Path) -> ModelManifest:
     )
     if not any(name.endswith(WEIGHTS) for name in names):
         raise InvalidRequest(f"{folder} has no *{WEIGHTS} weights; save the model with safe_serialization=True")
-    files = describe_files(folder, names)
+    with disk_errors(f"{folder} cannot be read"):
+        files = describe_files(folder, names)
     for file in files:
         if file.size > MAX_FILE_BYTES:
             raise InvalidRequest(
@@ -192,30 +197,3 @@ def _holds(folder: Path, manifest: ModelManifest) -> bool:
     raise InvalidRequest(
         f"{folder} is there and is not the model {manifest.name} ({manifest.digest}); remove it or choose another"
     )
-
-
-@contextmanager
-def _written(folder: Path) -> Iterator[None]:
-    """What the local disk refuses is the caller's to mend; what the store refuses has its own errors."""
-    try:
-        yield
-    except OSError as error:
-        raise InvalidRequest(
-            f"{folder} cannot be written: {error.strerror or error}; it needs space and a writable folder around it, "
-            "and cannot itself be a mount point"
-        ) from None
-
-
-@contextmanager
-def _locked(partial: Path) -> Iterator[None]:
-    partial.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(partial, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _short(digest: str) -> str:
-    return digest.removeprefix("sha256:")[:12]

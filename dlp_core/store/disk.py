@@ -1,16 +1,37 @@
-"""Bytes to the local disk, checked on the way."""
+"""The disk of this machine: bytes written to it and checked on the way, and what its errors mean."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from dlp_core.errors import DigestMismatch
+from dlp_core.errors import DigestMismatch, DiskFull, DLPError, InvalidRequest, LocalDiskError
 
 CHUNK_BYTES = 1024 * 1024
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_OF_THE_PATH = frozenset(
+    {
+        errno.EACCES,
+        errno.EBUSY,  # a mount point
+        errno.EEXIST,
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.ENOTEMPTY,
+        errno.EPERM,
+        errno.EROFS,
+        None,  # raised by what reads the content, such as gzip
+    }
+)
 
 
 def save_stream(chunks: Iterable[bytes], target: Path, *, source: str, size: int, sha256: str) -> None:
@@ -48,3 +69,33 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the disk, or the user's share of it, has no space left."""
+    return error.errno in _FULL
+
+
+def disk_error(
+    error: OSError, what: str, *, mistake: type[DLPError] = InvalidRequest, action: str | None = None
+) -> DLPError:
+    """`error` as one of this library, told as `what` ("<path>: cannot be read") with the system's reason.
+
+    `mistake`, with the `action` that mends it, where another path or other permissions would help; otherwise DiskFull
+    or LocalDiskError.
+    """
+    told = f"{what} ({error.strerror or error})"
+    if is_full(error):
+        return DiskFull(f"{told}; make room on this machine and try again")
+    if error.errno in _OF_THE_PATH:
+        return mistake(told if action is None else f"{told}; {action}")
+    return LocalDiskError(f"{told}; look after this machine, then try again")
+
+
+@contextmanager
+def disk_errors(what: str, *, mistake: type[DLPError] = InvalidRequest, action: str | None = None) -> Iterator[None]:
+    """Raises every OSError of the block as `disk_error`."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, what, mistake=mistake, action=action) from error

@@ -34,6 +34,11 @@ def digest_of(files: Iterable[FileEntry]) -> str:
     return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
 
+def version_of(digest: str) -> str:
+    """The name that content gives itself: the first twelve digits of its digest."""
+    return digest.removeprefix("sha256:")[:12]
+
+
 def describe_files(folder: Path, names: Sequence[str]) -> tuple[FileEntry, ...]:
     """Size and sha256 of each file, in the order of `names`."""
     entries = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
@@ -12,7 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dlp_core.errors import InvalidRequest, StoreUnavailable
-from dlp_core.store.disk import CHUNK_BYTES, save_stream, sync
+from dlp_core.store.disk import CHUNK_BYTES, disk_error, is_full, save_stream, sync
+from dlp_core.store.lock import FileLock
 from dlp_core.store.protocol import ObjectInfo, StoredObject, check_key, check_prefix, conflict, not_found
 
 _ABANDONED_S = 24 * 3600.0
@@ -110,11 +110,8 @@ class FolderStore:
             raise InvalidRequest(f"object key {key!r} leads out of {self.uri} through a symbolic link")
         return path
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with (self._root / ".dlp" / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def _locked(self) -> FileLock:
+        return FileLock(self._root / ".dlp" / "lock")
 
     @contextmanager
     def _errors(self, key: str, *, reading: bool = False) -> Iterator[None]:
@@ -123,6 +120,8 @@ class FolderStore:
         except OSError as error:
             if reading and isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
                 raise not_found(key, self.uri) from None
+            if is_full(error):
+                raise disk_error(error, f"object {key!r} cannot be written to {self.uri}") from error
             raise StoreUnavailable(
                 f"object {key!r} in {self.uri}: {error.strerror or error}; check the folder's permissions and space"
             ) from error

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dlp_core.errors import NotFound
+from dlp_core.errors import LocalDiskError, NotFound
+from dlp_core.store.disk import disk_errors
 from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore
-
-Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
+from dlp_core.store.transfers import Progress, silent
 
 _READ = (".json", ".safetensors")
 """What is downloaded. Of any other file the name says enough: it is refused, or ignored."""
 
 
 @contextmanager
-def local_copy(location: str, *, progress: Progress = lambda done, total: None) -> Iterator[Path]:
+def local_copy(location: str, *, progress: Progress = silent) -> Iterator[Path]:
     """A folder with what is at `location`, for the length of the block; named like the last part of the location.
 
-    Raises NotFound if there is nothing, StoreUnavailable if the store fails.
+    Raises NotFound if there is nothing, StoreUnavailable if the store fails, LocalDiskError if the copy cannot be
+    written.
     """
     if "://" not in location:
         folder = Path(location).expanduser().resolve()
@@ -32,7 +32,8 @@ def local_copy(location: str, *, progress: Progress = lambda done, total: None) 
         return
     with TemporaryDirectory(prefix="dlp-copy-") as temporary:
         folder = Path(temporary, location.rstrip("/").rpartition("/")[2] or "copy")
-        _download(open_store(location), folder, progress)
+        with disk_errors(f"{location} cannot be copied to {temporary}", mistake=LocalDiskError):
+            _download(open_store(location), folder, progress)
         yield folder
 
 

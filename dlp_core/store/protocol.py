@@ -112,7 +112,7 @@ def check_prefix(prefix: str) -> str:
 
 
 def not_found(key: str, uri: str) -> NotFound:
-    return NotFound(f"object {key!r} is not in {uri}; check the URI, or publish a bank there")
+    return NotFound(f"object {key!r} is not in {uri}")
 
 
 def conflict(key: str, uri: str, *, created: bool) -> Conflict:

@@ -203,7 +203,7 @@ def _map_answer(error: ClientError, *, where: str, uri: str, conditional: bool) 
     if conditional and (status in (404, 409, 412)):
         return Conflict(f"{where} was written by somebody else; read it again and retry")
     if status == 404:
-        return NotFound(f"object is not there: {where}; check the URI, or publish a bank there")
+        return NotFound(f"{where} is not there")
     if status in (401, 403):
         return StoreUnavailable(
             f"{where}: access denied ({code}: {text}); check the credentials and their policy "

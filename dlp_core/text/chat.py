@@ -1,4 +1,4 @@
-"""A conversation, and what of it the router reads."""
+"""A conversation, and the part of it that the router reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 Role = Literal["system", "user", "assistant"]
 
 FOLLOW_UP_CHARS = 120
-"""A turn of at most this many characters may be a follow-up that says little without the turn before it."""
+"""A turn of at most this many characters may be a follow-up that means little without the turn before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,25 +21,25 @@ class Message:
 
 
 def routing_texts(messages: Sequence[Message]) -> tuple[str, ...]:
-    """What routes a conversation: texts in order, of which the first that fits an adapter decides.
+    """The texts that route a conversation, in order: the first that fits an adapter decides.
 
-        the last user turn                           what is asked now; it alone decides where it fits
-        the user turn before it, and the last one    "and on weekends?", if the last one is that short
-        the system prompt, and the last user turn    bare data under an instruction that stands in the system prompt
+        the last user turn                           the current question; if it fits an adapter, it alone decides
+        the user turn before it, and the last one    a follow-up ("and on weekends?"), if the last one is short enough
+        the system prompt, and the last user turn    bare data whose instruction is in the system prompt
 
-    So neither a long system prompt nor an earlier topic takes part where the user's own words fit. What the assistant
-    said never does: it was written by an adapter, not for one. Where no user speaks, the last turn is the text.
-    Raises ValueError if there is no message.
+    So neither a long system prompt nor an earlier topic interferes if the user's own words fit an adapter. The
+    assistant's turns never count: they were written by an adapter, not for one. Without a user turn, the last turn is
+    the text. Raises ValueError if there is no message.
     """
     if not messages:
         raise ValueError("a conversation has at least one message")
-    asked = [message.content for message in messages if message.role == "user"]
-    if not asked:
+    user_turns = [message.content for message in messages if message.role == "user"]
+    if not user_turns:
         return (messages[-1].content,)
-    texts = [asked[-1]]
-    if len(asked) > 1 and len(asked[-1]) <= FOLLOW_UP_CHARS:
-        texts.append(f"{asked[-2]}\n{asked[-1]}")
+    texts = [user_turns[-1]]
+    if len(user_turns) > 1 and len(user_turns[-1]) <= FOLLOW_UP_CHARS:
+        texts.append(f"{user_turns[-2]}\n{user_turns[-1]}")
     system = "\n".join(message.content for message in messages if message.role == "system" and message.content.strip())
     if system:
-        texts.append(f"{system}\n\n{asked[-1]}")
+        texts.append(f"{system}\n\n{user_turns[-1]}")
     return tuple(texts)

@@ -1,7 +1,7 @@
 """Text to tokens and back: chat templates, length limits, incremental decoding, stop strings.
 
-The engine sees token ids only. transformers owns the templates and tokenizers owns the byte-exact
-incremental decoder; what is here joins them to a stream of tokens.
+The engine sees only token ids. transformers provides the templates and tokenizers the byte-exact incremental decoder;
+this file applies them to a stream of tokens.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _DECODER_CONTEXT = 6
-"""Prompt tokens the decoder starts from: enough for decoders that treat the first word of a text specially."""
+"""Prompt tokens that the decoder starts with: enough for decoders that treat the first word of a text specially."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model reads of a request, and where the words of its author stand in it."""
+    """The text that the model reads for a request, and where its author's words are in it."""
 
     ids: list[int]
     text: str
-    """As the model reads it, the chat template's own words included."""
+    """As the model reads it, including what the chat template adds."""
     ends: list[int]
-    """For each token, the offset in `text` after its last character."""
+    """Each token's end offset in `text`."""
     turns: tuple[tuple[int, int], ...]
-    """Start and end in `text` of what each turn says; of the whole text for a bare prompt."""
+    """Start and end in `text` of each turn's content; of the whole text for a bare prompt."""
     is_chat: bool
-    """Whether the completion is a turn of its own. It continues a bare prompt's last sentence."""
+    """Whether the completion is a turn of its own. After a bare prompt, it continues the last sentence."""
 
     def token_at(self, offset: int) -> int:
-        """The token with the character at `offset`, by its last character; the number of tokens at the end."""
+        """The index of the first token that ends after `offset`; the number of tokens at the end of the text."""
         return bisect_right(self.ends, offset)
 
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
-"""Byte-level vocabularies write each byte as one printable character."""
+"""Byte-level vocabularies represent each byte by one printable character."""
 
 
 class TextCodec:
-    """One tokenizer and one context window. Tokenising is for one thread at a time.
+    """One tokenizer and one context window. Only one thread may tokenise at a time.
 
-    `context` is the most tokens prompt and completion may have together.
+    `context` is the maximum number of tokens of prompt and completion together.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, *, context: int) -> None:
@@ -62,68 +62,68 @@ class TextCodec:
         self._longest_token = max(map(len, tokenizer.get_vocab()))
 
     def encode_chat(self, messages: Sequence[Message]) -> Prompt:
-        """The conversation in the model's chat template, up to where the assistant begins to speak.
+        """Encode a conversation with the model's chat template, up to where the assistant's turn begins.
 
-        Raises PromptTooLong, or InvalidRequest where the template refuses the turns (jinja2 raises what it likes).
+        Raises PromptTooLong, or InvalidRequest if the template rejects the turns (jinja2 may raise anything).
         """
-        self._refuse_hopeless(sum(len(message.content) for message in messages), param="messages")
+        self._reject_oversized(sum(len(message.content) for message in messages), param="messages")
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             text = str(self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
         except Exception as error:
-            raise InvalidRequest(f"the chat template refuses these messages: {error}", param="messages") from error
+            raise InvalidRequest(f"the chat template rejects these messages: {error}", param="messages") from error
         ids, ends = self._tokens(text, param="messages", add_special_tokens=False)
-        found, at = [], 0
+        spans, position = [], 0
         for message in messages:
-            said = message.content.strip()  # as templates do
-            start = text.find(said, at) if said else -1
+            content = message.content.strip()  # as templates do
+            start = text.find(content, position) if content else -1
             if start >= 0:
-                at = start + len(said)
-                found.append((start, at))
-        return Prompt(ids, text, ends, tuple(found), is_chat=True)
+                position = start + len(content)
+                spans.append((start, position))
+        return Prompt(ids, text, ends, tuple(spans), is_chat=True)
 
     def encode(self, prompt: str) -> Prompt:
-        """A bare prompt, with the special tokens the model starts a text with.
+        """Encode a bare prompt, with the special tokens that the model expects at the start of a text.
 
-        Raises PromptTooLong, or InvalidRequest for a prompt of no tokens.
+        Raises PromptTooLong, or InvalidRequest for a prompt without tokens.
         """
-        self._refuse_hopeless(len(prompt), param="prompt")
+        self._reject_oversized(len(prompt), param="prompt")
         ids, ends = self._tokens(prompt, param="prompt", add_special_tokens=True)
         return Prompt(ids, prompt, ends, ((0, len(prompt)),), is_chat=False)
 
     def continued(self, prompt: Prompt, text: str) -> Prompt:
-        """`prompt` with `text` after it, as the beginning of its completion."""
+        """Append `text` to `prompt`, as the beginning of its completion."""
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ends = [len(prompt.text) + end for _, end in encoded.offset_mapping]
         return replace(
             prompt, ids=[*prompt.ids, *encoded.input_ids], text=prompt.text + text, ends=[*prompt.ends, *ends]
         )
 
-    def room(self, prompt_tokens: int, wanted: int | None, *, default: int) -> int:
-        """Tokens the completion may have: `wanted`, or as much of `default` as the prompt leaves room for.
+    def room(self, prompt_tokens: int, requested: int | None, *, default: int) -> int:
+        """Tokens the completion may have: `requested`, or `default`, limited to the room that the prompt leaves.
 
-        Raises PromptTooLong naming max_tokens if `wanted` does not fit.
+        Raises PromptTooLong, naming max_tokens, if `requested` does not fit.
         """
-        left = self.context - prompt_tokens
-        if wanted is None:
-            return min(default, left)
-        if wanted > left:
+        available = self.context - prompt_tokens
+        if requested is None:
+            return min(default, available)
+        if requested > available:
             raise PromptTooLong(
-                f"max_tokens is {wanted}, but the context window is {self.context} tokens and the prompt takes "
-                f"{prompt_tokens}; ask for at most {left}",
+                f"max_tokens is {requested}, but the context window is {self.context} tokens and the prompt takes "
+                f"{prompt_tokens}; ask for at most {available}",
                 param="max_tokens",
             )
-        return wanted
+        return requested
 
     def stream(self, prompt: Prompt, stop: Iterable[str] = ()) -> TextStream:
         """The text of the completion that follows `prompt`, up to the first of the `stop` strings."""
         return TextStream(self._tokenizer, prompt.ids, stop)
 
     def token_text(self, token_id: int) -> tuple[str, bytes]:
-        """One token by itself: as text, with U+FFFD for what is no whole character, and as the bytes it stands for."""
+        """One token on its own: as text, with U+FFFD for incomplete characters, and as the bytes it stands for."""
         text = self._tokenizer.decode([token_id])
         piece = self._tokenizer.convert_ids_to_tokens(token_id)
-        if match := _BYTE_PIECE.fullmatch(piece):  # SentencePiece falls back on these
+        if match := _BYTE_PIECE.fullmatch(piece):  # SentencePiece's byte fallback
             return text, bytes([int(match[1], 16)])
         if self._is_byte_level and all(character in _BYTES for character in piece):
             return text, bytes(_BYTES[character] for character in piece)
@@ -133,8 +133,8 @@ class TextCodec:
     def _is_byte_level(self) -> bool:
         return "ByteLevel" in str(self._tokenizer.backend_tokenizer.decoder)
 
-    def _refuse_hopeless(self, characters: int, *, param: str) -> None:
-        """No token stands for more characters than the longest vocabulary entry: no need to tokenise this."""
+    def _reject_oversized(self, characters: int, *, param: str) -> None:
+        """Reject a text that is too long for the context window even in the longest tokens, without tokenising it."""
         if characters > self.context * self._longest_token:
             raise PromptTooLong(
                 f"{param} has {characters} characters, more than the context window of {self.context} tokens can hold",
@@ -142,25 +142,25 @@ class TextCodec:
             )
 
     def _tokens(self, text: str, *, param: str, add_special_tokens: bool) -> tuple[list[int], list[int]]:
-        """Token ids of `text`, and the offset after each token."""
+        """Token ids of `text`, and each token's end offset."""
         encoded = self._tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
         ids: list[int] = encoded.input_ids
         if not ids:
             raise InvalidRequest(f"{param} has no tokens; send some text", param=param)
         if len(ids) >= self.context:
             raise PromptTooLong(
-                f"{param} has {len(ids)} tokens; the context window is {self.context} tokens and the answer needs "
-                "some of them: send less text",
+                f"{param} has {len(ids)} tokens; the context window is {self.context} tokens and must also hold the "
+                "answer: send less text",
                 param=param,
             )
         return ids, [end for _, end in encoded.offset_mapping]
 
 
 class TextStream:
-    """Turns the tokens of one completion into text that may be sent at once.
+    """Turns the tokens of one completion into text that can be sent immediately.
 
-    Held back are bytes that do not yet make a character and characters that may yet become a stop string.
-    What is left of the former at the end is half a character and is dropped.
+    It holds back bytes that are not yet a complete character and characters that may become a stop string. An
+    incomplete character at the end is dropped.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, prompt_ids: Sequence[int], stop: Iterable[str] = ()) -> None:
@@ -170,24 +170,24 @@ class TextStream:
         self._ends: list[int] = []
         self._length = self._sent = 0
         self.tokens = 0
-        """Tokens read so far, those of a stop string included."""
+        """Tokens read so far, including those of a stop string."""
 
     @property
     def released(self) -> int:
-        """Tokens whose text was returned in full: those of a stop string, or held back, are not among them."""
+        """Tokens whose text was returned in full, which excludes stop strings and text held back."""
         return bisect_right(self._ends, self._sent)
 
     def offset(self, token: int) -> int:
-        """Where the text of the completion's token number `token` begins in the completion's."""
+        """Offset in the completion's text at which the text of its token number `token` begins."""
         return self._ends[token - 1] if token else 0
 
     @property
     def stopped(self) -> bool:
-        """A stop string came; nothing follows what was returned."""
+        """Whether a stop string was found: no text follows what was returned."""
         return self._stops.found
 
     def push(self, token_ids: Iterable[int]) -> str:
-        """The text that these tokens release, without the stop string and what follows it."""
+        """Read tokens and return the text they release, up to but without a stop string."""
         pieces = []
         for token_id in token_ids:
             self.tokens += 1
@@ -200,7 +200,7 @@ class TextStream:
         return self._count("".join(pieces))
 
     def finish(self) -> str:
-        """The text held back for a stop string that did not come."""
+        """Return the text held back for a stop string that did not come."""
         return self._count(self._stops.finish())
 
     def _count(self, sent: str) -> str:
@@ -209,9 +209,9 @@ class TextStream:
 
 
 class StopStrings:
-    """Finds the stop string that is complete first, in a text that arrives in pieces. Pure text, no tokens.
+    """Finds the stop string that is completed first, in a text that arrives in pieces. Works on text, not tokens.
 
-    How the text is cut into pieces makes no difference.
+    How the text is split into pieces makes no difference.
     """
 
     def __init__(self, stop: Iterable[str] = ()) -> None:
@@ -220,11 +220,11 @@ class StopStrings:
         self.found = False
 
     def push(self, text: str) -> str:
-        """What of the text so far can be part of no stop string any more."""
+        """Read text and return what can no longer be part of a stop string."""
         if self.found:
             return ""
         text = self._held + text
-        hits = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
+        hits = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
         if hits:
             self.found, self._held = True, ""
             return text[: min(hits)[1]]
@@ -238,5 +238,5 @@ class StopStrings:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
+    """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,12 +1,12 @@
-"""Where sentences start, said as soon as it can be known: at the first character of the next one.
+"""Finds where sentences start, as early as possible: at the first character of the next sentence.
 
-    ends = SentenceStarts()
-    ends.push("Dr. Smith paid 3.50")     # []
-    ends.push(" dollars. He left.")      # [29]
+    starts = SentenceStarts()
+    starts.push("Dr. Smith paid 3.50")     # []
+    starts.push(" dollars. He left.")      # [29]
 
-Whether a sentence starts at a character depends on the text up to that character alone, so the answer is the same
-however the text was cut into pieces. Prose is split by sentencex (abbreviations, decimals, quotes, CJK); what prose
-rules do not see is decided here: paragraphs, list items and headings start a sentence, a fenced code block is one.
+Whether a sentence starts at a character depends only on the text up to that character, so the result is the same
+however the text is split into pieces. sentencex splits prose (abbreviations, decimals, quotes, CJK). This file handles
+what rules for prose do not cover: paragraphs, list items and headings start a sentence, a fenced code block is one.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ import re
 import sentencex
 
 _LINE_STARTERS = frozenset("-*+•#|>`~")
-"""First characters of a line that starts something new: list item, heading, table row, quotation, fence."""
+"""First characters of lines that start a sentence: list item, heading, table row, quotation, fence."""
 
 _FENCES = ("```", "~~~")
 _MARKER = re.compile(r"\(?(\d{1,3}|[A-Za-z])[.)]")
-"""A list item's number: what follows belongs to it."""
+"""The number of a list item: the text after it belongs to the same sentence."""
 
-_LONGEST = 4_000
-"""Characters of one sentence that prose rules look at; what is longer is no prose."""
+_MAX_PROSE_CHARS = 4_000
+"""Characters up to which a sentence is split as prose; anything longer is not prose."""
 
-_ASIDE = 300
-"""Characters after which a bracket or quotation mark that was never closed is forgotten."""
+_MAX_UNCLOSED_CHARS = 300
+"""Characters after which an unclosed bracket or quotation mark is ignored."""
 
 
 class SentenceStarts:
-    """Follows one text as it grows."""
+    """Finds sentence starts in one growing text."""
 
     def __init__(self, language: str = "en") -> None:
         self._language = language
         self._length = 0
-        self._open = ""  # of the paragraph: from the start of the current sentence
+        self._open = ""  # the current sentence so far
         self._gap = ""  # whitespace since the last visible character
         self._line = ""  # the first visible characters of the current line
-        self._fence = ""  # of the code block that is open
+        self._fence = ""  # the fence of the open code block
         self._closed = False  # a code block ended with this line
 
     def push(self, text: str) -> list[int]:
-        """Offsets in all text pushed so far at which a sentence starts, as far as this piece decides it.
+        """Return the sentence starts that this piece determines, as offsets in all text pushed so far.
 
         The first sentence of a text is not reported: it starts where the text does.
         """
@@ -70,14 +70,19 @@ class SentenceStarts:
         lines = self._gap.count("\n")
         if lines > 1 or (lines and (self._closed or character in _LINE_STARTERS or character.isdigit())):
             return True
-        if self._open[-1].isalnum() or len(self._open) > _LONGEST or _MARKER.fullmatch(self._open) or self._inside():
+        if (
+            self._open[-1].isalnum()
+            or len(self._open) > _MAX_PROSE_CHARS
+            or _MARKER.fullmatch(self._open)
+            or self._in_pair()
+        ):
             return False
         *_, last = sentencex.segment(self._language, self._open + self._gap + character)
         return bool(last == character)
 
-    def _inside(self) -> bool:
-        """Within brackets or a quotation that was opened not long ago."""
-        recent = self._open[-_ASIDE:]
+    def _in_pair(self) -> bool:
+        """Whether the text is inside recently opened brackets or a quotation."""
+        recent = self._open[-_MAX_UNCLOSED_CHARS:]
         return recent.count('"') % 2 == 1 or any(
             recent.count(opening) > recent.count(closing) for opening, closing in ("()", "[]", "{}", "“”", "「」")
         )
@@ -93,9 +98,9 @@ class SentenceStarts:
 
 
 def split(text: str, language: str = "en") -> list[tuple[int, int]]:
-    """Start and end of each sentence of `text`, without gaps: whitespace belongs to the sentence before it.
+    """Split `text` into (start, end) of each sentence, without gaps: whitespace belongs to the sentence before it.
 
-    Empty for a text without a visible character.
+    Empty for a text without visible characters.
     """
     if not text.strip():
         return []

@@ -22,6 +22,8 @@ from torch.nn.functional import cross_entropy
 
 from dlp_core.errors import InvalidRequest
 from dlp_core.quiet import quiet_transformers
+from dlp_core.store.base_model import check_model_folder
+from dlp_core.store.disk import disk_errors
 from dlp_core.train.packing import IGNORED, Example, PackedBatch, batches, common_prefix, encode
 from dlp_core.train.rows import Row
 
@@ -85,13 +87,13 @@ def train_adapter(
     """Train an adapter for the model folder `base` on `rows`, on `device`, and write it to the folder `out`.
 
     Raises InvalidRequest if `base` is not a model folder, a target module does not exist, there are too few rows to
-    hold some out, or an example is longer than a packed row.
+    hold some out, an example is longer than a packed row, or `out` cannot be written; LocalDiskError if the disk
+    fails.
     """
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if not (base / "config.json").is_file():
-        raise InvalidRequest(f"{base} is not a model folder: config.json is missing")
+    check_model_folder(base)
     if len(rows) < 2 * settings.validation_rows:
         raise InvalidRequest(
             f"{len(rows)} rows are too few to hold out {settings.validation_rows} for validation; "
@@ -211,13 +213,14 @@ def _save(model: Any, base_name: str, out: Path) -> int:
     from peft import get_peft_model_state_dict
     from safetensors.torch import save
 
-    out.mkdir(parents=True, exist_ok=True)
     weights = {name: value.cpu().contiguous() for name, value in get_peft_model_state_dict(model).items()}
-    (out / "adapter_model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
     config = model.peft_config["default"].to_dict()
     # The name rather than the path, which means nothing on the machine that serves the adapter.
     config |= {"base_model_name_or_path": base_name, "inference_mode": True}
     config["target_modules"] = sorted(config["target_modules"])
     text = json.dumps({key: config[key] for key in sorted(config)}, indent=2, default=str)
-    (out / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
-    return (out / "adapter_model.safetensors").stat().st_size
+    with disk_errors(f"{out}: the adapter cannot be written"):
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "adapter_model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
+        (out / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+        return (out / "adapter_model.safetensors").stat().st_size

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from dlp_core.errors import InvalidRequest
+from dlp_core.store.jsonl import read_objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,32 +20,19 @@ class Row:
 def read_rows(path: Path, *, task: str | None = None, joint: bool = False) -> list[Row]:
     """Read the rows to train an adapter on: those of `task`, or all rows of the file.
 
-    Raises InvalidRequest, naming file and line, if the file is missing, empty or not JSON lines, if a row lacks `input`
-    or `output`, or if no row belongs to `task`. One adapter learns one task: a file with several is refused unless
-    `task` names one of them or `joint` allows an adapter for all of them.
+    Raises InvalidRequest, naming file and line, if `read_objects` refuses the file, if a row lacks `input` or `output`,
+    or if no row belongs to `task`. One adapter learns one task: a file with several is refused unless `task` names one
+    of them or `joint` allows an adapter for all of them.
     """
     rows: list[Row] = []
     tasks: set[str] = set()
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            for line_number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise InvalidRequest(f"{path}:{line_number}: a row must be a JSON object")
-                for field in ("input", "output"):
-                    if not isinstance(record.get(field), str) or not record[field].strip():
-                        raise InvalidRequest(f"{path}:{line_number}: {field!r} must be a non-empty string")
-                tasks.add(str(record.get("task")))
-                if task in (None, record.get("task")):
-                    rows.append(Row(record["input"], record["output"]))
-    except OSError as error:
-        raise InvalidRequest(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"{path}: not JSON lines ({error})") from error
-    if not tasks:
-        raise InvalidRequest(f"{path}: holds no rows")
+    for where, record in read_objects(path):
+        for field in ("input", "output"):
+            if not isinstance(record.get(field), str) or not record[field].strip():
+                raise InvalidRequest(f"{where}: {field!r} must be a non-empty string")
+        tasks.add(str(record.get("task")))
+        if task in (None, record.get("task")):
+            rows.append(Row(record["input"], record["output"]))
     if not rows:
         raise InvalidRequest(f"{path}: holds no rows of task {task!r}; its tasks are {', '.join(sorted(tasks))}")
     if len(tasks) > 1 and task is None and not joint:

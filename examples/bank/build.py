@@ -65,7 +65,7 @@ def router(
     """Train the router and print a JSON line."""
     training = [TaskRow(row["task"], str(row["input"])) for row in router_rows("train", ROWS, BACKGROUND_ROWS)]
     with terminal.progress("train router") as bar:
-        trained, summary = train_router(training, ROUTER, report=lambda done, total: bar.update(done, total=total))
+        trained, summary = train_router(training, ROUTER, report=bar.report)
     trained.save(out)
     terminal.print_json({"router": out.name, **summary.as_dict()})
 

@@ -8,18 +8,19 @@ interrupted run resumes. On two cores: three minutes per adapter, an hour and a 
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from dlp_core.store.jsonl import read_objects
 
 JOINT = "joint"
 
@@ -55,7 +56,7 @@ def main(
     joint_steps: Annotated[int, typer.Option(min=0, help="Steps of the joint adapter; 0 trains none.")] = JOINT_STEPS,
 ) -> None:
     rows = data / "train.jsonl.gz"
-    tasks = sorted(set(_tasks(rows)))
+    tasks = sorted({str(row["task"]) for _, row in read_objects(rows)})
     out.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // workers)
     with ThreadPoolExecutor(workers) as pool:
@@ -86,12 +87,6 @@ def _joint(tasks: int, steps: int) -> tuple[str, ...]:
     each task and runs less often, because it takes longer."""
     validation = ("--validation-rows", str(5 * tasks), "--validate-every", str(max(1, steps // 8)))
     return ("--joint", *_recipe(JOINT, steps), "--rank", str(8 * tasks), *validation)
-
-
-def _tasks(rows: Path) -> Iterator[str]:
-    with gzip.open(rows, "rt", encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)["task"]
 
 
 def _train(base: Path, rows: Path, folder: Path, options: Sequence[str], threads: int) -> None:

@@ -20,7 +20,7 @@ from benchmarks.peers.peft import Peft
 from dlp_core.adapter.weights import Adapter, read_adapter
 from dlp_core.fusion.layers import install
 from dlp_core.fusion.segments import Segment
-from tests.support.tiny import VOCAB, relative_error, tiny_llama
+from tests.support.tiny import VOCAB, WHOLE_MODEL, relative_error, tiny_llama
 
 ROWS, LENGTH = 4, 5
 MIX = {"a0": 20.0, "a1": 12.0, "a2": 8.0}  # large, because the adapters are small
@@ -77,7 +77,7 @@ def test_peft_computes_the_same_mixes_whatever_ran_before(
     for name, side in peft_sides.items():
         peft_sides[before]()
         found = side()
-        assert relative_error(found, expected[name]) <= 1e-4, name
+        assert relative_error(found, expected[name]) <= WHOLE_MODEL, name
         assert relative_error(found, plain) > 1e-2, name  # or the adapters have no effect and the test proves nothing
 
 
@@ -90,7 +90,7 @@ def test_the_loop_computes_a_mix_for_each_row(bench: Bench) -> None:
     )
     with torch.inference_mode():
         found = loop(IDS).logits
-        assert relative_error(found, bench.fused(*mixes)) <= 1e-4
+        assert relative_error(found, bench.fused(*mixes)) <= WHOLE_MODEL
         assert relative_error(found, bench.plain(IDS).logits) > 1e-2
 
 

@@ -10,7 +10,6 @@ import asyncio
 import json
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,24 +19,24 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.measure.replicas import replicas_of
 from dlp_core.bank.publish import publish
 from dlp_core.store.opening import open_store
+from examples.tiny.build import BASE, TASKS
+from examples.tiny.model import tiny_tokenizer
 from tests.support.application import (
     BANK,
-    BASE,
-    TASKS,
+    START_S,
     Application,
     ask,
     back_to_bank_one,
-    replicas_of,
+    get,
     running,
     serving,
     text_of,
-    wait_for,
 )
-from tests.support.tiny_text import tiny_tokenizer
-
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
+from tests.support.replicas import ENDLESS, slow_steps
+from tests.support.waiting import HANG_S, wait_for
 
 QUEUE = 6
 METRICS = (
@@ -49,8 +48,8 @@ METRICS = (
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
-    with running(tmp_path_factory.mktemp("app"), queue=QUEUE, store_is_late=True) as found:
+def app(folder: Path) -> Iterator[Application]:
+    with running(folder, queue=QUEUE, store_is_late=True) as found:
         yield found
 
 
@@ -59,7 +58,7 @@ def test_it_waits_for_the_store_and_says_so(app: Application) -> None:
     error = app.first_health.json()["error"]
     assert error["code"] == "store_unavailable"
     assert BANK in error["message"]
-    assert httpx.get(f"{app.url}/health").json() == {"status": "ok", "bank": "one"}
+    assert get(app, "/health").json() == {"status": "ok", "bank": "one"}
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc to see a process's libraries in")
@@ -86,7 +85,7 @@ def test_auto_routes_and_runs_exactly_that_adapter(app: Application, name: str) 
 
 def test_route_says_beforehand_what_serves(app: Application) -> None:
     text = TASKS["sql"].format(3)
-    route = httpx.post(f"{app.url}/v1/route", json={"text": text}).json()
+    route = httpx.post(f"{app.url}/v1/route", json={"text": text}, timeout=HANG_S).json()
     reply = ask(app, text)
     assert route["mix"] == reply["dlp"]["spans"][0]["mix"]
     assert (route["reason"], route["bank"]) == ("routed", "one")
@@ -211,9 +210,9 @@ def test_what_does_not_fit_the_context_is_refused(
 
 
 def test_the_request_id_comes_back(app: Application) -> None:
-    answer = httpx.get(f"{app.url}/v1/models", headers={"x-request-id": "mine-1"})
+    answer = get(app, "/v1/models", {"x-request-id": "mine-1"})
     assert answer.headers.get_list("x-request-id") == ["mine-1"]
-    assert len(httpx.get(f"{app.url}/v1/models").headers["x-request-id"]) > 8
+    assert len(get(app, "/v1/models").headers["x-request-id"]) > 8
 
 
 def test_a_full_application_says_429(app: Application) -> None:
@@ -221,7 +220,7 @@ def test_a_full_application_says_429(app: Application) -> None:
 
     async def flood() -> list[httpx.Response]:
         body = {"model": "sql", "prompt": "the user", "max_tokens": 150}
-        async with httpx.AsyncClient(timeout=60) as http:
+        async with httpx.AsyncClient(timeout=HANG_S) as http:
             calls = (http.post(f"{app.url}/v1/completions", json=body) for _ in range(4 * QUEUE))
             return await asyncio.gather(*calls)
 
@@ -238,16 +237,14 @@ def test_a_full_application_says_429(app: Application) -> None:
 
 def test_a_client_that_goes_away_frees_its_place(app: Application) -> None:
     """QUEUE endless streams fill the replica; once their clients are gone, there is room at once."""
-    body = {"model": "sql", "prompt": "the user", "max_tokens": 4000, "stream": True}
-    with httpx.Client(timeout=60) as http:
+    body = {"model": "sql", "prompt": "the user", "max_tokens": ENDLESS, "stream": True}
+    with slow_steps(), httpx.Client(timeout=HANG_S) as http:
         streams = [http.stream("POST", f"{app.url}/v1/completions", json=body) for _ in range(QUEUE)]
         for stream in streams:
             next(stream.__enter__().iter_lines())
-        began = time.monotonic()
         for stream in streams:
             stream.__exit__(None, None, None)
-    assert ask(app, "hello", model="sql")["status"] == 200
-    assert time.monotonic() - began < 10  # 4000 tokens take longer
+        assert ask(app, "hello", model="sql")["status"] == 200
 
 
 def test_a_new_bank_takes_over_and_rolls_back(app: Application) -> None:
@@ -272,7 +269,7 @@ def test_resident_adapters_outlive_the_store(app: Application) -> None:
         refused = ask(app, "hello", model="late")
         assert (refused["status"], refused["error"]["code"]) == (503, "adapter_unavailable")
         assert "late" in refused["error"]["message"]
-        assert httpx.get(f"{app.url}/health").status_code == 200
+        assert get(app, "/health").status_code == 200
     finally:
         app.server.start()
     assert ask(app, "hello", model="late")["status"] == 200
@@ -294,23 +291,20 @@ def test_the_metrics_are_exported(app: Application) -> None:
     port = ray.nodes()[0]["MetricsExportPort"]
 
     def missing() -> set[str]:
-        text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=HANG_S).text
         return {name for name in METRICS if f"\nray_{name}" not in text}
 
     assert ask(app, TASKS["sql"].format(2))["status"] == 200
     assert ask(app, "hello", dlp={"min_confidence": 1})["dlp"]["spans"][0]["mix"] == []
-    end = time.monotonic() + 60  # Ray exports every ten seconds
-    while missing() and time.monotonic() < end:
-        time.sleep(0.5)
-    assert missing() == set()
+    wait_for(lambda: not missing(), f"export of {METRICS}")  # Ray exports every ten seconds
 
 
 def test_a_replica_that_dies_is_replaced(app: Application) -> None:
     """A stream it was serving ends with an error event; later requests are served again."""
     import ray
 
-    body = {"model": "cron", "prompt": "the user", "max_tokens": 4000, "stream": True}
-    with httpx.stream("POST", f"{app.url}/v1/completions", json=body, timeout=60) as stream:
+    body = {"model": "cron", "prompt": "the user", "max_tokens": ENDLESS, "stream": True}
+    with httpx.stream("POST", f"{app.url}/v1/completions", json=body, timeout=HANG_S) as stream:
         lines = stream.iter_lines()
         next(lines)
         [backbone] = [
@@ -319,7 +313,7 @@ def test_a_replica_that_dies_is_replaced(app: Application) -> None:
         ray.kill(ray.get_actor(backbone["name"], namespace=backbone["namespace"]))
         *_, last = [line for line in lines if line]
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_failed"
-    wait_for(lambda: answers(app), "new replica", seconds=200)
+    wait_for(lambda: answers(app), "new replica", START_S)
 
 
 def answers(app: Application) -> bool:

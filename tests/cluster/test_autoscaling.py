@@ -11,15 +11,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 
 import httpx
 import pytest
 
 from dlp_core.bank.publish import publish
 from dlp_core.store.opening import open_store
-from tests.support.application import BANK, TASKS, Application, ask, back_to_bank_one, running, serving, wait_for
-
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+from examples.tiny.build import TASKS
+from tests.support.application import BANK, START_S, Application, ask, back_to_bank_one, running, serving
+from tests.support.waiting import HANG_S, wait_for
 
 QUICK = {"upscale_delay_s": 2, "downscale_delay_s": 6, "look_back_period_s": 2, "metrics_interval_s": 0.5}
 SCALING = {
@@ -31,8 +32,8 @@ STREAMS = 3  # which one replica can do, with room to spare
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
-    with running(tmp_path_factory.mktemp("app"), queue=16, scaling=SCALING) as found:
+def app(folder: Path) -> Iterator[Application]:
+    with running(folder, queue=16, scaling=SCALING) as found:
         yield found
 
 
@@ -84,7 +85,7 @@ def load(app: Application, clients: int, tokens: int) -> Iterator[list[str]]:
 
     def client(number: int) -> None:
         body = {"model": sorted(TASKS)[number % 3], "prompt": "the user", "max_tokens": tokens}
-        with httpx.Client(timeout=120) as http:
+        with httpx.Client(timeout=HANG_S) as http:
             while not over.is_set():
                 answer = http.post(f"{app.url}/v1/completions", json=body)
                 ends.append(answer.json()["choices"][0]["finish_reason"] if answer.is_success else answer.text)
@@ -104,9 +105,9 @@ def test_a_load_step_adds_replicas_and_its_end_removes_them(app: Application) ->
     with watched("FusedBackbone") as counts, load(app, STREAMS, tokens=1500) as streamed:
         wait_for(lambda: replicas("FusedBackbone") == (1, 1), "quiet deployment")
         with load(app, CLIENTS, tokens=100) as answered:
-            wait_for(lambda: replicas("FusedBackbone") == (3, 3), "three replicas", seconds=120)
+            wait_for(lambda: replicas("FusedBackbone") == (3, 3), "three replicas", START_S)
             time.sleep(8)  # longer than the delay: they stay
-        wait_for(lambda: replicas("FusedBackbone") == (1, 1), "one replica again", seconds=60)
+        wait_for(lambda: replicas("FusedBackbone") == (1, 1), "one replica again")
         time.sleep(4)
     assert set(streamed) == set(answered) == {"length"}
     assert counts.steps() in ([1, 3, 2, 1], [1, 2, 3, 2, 1])

@@ -18,9 +18,9 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from tests.support.application import TASKS, Application, running, wait_for
-
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+from examples.tiny.build import TASKS
+from tests.support.application import Application, get, running
+from tests.support.waiting import HANG_S, wait_for
 
 QUEUE = 2
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -68,12 +68,12 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="module")
-def app(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
+def app(collector: Collector, folder: Path) -> Iterator[Application]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("OTEL_TRACES_EXPORTER", "otlp")
         environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
-        with running(tmp_path_factory.mktemp("observe"), queue=QUEUE) as found:
+        with running(folder, queue=QUEUE) as found:
             yield found
 
 
@@ -81,7 +81,7 @@ def post(app: Application, path: str = "chat/completions", *, headers: Any = Non
     body: dict[str, Any] = {"model": "auto", "max_tokens": 8}
     if path == "chat/completions":
         body["messages"] = [{"role": "user", "content": TASKS["cron"].format(7)}]
-    return httpx.post(f"{app.url}/v1/{path}", json=body | changes, headers=headers, timeout=60)
+    return httpx.post(f"{app.url}/v1/{path}", json=body | changes, headers=headers, timeout=HANG_S)
 
 
 def lines_of(deployment: str) -> list[dict[str, Any]]:
@@ -97,7 +97,7 @@ def requests_of(request_id: str) -> list[dict[str, Any]]:
 
 def line_of(request_id: str) -> dict[str, Any]:
     """The one line of a request, which is written after its last byte was sent."""
-    wait_for(lambda: requests_of(request_id), f"line of {request_id}", seconds=10)
+    wait_for(lambda: requests_of(request_id), f"line of {request_id}")
     [line] = requests_of(request_id)
     return line
 
@@ -110,8 +110,7 @@ def test_a_request_is_one_trace_from_its_caller_to_the_adapter_load(app: Applica
     headers = {"traceparent": f"00-{TRACE}-{CALLER}-01", "x-request-id": "traced-1"}
     answer = post(app, stream=True, headers=headers)
     assert answer.status_code == 200
-    wait_for(lambda: len(collector.trace(TRACE)) >= 7, "spans", seconds=20)
-    time.sleep(0.5)  # should there be more
+    wait_for(lambda: len(collector.trace(TRACE)) >= 7, "spans")
     spans = collector.trace(TRACE)
     names = {span.span_id: span.name for span in spans} | {bytes.fromhex(CALLER): "caller"}
     tiers = {span.span_id: attributes_of(span).get("dlp.tier", "") for span in spans}
@@ -146,30 +145,31 @@ def test_no_span_says_what_was_asked_or_answered(collector: Collector) -> None:
     assert "midnight" not in told
 
 
-def test_what_the_caller_does_not_sample_is_not_traced(app: Application, collector: Collector) -> None:
+def test_a_trace_begins_here_without_a_caller_and_never_where_the_caller_does_not_sample(
+    app: Application, collector: Collector
+) -> None:
+    """What is not to be traced comes first: its spans would be sent before the others."""
     before = len(collector.spans)
     post(app, headers={"traceparent": f"00-{'1' * 32}-{CALLER}-00"})
-    assert httpx.get(f"{app.url}/health").status_code == 200
-    time.sleep(1)
-    assert len(collector.spans) == before
-
-
-def test_without_a_caller_the_trace_begins_here(app: Application, collector: Collector) -> None:
+    assert get(app, "/health").status_code == 200
     post(app, headers={"x-request-id": "fresh-1"})
     trace_id = line_of("fresh-1")["trace_id"]
-    wait_for(lambda: len(collector.trace(trace_id)) == 4, "spans", seconds=10)
+    wait_for(lambda: len(collector.trace(trace_id)) == 4, "spans")
+    assert len(collector.spans) == before + 4
     roots = [span for span in collector.trace(trace_id) if not span.parent_span_id]
     assert [span.name for span in roots] == ["POST /v1/chat/completions"]
 
 
 def test_each_request_is_one_flat_line(app: Application) -> None:
+    began = time.perf_counter()
     post(app, headers={"x-request-id": "served-1"})
     line = line_of("served-1")
+    elapsed = time.perf_counter() - began
     assert (line["route"], line["model"], line["caller"]) == ("/v1/chat/completions", "auto", "anybody")
     assert (line["status"], line["error_code"], line["finish_reasons"]) == (200, None, ["length"])
     assert (line["bank"], line["reason"], line["completion_tokens"]) == ("one", "routed", 8)
     assert sum(part["weight"] for part in line["mix"]) == pytest.approx(1)
-    assert 0 < line["decide_seconds"] < line["first_token_seconds"] <= line["total_seconds"] < 30
+    assert 0 < line["decide_seconds"] < line["first_token_seconds"] <= line["total_seconds"] < elapsed
     assert not {"job_id", "worker_id", "task_name", "skip_context_filter"} & set(line)
     assert "schedule" not in json.dumps(line)
 
@@ -221,7 +221,7 @@ def test_a_full_application_is_logged_and_has_its_ids(app: Application) -> None:
 def test_a_client_that_goes_away_is_logged(app: Application) -> None:
     body = {"model": "cron", "prompt": "the user", "max_tokens": 3000, "stream": True}
     headers = {"x-request-id": "gone-1"}
-    with httpx.stream("POST", f"{app.url}/v1/completions", json=body, headers=headers, timeout=60) as stream:
+    with httpx.stream("POST", f"{app.url}/v1/completions", json=body, headers=headers, timeout=HANG_S) as stream:
         next(stream.iter_lines())
         assert stream.headers.get_list("x-request-id") == ["gone-1"]
     line = line_of("gone-1")
@@ -254,7 +254,7 @@ def test_the_metrics_know_the_tiers(app: Application) -> None:
     port = ray.nodes()[0]["MetricsExportPort"]
 
     def missing() -> set[str]:
-        lines = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text.splitlines()
+        lines = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=HANG_S).text.splitlines()
         return {
             f"{name} {tier}"
             for name in ("dlp_adapters_resident", "dlp_adapter_load_seconds_count")
@@ -262,4 +262,4 @@ def test_the_metrics_know_the_tiers(app: Application) -> None:
             if not any(line.startswith(f"ray_{name}{{") and f'tier="{tier}"' in line for line in lines)
         }
 
-    wait_for(lambda: not missing(), "tiers", seconds=30)
+    wait_for(lambda: not missing(), "tiers")

@@ -51,7 +51,8 @@ def test_what_is_not_set_is_named(variable: str, monkeypatch: pytest.MonkeyPatch
         {"engine": {"slot": 4}},
         {"routing": {"top_p": 1.5}},
         {"routing": {"top_p": float("nan")}},
-        {"routing": {"max_adapters": 9}},
+        {"routing": {"default_max_adapters": 9}},
+        {"routing": {"weights": "equal"}},
         {"engine": {"slots": 4}},  # a mix of max_adapters would never be resident
         {"limits": {"request_timeout_s": 0}},
         {"cache": {"max_bytes": 0}},

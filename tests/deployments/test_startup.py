@@ -1,15 +1,12 @@
-"""What starts imports no more than it needs, and what stays is kept out of the garbage collector's way."""
+"""What starts imports no more than it needs."""
 
 from __future__ import annotations
 
-import gc
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
-from deployments.replicas.imports import lasting_imports
 from tests.support.paths import ROOT
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "ray", "fastapi", "boto3", "pydantic", "numpy")
@@ -40,25 +37,3 @@ def test_a_text_is_routed_with_numpy_alone() -> None:
 def test_the_front_imports_no_torch() -> None:
     """Ingress and Router replicas stay small and start fast; only a backbone replica imports torch."""
     assert not imported("import deployments.app") & {"torch", "transformers", "peft", "accelerate"}
-
-
-@pytest.fixture
-def unfrozen() -> Iterator[None]:
-    yield
-    gc.unfreeze()
-
-
-@pytest.mark.usefixtures("unfrozen")
-def test_the_collector_leaves_lasting_imports_alone() -> None:
-    before = gc.get_freeze_count()
-    with lasting_imports():
-        assert not gc.isenabled()
-    assert gc.isenabled()
-    assert gc.get_freeze_count() > before
-
-
-@pytest.mark.usefixtures("unfrozen")
-def test_the_collector_runs_again_after_an_import_that_failed() -> None:
-    with pytest.raises(ImportError), lasting_imports():
-        raise ImportError
-    assert gc.isenabled()

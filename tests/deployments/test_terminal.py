@@ -18,6 +18,17 @@ def test_a_log_is_told_now_and_then(capsys: pytest.CaptureFixture[str], monkeypa
     assert lines == [f"  … train cron: {step} of 100" for step in (31, 62, 93)]
 
 
+def test_work_reports_what_is_done_and_what_there_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
+    with terminal.progress("pull") as bar:
+        now += 31
+        bar.report(1_500, 3_000)
+    assert capsys.readouterr().err == "  … pull: 1,500 of 3,000\n"
+
+
 def test_a_short_job_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with terminal.progress("read") as bar:
         bar.update(1)

@@ -1,4 +1,4 @@
-"""What serves when the router cannot say: dlp_core/decision.py. The rest of its table is in test_openai_api.py."""
+"""What serves while the router is down. The rest of the table of dlp_core/decision.py is in http/test_api.py."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from dlp_core.decision import AUTO, Decision, RoutingOptions, decide
+from dlp_core.adapter.names import AUTO
+from dlp_core.decision import Decision, RoutingOptions, choose, decide
 from dlp_core.errors import RouterUnavailable
-from dlp_core.mix import EMPTY_MIX, Mix
+from dlp_core.mix import EMPTY_MIX, Mix, WeightRule, select_top_p
+from dlp_core.router import Routing
 
 BASE = "org/tiny"
 
@@ -34,19 +36,40 @@ async def decided(fallback: str | None, **changes: Any) -> Decision:
     ("fallback", "mix"), [(BASE, EMPTY_MIX), ("cron", Mix.of({"cron": 1.0})), (f"{BASE}:sql", Mix.of({"sql": 1.0}))]
 )
 async def test_the_fallback_serves_and_the_reason_says_so(fallback: str, mix: Mix) -> None:
-    found = await decided(fallback, by_sentence=True)
-    assert (found.mix, found.reason) == (mix, "router_unavailable")
-    assert (found.router, found.confidence, found.probabilities) == (None, None, None)
-    assert not found.by_sentence
+    decision = await decided(fallback, by_sentence=True)
+    assert (decision.mix, decision.reason) == (mix, "router_unavailable")
+    assert (decision.router, decision.confidence, decision.probabilities) == (None, None, None)
+    assert not decision.by_sentence
 
 
 @pytest.mark.parametrize(
     ("fallback", "changes"), [(None, {}), ("gone", {}), ("cron", {"allowed": frozenset({"sql"})})], ids=str
 )
-async def test_without_one_the_request_may_use_it_is_refused(fallback: str | None, changes: dict[str, Any]) -> None:
+async def test_without_a_usable_fallback_the_request_is_refused(fallback: str | None, changes: dict[str, Any]) -> None:
     with pytest.raises(RouterUnavailable):
         await decided(fallback, **changes)
 
 
-async def test_who_names_a_model_needs_no_router() -> None:
+ROUTING = Routing.of({"sql": 0.6, "cron": 0.25, "dates": 0.05}, none=0.1)
+
+
+def options(**changes: Any) -> RoutingOptions:
+    return RoutingOptions(**({"model": AUTO, "top_p": 0.9, "max_adapters": 3} | changes))
+
+
+@pytest.mark.parametrize("weights", ["renormalise", "softmax"])
+def test_the_mix_is_weighted_as_asked(weights: WeightRule) -> None:
+    mix, reason = choose(options(weights=weights), ROUTING)
+    assert reason == "routed"
+    assert mix == select_top_p(ROUTING.probabilities, top_p=0.9, max_adapters=3, weights=weights)
+    assert (mix == choose(options(), ROUTING)[0]) == (weights == "renormalise")
+
+
+def test_below_the_confidence_asked_for_the_plain_backbone_serves() -> None:
+    assert choose(options(min_confidence=0.61), ROUTING) == (EMPTY_MIX, "low_confidence")
+    assert choose(options(min_confidence=0.6), ROUTING)[1] == "routed"
+    assert choose(options(min_confidence=0.61), Routing.of({"sql": 0.3}, none=0.7)) == (EMPTY_MIX, "none_of_these")
+
+
+async def test_a_named_model_needs_no_router() -> None:
     assert (await decided(None, model="sql")).reason == "named"

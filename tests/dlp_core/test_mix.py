@@ -37,7 +37,7 @@ def test_second_softmax_is_the_papers_released_weighting() -> None:
     assert [part.weight for part in mix.adapters] == pytest.approx([0.598687660, 0.401312339])
 
 
-def test_mass_held_back_for_none_of_these_does_not_widen_the_mix() -> None:
+def test_the_probability_of_none_of_these_does_not_widen_the_mix() -> None:
     assert select_top_p({"a": 0.38, "b": 0.02}, top_p=0.9).names == ("a",)
 
 
@@ -88,8 +88,8 @@ def test_any_selection_is_a_distribution_over_the_likeliest(raw: list[float], to
     mix = select_top_p(probabilities, top_p=top_p, max_adapters=limit)
     assert 1 <= len(mix.adapters) <= limit
     assert sum(part.weight for part in mix.adapters) == pytest.approx(1.0)
-    least_kept = min(probabilities[name] for name in mix.names)
-    assert all(p <= least_kept + 1e-12 for name, p in probabilities.items() if name not in mix.names)
+    smallest_kept = min(probabilities[name] for name in mix.names)
+    assert all(p <= smallest_kept + 1e-12 for name, p in probabilities.items() if name not in mix.names)
     without_last = sum(probabilities[name] for name in mix.names[:-1])
     assert without_last < top_p + 1e-9
 

@@ -140,8 +140,8 @@ def test_a_page_keeps_all_but_its_figures_and_a_table_says_where_it_comes_from(t
     assert after == (
         "# Page\n\nAll <!-- figure:number -->7<!-- / --> of them.\n\n<!-- figure:rows -->\n"
         "| | requests |\n|---|---:|\n| all | 7 |\n\n"
-        "Raw result: [results/affinity_cluster.json](benchmarks/results/affinity_cluster.json) by\n"
-        "`python -m benchmarks.affinity_cluster`; on 2 x86_64 cores of a CPU it does not name.\n"
+        "Raw result: [affinity_cluster](benchmarks/results/affinity_cluster.json)\n"
+        "([commands and machines](docs/performance.md#measure-again)).\n"
         "<!-- / -->\n\nEnd\n"
     )
     assert [(figure.line, figure.figure) for figure in stale] == [(3, "number"), (6, "rows")]
@@ -179,10 +179,19 @@ def test_a_result_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_a_machine_is_said_as_far_as_the_result_records_it() -> None:
     known = {"cpu": "Some CPU", "cores": 2, "instructions": ["avx2"], "threads": 1}
     assert machine(known) == "2 cores of Some CPU (avx2), 1 thread"
-    assert machine({"cores": 2, "machine": "x86_64"}) == "2 x86_64 cores of a CPU it does not name"
-    results = Results(ROOT)
-    assert not machine(results["concurrent_streams"])
-    assert results.origin(ROOT / "docs")[-1].endswith("the file records no hardware.")
+    assert machine({"cores": 2, "machine": "x86_64"}) == "2 x86_64 cores, CPU model not recorded"
+    assert not machine(Results(ROOT)["concurrent_streams"])
+
+
+def test_the_measurements_name_every_result_with_its_command_below_its_machine() -> None:
+    lists = re.split(r"\n\n(?=[^-])", "\n".join(Results(ROOT).measurements()))
+    for name, source in SOURCES.items():
+        result = json.loads((ROOT / source.path).read_text())
+        item = rf"- \[{name}\]\(\S+{Path(source.path).name}\):\s+`{re.escape(source.command)}`$"
+        (shown,) = [text for text in lists if re.search(item, text, flags=re.MULTILINE)]
+        heading = " ".join(shown.split("\n\n")[0].split())
+        assert heading.startswith(machine(result) or "Hardware not recorded")
+        assert (result.get("commit") or ":") in heading
 
 
 def test_numbers_are_put_together_as_sentences_want_them() -> None:

@@ -22,7 +22,7 @@ REDIS, MINIO = "redis:7.4.0", "quay.io/minio/minio:RELEASE.2025-05-24T17-08-30Z"
 
 def test_the_python_version_is_the_tested_one() -> None:
     used = {re.fullmatch(r"python:(\d+\.\d+)-slim-bookworm", base)[1] for base, _ in BASES if ":" in base}  # type: ignore[index]
-    [default] = re.findall(r"^PYTHON \?= python(\S+)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    [default] = re.findall(r"^PYTHONS := python(\S+) ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert used == {default, PROJECT["tool"]["mypy"]["python_version"]}
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import socket
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,30 +14,26 @@ import pytest
 import torch
 
 from deployments.http.access import TOKEN_VARIABLE
-from deployments.local.app import LocalApp, load_config
+from deployments.local.app import LocalApp, free_port, load_config
 from dlp_core.adapter.weights import read_adapter
 from dlp_core.bank.publish import publish, rollback
-from dlp_core.router.rows import TaskRow
-from dlp_core.router.training.train import TrainSettings, train_router
 from dlp_core.store.local_s3 import LocalS3
 from dlp_core.store.opening import open_store
+from examples.tiny.build import BASE
+from examples.tiny.model import tiny_model, tiny_tokenizer
 from tests.support.paths import ROOT
-from tests.support.tiny import peft_model
-from tests.support.tiny_text import tiny_backbone, tiny_tokenizer
+from tests.support.waiting import HANG_S, wait_for
 
-BASE = "tiny-llama"
+START_S = 300.0
+"""After which an application that does not start hangs."""
+PATIENCE = {
+    "RAY_worker_niceness": "0",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": str(HANG_S),
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(HANG_S),
+}
+"""By Ray's own settings, whatever else runs on this machine comes first, and a proxy that is slow then is replaced."""
 ADMIN_TOKEN = "admin-token-of-the-tests"
 BANK = "s3://dlp/bank/"
-TASKS = {
-    "cron": "write a cron schedule for every {} minutes at night",
-    "dates": "which calendar date comes {} days after christmas",
-    "sql": "select the {} newest rows from this database table",
-}
-LORA: Mapping[str, Mapping[str, Any]] = {
-    "cron": {"r": 2, "lora_alpha": 6},
-    "dates": {"r": 8, "use_rslora": True, "target_modules": ["q_proj", "o_proj", "down_proj"]},
-    "sql": {},
-}
 
 
 @dataclass
@@ -58,7 +51,7 @@ class Application:
 
     def expected(self, prompt_ids: list[int], weights: Mapping[str, float], tokens: int) -> str:
         """Greedy text of the backbone whose weights were changed by exactly this sum."""
-        model = tiny_backbone(self.folder / "reference")
+        model = tiny_model()
         modules = dict(model.named_modules())
         with torch.no_grad():
             for name, weight in weights.items():
@@ -85,14 +78,14 @@ def running(
 ) -> Iterator[Application]:
     """The application with BANK published as version one. `queue` requests run at once in a backbone replica, as many
     wait; `args` are set in serve_config.yaml, and `scaling` in the autoscaling_config of the deployments it names. With
-    `store_is_late` it starts while there is no store."""
-    make_bank(folder)
+    `store_is_late` it starts while there is no store. `folder` has what `write_bank` puts there."""
     config = load_config(ROOT / "serve_config.yaml")
     settings = config["applications"][0]["args"]
     settings |= {"dtype": "float32", "threads": 1, "bank_poll_s": 0.5, "cache": {"path": str(folder / "cache")}} | args
     settings["engine"] |= {"max_requests": queue, "cache_tokens": 32768} | args.get("engine", {})
     for deployment in config["applications"][0]["deployments"]:
         deployment["ray_actor_options"]["num_cpus"] = 0.1
+        deployment |= {"health_check_period_s": 1, "health_check_timeout_s": HANG_S}  # what broke is soon seen
         deployment["autoscaling_config"] |= (scaling or {}).get(deployment["name"], {})
         if deployment["name"] == "FusedBackbone":
             deployment |= {"max_ongoing_requests": queue, "max_queued_requests": queue}
@@ -101,6 +94,8 @@ def running(
         started.callback(server.stop)
         environment.setenv("PYTHONPATH", str(ROOT))
         environment.setenv("OMP_NUM_THREADS", "1")
+        for name, value in PATIENCE.items():
+            environment.setenv(name, value)
         environment.setenv(TOKEN_VARIABLE, ADMIN_TOKEN)
         for name, value in server.start().items():
             environment.setenv(name, value)
@@ -108,67 +103,31 @@ def running(
         publish(open_store(BANK), folder / "bank", version="one")
         if store_is_late:
             server.stop()
-        local = started.enter_context(local_app(config, bank=BANK, base_model=folder / BASE, port=free_port()))
-        first_health = wait_for(lambda: answer_of(f"{local.url}/health"), "answer", seconds=200)
+        local = started.enter_context(local_app(config, bank=BANK, base_model=folder / BASE))
+        first_health = wait_for(lambda: answer_of(f"{local.url}/health"), "answer", START_S)
         if store_is_late:
             server.start()
-        wait_for(lambda: httpx.get(f"{local.url}/health").status_code == 200, "ready application", seconds=200)
+        wait_for(lambda: httpx.get(f"{local.url}/health", timeout=HANG_S).status_code == 200, "bank", START_S)
         yield Application(local.url, folder, server, first_health, local.config)
-
-
-def make_bank(folder: Path) -> None:
-    bank = folder / "bank"
-    tiny_backbone(folder / BASE)
-    for seed, (name, lora) in enumerate(LORA.items(), start=1):
-        model = tiny_backbone(folder / "reference")
-        model.config.name_or_path = BASE
-        peft_model(model, seed, **lora).save_pretrained(bank / "adapters" / name)
-        (bank / "adapters" / name / "README.md").unlink()
-    (bank / "bank.json").write_text(json.dumps({"base_model": BASE}))
-    train(bank / "router")
-
-
-def train(folder: Path) -> None:
-    """A router for the three tasks, from the templates of TASKS with numbers filled in."""
-    openings = ("", "please ", "could you ", "now ", "quickly ")
-    rows = [
-        TaskRow(task, f"{opening}{text.format(number)}")
-        for task, text in TASKS.items()
-        for opening in openings
-        for number in range(12)
-    ]
-    router, _ = train_router(rows, TrainSettings(min_steps=60, batch=32, embedding=16, widths=(32, 32, 32)))
-    router.save(folder)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def answer_of(url: str) -> httpx.Response | None:
     """What the application itself says; None while Serve has no route to it."""
     try:
-        answer = httpx.get(url, timeout=10)
+        answer = httpx.get(url, timeout=HANG_S)
     except httpx.TransportError:
         return None
     return answer if answer.headers["content-type"] == "application/json" else None
 
 
-def wait_for(ready: Callable[[], Any], what: str, seconds: float = 60) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := ready():
-            return value
-        time.sleep(0.1)
-    pytest.fail(f"no {what} within {seconds} s")
+def get(app: Application, path: str, headers: Mapping[str, str] | None = None) -> httpx.Response:
+    return httpx.get(f"{app.url}{path}", headers=headers, timeout=HANG_S)
 
 
 def ask(app: Application, text: str, *, key: str = "none", **changes: Any) -> dict[str, Any]:
     body = {"model": "auto", "messages": [{"role": "user", "content": text}], "max_tokens": 12} | changes
     answer = httpx.post(
-        f"{app.url}/v1/chat/completions", json=body, timeout=60, headers={"authorization": f"Bearer {key}"}
+        f"{app.url}/v1/chat/completions", json=body, timeout=HANG_S, headers={"authorization": f"Bearer {key}"}
     )
     return {"status": answer.status_code, "headers": answer.headers, **answer.json()}
 
@@ -178,16 +137,7 @@ def text_of(reply: dict[str, Any]) -> str:
 
 
 def serving(app: Application) -> str:
-    return str(httpx.get(f"{app.url}/health", timeout=30).json()["bank"])
-
-
-def replicas_of(deployment: str) -> list[dict[str, Any]]:
-    """What Serve knows of the running ones: replica_id, node_id, pid. It takes a while to notice that one died."""
-    from ray import serve
-
-    details = serve.context._get_global_client().get_serve_details()
-    found = details["applications"]["dlp"]["deployments"].get(deployment, {}).get("replicas", [])
-    return [one for one in found if one["state"] == "RUNNING"]
+    return str(get(app, "/health").json()["bank"])
 
 
 def back_to_bank_one(app: Application) -> None:

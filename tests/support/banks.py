@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from dlp_core.bank.manifest import BankManifest
+from dlp_core.bank.publish import publish
 from dlp_core.errors import StoreUnavailable
 from dlp_core.router import Router
 from dlp_core.router.calibration import Calibration
@@ -57,6 +59,14 @@ def write_bank(folder: Path, names: Sequence[str] = ADAPTERS, *, seed: int = 0, 
     if router:
         write_router(folder / "router", list(reversed(names)), seed=seed)
     return folder
+
+
+def publish_bank(store: AdapterStore, folder: Path, seeds: Mapping[str, int], version: str) -> BankManifest:
+    """Publishes adapters of these names, of random weights by their seeds, and no router."""
+    for name, seed in seeds.items():
+        write_adapter(folder / version / "adapters" / name, seed=seed)
+    (folder / version / "bank.json").write_text(json.dumps({"base_model": BASE_ID}))
+    return publish(store, folder / version, version=version)
 
 
 def upload(folder: Path, uri: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 
 from dlp_core.engine.config import EngineConfig
@@ -13,15 +14,9 @@ from dlp_core.eval.judged_bank import JudgedBank
 from dlp_core.router import Router
 from dlp_core.router.rows import TaskRow
 from dlp_core.router.training.train import TrainSettings, train_router
-from tests.support.tiny import peft_model
-from tests.support.tiny_text import tiny_backbone
+from examples.tiny.build import BASE, TASKS
+from examples.tiny.model import peft_model, tiny_backbone
 
-BASE = "tiny-llama"
-TASKS = {
-    "cron": "write a cron schedule for every {} minutes at night",
-    "dates": "which calendar date comes {} days after christmas",
-    "sql": "select the {} newest rows from this database table",
-}
 SUITE = """
 name: tiny
 data: [rows.jsonl]
@@ -50,6 +45,7 @@ def write_bank(folder: Path, base: Path, *, seeds: Mapping[str, int] | None = No
     return folder
 
 
+@cache
 def trained_router() -> Router:
     """A router that is sure of the tasks' questions, with or without a full stop."""
     questions = [(task, text.format(number)) for task, text in TASKS.items() for number in range(60)]

@@ -1,4 +1,4 @@
-"""Tiny random models of the families that are served, each built from its own configuration class."""
+"""Tiny random models of the supported families, each built from its own configuration class."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _GPT2 = {
 
 @dataclass(frozen=True)
 class Family:
-    """How to build the model, and the modules LoRA goes on."""
+    """How to build the model, and which modules LoRA targets."""
 
     config: Callable[[], Any]
     targets: list[str]
@@ -46,7 +46,7 @@ class Family:
     def build(self, seed: int = 1, dtype: torch.dtype = torch.float32) -> Any:
         torch.manual_seed(seed)
         model = hf.AutoModelForCausalLM.from_config(self.config()).to(dtype).eval()
-        with torch.no_grad():  # biases start at zero, where dropping one would not show
+        with torch.no_grad():  # biases start at zero, so that dropping one would not show
             for name, parameter in model.named_parameters():
                 if name.endswith("bias"):
                     parameter.normal_(std=0.3)

@@ -1,4 +1,4 @@
-"""Random adapters and batches for a test of an op: each op is held against the specification by `Bank.check`."""
+"""Random adapters and batches for tests of an op: `Bank.check` compares an op with the specification."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.tiny import relative_error
 
 CPU = torch.device("cpu")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-"""Where the op for CUDA devices is tested: in triton's interpreter where there is none."""
+"""Where the op for CUDA devices is tested; without one, in triton's interpreter."""
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 GROUP = ("q_proj", "k_proj", "v_proj")
 WIDTHS = {"q_proj": 72, "k_proj": 24, "v_proj": 40, "down_proj": 64}
@@ -23,7 +23,7 @@ WIDTHS = {"q_proj": 72, "k_proj": 24, "v_proj": 40, "down_proj": 64}
 
 @dataclass
 class Bank:
-    """Random adapters in slots, as the op has them and as the specification wants them."""
+    """Random adapters in slots, in the form of the op and of the specification."""
 
     residents: dict[int, Resident]
     deltas: dict[str, dict[int, Delta]]
@@ -41,35 +41,35 @@ class Bank:
         device: torch.device = DEVICE,
     ) -> Bank:
         """`ranks[slot]` maps modules to ranks. Rank 0 with `biased` is a trained bias alone."""
-        found = cls({}, {}, d_in, device)
+        bank = cls({}, {}, d_in, device)
         for slot, modules in enumerate(ranks):
-            own = {path: delta(d_in, WIDTHS[path], rank, 0.5 + slot, biased) for path, rank in modules.items()}
-            found.put(slot, own, dtype)
-        return found
+            adapter = {path: delta(d_in, WIDTHS[path], rank, 0.5 + slot, biased) for path, rank in modules.items()}
+            bank.put(slot, adapter, dtype)
+        return bank
 
-    def put(self, slot: int, own: dict[str, Delta], dtype: torch.dtype = torch.float32) -> None:
-        packed = pack(own, dict.fromkeys(own, self.d_in), dtype=dtype, pinned=self.device.type == "cuda")
+    def put(self, slot: int, adapter: dict[str, Delta], dtype: torch.dtype = torch.float32) -> None:
+        packed = pack(adapter, dict.fromkeys(adapter, self.d_in), dtype=dtype, pinned=self.device.type == "cuda")
         self.residents[slot] = place(packed, self.device)
         for deltas in self.deltas.values():
             deltas.pop(slot, None)
-        for path, delta in own.items():
+        for path, delta in adapter.items():
             self.deltas.setdefault(path, {})[slot] = delta
 
     def check(
         self, op: Op, segments: tuple[Segment, ...], paths: tuple[str, ...], dtype: torch.dtype = torch.float32
     ) -> None:
-        """All modules of a group, one after the other, as a model's forward pass calls them."""
+        """Runs all modules of a group one after another, as a model's forward pass does."""
         step = op.begin(segments, self.residents)
         x_TD = torch.randn(sum(s.length for s in segments), self.d_in).to(dtype)
-        ours = x_TD.to(self.device)
+        x = x_TD.to(self.device)
         for path in paths:
             y_TO = torch.randn(len(x_TD), WIDTHS[path]).to(dtype)
             expected = fused_lora(y_TO, x_TD, segments, self.deltas.get(path, {}))
-            found = y_TO.to(self.device) if step is None else step.add(y_TO.clone().to(self.device), ours, path, paths)
-            assert found.dtype == dtype
-            assert relative_error(found.cpu(), expected) <= TOLERANCE[dtype], (path, segments)
+            actual = y_TO.to(self.device) if step is None else step.add(y_TO.clone().to(self.device), x, path, paths)
+            assert actual.dtype == dtype
+            assert relative_error(actual.cpu(), expected) <= TOLERANCE[dtype], (path, segments)
             plain = [t for s, t in zip(segments, _starts(segments), strict=True) if not s.parts for t in t]
-            assert torch.equal(found.cpu()[plain], y_TO[plain]), "rows without adapters keep every bit"
+            assert torch.equal(actual.cpu()[plain], y_TO[plain]), "rows without adapters keep every bit"
 
 
 def delta(d_in: int, d_out: int, rank: int, scaling: float, biased: bool = False) -> Delta:

@@ -11,7 +11,9 @@ from typing import Any
 
 import httpx
 
-from tests.support.application import TASKS, Application
+from examples.tiny.build import TASKS
+from tests.support.application import Application
+from tests.support.waiting import HANG_S
 
 
 @dataclass
@@ -33,7 +35,7 @@ def question(number: int, tokens: int, **changes: Any) -> dict[str, Any]:
 
 
 def hear(app: Application, body: dict[str, Any], heard: Heard) -> Heard:
-    with httpx.stream("POST", f"{app.url}/v1/completions", json=body, timeout=120) as reply:
+    with httpx.stream("POST", f"{app.url}/v1/completions", json=body, timeout=HANG_S) as reply:
         heard.status, heard.headers = reply.status_code, reply.headers
         if reply.status_code != 200:
             heard.error = json.loads(reply.read())["error"]

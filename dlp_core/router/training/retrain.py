@@ -4,7 +4,7 @@ tasks of the bank would be recognised as strangers if the router had not seen th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from dlp_core.router.evaluation import evaluate
 from dlp_core.router.router import Router, pack
 from dlp_core.router.rows import TaskRow
 from dlp_core.router.training.train import TrainSettings, train_router
+from dlp_core.store.transfers import Progress, silent
 
 LEFT_OUT = 4
 """Tasks that are left out together."""
@@ -43,7 +44,7 @@ def retrain(
     train_rows: Sequence[TaskRow],
     test_rows: Sequence[TaskRow],
     *,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: Progress = silent,
 ) -> Retraining:
     """Trains once on all rows and once without each LEFT_OUT tasks in a row, so that each is left out once or more.
 

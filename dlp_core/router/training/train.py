@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from random import Random
@@ -35,6 +35,7 @@ from dlp_core.router.network import WINDOW, Floats, Network, softmax
 from dlp_core.router.novelty import Clouds, fit_clouds
 from dlp_core.router.router import Router, pack, unpack
 from dlp_core.router.rows import TaskRow
+from dlp_core.store.transfers import Progress, silent
 
 MIN_ROWS = 8
 """Rows a task must have: fewer cannot be both learnt and held back."""
@@ -93,7 +94,7 @@ class Example(NamedTuple):
 
 
 def train_router(
-    rows: Sequence[TaskRow], settings: TrainSettings | None = None, *, report: Callable[[int, int], None] | None = None
+    rows: Sequence[TaskRow], settings: TrainSettings | None = None, *, report: Progress = silent
 ) -> tuple[Router, TrainSummary]:
     """Trains on rows of two or more tasks; `report` gets (steps done, steps in all).
 
@@ -106,7 +107,7 @@ def train_router(
     rng = Random(settings.seed)
     training, held_back = _split(examples, rng)
     settings = replace(settings, batch=min(settings.batch, len(training)))
-    net, steps = _fit_network(training, len(labels), settings, rng, report or (lambda done, total: None))
+    net, steps = _fit_network(training, len(labels), settings, rng, report)
     single = [example for example in training if example.tasks]
     clouds = _fit_clouds(net, single, len(labels), rng)
     network, clouds, memory = unpack(pack(net, clouds, _remember(net, training, len(labels), rng)))
@@ -202,7 +203,7 @@ class _Net(nn.Module):
 
 
 def _fit_network(
-    examples: list[Example], adapters: int, settings: TrainSettings, rng: Random, report: Callable[[int, int], None]
+    examples: list[Example], adapters: int, settings: TrainSettings, rng: Random, report: Progress
 ) -> tuple[Network, int]:
     real = settings.batch - int(settings.batch * settings.strays)
     steps = max(settings.min_steps, settings.epochs * len(examples) // real)

@@ -1,4 +1,4 @@
-"""`dlp adapter check` on folders and on S3."""
+"""`dlp adapter`: what `train` writes, and `check` on folders and on S3."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from deployments.cli.adapter import app
 from dlp_core.adapter.config import CONFIG_FILE
 from dlp_core.errors import AdapterRefused, NotFound
 from dlp_core.store.opening import open_store
+from examples.tiny.model import tiny_backbone
 from tests.dlp_core.fusion.test_model_families import adapted, save
 from tests.support.families import FAMILIES
 from tests.support.tiny import peft_adapter, tiny_llama
@@ -69,3 +70,22 @@ def test_the_layers_of_a_base_model_are_checked_where_it_is_given(tmp_path: Path
     tiny_llama().save_pretrained(tmp_path / "other")
     with pytest.raises(AdapterRefused, match="this bank serves 'other'"):
         check(str(folder), "--base-model", str(tmp_path / "other"))
+
+
+def test_train_then_check_from_the_command_line(tmp_path: Path) -> None:
+    base, data, out = tmp_path / "tiny-llama", tmp_path / "rows.jsonl", tmp_path / "x"
+    tiny_backbone(base)
+    rows = ({"task": "x", "input": f"the adapter of {number}", "output": f"of{number}"} for number in range(20))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--base", str(base), "--data", str(data), "--out", str(out), "--rank", "2", "--steps", "2"]
+    command = ["train", *options, "--validation-rows", "8", "--json"]
+    trained = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert json.loads(trained.stdout)["adapter"] == "x"
+
+    checked = check(str(out))
+    assert checked["ranks"] == [2]
+    assert checked["base_model"] == "tiny-llama"
+    assert checked["bytes"] == (out / "adapter_model.safetensors").stat().st_size
+    (out / "adapter_model.safetensors").write_bytes(b"half")
+    with pytest.raises(AdapterRefused, match="'x'"):
+        check(str(out))

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,34 +104,43 @@ def test_for_a_person_it_is_a_table(dlp: Run, bank: Path) -> None:
     assert "report.html" in out
 
 
-def test_a_killed_run_goes_on(base: Path, bank: Path, tmp_path: Path) -> None:
-    suite = write_suite(tmp_path / "suite", rows=12)
-    command = [
-        *(sys.executable, "-m", "deployments.cli.main", "eval", "--suite", str(suite), "--bank", str(bank)),
-        *("--base-model", str(base), "--out", str(tmp_path / "out"), "--arms", "plain,oracle,random", "--json"),
-        *("--dtype", "float32", "--device", "cpu", "--at-once", "1"),
-    ]
-    journal = tmp_path / "out" / "answers.jsonl"
-    environment = os.environ | {"HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
-    deadline = time.monotonic() + 120
-    while not (journal.exists() and journal.read_text().count("\n") > 20):
-        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    before = journal.read_text().splitlines()
-    assert not (tmp_path / "out" / "results.json").exists()
-    done = subprocess.run(command, capture_output=True, env=environment, check=True)
-    after = journal.read_text().splitlines()
-    whole = [line for line in before if line.endswith("}")]
-    assert after[: len(whole)] == whole
+KILLED = """
+import os, signal
+from deployments.cli.main import main
+from dlp_core.eval.journal import Journal
+
+add = Journal.add
+
+def add_and_die(journal, key, answer):
+    add(journal, key, answer)
+    if len(journal._answers) == 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Journal.add = add_and_die
+main()
+"""
+
+
+def test_a_killed_run_goes_on(dlp: Run, bank: Path, tmp_path: Path) -> None:
+    arguments = ["--bank", str(bank), "--arms", "plain,oracle,random", "--at-once", "1", "--json"]
+    suite, out = str(tmp_path / "suite" / "suite.yaml"), tmp_path / "out"
+    given = ["--suite", suite, "--out", str(out), "--dtype", "float32", "--device", "cpu"]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, "eval", *given, *arguments], check=False, capture_output=True, text=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (out / "results.json").exists()
+    before = (out / "answers.jsonl").read_text().splitlines()
+    assert len(before) == 20
+    code, resumed, err = dlp(*arguments)
+    assert code == 0, err
+    after = (out / "answers.jsonl").read_text().splitlines()
+    assert after[:20] == before
     keys = [json.loads(line)["key"] for line in after]
-    assert len(keys) == len(set(keys)) > len(whole)
-    fresh = [*command, "--out", str(tmp_path / "fresh")]
-    again = json.loads(subprocess.run(fresh, capture_output=True, env=environment, check=True).stdout)
-    resumed = json.loads(done.stdout)
+    assert len(keys) == len(set(keys)) > 20
+    code, again, err = dlp(*arguments, "--out", str(tmp_path / "fresh"))
+    assert code == 0, err
+    resumed, again = json.loads(resumed), json.loads(again)
     for changing in ("created", "seconds"):
         again.pop(changing), resumed.pop(changing)
     assert again == resumed, "a killed run finds what an undisturbed one finds"

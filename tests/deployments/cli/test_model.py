@@ -1,22 +1,20 @@
-"""`dlp model`: a base model goes to a store and comes back whole, over S3 and a folder."""
+"""`dlp model`: what it prints, what it takes from the environment, how it waits, and mistakes in one line."""
 
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from deployments.cli import main, model
-from dlp_core.errors import Conflict, DigestMismatch, InvalidRequest, NotFound, StoreUnavailable
 from dlp_core.store import base_model
 from dlp_core.store.base_model import MANIFEST, describe, pull, push
-from dlp_core.store.files import digest_of
 from dlp_core.store.opening import open_store
+from tests.support.model_folders import MOVED, names, write_model
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -43,38 +41,10 @@ def dlp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return run
 
 
-def write_model(folder: Path, weights: bytes = b"w" * 300_000) -> Path:
-    """What a Hugging Face folder looks like, with what must stay at home."""
-    folder.mkdir(parents=True)
-    for name in ("config.json", "tokenizer.json", "merges.txt", "chat_template.jinja", "tokenizer.model"):
-        (folder / name).write_text(f"{name}\n")
-    (folder / "model-00001-of-00002.safetensors").write_bytes(weights)
-    (folder / "model-00002-of-00002.safetensors").write_bytes(weights[::2])
-    for name in ("pytorch_model.bin", "modeling.py", ".hidden.json"):
-        (folder / name).write_text("stays at home")
-    (folder / "onnx").mkdir()
-    return folder
-
-
-MOVED = {
-    "config.json",
-    "tokenizer.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "tokenizer.model",
-    "model-00001-of-00002.safetensors",
-    "model-00002-of-00002.safetensors",
-}
-
-
 def json_of(result: tuple[int, str, str]) -> Any:
     code, out, err = result
     assert (code, err) == (0, "")
     return json.loads(out)
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 def test_a_model_comes_back_as_it_was(dlp: Run, uri: str, tmp_path: Path) -> None:
@@ -111,116 +81,6 @@ def test_the_environment_names_both_ends(dlp: Run, uri: str, tmp_path: Path, mon
     assert names(tmp_path / "models" / "base") == MOVED | {MANIFEST}
 
 
-class CutOff:
-    """A store that fails at one file, and keeps the names of those it moved."""
-
-    def __init__(self, uri: str, fails_at: str | None) -> None:
-        self._store = open_store(uri)
-        self._fails_at = fails_at
-        self.moved: list[str] = []
-
-    def __getattr__(self, method: str) -> Any:
-        target = getattr(self._store, method)
-        if method not in ("put", "download"):
-            return target
-
-        def call(key: str, *args: Any, **kwargs: Any) -> Any:
-            name = key.rpartition("/")[2]
-            if name == self._fails_at:
-                raise StoreUnavailable("cut off")
-            result = target(key, *args, **kwargs)
-            self.moved.append(name)
-            return result
-
-        return call
-
-
-LAST = "tokenizer.model"
-
-
-def test_an_interrupted_push_resumes(uri: str, tmp_path: Path) -> None:
-    source, first, second = write_model(tmp_path / "base"), CutOff(uri, LAST), CutOff(uri, None)
-    with pytest.raises(StoreUnavailable):
-        push(first, source)
-    with pytest.raises(NotFound, match="dlp model push"):
-        pull(open_store(uri), tmp_path / "node")
-    push(second, source)
-    assert set(first.moved) | set(second.moved) == MOVED | {MANIFEST}
-    assert not set(first.moved) & set(second.moved)
-
-
-def test_an_interrupted_pull_resumes_and_leaves_no_half_model(uri: str, tmp_path: Path) -> None:
-    target, first, second = tmp_path / "node", CutOff(uri, LAST), CutOff(uri, None)
-    push(open_store(uri), write_model(tmp_path / "base"))
-    with pytest.raises(StoreUnavailable):
-        pull(first, target)
-    assert not target.exists()
-    [partial] = tmp_path.glob(".node.*.part")
-    (partial / "config.json").write_text("torn")  # what lies there is believed only by its digest
-    pull(second, target)
-    assert set(second.moved) == MOVED - set(first.moved) | {"config.json"}
-    assert names(target) == MOVED | {MANIFEST}
-    assert not partial.exists()
-
-
-def test_a_changed_object_never_becomes_a_model(uri: str, tmp_path: Path) -> None:
-    store, target = open_store(uri), tmp_path / "node"
-    manifest = push(store, write_model(tmp_path / "base"))
-    store.put(f"{manifest.prefix}tokenizer.json", b"tokenizer.jsoN\n")
-    with pytest.raises(DigestMismatch, match=r"tokenizer\.json"):
-        pull(store, target)
-    assert not target.exists()
-
-
-def test_pulls_of_one_folder_at_once_fetch_it_once(uri: str, tmp_path: Path) -> None:
-    push(open_store(uri), write_model(tmp_path / "base"))
-    stores, fetched = [CutOff(uri, None) for _ in range(4)], []
-    threads = [
-        threading.Thread(target=lambda store=store: fetched.append(pull(store, tmp_path / "node")[1]))
-        for store in stores
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(fetched) == [False, False, False, True]
-    assert sum(len(store.moved) for store in stores) == len(MOVED)
-    assert names(tmp_path) - {"store", "no-aws-config"} == {"base", "node"}
-
-
-def test_a_location_keeps_its_model(uri: str, tmp_path: Path) -> None:
-    store = open_store(uri)
-    first = push(store, write_model(tmp_path / "base"))
-    with pytest.raises(Conflict, match="another location"):
-        push(store, write_model(tmp_path / "other", weights=b"x" * 10))
-    assert pull(store, tmp_path / "node")[0] == first
-
-
-def test_a_folder_keeps_what_it_has(uri: str, tmp_path: Path) -> None:
-    store, other = open_store(uri), open_store(str(tmp_path / "store2"))
-    push(store, write_model(tmp_path / "base"))
-    push(other, write_model(tmp_path / "other", weights=b"x" * 10))
-    pull(store, tmp_path / "node")
-    with pytest.raises(InvalidRequest, match="remove it"):
-        pull(other, tmp_path / "node")
-    (tmp_path / "node" / LAST).write_text("cut")
-    with pytest.raises(InvalidRequest, match="remove it"):
-        pull(store, tmp_path / "node")
-    (tmp_path / "empty").mkdir()
-    assert pull(store, tmp_path / "empty")[1]
-
-
-@pytest.mark.parametrize("path", ["../out", "/etc/passwd", "a/b", ".hidden", ""])
-def test_a_manifest_is_not_trusted(path: str, tmp_path: Path) -> None:
-    store = open_store(str(tmp_path / "store"))
-    manifest = push(store, write_model(tmp_path / "base"))
-    files = (manifest.files[0].model_copy(update={"path": path}), *manifest.files[1:])
-    forged = manifest.model_copy(update={"files": files, "digest": digest_of(files)})
-    store.put(MANIFEST, forged.model_dump_json().encode())
-    with pytest.raises(InvalidRequest, match="plain file name"):
-        pull(store, tmp_path / "node")
-
-
 def test_a_mistake_is_one_line_and_exit_2(dlp: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     no_weights = write_model(tmp_path / "no_weights")
     for weights in no_weights.glob("*.safetensors"):
@@ -251,17 +111,21 @@ def test_a_mistake_is_one_line_and_exit_2(dlp: Run, tmp_path: Path, monkeypatch:
 def test_pull_waits_for_a_model_that_is_pushed_later(
     dlp: Run, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model, "RETRY_S", 0.05)
-    source = write_model(tmp_path / "base")
-    later = threading.Timer(0.3, lambda: push(open_store(uri), source))
-    later.start()
+    source, waits = write_model(tmp_path / "base"), []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            push(open_store(uri), source)
+
+    monkeypatch.setattr(model, "time", SimpleNamespace(monotonic=lambda: sum(waits), sleep=sleep))
     assert json_of(dlp("pull", uri, str(tmp_path / "node"), "--wait", "30", "--json"))["fetched"]
-    later.join()
+    assert len(waits) == 3
 
 
 def test_pull_waits_no_longer_than_it_was_told(dlp: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "RETRY_S", 0.05)
-    began = time.monotonic()
-    code, _, err = dlp("pull", str(tmp_path / "nothing"), str(tmp_path / "node"), "--wait", "0.3")
+    waits: list[float] = []
+    monkeypatch.setattr(model, "time", SimpleNamespace(monotonic=lambda: sum(waits), sleep=waits.append))
+    code, _, err = dlp("pull", str(tmp_path / "nothing"), str(tmp_path / "node"), "--wait", "31")
     assert (code, err.count("\n")) == (2, 1)
-    assert 0.2 < time.monotonic() - began < 5
+    assert 31 - model.RETRY_S < sum(waits) <= 31

@@ -6,12 +6,15 @@ import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
 
 from deployments.cli import main
 from dlp_core.bank.publish import publish
+from dlp_core.mix import WeightRule
+from dlp_core.router import Router
 from dlp_core.router.rows import TaskRow, read_task_rows
 from dlp_core.store.opening import open_store
 from tests.support.banks import write_bank
@@ -132,6 +135,24 @@ def test_route_a_text(dlp: Run, router: str) -> None:
     assert code == 0
     assert "kept: flight_json=1.00" in out
     assert "words for (+) and against (-) flight_json" in out
+
+
+def test_route_weighs_as_asked(dlp: Run, router: str) -> None:
+    text = " ".join(row.input for row in (make_rows(1, seed=8)[0], make_rows(1, seed=9)[3]))
+
+    def weights(*more: str) -> list[float]:
+        code, out, _ = dlp("route", text, "--router", router, "--top-p", "1", "--json", *more)
+        assert code == 0
+        return [part["weight"] for part in json.loads(out)["mix"]]
+
+    found = Router.load(Path(router)).route([text])[0]
+    for rule in get_args(WeightRule):
+        expected = found.mix(top_p=1, weights=rule)
+        assert weights("--weights", rule) == [part.weight for part in expected.adapters]
+    assert weights() == weights("--weights", "renormalise") != weights("--weights", "softmax")
+    code, out, err = dlp("route", text, "--router", router, "--weights", "equal")
+    assert (code, out) == (2, "")
+    assert "softmax" in err
 
 
 def test_route_a_file_gives_one_object_a_row(dlp: Run, router: str, tmp_path: Path) -> None:

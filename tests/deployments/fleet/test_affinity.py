@@ -1,4 +1,4 @@
-"""The request router of the backbone, on stand-ins for what Serve hands it. What it decides: test_affinity.py."""
+"""The backbone's request router, on stand-ins for what Serve hands it. What it decides is the library's business."""
 
 from __future__ import annotations
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
 from deployments.fleet import drain
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -30,30 +31,44 @@ def in_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
     "title", ["ray::ServeReplica:dlp:FusedBackbone", "ray::ProxyActor", "ray::HAProxyManager.ready"]
 )
 def test_it_waits_until_what_serves_has_ended(title: str) -> None:
-    with subprocess.Popen(["bash", "-c", f'exec -a "{title}" sleep 1']) as process:
-        wait_for(lambda: process.pid in drain.serving())
-        began = time.monotonic()
-        # other replicas may run on this machine
-        assert drain.wait_until_empty(lambda: process.pid in drain.serving(), lambda: True, deadline=began + 30)
-        assert 0.3 < time.monotonic() - began < 20
+    with subprocess.Popen(["bash", "-c", f'exec -a "{title}" sleep 600']) as process:
+        wait_for(lambda: process.pid in drain.serving(), "process")
+        looks: list[bool] = []
+
+        def left() -> bool:
+            """Of this process alone: other replicas may run on this machine."""
+            looks.append(process.pid in drain.serving())
+            if len(looks) == 3:
+                process.terminate()
+                process.wait()
+            return looks[-1]
+
+        assert drain.wait_until_empty(left, lambda: True, deadline=math.inf)
+        assert looks == [True, True, True, False]
 
 
-def test_it_waits_no_longer_than_the_pod_lives() -> None:
-    began = time.monotonic()
-    assert not drain.wait_until_empty(lambda: 1, lambda: True, deadline=began + 0.3)
-    assert 0.3 <= time.monotonic() - began < 5
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Time that passes only while the hook sleeps."""
+    clock = SimpleNamespace(now=100.0)
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    monkeypatch.setattr(drain, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
+    return clock
 
 
-def test_it_waits_for_a_head_that_is_replaced_but_not_for_a_cluster_that_is_gone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(drain, "GONE_S", 0.4)
-    began = time.monotonic()
-    assert not drain.wait_until_empty(lambda: 1, lambda: False, deadline=began + 30)
-    assert time.monotonic() - began < 5
-    monkeypatch.setattr(drain, "GONE_S", 10)
-    looks = iter(range(10))
-    assert drain.wait_until_empty(lambda: next(looks) < 6, lambda: False, deadline=began + 60)
+def test_it_waits_no_longer_than_the_pod_lives(clock: SimpleNamespace) -> None:
+    assert not drain.wait_until_empty(lambda: 1, lambda: True, deadline=clock.now + 30)
+    assert clock.now == pytest.approx(130, abs=2 * drain.LOOK_S)
+
+
+def test_it_waits_for_a_head_that_is_replaced_but_not_for_a_cluster_that_is_gone(clock: SimpleNamespace) -> None:
+    assert not drain.wait_until_empty(lambda: 1, lambda: False, deadline=math.inf)
+    assert clock.now == pytest.approx(100 + drain.GONE_S, abs=2 * drain.LOOK_S)
+    until = clock.now + drain.GONE_S - 1
+    assert drain.wait_until_empty(lambda: clock.now < until, lambda: False, deadline=math.inf)
 
 
 def test_a_head_answers_by_its_port() -> None:
@@ -98,10 +113,3 @@ def test_a_cluster_that_does_not_answer_keeps_no_pod(
 def test_the_hook_imports_ray_only_to_drain() -> None:
     code = "import sys, deployments.fleet.drain; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from deployments.fleet.haproxy import COMMAND
-from tests.support.application import free_port, wait_for
+from deployments.local.app import free_port
+from tests.support.waiting import HANG_S, wait_for
 
 CONFIG = """
 defaults
@@ -16,9 +17,9 @@ defaults
     option abortonclose
     option splice-request
     option splice-response
-    timeout connect 5s
-    timeout client 60s
-    timeout server 60s
+    timeout connect 120s
+    timeout client 120s
+    timeout server 120s
     http-reuse always
 frontend front
     bind 127.0.0.1:{front}
@@ -30,7 +31,7 @@ backend back
 
 def connected(port: int) -> socket.socket | None:
     with suppress(OSError):
-        return socket.create_connection(("127.0.0.1", port), timeout=5)
+        return socket.create_connection(("127.0.0.1", port), timeout=HANG_S)
     return None
 
 
@@ -40,10 +41,10 @@ def test_a_client_that_leaves_before_its_answer_is_noticed(tmp_path: Path) -> No
         (tmp_path / "haproxy.cfg").write_text(CONFIG.format(front=front, back=server.getsockname()[1]))
         proxy = subprocess.Popen([COMMAND, "-f", tmp_path / "haproxy.cfg", "-db"], stderr=subprocess.DEVNULL)
         try:
-            client = wait_for(lambda: connected(front), "HAProxy", seconds=20)
+            client = wait_for(lambda: connected(front), "HAProxy")
             client.sendall(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 2\r\n\r\n")
             behind, _ = server.accept()
-            behind.settimeout(5)
+            behind.settimeout(HANG_S)
             while not behind.recv(4096).endswith(b"\r\n\r\n"):
                 pass
             client.sendall(b"{}")

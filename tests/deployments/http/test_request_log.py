@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ import pytest
 from ray._common.formatters import JSONFormatter
 from starlette.testclient import TestClient
 
-from deployments.args import LimitArgs, LogArgs, RoutingArgs
+from deployments.args import LogArgs, RoutingArgs
 from deployments.http.access import Access
 from deployments.http.app import create_app
 from deployments.http.request_log import log, safe_id
 from dlp_core.errors import EngineFailed, EngineFull, PromptTooLong
-from tests.deployments.http.test_api import EchoService, chat
+from tests.deployments.http.test_api import LIMITS, EchoService, chat
+from tests.support.waiting import HANG_S, async_wait_for
 
-LIMITS = LimitArgs(max_body_bytes=20_000, request_timeout_s=0.4)
 SECRET = "sql about the merger with zebra"
 """The prompt, which the service repeats as its completion."""
 
@@ -73,10 +74,12 @@ def ask(http: TestClient, text: str = SECRET, **changes: Any) -> Any:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_that_is_served(http: TestClient, lines: Lines, *, stream: bool) -> None:
+    began = time.perf_counter()
     ask(http, stream=stream, n=2, model="auto")
+    elapsed = time.perf_counter() - began
     line = lines.only
     times = {key: line.pop(key) for key in ("total_seconds", "decide_seconds", "first_token_seconds")}
-    assert 0 < times["decide_seconds"] <= times["first_token_seconds"] <= times["total_seconds"] < 1
+    assert 0 < times["decide_seconds"] <= times["first_token_seconds"] <= times["total_seconds"] < elapsed
     assert line.pop("message") == "/v1/chat/completions 200 stop+stop"
     assert len(line.pop("request_id")) == 32
     for serves_own in ("asctime", "levelname", "filename", "lineno", "process", "timestamp_ns", "skip_context_filter"):
@@ -173,11 +176,11 @@ def test_an_error_after_the_first_token_is_an_outcome_of_its_own(
     assert line["first_token_seconds"] > 0
 
 
-@pytest.mark.parametrize(("delay", "stream", "status"), [(5, False, 504), (5, True, 504), (0.2, True, 200)])
+@pytest.mark.parametrize(("pieces", "stream", "status"), [(0, False, 504), (0, True, 504), (1, True, 200)])
 def test_a_request_out_of_time(
-    http: TestClient, service: EchoService, lines: Lines, delay: float, status: int, *, stream: bool
+    http: TestClient, service: EchoService, lines: Lines, pieces: int, status: int, *, stream: bool
 ) -> None:
-    service.delay = delay
+    service.stall_after, service.clock_leaps = pieces, True
     ask(http, stream=stream)
     assert (lines.only["status"], lines.only["error_code"]) == (status, "deadline_exceeded")
 
@@ -201,14 +204,14 @@ async def disconnected(service: EchoService, *, after: bytes, cancelled: bool = 
     scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": [], "query_string": b""}
     running = asyncio.create_task(api(scope, receive, send))
     if cancelled:
-        await gone.wait() if after else await asyncio.sleep(0.1)
+        await (gone.wait() if after else async_wait_for(lambda: service.asked, "request"))
         running.cancel()
-    await asyncio.wait([running], timeout=2)
+    await asyncio.wait([running], timeout=HANG_S)
     assert running.done()
 
 
 async def test_a_client_that_goes_away_in_the_middle_of_a_stream(service: EchoService, lines: Lines) -> None:
-    service.delay = 0.05
+    service.stall_after = 2
     await disconnected(service, after=b'"about "', stream=True)
     line = lines.only
     assert (line["status"], line["error_code"]) == (499, "client_disconnected")
@@ -217,7 +220,7 @@ async def test_a_client_that_goes_away_in_the_middle_of_a_stream(service: EchoSe
 
 @pytest.mark.parametrize(("after", "stream"), [(b'"about "', True), (b"", False)])
 async def test_a_request_that_serve_cancels(service: EchoService, lines: Lines, after: bytes, *, stream: bool) -> None:
-    service.delay = 0.05
+    service.stall_after = 2
     await disconnected(service, after=after, cancelled=True, stream=stream)
     assert (lines.only["status"], lines.only["error_code"]) == (499, "client_disconnected")
 

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from dlp_core.adapter.checks import LayerShape, check_base, check_fits
 from dlp_core.adapter.config import CONFIG_FILE
-from dlp_core.adapter.names import validate_name
+from dlp_core.adapter.names import qualify, unqualify, validate_name
 from dlp_core.adapter.weights import WEIGHTS_FILE, read_adapter
 from dlp_core.errors import AdapterRefused, InvalidRequest
 from dlp_core.fusion.layers import install
-from tests.support.tiny import peft_adapter, peft_model, tiny_llama
+from examples.tiny.model import peft_model
+from tests.support.tiny import peft_adapter, tiny_llama
 
 Q0 = "model.layers.0.self_attn.q_proj"
 
@@ -71,6 +72,7 @@ def test_unsafe_names_are_refused(name: str, folder: Path) -> None:
 @pytest.mark.parametrize("name", ["a", "A-1", "iso_date", "v1.2", "x" * 128])
 def test_safe_names_pass(name: str) -> None:
     assert validate_name(name) == name
+    assert unqualify(qualify(name, "1f3a9c")) == unqualify(name) == name
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from dlp_core.store.files import digest_of
 from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore
 from tests.support.banks import ADAPTERS, BASE_ID, Spy, write_adapter, write_bank, write_router
+from tests.support.waiting import HANG_S
 
 
 @pytest.fixture
@@ -180,7 +181,7 @@ def test_of_two_publishers_one_wins_and_the_other_is_told(store: AdapterStore, t
     def race(folder: Path) -> BankManifest | Conflict:
         def wait_once(done: int, total: int) -> None:
             if done == total:
-                barrier.wait(timeout=30)
+                barrier.wait(timeout=HANG_S)
 
         try:
             return publish(store, folder, progress=wait_once)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -10,21 +9,25 @@ import sys
 import threading
 import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dlp_core.bank import disk_cache
+from dlp_core.bank import disk_cache, seal
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.manifest import AdapterEntry, BankManifest
 from dlp_core.bank.publish import publish
-from dlp_core.errors import AdapterRefused, AdapterUnavailable, DigestMismatch
+from dlp_core.bank.seal import SEAL_FILE
+from dlp_core.errors import AdapterMissing, AdapterRefused, AdapterUnavailable, DigestMismatch, StoreUnavailable
 from dlp_core.store.folder import FolderStore
+from dlp_core.store.lock import FileLock
 from tests.support.banks import Spy, write_bank
 from tests.support.paths import ROOT
+from tests.support.waiting import HANG_S, wait_for
 
 NAMES = tuple("abcdefgh")
 WEIGHTS = "adapter_model.safetensors"
@@ -55,10 +58,10 @@ def downloads(spy: Spy) -> list[str]:
 
 
 def bytes_on_disk(root: Path) -> int:
-    """By inode: a download that is renamed while this looks is one file, not two."""
+    """Without seals. By inode: a download that is renamed while this looks is one file, not two."""
     sizes = {}
     for folder, _, names in os.walk(root):
-        for name in names:
+        for name in set(names) - {SEAL_FILE}:
             with suppress(FileNotFoundError):
                 stat = Path(folder, name).stat()
                 sizes[stat.st_ino] = stat.st_size
@@ -68,7 +71,7 @@ def bytes_on_disk(root: Path) -> int:
 def test_a_leased_folder_holds_the_published_bytes(store: FolderStore, manifest: BankManifest, root: Path) -> None:
     cache, entry = DiskCache(root, 10**6), manifest.adapters[0]
     with cache.lease(store, entry) as folder:
-        assert sorted(os.listdir(folder)) == ["adapter_config.json", WEIGHTS]
+        assert sorted(os.listdir(folder)) == ["adapter_config.json", WEIGHTS, SEAL_FILE]
         for file in entry.files:
             assert (folder / file.path).read_bytes() == store.get(entry.key(file.path)).data
     assert cache.fetch(store, entry) == folder
@@ -78,7 +81,7 @@ def test_a_leased_folder_holds_the_published_bytes(store: FolderStore, manifest:
 def test_a_router_is_cached_like_an_adapter(store: FolderStore, manifest: BankManifest, root: Path) -> None:
     assert manifest.router is not None
     with DiskCache(root, 10**6).lease(store, manifest.router) as folder:
-        assert sorted(os.listdir(folder)) == ["router.json", "router.safetensors"]
+        assert sorted(os.listdir(folder)) == ["router.json", "router.safetensors", SEAL_FILE]
 
 
 def test_the_second_lease_and_a_restart_read_the_disk(store: FolderStore, manifest: BankManifest, root: Path) -> None:
@@ -102,21 +105,39 @@ def test_downloads_are_told_and_entries_counted(store: FolderStore, manifest: Ba
 
 
 class Slow(Spy):
-    """Takes long enough that everybody asks while the first download is under way."""
+    """Downloads nothing before `everybody_asked()`."""
+
+    def __init__(self, store: FolderStore, everybody_asked: Callable[[], bool]) -> None:
+        super().__init__(store)
+        self._everybody_asked = everybody_asked
 
     def download(self, key: str, *args: Any, **kwargs: Any) -> None:
-        time.sleep(0.1)
+        wait_for(self._everybody_asked, "other downloads")
         self.calls.append(("download", key))
         self._store.download(key, *args, **kwargs)
 
 
-def test_many_threads_download_once(store: FolderStore, manifest: BankManifest, root: Path) -> None:
-    slow, entry = Slow(store), manifest.adapters[0]
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
+    """The threads that wait for a download of another thread."""
+    threads: list[threading.Thread] = []
+
+    class Joined(Future):  # type: ignore[type-arg]
+        def result(self, timeout: float | None = None) -> Any:
+            threads.append(threading.current_thread())
+            return super().result(timeout)
+
+    monkeypatch.setattr(disk_cache, "Future", Joined)
+    return threads
+
+
+def test_many_threads_download_once(
+    store: FolderStore, manifest: BankManifest, root: Path, joined: list[threading.Thread]
+) -> None:
+    slow, entry = Slow(store, lambda: len(joined) == 15), manifest.adapters[0]
     cache = DiskCache(root, 10**6)
-    barrier = threading.Barrier(16)
 
     def read(_: int) -> bytes:
-        barrier.wait()
         with cache.lease(slow, entry) as folder:
             return (folder / WEIGHTS).read_bytes()
 
@@ -129,40 +150,37 @@ def test_many_threads_download_once(store: FolderStore, manifest: BankManifest, 
 
 def test_the_files_of_an_entry_are_fetched_together(store: FolderStore, manifest: BankManifest, root: Path) -> None:
     class Together(Spy):
-        both = threading.Barrier(2, timeout=20)
+        both = threading.Barrier(2, timeout=HANG_S)
 
         def download(self, key: str, *args: Any, **kwargs: Any) -> None:
             self.both.wait()
             self._store.download(key, *args, **kwargs)
 
     with DiskCache(root, 10**6).lease(Together(store), manifest.adapters[0]) as folder:
-        assert {path.name for path in folder.iterdir()} == {file.path for file in manifest.adapters[0].files}
+        assert all((folder / file.path).is_file() for file in manifest.adapters[0].files)
 
 
 def test_several_caches_on_one_folder_download_once(store: FolderStore, manifest: BankManifest, root: Path) -> None:
     """Two objects share nothing but the file locks, just as two processes do."""
-    slow, entry = Slow(store), manifest.adapters[0]
+    entry = manifest.adapters[0]
     caches = [DiskCache(root, 10**6) for _ in range(6)]
+    slow = Slow(store, lambda: all(cache._filling for cache in caches))
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda cache: cache.fetch(slow, entry), caches))
     assert len(downloads(slow)) == 2
 
 
 def test_a_failed_download_is_told_to_all_who_wait_and_then_forgotten(
-    store: FolderStore, manifest: BankManifest, root: Path
+    store: FolderStore, manifest: BankManifest, root: Path, joined: list[threading.Thread]
 ) -> None:
-    class Down(Slow):
+    class Down(FolderStore):
         def download(self, key: str, *args: Any, **kwargs: Any) -> None:
-            time.sleep(0.2)
-            self.calls.append(("download", key))
-            store.get("not/there")
+            raise StoreUnavailable(f"{key} is cut off")
 
-    down, entry = Down(store), manifest.adapters[0]
+    down, entry = Slow(Down(Path(store.uri)), lambda: len(joined) == 7), manifest.adapters[0]
     cache = DiskCache(root, 10**6)
-    barrier = threading.Barrier(8)
 
     def fetch(_: int) -> str:
-        barrier.wait()
         with pytest.raises(AdapterUnavailable) as error:
             cache.fetch(down, entry)
         assert error.value.retry_after is not None
@@ -172,9 +190,24 @@ def test_a_failed_download_is_told_to_all_who_wait_and_then_forgotten(
         messages = set(pool.map(fetch, range(8)))
 
     assert sorted(downloads(down)) == sorted(entry.key(file.path) for file in entry.files)  # each once
-    assert all("'a'" in message and "not/there" in message for message in messages)
+    assert all("'a'" in message and "is cut off" in message for message in messages)
     cache.fetch(store, entry)
     assert bytes_on_disk(root) == entry.size
+
+
+def test_files_that_are_not_in_the_store_are_not_to_be_waited_for(
+    store: FolderStore, manifest: BankManifest, root: Path
+) -> None:
+    cache, entry = DiskCache(root, 10**6), manifest.adapters[0]
+    store.delete(entry.key(WEIGHTS))
+    with pytest.raises(AdapterMissing) as error:
+        cache.fetch(store, entry)
+    assert (error.value.status, error.value.retry_after) == (503, None)
+    for part in ("'a'", entry.key(WEIGHTS), store.uri, "publish its bank again, or roll back"):
+        assert part in error.value.message
+    assert bytes_on_disk(root) == 0
+    store.put(entry.key(WEIGHTS), root.parent / "bank" / "adapters" / "a" / WEIGHTS)
+    cache.fetch(store, entry)
 
 
 @pytest.mark.parametrize("how", ["truncated", "same size", "deleted", "replaced by a link"])
@@ -209,7 +242,7 @@ def test_files_from_before_the_machine_started_are_checked_again(
         weights.chmod(0o644)
         weights.write_bytes(bytes(len(good)))
         os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
-    monkeypatch.setattr(disk_cache, "_SEAL_NS", times.st_mtime_ns + 10**9)
+    monkeypatch.setattr(seal, "_BOOT", "another")
     for _ in range(2):
         with cache.lease(spy, entry) as folder:
             assert (folder / WEIGHTS).read_bytes() == good
@@ -252,8 +285,7 @@ def test_the_bound_holds_at_every_moment(store: FolderStore, manifest: BankManif
         def download(self, *args: Any, **kwargs: Any) -> None:
             nonlocal most
             store.download(*args, **kwargs)
-            with (root / ".locks" / "room").open("w") as lock:  # else files come and go while they are counted
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with FileLock(root / ".locks" / "room"):  # else files come and go while they are counted
                 most = max(most, bytes_on_disk(root))
 
     def churn(seed: int) -> int:

@@ -14,7 +14,6 @@ from dlp_core.bank.reading import current, load_manifest
 from dlp_core.bank.revision import with_adapter, without_adapter
 from dlp_core.errors import AdapterRefused, BankError, InvalidRequest, NotFound, UnknownModel
 from dlp_core.router import Router
-from dlp_core.store.local_copy import local_copy
 from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore
 from tests.dlp_core.router.test_growth import NEW, examples, smaller
@@ -129,9 +128,6 @@ def test_a_router_is_needed_to_learn(store: AdapterStore, tmp_path: Path) -> Non
         with_adapter(store, NEW, write_adapter(tmp_path / "new"), examples=examples())
 
 
-# --- unrouted adapters of a folder
-
-
 def test_a_folder_may_say_what_its_router_does_not_know(store: AdapterStore, tmp_path: Path) -> None:
     folder = write_bank(tmp_path / "bank", router=False)
     smaller().only(["word_sorting"]).save(folder / "router")
@@ -144,26 +140,3 @@ def test_a_folder_may_say_what_its_router_does_not_know(store: AdapterStore, tmp
     (folder / "bank.json").write_text('{"base_model": "org/tiny-base", "unrouted": ["delta"]}')
     with pytest.raises(BankError, match="'delta', which is no adapter"):
         publish(store, folder)
-
-
-# --- where adapters come from
-
-
-def test_a_folder_is_used_where_it_lies(tmp_path: Path) -> None:
-    with local_copy(str(tmp_path)) as folder:
-        assert folder == tmp_path.resolve()
-    with pytest.raises(NotFound, match="no folder"), local_copy(str(tmp_path / "none")):
-        pass
-
-
-def test_objects_are_copied_by_what_they_may_be(store: AdapterStore, tmp_path: Path) -> None:
-    for key in ("adapter_config.json", "deep/adapter_model.safetensors", "weights.bin"):
-        store.put(key, b"12345")
-    seen: list[tuple[int, int]] = []
-    with local_copy(store.uri, progress=lambda done, total: seen.append((done, total))) as folder:
-        found = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*.*")}
-    assert found == {"adapter_config.json": 5, "deep/adapter_model.safetensors": 5, "weights.bin": 0}
-    assert seen[-1] == (15, 15)
-    assert not folder.exists()
-    with pytest.raises(NotFound, match="nothing at"), local_copy(f"memory://{uuid.uuid4().hex}"):
-        pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dlp_core.mix import EMPTY_MIX, Mix
 from dlp_core.residency.movement import Residency
 from dlp_core.residency.sources import FolderSource
 from tests.support.tiny import VOCAB, load_peft, peft_adapter, tiny_llama
+from tests.support.waiting import HANG_S, async_wait_for
 
 NAMES = tuple("abcdef")
 CONFIG = EngineConfig(slots=3, max_requests=32, page_tokens=8, cache_tokens=1024, batch_tokens=48)
@@ -84,36 +86,38 @@ async def test_tokens_are_the_same_alone_and_in_any_batch(engine: FusedEngine) -
     assert_nothing_leaked(engine)
 
 
-async def test_stats_tell_tokens_in_the_batch_from_tokens_that_wait(engine: FusedEngine) -> None:
+async def test_stats_distinguish_running_tokens_from_waiting_ones(engine: FusedEngine) -> None:
     """Three slots are in use by the first request; the second waits for one."""
     first = engine.submit(
         prompt(1, 20), Mix.of(dict.fromkeys("abc", 0.3)), Sampling(800, ignore_eos=True), request_id="first"
     )
     assert (await anext(first)).token_ids
-    second = asyncio.create_task(generate(engine, "second", prompt(2, 30), Mix.of({"d": 1.0}), max_tokens=7))
-    await asyncio.sleep(0.05)
-    stats = engine.stats()
-    assert (stats.running, stats.waiting) == (1, 1)
-    assert 20 < stats.tokens_running <= 820
-    assert stats.tokens_running / 1024 <= 1 - stats.cache_free + 1e-6, "the cache holds them, in whole pages"
-    assert stats.tokens_waiting == 30 + 7
-    assert stats.adapter_demand == 4 / 3
-    assert stats.adapter_wait_s > 0.03
+    with engine._batching.pause():
+        began = time.perf_counter()
+        second = asyncio.create_task(generate(engine, "second", prompt(2, 30), Mix.of({"d": 1.0}), max_tokens=7))
+        await async_wait_for(lambda: engine.stats().adapter_wait_s > 0.03, "wait")
+        stats = engine.stats()
+        assert (stats.running, stats.waiting) == (1, 1)
+        assert 20 <= stats.tokens_running <= 820
+        assert stats.tokens_running / 1024 <= 1 - stats.cache_free + 1e-6, "the cache holds them, in whole pages"
+        assert stats.tokens_waiting == 30 + 7
+        assert stats.adapter_demand == 4 / 3
+        assert stats.adapter_wait_s < time.perf_counter() - began
     await first.aclose()  # type: ignore[attr-defined]
     await second
     assert_nothing_leaked(engine)
 
 
-async def test_a_finished_request_that_is_not_read_yet_waits_for_nothing(engine: FusedEngine) -> None:
+async def test_an_unread_finished_request_does_not_count_as_waiting(engine: FusedEngine) -> None:
     stream = engine.submit(prompt(1, 20), EMPTY_MIX, Sampling(9, ignore_eos=True), request_id="unread")
     assert (await anext(stream)).token_ids
-    await asyncio.sleep(0.5)
-    assert (engine.stats().tokens_running, engine.stats().tokens_waiting) == (0, 0)
+    await async_wait_for(lambda: not engine.stats().tokens_running, "end")
+    assert engine.stats().tokens_waiting == 0
     assert [event.finish_reason async for event in stream][-1] == "length"
     assert_nothing_leaked(engine)
 
 
-async def test_tokens_are_those_of_peft_and_of_the_plain_model(engine: FusedEngine, folders: dict[str, Path]) -> None:
+async def test_tokens_equal_those_of_peft_and_of_the_plain_model(engine: FusedEngine, folders: dict[str, Path]) -> None:
     ids = prompt(5, 20)
     oracles = {EMPTY_MIX: tiny_llama()} | {Mix.of({name: 1.0}): load_peft(folders[name]) for name in NAMES[:3]}
     found = await asyncio.gather(*(generate(engine, str(mix), ids, mix) for mix in oracles))
@@ -138,12 +142,12 @@ async def test_equal_prompts_under_different_mixes_share_no_blocks(engine: Fused
 
 
 async def test_a_tiny_cache_preempts_without_changing_tokens(folders: dict[str, Path]) -> None:
-    """64 cache tokens for requests that need 36 each: the scheduler must throw some out and take them up again."""
+    """64 cache tokens for requests that need 36 each: the scheduler must preempt some and resume them."""
     engine = build(folders, EngineConfig(slots=3, page_tokens=4, cache_tokens=64, batch_tokens=48))
     try:
         jobs = [(prompt(i, 12), Mix.of({NAMES[i % 3]: 1.0})) for i in range(6)]
         alone = [await generate(engine, f"a{i}", *job, max_tokens=24, ignore_eos=True) for i, job in enumerate(jobs)]
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(HANG_S):
             together = await asyncio.gather(
                 *(generate(engine, f"b{i}", *job, max_tokens=24, ignore_eos=True) for i, job in enumerate(jobs))
             )
@@ -211,7 +215,7 @@ async def test_a_cancelled_consumer_frees_everything(engine: FusedEngine) -> Non
         asyncio.create_task(generate(engine, f"c{i}", *job, max_tokens=800, ignore_eos=True))
         for i, job in enumerate(JOBS)
     ]
-    await asyncio.sleep(0.1)
+    await async_wait_for(lambda: engine.stats().tokens_running, "step")
     for task in tasks:
         task.cancel()
     assert {type(result) for result in await asyncio.gather(*tasks, return_exceptions=True)} == {asyncio.CancelledError}
@@ -229,7 +233,7 @@ async def test_abort_raises_a_typed_error_in_the_stream(engine: FusedEngine) -> 
     assert_nothing_leaked(engine)
 
 
-async def test_a_full_engine_says_so_and_when_to_come_back(folders: dict[str, Path]) -> None:
+async def test_a_full_engine_is_reported_with_a_retry_time(folders: dict[str, Path]) -> None:
     engine = build(folders, EngineConfig(slots=3, max_requests=2, cache_tokens=1024, batch_tokens=48))
     try:
         running = [
@@ -255,7 +259,7 @@ async def test_a_failing_step_ends_every_request_with_a_typed_error(
         raise RuntimeError("device lost")
 
     tasks = [asyncio.create_task(generate(engine, f"r{i}", *job, max_tokens=800)) for i, job in enumerate(JOBS)]
-    await asyncio.sleep(0.05)
+    await async_wait_for(lambda: engine.stats().tokens_running, "step")
     monkeypatch.setattr(engine._batching._fusion, "batch", explode)
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert {type(result) for result in results if not isinstance(result, tuple)} == {EngineFailed}
@@ -279,7 +283,7 @@ async def test_a_stalled_step_is_unhealthy(folders: dict[str, Path]) -> None:
                 engine.check_health()
         await stream.aclose()
         engine._batching.last_step -= 61
-        engine.check_health()  # an idle engine need not make progress
+        engine.check_health()  # an idle engine makes no progress
     finally:
         await engine.stop()
 
@@ -292,14 +296,14 @@ def test_an_engine_that_cannot_start_says_why(folders: dict[str, Path]) -> None:
 async def test_stopping_ends_requests_in_flight(folders: dict[str, Path]) -> None:
     engine = build(folders)
     task = asyncio.create_task(generate(engine, "r", *JOBS[1], max_tokens=900, ignore_eos=True))
-    await asyncio.sleep(0.1)
+    await async_wait_for(lambda: engine.stats().tokens_running, "step")
     await engine.stop()
     with pytest.raises(EngineFailed):
         await task
     assert_nothing_leaked(engine)
 
 
-async def test_bad_requests_name_the_field_and_leave_nothing(engine: FusedEngine) -> None:
+async def test_bad_requests_name_the_field_and_leak_nothing(engine: FusedEngine) -> None:
     with pytest.raises(InvalidRequest, match="prompt is empty"):
         await generate(engine, "r", [], EMPTY_MIX)
     with pytest.raises(InvalidRequest, match="token ids outside"):
@@ -318,7 +322,7 @@ async def test_bad_requests_name_the_field_and_leave_nothing(engine: FusedEngine
     assert_nothing_leaked(engine)
 
 
-async def test_a_request_id_is_used_once_at_a_time(engine: FusedEngine) -> None:
+async def test_a_request_id_cannot_be_in_use_twice(engine: FusedEngine) -> None:
     stream = engine.submit(*JOBS[1], Sampling(max_tokens=900, ignore_eos=True), request_id="r")
     await first_event(stream)
     with pytest.raises(InvalidRequest, match="in use"):

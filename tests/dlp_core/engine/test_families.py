@@ -1,4 +1,4 @@
-"""Every model family through the engine: mixes beside each other, chunked prefill, the tokens PEFT generates."""
+"""Every model family through the engine: different mixes in one batch, chunked prefill, the tokens of PEFT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How single requests pick their tokens, alone and beside others."""
+"""How a request picks its tokens, alone and in a batch."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_truncation_to_one_token_is_greedy(engine: FusedEngine) -> None:
     assert await generate(engine, "t", *job, temperature=1e-4) == greedy
 
 
-async def test_a_repetition_penalty_is_transformers_own(engine: FusedEngine) -> None:
+async def test_the_repetition_penalty_equals_that_of_transformers(engine: FusedEngine) -> None:
     ids = prompt(7, 12)
     tokens, _ = await generate(engine, "r", ids, EMPTY_MIX, 20, repetition_penalty=1.8, ignore_eos=True)
     expected = tiny_llama().generate(
@@ -65,11 +65,11 @@ async def test_a_repetition_penalty_is_transformers_own(engine: FusedEngine) -> 
         do_sample=False, repetition_penalty=1.8, pad_token_id=0,
     )[0, 12:].tolist()  # fmt: skip
     plain, _ = await generate(engine, "p", ids, EMPTY_MIX, 20, ignore_eos=True)
-    assert tokens == expected or 2 in tokens  # transformers suppresses the end where this ignores it
+    assert tokens == expected or 2 in tokens  # transformers suppresses the end token, the engine ignores it
     assert tokens != plain
 
 
-async def test_min_tokens_hold_the_end_back(engine: FusedEngine) -> None:
+async def test_min_tokens_delay_the_end_of_sequence(engine: FusedEngine) -> None:
     for seed in range(40):
         tokens, reason = await generate(engine, f"f{seed}", prompt(seed, 6), EMPTY_MIX, 40)
         if reason == "stop" and len(tokens) < 20:
@@ -81,7 +81,7 @@ async def test_min_tokens_hold_the_end_back(engine: FusedEngine) -> None:
     pytest.fail("no prompt stopped early")
 
 
-async def test_log_probabilities_are_the_models_own(engine: FusedEngine) -> None:
+async def test_log_probabilities_equal_the_models(engine: FusedEngine) -> None:
     ids = prompt(4, 10)
     found: list[TokenLogprob] = []
     tokens: list[int] = []

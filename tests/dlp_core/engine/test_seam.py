@@ -1,5 +1,5 @@
-"""Every internal of transformers' continuous batching the engine relies on. A new version that moves one fails here
-first, with the name of what moved."""
+"""Every internal of transformers' continuous batching that the engine relies on. A version that changes one fails here
+first, and the failure names it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_loop_calls_what_is_overridden() -> None:
     assert "self._sample(scores, output_ids)" in inspect.getsource(ModelRunner._forward_process_and_sample)
 
 
-def test_the_manager_takes_the_calls_the_engine_makes() -> None:
+def test_the_manager_accepts_the_engines_calls() -> None:
     assert {"input_ids", "request_id", "max_new_tokens", "streaming", "eos_token_id"} <= set(
         inspect.signature(MANAGER.add_request).parameters
     )
@@ -54,7 +54,7 @@ def test_the_manager_takes_the_calls_the_engine_makes() -> None:
     assert callable(MANAGER.register_result_handler)
 
 
-def test_the_records_carry_the_fields_that_are_read() -> None:
+def test_the_records_have_the_fields_that_are_read() -> None:
     assert {"state", "has_new_token", "query_length"} <= set(requests.FutureRequestState.__slots__)
     assert {"initial_tokens", "generated_tokens", "position_offset", "_status"} <= {
         f.name for f in dataclasses.fields(requests.RequestState)
@@ -68,7 +68,7 @@ def test_the_records_carry_the_fields_that_are_read() -> None:
     source = inspect.getsource(ContinuousBatchingIOs)
     assert "logits_indices.append(cumulative_seqlens_q[-1] - 1)" in source
     assert "logits_indices=self.logits_indices[:num_sequences]" in source
-    # a batch's positions have moved on by the time its forward pass runs
+    # positions have already advanced when the forward pass runs
     assert "state.position_offset += query_length" in inspect.getsource(ContinuousBatchingIOs.prepare_batch_tensors)
 
 

@@ -1,4 +1,4 @@
-"""Cache blocks are shared between equal tokens under equal mixes, and never otherwise."""
+"""Cache blocks are shared by equal tokens under equal mixes, and never otherwise."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def shared(engine: FusedEngine, request_id: str, ids: list[int], mix: Mix 
 
 @pytest.mark.parametrize("mix", [EMPTY_MIX, A, Mix.of({"a": 0.7, "b": 0.3})], ids=str)
 async def test_equal_tokens_under_an_equal_mix_are_computed_once(engine: FusedEngine, mix: Mix) -> None:
-    """As much is shared under adapters as by the plain backbone: every full block but the last token's."""
+    """Adapters share as much as the plain backbone: every full block except the last token's."""
     fresh = await generate(engine, "one", IDS, mix)
     assert engine.stats().shared_tokens == 0
     assert await generate(engine, "two", IDS, mix) == fresh
@@ -67,7 +67,7 @@ async def test_other_mixes_share_nothing(engine: FusedEngine) -> None:
         assert await shared(engine, f"r{number}", IDS, mix) == 0
 
 
-async def test_spans_share_up_to_where_they_part(engine: FusedEngine) -> None:
+async def test_spans_share_up_to_where_they_diverge(engine: FusedEngine) -> None:
     assert await shared(engine, "one", IDS, Plan(((0, A), (30, B)))) == 0
     assert await shared(engine, "same", IDS, Plan(((0, A), (30, B)))) == 56
     assert await shared(engine, "later", IDS, Plan(((0, A), (40, B)))) == 24
@@ -80,7 +80,7 @@ async def test_a_completion_is_shared_as_the_next_turns_prompt(engine: FusedEngi
     assert await shared(engine, "two", [*IDS, *tokens, 5], A) == 80
 
 
-async def test_requests_at_the_same_time_share_and_stay_right(engine: FusedEngine) -> None:
+async def test_concurrent_requests_share_and_stay_correct(engine: FusedEngine) -> None:
     jobs = [(IDS[: 40 + 3 * (i % 5)], (A, B, EMPTY_MIX)[i % 3]) for i in range(18)]
     alone = [await generate(engine, f"a{i}", *job) for i, job in enumerate(jobs)]
     assert await asyncio.gather(*(generate(engine, f"b{i}", *job) for i, job in enumerate(jobs))) == alone
@@ -127,8 +127,8 @@ async def test_an_adapter_republished_under_its_name_shares_nothing(folders: dic
         await engine.stop()
 
 
-async def test_cached_blocks_make_room(folders: dict[str, Path]) -> None:
-    """What nobody uses any more is dropped when a request needs its place."""
+async def test_unused_cached_blocks_are_evicted(folders: dict[str, Path]) -> None:
+    """Unused blocks are dropped when a request needs the space."""
     engine = build(folders, EngineConfig(slots=3, page_tokens=PAGE, cache_tokens=128, batch_tokens=48))
     try:
         for number in range(6):

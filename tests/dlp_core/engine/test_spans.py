@@ -1,4 +1,4 @@
-"""Mixes that change inside a request: in the prompt, at chosen completion tokens, and when adapters are not there."""
+"""Mixes that change inside a request: in the prompt, at chosen completion tokens, and to adapters not yet loaded."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from dlp_core.fusion.segments import Segment
 from dlp_core.mix import EMPTY_MIX, Mix, Span
 from tests.dlp_core.engine.test_engine import NAMES, assert_nothing_leaked, build, prompt
 from tests.support.tiny import peft_adapter, tiny_llama
+from tests.support.waiting import HANG_S, async_wait_for
 
 A, B, C = (Mix.of({name: 1.0}) for name in "abc")
 AB = Mix.of({"a": 0.7, "b": 0.3})
@@ -40,7 +41,7 @@ async def engine(folders: dict[str, Path]) -> AsyncIterator[FusedEngine]:
 
 
 def every(tokens: int, *mixes: Mix) -> Callable[[], Callable[[int], Mix | None]]:
-    """Followers that go round the mixes, one after so many completion tokens."""
+    """Makes followers that cycle through the mixes, changing after every `tokens` completion tokens."""
 
     def follower() -> Callable[[int], Mix | None]:
         seen = -1
@@ -67,7 +68,7 @@ async def run(
 
 @torch.no_grad()
 def by_hand(folders: dict[str, Path], ids: list[int], spans: tuple[Span, ...]) -> list[int]:
-    """Greedy tokens of the model itself, token by token, under the spans a reply names."""
+    """Greedy tokens of the model itself, token by token, under the spans of a reply."""
     model = tiny_llama()
     fusion = install(model)
     slots = {name: slot for slot, name in enumerate(folders)}
@@ -104,7 +105,7 @@ async def test_spans_are_what_the_model_computes_token_by_token(engine: FusedEng
     assert_nothing_leaked(engine)
 
 
-async def test_a_follower_decides_for_the_token_it_is_told_of(engine: FusedEngine) -> None:
+async def test_a_follower_decides_from_the_token_it_gets_on(engine: FusedEngine) -> None:
     _, spans = await run(engine, "r", prompt(1, 9), Plan(((0, A),), every(5, A, B)()), 12)
     assert spans == (Span(0, 14, A), Span(14, 19, B), Span(19, 21, A))
 
@@ -113,8 +114,8 @@ async def test_a_follower_decides_for_the_token_it_is_told_of(engine: FusedEngin
 async def test_tokens_and_spans_are_the_same_alone_and_in_any_batch(
     folders: dict[str, Path], config: EngineConfig | None
 ) -> None:
-    """With chunked prefill, with preemption in the tiny cache, and with adapters that have to be fetched at each
-    change: six adapters over two or three slots, no request needing more than two."""
+    """With chunked prefill, with preemption in the tiny cache, and with adapters that must be loaded at each
+    change: six adapters on two or three slots, and at most two per request."""
     engine = build(folders, config or EngineConfig(slots=3, page_tokens=8, cache_tokens=2048, batch_tokens=24))
 
     def jobs() -> list[tuple[list[int], Plan]]:
@@ -127,7 +128,7 @@ async def test_tokens_and_spans_are_the_same_alone_and_in_any_batch(
 
     try:
         alone = [await run(engine, f"a{i}", *job) for i, job in enumerate(jobs())]
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(HANG_S):
             together = await asyncio.gather(*(run(engine, f"b{i}", *job) for i, job in enumerate(jobs())))
         assert together == alone
         assert all(len(tokens) == 24 and len(spans) > 4 for tokens, spans in alone)
@@ -138,8 +139,8 @@ async def test_tokens_and_spans_are_the_same_alone_and_in_any_batch(
         await engine.stop()
 
 
-async def test_a_mix_beyond_the_slots_is_not_taken(folders: dict[str, Path]) -> None:
-    """To be computed again, a request needs the adapters of all its spans at once."""
+async def test_a_mix_that_needs_too_many_slots_is_ignored(folders: dict[str, Path]) -> None:
+    """To recompute a request takes the adapters of all its spans at once."""
     engine = build(folders, TINY)
     try:
         _, spans = await run(engine, "r", prompt(1, 9), Plan(((0, A),), every(4, A, B, C)()), 14)
@@ -147,7 +148,7 @@ async def test_a_mix_beyond_the_slots_is_not_taken(folders: dict[str, Path]) -> 
         assert_nothing_leaked(engine)
         await engine.keep(["c"])
         _, spans = await run(engine, "kept", prompt(1, 9), Plan(((0, A),), every(4, A, B, C)()), 14)
-        assert [span.mix for span in spans] == [A, C, A], "only c, which is there anyway, has room beside a"
+        assert [span.mix for span in spans] == [A, C, A], "only c, which is kept anyway, fits beside a"
     finally:
         await engine.stop()
 
@@ -157,19 +158,19 @@ async def test_a_request_that_waits_for_adapters_can_be_closed(folders: dict[str
     try:
         ids = prompt(2, 12)
         holder = asyncio.create_task(run(engine, "holder", ids, Plan.of(A), 600))
-        await asyncio.sleep(0.05)
+        await async_wait_for(lambda: engine.stats().pinned, "pin")
         # starts plain, then wants an adapter while the only slot is taken
         stream = engine.submit(
             ids, Plan(((0, EMPTY_MIX),), every(3, EMPTY_MIX, B)()), Sampling(50, ignore_eos=True), request_id="r"
         )
         seen = 0
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANG_S):
             async for event in stream:
                 seen += len(event.token_ids)
                 if seen >= 4:
                     break
         waiting = asyncio.ensure_future(anext(stream))
-        await asyncio.sleep(0.05)
+        await async_wait_for(lambda: engine.stats().adapter_demand == 2, "wait for the adapter")
         assert not waiting.done()
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -180,11 +181,11 @@ async def test_a_request_that_waits_for_adapters_can_be_closed(folders: dict[str
         await engine.stop()
 
 
-@pytest.mark.parametrize("broken", ["_take_back", "_follow"])
+@pytest.mark.parametrize("broken", ["_readmit", "_run_followers"])
 async def test_an_error_between_two_steps_ends_every_request(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    """Also one that is out of the batch just then."""
+    """Even one that is out of the batch at that moment."""
     engine = build(folders, EngineConfig(slots=2, page_tokens=8, cache_tokens=1024, batch_tokens=48))
     library = getattr(engine._batching, broken)
 
@@ -195,7 +196,7 @@ async def test_an_error_between_two_steps_ends_every_request(
 
     monkeypatch.setattr(engine._batching, broken, explode)
     jobs = [(prompt(i, 12), Plan(((0, A),), every(4, A, B)())) for i in range(3)]
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANG_S):
         results = await asyncio.gather(
             *(run(engine, f"r{i}", *job) for i, job in enumerate(jobs)), return_exceptions=True
         )

@@ -1,4 +1,4 @@
-"""The op for CUDA devices under the engine: its segments, adapters that come and go."""
+"""The op for CUDA devices in the engine: real segments, and adapters that are loaded and evicted."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from tests.support.tiny import peft_adapter, tiny_llama
 CONFIG = EngineConfig(slots=2, page_tokens=8, cache_tokens=256, batch_tokens=8)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 JOBS = [
-    (prompt(1, 13), Mix.of({"a": 0.7, "b": 0.3})),  # more than a batch of tokens
+    (prompt(1, 13), Mix.of({"a": 0.7, "b": 0.3})),  # more tokens than a batch
     (prompt(2, 3), EMPTY_MIX),
     (prompt(3, 5), Mix.of({"b": 1.0})),
     (prompt(4, 4), Mix.of({"c": 1.0})),  # waits for a slot
 ]
 
 
-async def test_the_engine_generates_what_it_does_with_the_op_for_cpus(tmp_path: Path) -> None:
+async def test_the_engine_generates_the_same_tokens_with_either_op(tmp_path: Path) -> None:
     targets = ["q_proj", "v_proj", "down_proj"]
     folders = {n: peft_adapter(tmp_path / n, i, r=2 + i, target_modules=targets) for i, n in enumerate("abc")}
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dlp_core.adapter.names import unqualify
 from dlp_core.adapter.weights import read_adapter
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.source import qualified
@@ -167,7 +168,7 @@ async def test_by_sentence_routes_every_sentence_including_those_already_said(ba
         asked_tokens = len(loaded.codec.encode_chat([Message("user", job.text)]).ids)
     assert (found.tokens, found.mixes) == (2, 3)
     expected = [TASKS_IN_ORDER[stops] for stops in (1, 0, 1, 2, 0)]
-    assert [mix.names[0].partition("@")[0] for _, mix in plan.spans] == expected
+    assert [unqualify(mix.names[0]) for _, mix in plan.spans] == expected
     assert [position > asked_tokens for position, _ in plan.spans] == [False, False, False, True, True]
     assert plan.spans[-1][0] < len(prompt.ids)
 

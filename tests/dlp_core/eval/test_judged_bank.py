@@ -29,7 +29,7 @@ def test_a_folder_has_the_version_it_is_published_under(tmp_path: Path, cache: D
             assert bank.router is not None
             assert set(bank.router.labels) == set(ADAPTERS)
             entry = bank.manifest.adapters[0]
-            assert bank.source.load(f"{entry.name}@{entry.version}").rank == entry.rank
+            assert bank.source.load(entry.qualified_name).rank == entry.rank
             versions.append(bank.manifest.version)
     assert versions == [publish(open_store(f"{s3}bank/"), folder).version] * 2
     assert not open_store(f"{s3}candidate/").list("banks/"), "nothing was written"

@@ -1,4 +1,4 @@
-"""How many replicas: properties that hold for any demand. What comes of it over time: test_autoscaling_traces.py."""
+"""How many replicas: properties that hold for any demand. Behaviour over time: test_autoscaling_traces.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlp_core.fleet.autoscaling import MARGIN, Demand, Targets, backbone_load, router_load, wanted
+from dlp_core.fleet.autoscaling import MARGIN, Demand, Targets, backbone_load, desired_replicas, router_load
 
 TARGETS = Targets(requests=16, tokens=0.7, adapters=0.9)
 IDLE = Demand(requests=0, tokens=0, adapters=0)
@@ -16,57 +16,58 @@ SIGNALS = [field.name for field in fields(Demand)]
 LOADS = st.floats(0, 100)
 COUNTS = st.integers(0, 100)
 DEMANDS = st.builds(Demand, requests=st.floats(0, 64), tokens=st.floats(0, 3), adapters=st.floats(0, 3))
-ANY = {"least": 0, "most": 1000}
+ANY = {"min_replicas": 0, "max_replicas": 1000}
 
 
 @given(LOADS, COUNTS, st.booleans(), COUNTS, COUNTS)
-def test_never_outside_the_bounds(load: float, present: int, certain: bool, one: int, other: int) -> None:
-    least, most = sorted((one, other))
-    assert least <= wanted(load, present, least=least, most=most, certain=certain) <= most
+def test_never_outside_the_bounds(load: float, current: int, all_reported: bool, one: int, other: int) -> None:
+    low, high = sorted((one, other))
+    replicas = desired_replicas(load, current, min_replicas=low, max_replicas=high, all_reported=all_reported)
+    assert low <= replicas <= high
 
 
 @given(LOADS, LOADS, COUNTS)
-def test_more_load_never_means_fewer(one: float, other: float, present: int) -> None:
+def test_more_load_never_means_fewer(one: float, other: float, current: int) -> None:
     less, more = sorted((one, other))
-    assert wanted(less, present, **ANY) <= wanted(more, present, **ANY)
+    assert desired_replicas(less, current, **ANY) <= desired_replicas(more, current, **ANY)
 
 
 @given(LOADS, COUNTS)
-def test_constant_load_settles_without_turning_back(load: float, present: int) -> None:
-    counts = [present]
-    while (after := wanted(load, counts[-1], **ANY)) != counts[-1]:
+def test_constant_load_settles_without_oscillating(load: float, current: int) -> None:
+    counts = [current]
+    while (after := desired_replicas(load, counts[-1], **ANY)) != counts[-1]:
         counts.append(after)
         assert len(counts) < 20, "halving a hundred takes seven steps"
     assert counts in (sorted(counts), sorted(counts, reverse=True))
-    assert counts[-1] >= round(load, 6), "what is left can do the work"
+    assert counts[-1] >= round(load, 6), "the remaining replicas can do the work"
 
 
 @given(st.floats(0.01, 100), COUNTS, st.floats(0, MARGIN))
-def test_after_going_down_load_may_rise_by_the_margin(load: float, present: int, rise: float) -> None:
-    after = wanted(load, present, **ANY)
-    if after < present:
-        assert wanted(load / (1 - rise), after, **ANY) <= after
+def test_after_scaling_down_load_may_rise_by_the_margin(load: float, current: int, rise: float) -> None:
+    after = desired_replicas(load, current, **ANY)
+    if after < current:
+        assert desired_replicas(load / (1 - rise), after, **ANY) <= after
 
 
 @given(LOADS, st.integers(2, 100))
-def test_at_most_half_go_at_once(load: float, present: int) -> None:
-    assert wanted(load, present, **ANY) >= present / 2
+def test_at_most_half_are_removed_at_once(load: float, current: int) -> None:
+    assert desired_replicas(load, current, **ANY) >= current / 2
 
 
 @given(LOADS, COUNTS)
-def test_none_goes_while_a_replica_has_not_reported(load: float, present: int) -> None:
-    unsure = wanted(load, present, certain=False, **ANY)
-    assert unsure == max(present, wanted(load, present, **ANY))
+def test_none_is_removed_while_a_replica_has_not_reported(load: float, current: int) -> None:
+    unreported = desired_replicas(load, current, all_reported=False, **ANY)
+    assert unreported == max(current, desired_replicas(load, current, **ANY))
 
 
-def test_none_are_left_only_without_any_load() -> None:
-    assert wanted(0.0, 1, **ANY) == wanted(0.0, 0, **ANY) == 0
-    assert wanted(0.001, 1, **ANY) == wanted(0.001, 0, **ANY) == 1
-    assert wanted(0.0, 1, least=1, most=4) == 1
+def test_no_replicas_only_without_any_load() -> None:
+    assert desired_replicas(0.0, 1, **ANY) == desired_replicas(0.0, 0, **ANY) == 0
+    assert desired_replicas(0.001, 1, **ANY) == desired_replicas(0.001, 0, **ANY) == 1
+    assert desired_replicas(0.0, 1, min_replicas=1, max_replicas=4) == 1
 
 
 @pytest.mark.parametrize(
-    ("load", "present", "expected"),
+    ("load", "current", "expected"),
     [
         (2.4, 1, 3),
         (3.0, 3, 3),
@@ -79,8 +80,8 @@ def test_none_are_left_only_without_any_load() -> None:
         (3 + 1e-9, 3, 3),
     ],
 )
-def test_the_two_lines(load: float, present: int, expected: int) -> None:
-    assert wanted(load, present, **ANY) == expected
+def test_the_two_lines(load: float, current: int, expected: int) -> None:
+    assert desired_replicas(load, current, **ANY) == expected
 
 
 @given(st.lists(DEMANDS, max_size=5), DEMANDS, st.floats(0, 50), st.sampled_from(SIGNALS), st.floats(0, 10))
@@ -95,7 +96,7 @@ def test_more_of_any_signal_is_never_less_load(
 
 @given(DEMANDS, st.integers(1, 9))
 def test_load_is_the_same_over_however_many_replicas_it_is_spread(one: Demand, count: int) -> None:
-    """Or the number that follows from it would follow its own changes."""
+    """Otherwise the result would react to its own changes."""
     part = Demand(one.requests / count, one.tokens / count, one.adapters / count)
     assert backbone_load([part] * count, 0, TARGETS) == pytest.approx(backbone_load([one], 0, TARGETS))
 
@@ -107,12 +108,12 @@ def test_each_signal_alone_fills_a_replica(demand: Demand) -> None:
     assert backbone_load([demand, IDLE], 0, TARGETS) == pytest.approx(1)
 
 
-def test_requests_that_no_replica_took_are_load() -> None:
+def test_queued_requests_are_load() -> None:
     assert backbone_load([Demand(16, 0.1, 0.1)], 8, TARGETS) == 1.5
     assert backbone_load([], 8, TARGETS) == 0.5
 
 
-def test_the_router_pool_is_as_large_as_its_requests_or_its_work_need() -> None:
+def test_the_router_pool_fits_its_requests_and_its_work() -> None:
     assert router_load([0.3, 0.3], 0, target_busy=0.6, target_requests=32) == 1
     assert router_load([0.3, 0.3], 64, target_busy=0.6, target_requests=32) == 2
     assert router_load([], 0, target_busy=0.6, target_requests=32) == 0

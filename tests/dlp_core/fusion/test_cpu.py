@@ -1,4 +1,4 @@
-"""The op for CPUs against the specification, in each of its ways."""
+"""The op for CPUs against the specification, in both implementations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.dlp_core.fusion.test_triton_random import PARTS, RANKS
 from tests.support.op_bank import CPU, DECODE, GROUP, MIXED, PROMPTS, TOLERANCE, Bank, delta
 from tests.support.tiny import relative_error
 
-pytestmark = pytest.mark.usefixtures("each_cpu_way")
+pytestmark = pytest.mark.usefixtures("each_cpu_implementation")
 
 
 def bank(ranks: list[dict[str, int]], **options: object) -> Bank:
@@ -66,17 +66,17 @@ def test_any_batch_over_any_bank(
     segments: tuple[Segment, ...], ranks: list[dict[str, int]], biased: bool, few: int, seed: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, "FEW", few)
+        patch.setattr(cpu, "MAX_KERNEL_PRODUCTS", few)
         torch.manual_seed(seed)
         Bank.random(ranks, biased=biased, device=CPU).check(CpuOp(torch.float32), segments, GROUP)
 
 
-def test_adapters_come_change_and_go_under_one_op() -> None:
+def test_adapters_are_added_replaced_and_removed_under_one_op() -> None:
     op, adapters = CpuOp(torch.float32), bank([{"q_proj": 4}, {"v_proj": 6}])
     both = (Segment(1, ((0, 1.0), (1, 0.5))), Segment(1, ((1, 1.0),)))
     adapters.check(op, both, GROUP)
     adapters.put(1, {"v_proj": delta(48, 40, 50, 2.0), "down_proj": delta(48, 64, 3, 1.0)})
-    gc.collect()  # the adapter that lay in slot 1 is gone, and so may its memory be
+    gc.collect()  # the adapter that was in slot 1 is gone, and its memory may be too
     adapters.check(op, both, GROUP)
     adapters.check(op, both, ("down_proj",))
     del adapters.residents[0]
@@ -85,7 +85,7 @@ def test_adapters_come_change_and_go_under_one_op() -> None:
     adapters.check(op, both, GROUP)
 
 
-def test_what_a_layer_gives_may_lie_in_memory_in_any_order() -> None:
+def test_a_layers_output_may_have_any_memory_layout() -> None:
     adapters = bank([{"q_proj": 4}])
     segments = (Segment(6, ((0, 1.0),)),)
     step = CpuOp(torch.float32).begin(segments, adapters.residents)
@@ -95,7 +95,7 @@ def test_what_a_layer_gives_may_lie_in_memory_in_any_order() -> None:
     assert relative_error(step.add(y.clone(memory_format=torch.preserve_format), x, "q_proj", GROUP), expected) <= 1e-5
 
 
-def test_a_layer_may_be_kept_in_another_precision() -> None:
+def test_a_layer_may_have_another_precision() -> None:
     adapters = bank([{"q_proj": 4, "v_proj": 9}], dtype=torch.bfloat16)
     segments = (Segment(3, ((0, 1.0),)),)
     step = CpuOp(torch.bfloat16).begin(segments, adapters.residents)
@@ -120,7 +120,7 @@ def test_token_ids() -> None:
     assert relative_error(found[0], fused_lora(y, ids, segments, adapters.deltas["embed"])) <= 1e-5
 
 
-def test_a_layer_that_sees_other_tokens_than_the_batch_is_an_error() -> None:
+def test_a_layer_that_sees_more_tokens_than_the_batch_is_an_error() -> None:
     adapters = bank([{"q_proj": 4}])
     step = CpuOp(torch.float32).begin((Segment(3, ((0, 1.0),)),), adapters.residents)
     assert step is not None
@@ -131,7 +131,7 @@ def test_a_layer_that_sees_other_tokens_than_the_batch_is_an_error() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_the_kernels_round_as_torch_does(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every bit pattern goes through an adapter that adds nothing, and through one that does not."""
-    monkeypatch.setattr(cpu, "FEW", 10**9)
+    monkeypatch.setattr(cpu, "MAX_KERNEL_PRODUCTS", 10**9)
     y = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
     adapters = Bank({}, {}, 4, CPU)
     for scaling in (0.0, 1.0):
@@ -146,8 +146,8 @@ def test_the_kernels_round_as_torch_does(dtype: torch.dtype, monkeypatch: pytest
         assert same.float().mean() > (0.999 if scaling else 0.99999), "sums in another order may round differently"
 
 
-def test_few_tokens_get_the_same_whatever_runs_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "FEW", 10**9)
+def test_few_tokens_get_the_same_result_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "MAX_KERNEL_PRODUCTS", 10**9)
     adapters = bank([{"q_proj": 8 + slot} for slot in range(5)], dtype=torch.bfloat16)
     random = np.random.default_rng(0)
     segments = [Segment(1, tuple((int(s), 0.4) for s in random.choice(5, 3, replace=False))) for _ in range(16)]

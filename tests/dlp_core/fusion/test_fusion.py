@@ -12,13 +12,13 @@ from dlp_core.adapter.weights import Adapter, LoRAWeights, read_adapter
 from dlp_core.fusion.layers import Fusion, install
 from dlp_core.fusion.reference import Delta, fused_lora
 from dlp_core.fusion.segments import Segment
-from tests.support.tiny import TOLERANCE, VOCAB, load_peft, peft_adapter, relative_error, tiny_llama
+from tests.support.tiny import TOLERANCE, VOCAB, WHOLE_MODEL, load_peft, peft_adapter, relative_error, tiny_llama
 
-pytestmark = pytest.mark.usefixtures("each_cpu_way")
+pytestmark = pytest.mark.usefixtures("each_cpu_implementation")
 
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
-# ranks, scalings and targets all differ, so that mixing any of them up shows
+# ranks, scalings and targets all differ, so that confusing any of them shows
 BANK = {
     "plain": {"r": 4, "lora_alpha": 8},
     "small": {"r": 2, "lora_alpha": 32, "target_modules": ["v_proj"]},
@@ -42,7 +42,7 @@ BANK = {
 }
 NAMES = list(BANK)
 
-# every row another mix: one adapter, two, three of other ranks, none, negative, more than one
+# every segment has another mix: one adapter, two, three of different ranks, none, negative weights, weights above 1
 SEGMENTS = (
     Segment(3, ((0, 1.0),)),
     Segment(1, ()),
@@ -132,7 +132,7 @@ def test_whole_model_equals_peft_for_each_single_adapter(folders: dict[str, Path
     for slot, name in enumerate(NAMES):
         with fusion.batch((Segment(20, ((slot, 1.0),)),)):
             found = model(ids).logits
-        assert relative_error(found, load_peft(folders[name])(ids).logits) <= 1e-4, name
+        assert relative_error(found, load_peft(folders[name])(ids).logits) <= WHOLE_MODEL, name
 
 
 @torch.no_grad()
@@ -146,7 +146,7 @@ def test_whole_model_equals_peft_cat_merge_for_a_mix(tmp_path: Path) -> None:
     model, fusion = fused([read_adapter(folders[n], name=n) for n in "ab"], torch.float32)
     ids = torch.arange(20).unsqueeze(0) % VOCAB
     with fusion.batch((Segment(20, ((0, 0.6), (1, 0.4))),)):
-        assert relative_error(model(ids).logits, oracle(ids).logits) <= 1e-4
+        assert relative_error(model(ids).logits, oracle(ids).logits) <= WHOLE_MODEL
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
@@ -176,7 +176,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", list(MISTAKES))
-def test_the_tolerance_tells_known_mistakes_apart(adapters: list[Adapter], mistake: str) -> None:
+def test_the_tolerance_catches_known_mistakes(adapters: list[Adapter], mistake: str) -> None:
     """Each published mistake misses the right answer by far more than the comparison above allows."""
     path = "model.layers.1.self_attn.v_proj"
     torch.manual_seed(0)
@@ -193,7 +193,7 @@ def test_the_tolerance_tells_known_mistakes_apart(adapters: list[Adapter], mista
 
 
 def test_swapped_factors_do_not_pass(tmp_path: Path) -> None:
-    """A square layer would accept B in place of A^T; the numbers must tell."""
+    """A square layer would accept B in place of A^T; the numbers must show it."""
     lora = LoRAWeights(torch.randn(4, 64), torch.randn(64, 4), 2.0)
     swapped = LoRAWeights(lora.b_OR.T.contiguous(), lora.a_RD.T.contiguous(), 2.0)
     x_TD, y_TO = torch.randn(1, 64), torch.randn(1, 64)
@@ -203,10 +203,12 @@ def test_swapped_factors_do_not_pass(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_changing_batches_reuse_and_rebuild_the_pack_exactly(adapters: list[Adapter]) -> None:
-    """Sets that shrink, grow, and swap slots' contents give what a fresh model gives."""
+def test_changing_batches_reuse_and_rebuild_the_pack(adapters: list[Adapter]) -> None:
+    """Sets that shrink, grow and change a slot's adapter give what a fresh model gives, and not what the step before
+    gave: a pack may hold adapters that no token uses any more, so the products have other shapes."""
     model, fusion = fused(adapters, torch.float32)
     ids = torch.arange(4).unsqueeze(0)
+    before = model(ids).logits
     for step, slots in enumerate([(0, 1, 2), (0,), (1, 3), (3,), (5, 4, 0), (2,)]):
         if step == 3:
             fusion.load(3, adapters[0])  # slot 3 now holds another adapter, as after an eviction
@@ -216,7 +218,9 @@ def test_changing_batches_reuse_and_rebuild_the_pack_exactly(adapters: list[Adap
         contents = [adapters[0] if step >= 3 and slot == 3 else adapters[slot] for slot in range(6)]
         fresh, fresh_fusion = fused(contents, torch.float32)
         with fresh_fusion.batch((Segment(4, parts),)):
-            assert torch.equal(found, fresh(ids).logits), slots
+            assert relative_error(found, fresh(ids).logits) <= WHOLE_MODEL, slots
+        assert relative_error(found, before) > 1e-2, slots
+        before = found
 
 
 def test_batches_do_not_nest_and_clear_after_an_error(adapters: list[Adapter]) -> None:

@@ -1,4 +1,4 @@
-"""The op for CUDA devices: any batch over any bank. Apart from test_triton.py, which needs no hypothesis."""
+"""The op for CUDA devices: any batch over any bank. Separate from test_triton.py, which does not need hypothesis."""
 
 from __future__ import annotations
 

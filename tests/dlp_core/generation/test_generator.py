@@ -19,8 +19,7 @@ from dlp_core.residency.movement import Residency
 from dlp_core.residency.sources import FolderSource
 from dlp_core.text.chat import Message
 from dlp_core.text.codec import Prompt, TextCodec
-from tests.support.tiny import peft_model
-from tests.support.tiny_text import tiny_backbone, tiny_tokenizer
+from examples.tiny.model import peft_model, tiny_backbone, tiny_tokenizer
 
 CONVERSATION = (Message("user", "the user and the assistant"),)
 GREEDY = Sampling(max_tokens=8, ignore_eos=True)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
-from dlp_core.engine.request import Plan
+import pytest
+
+from dlp_core.decision import RoutingOptions
+from dlp_core.engine.request import Plan, Sampling
+from dlp_core.generation.messages import GenerationRequest
+from dlp_core.generation.planning import planner
 from dlp_core.generation.sentence_mixes import SentenceMixes
-from dlp_core.mix import EMPTY_MIX, Mix
+from dlp_core.mix import EMPTY_MIX, Mix, WeightRule, select_top_p
 from dlp_core.router import Routing
 from dlp_core.text.chat import Message
 from dlp_core.text.codec import Prompt, TextCodec
-from tests.support.tiny_text import tiny_tokenizer
+from examples.tiny.model import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 CODEC = TextCodec(TOKENIZER, context=4096)
@@ -112,3 +119,22 @@ def test_spans_fit_the_engine_for_any_turns() -> None:
         made, _ = plan(prompt, contents[-1])
         made.check(len(prompt.ids))
         assert "".join(text for text, _ in texts(prompt, made)) == prompt.text
+
+
+@pytest.mark.parametrize("weights", ["renormalise", "softmax"])
+def test_sentences_are_weighted_as_the_request_asks(weights: WeightRule) -> None:
+    class Undecided(WordRouter):
+        def _route(self, text: str) -> Routing:
+            return routing
+
+    routing = Routing.of({"apple": 0.7, "bread": 0.25}, none=0.05)
+    router: Any = Undecided()
+    bank: Any = SimpleNamespace(adapters=[SimpleNamespace(name=name, qualified_name=f"{name}@1") for name in NAMES])
+    options = RoutingOptions("auto", top_p=0.9, max_adapters=3, weights=weights, by_sentence=True)
+    source = (Message("user", "An apple. A bread."),)
+    request = GenerationRequest("1", "b1", EMPTY_MIX, source, Sampling(), by_sentence=options)
+    made = planner(request, bank, router, CODEC, max_adapters=8)(CODEC.encode_chat(source))
+    expected = select_top_p(routing.probabilities, top_p=0.9, max_adapters=3, weights=weights)
+    weighted = Mix.of({f"{part.name}@1": part.weight for part in expected.adapters})
+    assert [found for _, found in made.spans] == [weighted]
+    assert {found for _, found in write(made, " One. Two. Three.")} == {weighted}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from contextvars import ContextVar
 from pathlib import Path
@@ -16,10 +17,11 @@ from dlp_core.fusion.layers import Fusion, install
 from dlp_core.residency.movement import Residency
 from dlp_core.residency.sources import FolderSource
 from tests.support.tiny import peft_adapter, tiny_llama
+from tests.support.waiting import HANG_S, async_wait_for
 
 
 class SlowSource(FolderSource):
-    """Local folders whose reads can be held, counted and made to fail."""
+    """Local folders whose reads can be blocked, counted and made to fail."""
 
     def __init__(self, folders: dict[str, Path]) -> None:
         super().__init__(folders)
@@ -30,7 +32,7 @@ class SlowSource(FolderSource):
 
     def load(self, name: str) -> Adapter:
         self.reads[name] += 1
-        assert self.open.wait(10)
+        assert self.open.wait(HANG_S)
         if name in self.errors:
             raise self.errors[name]
         return super().load(name)
@@ -61,7 +63,7 @@ async def test_many_requests_for_one_adapter_read_it_once(source: SlowSource, fu
             return pins["a"].slot
 
     users = [asyncio.create_task(use()) for _ in range(20)]
-    await asyncio.sleep(0.05)
+    await async_wait_for(lambda: source.reads, "read")
     assert residency.resident == []
     source.open.set()
     assert set(await asyncio.gather(*users)) == {0}
@@ -70,7 +72,7 @@ async def test_many_requests_for_one_adapter_read_it_once(source: SlowSource, fu
     assert residency.pinned_count == 0
 
 
-async def test_a_cancelled_waiter_hurts_nobody_else(source: SlowSource, fusion: Fusion) -> None:
+async def test_cancelling_a_waiter_does_not_affect_the_others(source: SlowSource, fusion: Fusion) -> None:
     residency = Residency(source, fusion, 1)
     source.open.clear()
 
@@ -79,7 +81,7 @@ async def test_a_cancelled_waiter_hurts_nobody_else(source: SlowSource, fusion: 
             return "served"
 
     first, second = asyncio.create_task(use()), asyncio.create_task(use())
-    await asyncio.sleep(0.05)
+    await async_wait_for(lambda: source.reads, "read")
     first.cancel()
     await asyncio.sleep(0)
     source.open.set()
@@ -101,8 +103,8 @@ async def test_a_resident_adapter_serves_while_another_loads(source: SlowSource,
             pass
 
     waiting = asyncio.create_task(use_b())
-    await asyncio.sleep(0.02)
-    async with asyncio.timeout(1), residency.pinned(["a"]) as pins:
+    await async_wait_for(lambda: source.reads["b"], "read")
+    async with asyncio.timeout(HANG_S), residency.pinned(["a"]) as pins:
         assert pins["a"].slot == 0
     assert not waiting.done()
     source.open.set()
@@ -119,13 +121,13 @@ async def test_more_adapters_than_slots_are_served_in_turn(source: SlowSource, f
         return names
 
     sets = [("a", "b"), ("c",), ("d", "e"), ("f",), ("a", "f"), ("b", "c")] * 5
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANG_S):
         assert await asyncio.gather(*(use(*names) for names in sets)) == sets
     assert residency.pinned_count == 0
     assert len(residency.resident) == 2
 
 
-async def test_a_failed_load_is_told_to_every_waiter_and_can_be_retried(source: SlowSource, fusion: Fusion) -> None:
+async def test_a_failed_load_raises_in_every_waiter_and_can_be_retried(source: SlowSource, fusion: Fusion) -> None:
     residency = Residency(source, fusion, 1)
     source.errors["a"] = AdapterUnavailable("adapter 'a': the store is down")
 
@@ -184,7 +186,7 @@ async def test_loads_are_reported(source: SlowSource, fusion: Fusion) -> None:
         ("a", "host"), ("a", "device"), ("b", "host"), ("b", "device"), ("a", "device")
     ]  # fmt: skip
     assert all(seconds > 0 for _, _, seconds in loads)
-    assert source.reads == {"a": 1, "b": 1}, "the second time it came out of host memory"
+    assert source.reads == {"a": 1, "b": 1}, "the second time it came from host memory"
 
 
 async def test_host_memory_is_bounded_by_bytes(source: SlowSource, fusion: Fusion) -> None:
@@ -194,7 +196,7 @@ async def test_host_memory_is_bounded_by_bytes(source: SlowSource, fusion: Fusio
     for name in "abcabc":
         async with residency.pinned([name]):
             pass
-    assert source.reads == {"a": 2, "b": 2, "c": 2}, "three adapters go round in room for two"
+    assert source.reads == {"a": 2, "b": 2, "c": 2}, "three adapters cycle through room for two"
     assert residency.host_count == 2
     tiny = Residency(source, fusion, 1, host_bytes=one - 1)
     async with tiny.pinned(["a"]):
@@ -227,8 +229,8 @@ async def test_kept_adapters_stay_until_others_are_kept(source: SlowSource, fusi
     for name in "cd":
         async with residency.pinned([name]):
             assert residency.resident == ["b", name]
-    assert residency.has_room(["c"])
-    assert not residency.has_room(["c", "d"])
+    assert residency.can_hold(["c"])
+    assert not residency.can_hold(["c", "d"])
     with pytest.raises(InvalidRequest, match="the 1 that this server always keeps"):
         async with residency.pinned(["c", "d"]):
             pass
@@ -247,13 +249,13 @@ def test_a_folder_source_identifies_bytes_not_paths(folders: dict[str, Path], tm
 
 
 async def test_a_load_runs_in_the_context_of_the_request_it_is_for(source: SlowSource, fusion: Fusion) -> None:
-    """Also when another request set it off, by giving its slot up."""
-    asker: ContextVar[str] = ContextVar("asker")
+    """Even when another request triggered it, by releasing its slot."""
+    caller: ContextVar[str] = ContextVar("caller")
     loads: list[tuple[str, str, str]] = []
-    residency = Residency(source, fusion, 1, on_load=lambda name, tier, _: loads.append((name, tier, asker.get())))
+    residency = Residency(source, fusion, 1, on_load=lambda name, tier, _: loads.append((name, tier, caller.get())))
 
     async def request(who: str, adapter: str, *, leave: asyncio.Event) -> None:
-        asker.set(who)
+        caller.set(who)
         async with residency.pinned([adapter]):
             await leave.wait()
 
@@ -262,28 +264,29 @@ async def test_a_load_runs_in_the_context_of_the_request_it_is_for(source: SlowS
         asyncio.create_task(request("one", "a", leave=first)),
         asyncio.create_task(request("two", "b", leave=second)),
     ]
-    await asyncio.sleep(0.1)  # both have asked, and the second waits for the slot
+    await async_wait_for(lambda: residency.demand == 2 and len(loads) == 2, "second request")  # it waits for the slot
     first.set()
     second.set()
     await asyncio.gather(*tasks)
     assert loads == [("a", "host", "one"), ("a", "device", "one"), ("b", "host", "two"), ("b", "device", "two")]
 
 
-async def test_demand_and_wait_are_of_requests_alone(source: SlowSource, fusion: Fusion) -> None:
+async def test_demand_and_wait_count_requests_only(source: SlowSource, fusion: Fusion) -> None:
     residency = Residency(source, fusion, 3)
     await residency.keep(["a"])
-    assert (residency.demand, residency.longest_wait) == (0, 0)
+    assert (residency.demand, residency.max_wait_s) == (0, 0)
     async with residency.pinned(["a", "b"]):
-        assert (residency.demand, residency.longest_wait) == (1 / 2, 0)
+        assert (residency.demand, residency.max_wait_s) == (1 / 2, 0)
         source.open.clear()
+        began = time.perf_counter()
         waiting = asyncio.create_task(residency.preload(["c"]))
-        await asyncio.sleep(0.05)
+        await async_wait_for(lambda: residency.max_wait_s > 0.03, "wait")
         assert residency.demand == 1
-        assert 0.03 < residency.longest_wait < 5
-        in_line = asyncio.create_task(residency.preload(["d"]))
+        assert residency.max_wait_s < time.perf_counter() - began
+        waiting_in_line = asyncio.create_task(residency.preload(["d"]))
         await asyncio.sleep(0)
         assert residency.demand == 3 / 2
-        in_line.cancel()
+        waiting_in_line.cancel()
         source.open.set()
         await waiting
-    assert (residency.demand, residency.longest_wait) == (0, 0)
+    assert (residency.demand, residency.max_wait_s) == (0, 0)

@@ -8,18 +8,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from dlp_core.errors import InvalidRequest
-from dlp_core.residency.slots import Load, Slots, SlotState, Ticket
+from dlp_core.residency.slots import Claim, Load, Slots, SlotState
 
 
-def take(slots: Slots, *keys: str) -> Ticket:
+def take(slots: Slots, *keys: str) -> Claim:
     """A request whose loads finish at once."""
-    ticket, loads = slots.request(dict.fromkeys(keys, 1))
+    claim, loads = slots.request(dict.fromkeys(keys, 1))
     for load in loads:
         slots.loaded(load.key)
-    return ticket
+    return claim
 
 
-def test_an_absent_adapter_is_loaded_once_for_all_who_ask() -> None:
+def test_an_absent_adapter_is_loaded_once_for_all_claims() -> None:
     slots = Slots(2)
     first, loads = slots.request(dict.fromkeys(["a"], 1))
     second, again = slots.request(dict.fromkeys(["a"], 1))
@@ -46,19 +46,19 @@ def test_the_least_recently_used_unpinned_adapter_is_evicted() -> None:
 def test_a_pinned_adapter_is_never_evicted_and_the_newcomer_waits() -> None:
     slots = Slots(1)
     held = take(slots, "a")
-    ticket, loads = slots.request(dict.fromkeys(["b"], 1))
-    assert not ticket.granted
+    claim, loads = slots.request(dict.fromkeys(["b"], 1))
+    assert not claim.granted
     assert loads == []
     assert slots.waiting == 1
     assert slots.release(held) == [Load(0, "b")]
-    assert ticket.granted
+    assert claim.granted
     assert slots.state("a") is None
 
 
-def test_a_loading_adapter_is_not_evicted_even_when_nobody_holds_it_any_more() -> None:
+def test_a_loading_adapter_is_not_evicted_even_when_no_claim_holds_it() -> None:
     slots = Slots(1)
-    ticket, _ = slots.request(dict.fromkeys(["a"], 1))
-    slots.release(ticket)
+    claim, _ = slots.request(dict.fromkeys(["a"], 1))
+    slots.release(claim)
     waiting, loads = slots.request(dict.fromkeys(["b"], 1))
     assert not waiting.granted
     assert loads == []
@@ -66,7 +66,7 @@ def test_a_loading_adapter_is_not_evicted_even_when_nobody_holds_it_any_more() -
     assert waiting.granted
 
 
-def test_a_set_is_granted_whole_or_not_at_all() -> None:
+def test_a_set_is_granted_all_at_once_or_not_at_all() -> None:
     slots = Slots(2)
     held = take(slots, "a")
     pair, loads = slots.request(dict.fromkeys(["b", "c"], 1))
@@ -77,20 +77,20 @@ def test_a_set_is_granted_whole_or_not_at_all() -> None:
     assert pair.granted
 
 
-def test_demand_counts_what_is_asked_for_once_and_also_what_waits() -> None:
+def test_demand_counts_each_adapter_once_including_waiting_claims() -> None:
     slots = Slots(4)
     assert slots.demand() == 0
-    tickets = [take(slots, "a"), take(slots, "a", "b"), take(slots, "c", "d")]
+    claims = [take(slots, "a"), take(slots, "a", "b"), take(slots, "c", "d")]
     assert slots.demand() == 1
     waiting, _ = slots.request(dict.fromkeys(["a", "e", "f"], 1))
     assert slots.demand() == 6 / 4
-    assert slots.demand(besides=["a"]) == 5 / 3
-    for ticket in [*tickets, waiting]:
-        slots.release(ticket)
-    assert slots.demand() == 0, "adapters that nobody uses any more are in nobody's way"
+    assert slots.demand(excluding=["a"]) == 5 / 3
+    for claim in [*claims, waiting]:
+        slots.release(claim)
+    assert slots.demand() == 0, "unused adapters are no demand"
 
 
-def test_demand_is_of_bytes_where_they_are_scarcer() -> None:
+def test_demand_is_in_bytes_if_they_are_scarcer_than_slots() -> None:
     slots = Slots(4, max_bytes=10)
     slots.request({"a": 8})
     assert slots.demand() == 0.8
@@ -117,8 +117,8 @@ def test_taking_a_slot_does_not_evict_another_adapter_of_the_same_set() -> None:
     slots = Slots(2)
     slots.release(take(slots, "a"))
     slots.release(take(slots, "b"))
-    ticket = take(slots, "c", "a")  # a is the oldest, and wanted
-    assert sorted(map(str, ticket.slots)) == ["a", "c"]
+    claim = take(slots, "c", "a")  # a is the oldest, and part of the set
+    assert sorted(map(str, claim.slots)) == ["a", "c"]
     assert slots.state("b") is None
 
 
@@ -136,7 +136,7 @@ def test_a_failed_load_frees_the_slot_and_old_holders_cannot_unpin_the_next_owne
     assert loads == []
 
 
-def test_leaving_the_line_lets_the_next_one_in() -> None:
+def test_leaving_the_line_lets_the_next_claim_in() -> None:
     slots = Slots(2)
     take(slots, "a")
     pair, _ = slots.request(dict.fromkeys(["b", "c"], 1))
@@ -156,23 +156,23 @@ def test_releasing_twice_unpins_once() -> None:
 
 
 def test_a_set_larger_than_the_device_is_refused_at_once() -> None:
-    with pytest.raises(InvalidRequest, match="3 adapters, this server holds 2"):
+    with pytest.raises(InvalidRequest, match="3 adapters, but this server holds 2"):
         Slots(2).request(dict.fromkeys("abc", 1))
 
 
 def test_the_empty_set_is_granted_even_when_all_slots_are_pinned() -> None:
     slots = Slots(1)
     take(slots, "a")
-    ticket, _ = slots.request(dict.fromkeys([], 1))
-    assert ticket.granted
+    claim, _ = slots.request(dict.fromkeys([], 1))
+    assert claim.granted
 
 
 def test_bytes_bound_the_slots_too() -> None:
     slots = Slots(8, max_bytes=10)
     for key, size in (("a", 4), ("b", 3), ("c", 3)):
-        ticket, loads = slots.request({key: size})
+        claim, loads = slots.request({key: size})
         slots.loaded(loads[0].key)
-        slots.release(ticket)
+        slots.release(claim)
     _, loads = slots.request({"d": 6})
     assert sorted(map(str, slots.ready)) == ["c"], "the two oldest made room"
     assert loads[0].slot in (0, 1)
@@ -180,12 +180,12 @@ def test_bytes_bound_the_slots_too() -> None:
     assert slots.emptied() == []
     waiting, loads = slots.request({"e": 5})
     assert not waiting.granted
-    with pytest.raises(InvalidRequest, match="11 bytes of adapters, this server holds 10"):
+    with pytest.raises(InvalidRequest, match="11 bytes of adapters, but this server holds 10"):
         slots.request({"x": 5, "y": 6})
 
 
 SIZES = dict(zip("abcdef", (1, 2, 3, 4, 5, 6), strict=True))
-MOST_BYTES = 9
+MAX_BYTES = 9
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -193,10 +193,10 @@ class AnyOrder(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.slots = Slots(3, MOST_BYTES)
-        self.tickets: list[Ticket] = []
+        self.slots = Slots(3, MAX_BYTES)
+        self.claims: list[Claim] = []
         self.loading: dict[str, int] = {}
-        self.asked: list[Ticket] = []
+        self.requested: list[Claim] = []
 
     def begin(self, loads: list[Load]) -> None:
         for load in loads:
@@ -205,12 +205,12 @@ class AnyOrder(RuleBasedStateMachine):
             self.loading[str(load.key)] = load.slot
 
     @rule(
-        keys=st.sets(st.sampled_from("abcdef"), max_size=3).filter(lambda keys: sum(map(SIZES.get, keys)) <= MOST_BYTES)
+        keys=st.sets(st.sampled_from("abcdef"), max_size=3).filter(lambda keys: sum(map(SIZES.get, keys)) <= MAX_BYTES)
     )
     def request(self, keys: set[str]) -> None:
-        ticket, loads = self.slots.request({key: SIZES[key] for key in sorted(keys)})
-        self.tickets.append(ticket)
-        self.asked.append(ticket)
+        claim, loads = self.slots.request({key: SIZES[key] for key in sorted(keys)})
+        self.claims.append(claim)
+        self.requested.append(claim)
         self.begin(loads)
 
     @precondition(lambda self: self.loading)
@@ -223,36 +223,36 @@ class AnyOrder(RuleBasedStateMachine):
         else:
             self.begin(self.slots.loaded(key))
 
-    @precondition(lambda self: self.tickets)
+    @precondition(lambda self: self.claims)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
-        ticket = data.draw(st.sampled_from(self.tickets))
-        self.tickets.remove(ticket)
-        self.begin(self.slots.release(ticket))
+        claim = data.draw(st.sampled_from(self.claims))
+        self.claims.remove(claim)
+        self.begin(self.slots.release(claim))
 
     @invariant()
     def slots_are_accounted_for(self) -> None:
-        granted = [ticket for ticket in self.tickets if ticket.granted]
-        assert self.slots.pinned <= sum(len(ticket.keys) for ticket in granted)
+        granted = [claim for claim in self.claims if claim.granted]
+        assert self.slots.pinned <= sum(len(claim.keys) for claim in granted)
         held = [*map(str, self.slots.ready), *self.loading]
         assert len(held) <= 3
-        assert sum(SIZES[key] for key in held) <= MOST_BYTES
-        in_line = [ticket.granted for ticket in self.asked if ticket in self.tickets]
-        assert in_line == sorted(in_line, reverse=True), "nobody is served before one who asked earlier"
-        waiting = [ticket for ticket in self.asked if ticket in self.tickets and not ticket.granted]
+        assert sum(SIZES[key] for key in held) <= MAX_BYTES
+        in_line = [claim.granted for claim in self.requested if claim in self.claims]
+        assert in_line == sorted(in_line, reverse=True), "no claim is granted before an earlier one"
+        waiting = [claim for claim in self.requested if claim in self.claims and not claim.granted]
         assert len(waiting) == self.slots.waiting
 
     def teardown(self) -> None:
-        """Whatever happened, when everybody leaves nothing is pinned and nobody waits."""
+        """Whatever happened, once all claims are released nothing is pinned and none waits."""
         while self.loading:
             key = next(iter(self.loading))
             del self.loading[key]
             self.begin(self.slots.loaded(key))
-        while self.tickets:
-            ticket = next((t for t in self.tickets if t.granted), None)
-            assert ticket is not None, "somebody waits although nobody holds a slot"
-            self.tickets.remove(ticket)
-            for load in self.slots.release(ticket):
+        while self.claims:
+            claim = next((t for t in self.claims if t.granted), None)
+            assert claim is not None, "a claim waits although no slot is pinned"
+            self.claims.remove(claim)
+            for load in self.slots.release(claim):
                 assert self.slots.loaded(load.key) == []
         assert self.slots.pinned == 0
         assert self.slots.waiting == 0

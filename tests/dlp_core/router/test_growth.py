@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -47,9 +46,7 @@ def right(router: Router, tasks: set[str]) -> float:
 
 
 def test_sixteen_examples_are_enough() -> None:
-    began = time.monotonic()
     router, summary = add_adapter(smaller(), NEW, examples())
-    assert time.monotonic() - began < 5
     assert router.labels == tuple(sorted(TASKS))
     assert right(router, {NEW}) >= 0.95
     assert (summary.examples, summary.adapters) == (16, 4)

@@ -32,11 +32,6 @@ def test_none_of_these_is_the_plain_backbone() -> None:
     assert Routing.of({"a": 0.3, "b": 0.21}, none=0.49).mix() != EMPTY_MIX
 
 
-def test_low_confidence_is_the_plain_backbone() -> None:
-    assert SPLIT.mix(min_confidence=0.56) == EMPTY_MIX
-    assert SPLIT.mix(min_confidence=0.55) == SPLIT.mix()
-
-
 def test_bad_settings_are_refused_even_where_nothing_fits() -> None:
     with pytest.raises(InvalidRequest, match="top_p"):
         Routing.of({"a": 0.0}, none=1.0).mix(top_p=0.0)

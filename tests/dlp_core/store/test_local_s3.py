@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,6 +16,7 @@ from dlp_core.errors import StoreUnavailable
 from dlp_core.store.local_s3 import LocalS3
 from dlp_core.store.opening import open_store
 from tests.support.paths import ROOT
+from tests.support.waiting import wait_for
 
 PARENT = """
 import os, sys, time
@@ -37,6 +37,7 @@ def is_open(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.s3
 def test_the_server_dies_with_its_parent_and_its_data_does_not(
     tmp_path: Path, aws_free: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,10 +48,7 @@ def test_the_server_dies_with_its_parent_and_its_data_does_not(
         assert port is not None
         assert is_open(port)
         os.kill(parent.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while is_open(port):
-        assert time.monotonic() < deadline, "the server outlived its parent"
-        time.sleep(0.05)
+    wait_for(lambda: not is_open(port), "end of the server, which outlived its parent")
 
     with LocalS3(tmp_path) as server:
         for name, value in server.environment.items():
@@ -58,6 +56,7 @@ def test_the_server_dies_with_its_parent_and_its_data_does_not(
         assert open_store("s3://kept/").get("a/b").data == b"still here"
 
 
+@pytest.mark.s3
 def test_a_port_in_use_is_said_so(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""What of a conversation routes it, and that a real router is moved by nothing else."""
+"""Which part of a conversation routes it, and that nothing else sways a real router."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def test_without_a_user_the_last_turn_is_read() -> None:
     assert routing_texts([Message("system", "s"), Message("assistant", "a")]) == ("a",)
 
 
-def test_a_long_turn_is_no_follow_up() -> None:
+def test_a_long_turn_is_not_a_follow_up() -> None:
     assert routing_texts([user("one"), user("x" * (FOLLOW_UP_CHARS + 1))]) == ("x" * (FOLLOW_UP_CHARS + 1),)
 
 
-def test_there_is_no_empty_conversation() -> None:
+def test_an_empty_conversation_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one message"):
         routing_texts([])
 
@@ -68,7 +68,7 @@ def test_a_follow_up_stays_with_the_turn_before_it() -> None:
     assert np.mean(found) >= 0.9
 
 
-def test_an_instruction_in_the_system_prompt_counts_where_the_data_alone_says_nothing() -> None:
+def test_an_instruction_in_the_system_prompt_counts_if_the_data_alone_is_ambiguous() -> None:
     rng = Random(4)
     found = []
     for _ in range(25):
@@ -77,6 +77,6 @@ def test_an_instruction_in_the_system_prompt_counts_where_the_data_alone_says_no
     assert np.mean(found) >= 0.9
 
 
-def test_what_fits_nothing_in_any_context_is_routed_as_the_last_turn_alone() -> None:
+def test_a_text_that_fits_nothing_is_routed_as_the_last_turn_alone() -> None:
     small_talk = user("My landlord refuses to repair the boiler, what are my rights?")
     assert route(user("hello"), small_talk) == route(small_talk)

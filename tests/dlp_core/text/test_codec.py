@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from dlp_core.errors import InvalidRequest, PromptTooLong
 from dlp_core.text.chat import Message
 from dlp_core.text.codec import StopStrings, TextCodec
-from tests.support.tiny_text import tiny_tokenizer
+from examples.tiny.model import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 CODEC = TextCodec(TOKENIZER, context=64)
@@ -55,7 +55,7 @@ def test_released_tokens_are_those_whose_text_was_sent(text: str, stop: list[str
     assert stream.stopped or stream.released == len(ids)
 
 
-def test_a_template_may_refuse_the_turns() -> None:
+def test_a_template_may_reject_the_turns() -> None:
     strict = tiny_tokenizer()
     strict.chat_template = "{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}"
     with pytest.raises(InvalidRequest, match="user first") as refused:
@@ -73,7 +73,7 @@ def test_a_prompt_of_too_many_tokens_is_refused() -> None:
     assert refused.value.param == "messages"
 
 
-def test_a_hopeless_prompt_is_refused_without_tokenising() -> None:
+def test_an_oversized_prompt_is_refused_without_tokenising() -> None:
     class Untouched:
         def get_vocab(self) -> dict[str, int]:
             return {"abc": 0}

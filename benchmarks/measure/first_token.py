@@ -1,6 +1,6 @@
 """From a new process to the engine's first token, phase by phase, as in the constructor of a backbone replica.
 
-    .venv/bin/python -m benchmarks.first_token MODEL_DIR BANK_URI
+    .venv/bin/python -m benchmarks.measure.first_token MODEL_DIR BANK_URI
 
 Prints one JSON object with the seconds of each phase. The first token comes from the base model.
 """
@@ -13,12 +13,13 @@ import logging
 import time
 from contextlib import aclosing
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from deployments.args import AppArgs
-from deployments.replicas.imports import lasting_imports
+from deployments.replicas.process import lasting_imports
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.source import BankSource
 from dlp_core.mix import EMPTY_MIX
@@ -27,8 +28,8 @@ from dlp_core.store.opening import open_store
 MODULES = (
     "torch",
     "transformers.generation.continuous_batching",
-    "dlp_core.engine",
-    "deployments.replicas.load_engine",
+    "dlp_core.engine.engine",
+    "dlp_core.engine.loading",
 )
 
 
@@ -47,16 +48,19 @@ async def phases(model: str, bank: str) -> dict[str, float]:
             end_phase(f"import {name}")
     args = AppArgs(bank=bank, base_model=model)
     source = BankSource(open_store(bank), DiskCache(args.cache.path, args.cache.max_bytes))
-    engine, codec = module.load_engine(args, source, device="cpu", on_load=lambda *_: None)
+    loaded = module.load(Path(model), source, args.engine, dtype=args.dtype, device="cpu", threads=args.threads)
+    engine, codec = loaded.engine, loaded.codec
     end_phase("model and tokenizer")
     engine.start()
     end_phase("engine")
-    sampling = import_module("dlp_core.engine").Sampling(max_tokens=2)
-    ids = codec.encode("every weekday at 8:30 in the morning").ids
-    async with aclosing(engine.submit(ids, EMPTY_MIX, sampling, request_id="first")) as events:
-        await anext(events)
-    end_phase("first token")
-    await engine.stop()
+    try:
+        ids = codec.encode("every weekday at 8:30 in the morning").ids
+        sampling = import_module("dlp_core.engine.request").Sampling(max_tokens=2)
+        async with aclosing(engine.submit(ids, EMPTY_MIX, sampling, request_id="first")) as events:
+            await anext(events)
+        end_phase("first token")
+    finally:
+        await engine.stop()
     return seconds
 
 

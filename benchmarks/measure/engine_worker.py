@@ -1,6 +1,6 @@
 """Our engine as a worker (benchmarks/measure/worker.py): only the library, without Ray and HTTP.
 
-python -m benchmarks.engine_worker MODEL_DIR ADAPTERS_DIR
+python -m benchmarks.measure.engine_worker MODEL_DIR ADAPTERS_DIR
 """
 
 from __future__ import annotations

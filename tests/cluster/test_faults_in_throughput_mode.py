@@ -1,6 +1,6 @@
 """Faults as Kubernetes has them: behind HAProxy and in Serve's throughput mode, by the variables of the manifests.
 
-Ray reads them when it is imported, so these tests of test_app_faults.py run again in a process of their own.
+Ray reads them when it is imported, so these tests of test_faults.py run again in a process of their own.
 """
 
 from __future__ import annotations
@@ -9,13 +9,9 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 from deployments.fleet import haproxy
 from tests.support.manifests import ray_containers
 from tests.support.paths import ROOT
-
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 AGAIN = "before_the_first or leaves or full_queue"
 

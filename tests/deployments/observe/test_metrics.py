@@ -1,0 +1,49 @@
+"""Metrics take whatever happens, and the stopwatch times tokens. That Ray exports them: tests/cluster."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from ray.serve.metrics import Histogram
+
+from deployments.observe import metrics
+from deployments.observe.metrics import EngineMetrics, RoutingMetrics, TokenStopwatch
+from dlp_core.decision import Decision, RoutingOptions
+from dlp_core.generation.messages import Finished
+from dlp_core.mix import EMPTY_MIX, Mix, Span
+
+
+def test_metrics_take_every_decision_and_completion() -> None:
+    """Ray refuses wrong tags and bounds when a value is recorded, not before."""
+    routing, engine = RoutingMetrics(), EngineMetrics()
+    options = RoutingOptions("auto", 0.9, 3)
+    routing.decided(Decision(options, "b", Mix.of({"sql": 1.0}), {"sql": "d"}, "routed", "r", 0.9, 0.1, {}), 0.001)
+    routing.decided(Decision(options, "b", EMPTY_MIX, {}, "none_of_these", "r", 0.1, 0.9, {}), 0.001)
+    routing.decided(Decision(options, "b", EMPTY_MIX, {}, "base"), 0.001)
+    for tier in ("disk", "host"):
+        engine.loaded("sql@1a2b", tier, 0.1)
+    engine.loaded("sql@1a2b", "device", 0.1)
+    engine.finished(Finished("stop", 5, 0, (Span(0, 5, EMPTY_MIX),)))
+    engine.stopwatch().tokens(1)
+
+
+def test_the_stopwatch_times_the_first_token_and_then_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Recorder(Histogram):
+        def __init__(self) -> None:
+            self.seen: list[float] = []
+
+        def observe(self, value: float, tags: dict[str, str] | None = None) -> None:
+            self.seen.append(value)
+
+    now = 100.0
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(perf_counter=lambda: now))
+    first, between = Recorder(), Recorder()
+    watch = TokenStopwatch(first, between)
+    now += 2
+    watch.tokens(0)  # an event without tokens is not a token
+    now += 1
+    watch.tokens(1)
+    now += 4
+    watch.tokens(4)
+    assert (first.seen, between.seen) == ([3.0], [1.0])

@@ -1,0 +1,48 @@
+"""Adapters of two banks at once: what the engine knows them by, and which of a new bank succeed those of the old."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dlp_core.bank.disk_cache import DiskCache
+from dlp_core.bank.source import BankSource, qualified, successors
+from dlp_core.errors import UnknownModel
+from dlp_core.mix import Mix
+from dlp_core.store.memory import MemoryStore
+from dlp_core.store.protocol import AdapterStore
+from tests.support.banks import publish_bank
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest) -> AdapterStore:
+    return MemoryStore(request.node.name)
+
+
+def test_what_a_bank_has_instead_of_what_is_resident(store: AdapterStore, tmp_path: Path) -> None:
+    one = publish_bank(store, tmp_path, {"sql": 1, "cron": 5}, "one")
+    two = publish_bank(store, tmp_path, {"sql": 2, "cron": 5, "dates": 3}, "two")
+    (sql,) = qualified(Mix.of({"sql": 1.0}), one).names
+    (cron,) = qualified(Mix.of({"cron": 1.0}), one).names
+    assert successors([sql, cron], two) == list(qualified(Mix.of({"sql": 1.0}), two).names)
+    assert successors([], two) == successors([cron], two) == []
+
+
+def test_two_banks_are_served_side_by_side(store: AdapterStore, tmp_path: Path) -> None:
+    """The same name with other bytes is another adapter, as long as a request of the old bank runs."""
+    one = publish_bank(store, tmp_path, {"sql": 1}, "one")
+    two = publish_bank(store, tmp_path, {"sql": 2, "cron": 3}, "two")
+    source = BankSource(store, DiskCache(tmp_path / "cache", 10**7))
+    source.add(one)
+    source.add(two)
+    mixes = [qualified(Mix.of({"sql": 0.5}), bank) for bank in (one, two)]
+    (old,), (new,) = (mix.names for mix in mixes)
+    assert old != new
+    assert source.digest(old) == one.adapters[0].digest
+    factors = [next(iter(source.load(name).modules.values())).a_RD for name in (old, new)]
+    assert not factors[0].equal(factors[1])
+    with pytest.raises(UnknownModel, match="cron"):
+        qualified(Mix.of({"cron": 1.0}), one)
+    with pytest.raises(UnknownModel):
+        source.load("sql")
