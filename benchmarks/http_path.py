@@ -39,7 +39,6 @@ from benchmarks.measure.harness import ROOT, abba, median_ratio, model_folder, r
 from benchmarks.measure.targets import Target, target_rows
 from deployments.args import AppArgs
 from deployments.local.app import LocalApp
-from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.publish import publish
 from dlp_core.bank.reading import load_manifest
 from dlp_core.bank.source import BankSource, qualified
@@ -139,7 +138,7 @@ async def measure_http(url: str, adapter: str, streams: Sequence[int], seconds: 
 async def measure_engine(args: AppArgs, adapter: str, streams: Sequence[int], seconds: float) -> Measurement:
     store = open_store(args.bank)
     manifest = load_manifest(store)
-    source = BankSource(store, DiskCache(args.cache.path, args.cache.max_bytes))
+    source = BankSource(store, args.cache.open())
     source.add(manifest)
     loaded = load_engine(
         Path(args.base_model), source, args.engine, dtype=args.dtype, device="cpu", threads=args.threads

@@ -1,6 +1,6 @@
 """The application graph. The only file that calls .bind().
 
-No postponed annotations here: Serve looks at the annotation of `args` to make AppArgs from a config's `args:`.
+No postponed annotations here: Serve uses the annotation of `args` to build AppArgs from a config's `args:`.
 """
 
 from ray import serve
@@ -15,5 +15,5 @@ def build_app(args: AppArgs) -> serve.Application:
     """Ingress over a router pool and backbone replicas. Their sizes are in serve_config.yaml."""
     backbone = serve.deployment(FusedBackbone).bind(args)
     router = serve.deployment(Router).bind(args)
-    # Serve starts replicas in this order: the backbone first, which takes longest
+    # Serve starts replicas in this order: the backbone is first because it takes longest
     return serve.deployment(Ingress).bind(args, backbone, router)

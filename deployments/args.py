@@ -1,19 +1,23 @@
-"""What `args:` in serve_config.yaml may say. Unknown keys are refused; every value is checked before a replica starts.
+"""The schema of `args:` in serve_config.yaml. Unknown keys are rejected; values are checked before a replica starts.
 
-Replica counts, CPUs, GPUs and queue lengths of the deployments are Ray's business and stand beside
-`args:` in serve_config.yaml, not here.
+Replica counts, CPUs, GPUs and queue lengths of the deployments are Ray's settings, beside `args:` in
+serve_config.yaml.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from dlp_core.engine.config import EngineConfig
 from dlp_core.mix import WeightRule
+
+if TYPE_CHECKING:
+    from dlp_core.bank.disk_cache import DiskCache, Entry
 
 
 class _Args(BaseModel):
@@ -21,23 +25,23 @@ class _Args(BaseModel):
 
 
 class RoutingArgs(_Args):
-    """Defaults of a request's `dlp` field, and the most it may ask for."""
+    """Defaults and limits of a request's `dlp` field."""
 
     top_p: float = Field(default=0.9, gt=0, le=1)
     default_max_adapters: int = Field(default=3, ge=1)
     weights: WeightRule = "renormalise"
-    """Of the kept adapters: their probabilities over their sum, or a softmax over them, as the paper's code has it."""
+    """Weights of the kept adapters: probabilities over their sum, or a softmax over them as in the paper's code."""
     min_confidence: float | None = Field(default=None, ge=0, le=1)
-    """None: the router's own "none of these" decides alone."""
+    """None: only the router's "none of these" decides."""
     max_adapters: int = Field(default=8, ge=1)
-    """The most a request may ask for, also with explicit weights."""
+    """Maximum per request, explicit weights included."""
     timeout_s: float = Field(default=5.0, gt=0)
-    """Longest wait for an answer of the router pool."""
+    """Maximum wait for the router pool."""
     fallback: str | None = None
-    """What serves `auto` when the pool does not answer: the base model's id or an adapter. None: 503."""
+    """What serves `auto` if the pool does not answer: the base model's id or an adapter. None: respond with 503."""
 
     @model_validator(mode="after")
-    def _default_within_the_limit(self) -> Self:
+    def _check_default(self) -> Self:
         if self.default_max_adapters > self.max_adapters:
             raise ValueError(
                 f"default_max_adapters {self.default_max_adapters} is above max_adapters {self.max_adapters}"
@@ -51,49 +55,55 @@ class CacheArgs(_Args):
     path: Path = Path("~/.cache/dlp/adapters")
     max_bytes: int = Field(default=20 * 1024**3, ge=1)
 
+    def open(self, *, on_fetch: Callable[[Entry, float], None] | None = None) -> DiskCache:
+        """The cache; `on_fetch` is DiskCache's."""
+        from dlp_core.bank.disk_cache import DiskCache
+
+        return DiskCache(self.path, self.max_bytes, on_fetch=on_fetch)
+
 
 class LimitArgs(_Args):
-    """What one HTTP request may cost."""
+    """Limits of one HTTP request."""
 
     max_body_bytes: int = Field(default=1024**2, ge=1)
     request_timeout_s: float = Field(default=300.0, gt=0)
     default_max_tokens: int = Field(default=512, ge=1)
-    """Of a chat completion that names none; less where the prompt leaves less room."""
+    """Maximum for a chat completion that sets none; less if the prompt leaves less room."""
 
 
 class AccessArgs(_Args):
-    """Where secrets lie, never the secrets themselves (deployments/http/access.py)."""
+    """Paths of secret files, never the secrets themselves (deployments/http/access.py)."""
 
     admin_token_file: Path | None = None
-    """Instead of DLP_ADMIN_TOKEN. Without either there are no admin routes."""
+    """Replaces DLP_ADMIN_TOKEN. Without either there are no admin routes."""
     keys_file: Path | None = None
-    """API keys and the adapters each may use. None: everybody may use everything."""
+    """API keys and the adapters each may use. None: every caller may use every adapter."""
 
 
 class LogArgs(_Args):
-    """What is written about requests (deployments/http/request_log.py)."""
+    """What is logged about requests (deployments/http/request_log.py)."""
 
     requests: bool = True
-    """One line for each request to a generation route."""
+    """One line per request to a generation route."""
     prompts: bool = False
-    """Also its prompt and completion. They are what your users wrote: mind who reads the logs."""
+    """Also log prompts and completions. They are your users' text: restrict access to the logs."""
 
 
 class AppArgs(_Args):
     """Arguments of `deployments.app:build_app`. `bank` and `base_model` default to DLP_BANK and DLP_BASE_MODEL."""
 
     bank: str = Field(default_factory=lambda: os.environ.get("DLP_BANK", ""), validate_default=True)
-    """s3://bucket/prefix/, or a folder that every node has."""
+    """s3://bucket/prefix/, or a folder available on every node."""
     base_model: str = Field(default_factory=lambda: os.environ.get("DLP_BASE_MODEL", ""), validate_default=True)
     """Folder of the frozen backbone, the same on every node."""
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
     threads: int | None = Field(default=None, ge=1)
-    """torch's CPU threads in a backbone replica. None: one for each of its num_cpus, which Ray sees to."""
+    """torch's CPU threads in a backbone replica. None: Ray sets them to its num_cpus."""
     bank_poll_s: float = Field(default=5.0, gt=0)
-    """How soon a publish or rollback is noticed, in seconds."""
+    """Interval between polls of the pointer, in seconds: the delay until a publish or rollback is noticed."""
     engine: EngineConfig = EngineConfig()
     pinned_adapters: tuple[str, ...] = ()
-    """Adapters every backbone replica loads at once and never evicts, by their names in the bank."""
+    """Adapters that every backbone replica preloads and never evicts, by their names in the bank."""
     cache: CacheArgs = CacheArgs()
     routing: RoutingArgs = RoutingArgs()
     limits: LimitArgs = LimitArgs()
@@ -102,13 +112,13 @@ class AppArgs(_Args):
 
     @field_validator("bank", "base_model")
     @classmethod
-    def _is_set(cls, value: str, info: ValidationInfo) -> str:
+    def _require_value(cls, value: str, info: ValidationInfo) -> str:
         if not value:
-            raise ValueError(f"not set; give it as args.{info.field_name} or as DLP_{str(info.field_name).upper()}")
+            raise ValueError(f"not set; set args.{info.field_name} or DLP_{str(info.field_name).upper()}")
         return value
 
     @model_validator(mode="after")
-    def _every_mix_fits(self) -> Self:
+    def _check_slots(self) -> Self:
         if self.routing.max_adapters > self.engine.slots:
             raise ValueError(
                 f"routing.max_adapters {self.routing.max_adapters} is above engine.slots {self.engine.slots}: "

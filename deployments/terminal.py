@@ -1,4 +1,4 @@
-"""What every `dlp` command shares: one line for a mistake, one JSON object for a machine, one progress bar."""
+"""Terminal output shared by all `dlp` commands: styled text, JSON, progress bars and steps."""
 
 from __future__ import annotations
 
@@ -16,21 +16,26 @@ from rich.status import Status
 from dlp_core.errors import InvalidRequest
 
 LINE_S = 30.0
-"""How often a log is told how far a long job is."""
+"""Interval between progress lines when stderr is not a terminal."""
 
 out = Console()
 err = Console(stderr=True)
 
 
+def say(line: str) -> None:
+    """Writes one line to stdout as it is: neither wrapped nor coloured but for its own markup."""
+    out.print(line, highlight=False, soft_wrap=True)
+
+
 def print_json(value: Any) -> None:
-    """Writes one JSON value and a newline to stdout, unstyled: safe to pipe."""
+    """Write one JSON value and a newline to stdout, unstyled: safe to pipe."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
 @contextmanager
 def progress(title: str, *, total: float | None = None) -> Iterator[ProgressBar]:
-    """A progress bar on stderr that goes away when done; where stderr is no terminal, a line every half minute."""
+    """A progress bar on stderr that disappears when done; a line every half minute if stderr is not a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         yield ProgressBar(bar, bar.add_task(title, total=total))
@@ -42,10 +47,10 @@ class ProgressBar:
     def __init__(self, bar: Progress, task: TaskID) -> None:
         self._bar = bar
         self._task = task
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
 
     def report(self, done: int, total: int) -> None:
-        """What the library calls to say how far it is."""
+        """The library's progress callback."""
         self.update(done, total=total)
 
     def update(self, completed: float, *, total: float | None = None, title: str | None = None) -> None:
@@ -55,8 +60,8 @@ class ProgressBar:
         if title is not None:
             fields["description"] = title
         self._bar.update(self._task, **fields)
-        if self._bar.disable and time.monotonic() - self._said > LINE_S:
-            self._said = time.monotonic()
+        if self._bar.disable and time.monotonic() - self._last_line > LINE_S:
+            self._last_line = time.monotonic()
             task = self._bar.tasks[self._task]
             of = "" if task.total is None else f" of {task.total:,.0f}"
             err.print(f"  … {task.description}: {completed:,.0f}{of}", highlight=False)
@@ -64,7 +69,7 @@ class ProgressBar:
 
 @contextmanager
 def step(title: str) -> Iterator[Step]:
-    """One step of a longer job on stderr: a spinner while it runs, its time when it is done."""
+    """Show one step of a longer job on stderr: a spinner while it runs, its duration when done."""
     began = time.monotonic()
     with err.status(title) as status:
         if not err.is_terminal:
@@ -74,24 +79,24 @@ def step(title: str) -> Iterator[Step]:
 
 
 class Step:
-    """A running step; `say` adds what it is doing now."""
+    """A running step; `say` shows what it is doing."""
 
     def __init__(self, title: str, status: Status) -> None:
         self._title = title
         self._status = status
 
-    def say(self, what: str) -> None:
-        self._status.update(f"{self._title}: {what}")
+    def say(self, detail: str) -> None:
+        self._status.update(f"{self._title}: {detail}")
 
 
-def device(wanted: str | None) -> str:
-    """Where a command computes: what was asked for, or a CUDA device where there is one. Raises InvalidRequest."""
+def device(requested: str | None) -> str:
+    """The device a command computes on: the requested one, by default CUDA if available. Raises InvalidRequest."""
     import torch
 
-    if wanted is None:
+    if requested is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise InvalidRequest("--device is 'cuda', and there is no CUDA device here; use cpu")
-    if wanted not in ("cpu", "cuda"):
-        raise InvalidRequest(f"--device is {wanted!r}; it must be cpu or cuda")
-    return wanted
+    if requested == "cuda" and not torch.cuda.is_available():
+        raise InvalidRequest("--device is 'cuda', but this machine has no CUDA device; use cpu")
+    if requested not in ("cpu", "cuda"):
+        raise InvalidRequest(f"--device is {requested!r}; it must be cpu or cuda")
+    return requested

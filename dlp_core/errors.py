@@ -1,34 +1,34 @@
-"""Every error this library raises on purpose.
+"""Every error this library raises deliberately.
 
     DLPError
     ├── InvalidRequest        400  a field of a request is wrong; `param` names it
     │   └── PromptTooLong     400  prompt and max_tokens do not fit the context window
     ├── UnknownModel          404  no model, adapter or bank of that name
     ├── AdapterRefused        422  an adapter cannot be served exactly
-    │   └── DigestMismatch    422  bytes differ from what the bank manifest promises
+    │   └── DigestMismatch    422  bytes differ from those the bank manifest records
     ├── BankError             422  a bank manifest or its router is malformed or inconsistent
-    ├── Conflict              409  somebody else moved the pointer first
-    ├── EngineFull            429  the queue is at its limit; `retry_after` says when to come back
+    ├── Conflict              409  another writer changed the pointer first
+    ├── EngineFull            429  the queue is full; `retry_after` says when to retry
     ├── RequestAborted        499  the client or an operator ended the request
     ├── EngineFailed          503  the generation loop stopped; the replica is replaced
     ├── RouterUnavailable     503  no router replica answered in time
-    ├── AdapterUnavailable    503  an adapter could not be fetched now; retrying may help
+    ├── AdapterUnavailable    503  an adapter cannot be fetched now; a retry may help
     │   └── AdapterMissing    503  its files are not in the store: publish the bank again, or roll back
     ├── StoreUnavailable      503  the object store did not answer
-    ├── NotFound              404  the store answered: the object is not there
-    ├── LocalDiskError        500  the disk of this machine cannot be read or written
+    ├── NotFound              404  the store has no such object
+    ├── LocalDiskError        500  this machine's disk cannot be read or written
     │   └── DiskFull          507  it has no space left
-    └── DeadlineExceeded      504  the request ran out of time
+    └── DeadlineExceeded      504  the request timed out
 
-Each message names the thing (adapter, field, object), the limit and the next action. Errors cross
-process borders, so each one survives pickling: subclasses keep this constructor.
+Each message names the adapter, field or object, the limit and the next action. Errors cross process
+boundaries, so they must survive pickling: subclasses keep this constructor.
 """
 
 from __future__ import annotations
 
 
 class DLPError(Exception):
-    """Base of the tree. `code` is the machine-readable name sent to clients, `status` the HTTP status."""
+    """Base class. `code` is the machine-readable name sent to clients, `status` the HTTP status."""
 
     status = 500
     code = "internal_error"

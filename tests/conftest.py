@@ -5,6 +5,7 @@ A test is marked by what it needs (`s3`, `cluster`), so that `make quick` can le
 
 from __future__ import annotations
 
+import gc
 import os
 import uuid
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from dlp_core.store.local_s3 import LocalS3
+from tests.support.cpu_implementations import CPU_IMPLEMENTATIONS, cpu_implementation
 
 with suppress(ImportError):  # not every test needs it
     from hypothesis import HealthCheck, settings
@@ -32,6 +34,12 @@ CLUSTER_SECONDS = 900
 """After which a test on a cluster hangs: it may be the one that starts the cluster."""
 
 
+def pytest_collection_finish() -> None:
+    """What the tests import stays: the collector, which every engine calls when it stops, need not look at it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     for item in items:
@@ -48,12 +56,11 @@ def parameters(item: pytest.Item) -> list[str]:
     return [value for value in call.params.values() if isinstance(value, str)] if call else []
 
 
-@pytest.fixture(params=[0, 10**9], ids=["many", "few"])
-def each_cpu_implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=CPU_IMPLEMENTATIONS)
+def each_cpu_implementation(request: pytest.FixtureRequest) -> Iterator[None]:
     """Runs a test with each of the CPU op's implementations for all batches."""
-    from dlp_core.fusion import cpu
-
-    monkeypatch.setattr(cpu, "MAX_KERNEL_PRODUCTS", request.param)
+    with cpu_implementation(request.param):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,6 @@ import typer
 
 from deployments.args import AppArgs
 from deployments.replicas.process import lasting_imports
-from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.source import BankSource
 from dlp_core.mix import EMPTY_MIX
 from dlp_core.store.opening import open_store
@@ -47,7 +46,7 @@ async def phases(model: str, bank: str) -> dict[str, float]:
             module = import_module(name)
             end_phase(f"import {name}")
     args = AppArgs(bank=bank, base_model=model)
-    source = BankSource(open_store(bank), DiskCache(args.cache.path, args.cache.max_bytes))
+    source = BankSource(open_store(bank), args.cache.open())
     loaded = module.load(Path(model), source, args.engine, dtype=args.dtype, device="cpu", threads=args.threads)
     engine, codec = loaded.engine, loaded.codec
     end_phase("model and tokenizer")

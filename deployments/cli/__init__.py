@@ -1,0 +1,1 @@
+"""The `dlp` command, one file a noun."""

@@ -1,4 +1,4 @@
-"""`dlp adapter`: train one LoRA adapter, or check whether a folder is one that can be served exactly."""
+"""`dlp adapter`: train a LoRA adapter, or check whether one can be served exactly."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ def train(
     base: Annotated[Path, typer.Option(help="Folder of the base model (Hugging Face format, a chat model).")],
     data: Annotated[Path, typer.Option(help='JSON lines {"task", "input", "output"}, plain or .gz.')],
     out: Annotated[Path, typer.Option(help="Folder to write the PEFT adapter to.")],
-    task: Annotated[str | None, typer.Option(help="Of a file with several tasks, the one to train on.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task to train on, if the file has several.")] = None,
     joint: Annotated[bool, typer.Option("--joint", help="Train one adapter on all tasks of the file.")] = False,
     rank: Annotated[int, typer.Option(min=1)] = 8,
     alpha: Annotated[float, typer.Option(min=0.0)] = 16.0,
     targets: Annotated[str, typer.Option(help="Modules to adapt, comma separated.")] = "q_proj,v_proj",
     steps: Annotated[int, typer.Option(min=1)] = 300,
     lr: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 2e-3,
-    batch_rows: Annotated[int, typer.Option(min=1, help="Packed rows of one step.")] = 4,
-    row_tokens: Annotated[int, typer.Option(min=16, help="Tokens of a packed row.")] = 192,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Packed rows per step.")] = 4,
+    row_tokens: Annotated[int, typer.Option(min=16, help="Tokens per packed row.")] = 192,
     validation_rows: Annotated[int, typer.Option(min=1, help="Rows held back to choose the best weights.")] = 64,
     validate_every: Annotated[
-        int, typer.Option(min=1, help="Steps between looks at them; three without a gain end the training.")
+        int, typer.Option(min=1, help="Steps between validations; three without improvement end training.")
     ] = 50,
     seed: Seed = 0,
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Train one LoRA adapter, as a rule on the rows of one task. The backbone stays frozen."""
+    """Train one LoRA adapter, usually on the rows of one task. The backbone stays frozen."""
     from dlp_core.train.lora import TrainProgress, TrainSettings, train_adapter
     from dlp_core.train.rows import read_rows
 
@@ -58,8 +58,8 @@ def train(
     rows = read_rows(data, task=task, joint=joint)
     with terminal.progress(f"train {out.name}", total=steps) as bar:
 
-        def report(now: TrainProgress) -> None:
-            bar.update(now.step, title=f"train {out.name} loss {now.loss:.3f}")
+        def report(state: TrainProgress) -> None:
+            bar.update(state.step, title=f"train {out.name} loss {state.loss:.3f}")
 
         summary = train_adapter(base, rows, out, settings, device=terminal.device(device), report=report)
     if json:
@@ -73,33 +73,30 @@ def train(
 
 @app.command()
 def check(
-    location: Annotated[str, typer.Argument(help="A PEFT folder, or s3://bucket/path/ of one.", metavar="DIR|URI")],
+    location: Annotated[str, typer.Argument(help="A PEFT folder, local or s3://bucket/path/.", metavar="DIR|URI")],
     base_model: Annotated[
         Path | None, typer.Option(help="Folder of the base model: also check that the adapter fits its layers.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Say what an adapter is and whether it can be served exactly; exit 2 with the reason if it cannot."""
-    from dlp_core.adapter.checks import check_base, check_fits
+    """Describe an adapter and check that it can be served exactly; exit 2 with the reason if it cannot."""
+    from dlp_core.adapter.checks import check_base
 
-    with (
-        terminal.progress(f"read {location}") as bar,
-        local_copy(location, progress=bar.report) as folder,
-    ):
+    with terminal.progress(f"read {location}") as bar, local_copy(location, progress=bar.report) as folder:
         adapter = read_adapter(folder, name=folder.name)
         facts = _facts(adapter, folder)
     if base_model is not None:
-        from dlp_core.fusion.layers import read_shapes
+        from dlp_core.fusion.layers import fits_model
 
         check_base(adapter, base_model.resolve().name)
-        check_fits(adapter, read_shapes(base_model))
+        fits_model(base_model)(adapter)
         facts["fits"] = str(base_model)
     if json:
         terminal.print_json(facts)
         return
     table = Table(show_header=False, box=None)
     for key, value in facts.items():
-        if key == "served":  # said in words below
+        if key == "served":  # printed below
             continue
         if isinstance(value, list):
             shown = ", ".join(map(str, value)) or "none"
@@ -107,8 +104,8 @@ def check(
             shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
         table.add_row(key.replace("_", " "), shown)
     terminal.out.print(table)
-    unsure = "" if base_model else "; --base-model DIR checks it against the layers of its base model"
-    terminal.out.print(f"[green]can be served exactly[/]{unsure}", soft_wrap=True)
+    hint = "" if base_model else "; --base-model DIR checks it against the layers of its base model"
+    terminal.say(f"[green]can be served exactly[/]{hint}")
 
 
 def _facts(adapter: Adapter, folder: Path) -> dict[str, Any]:

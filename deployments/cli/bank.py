@@ -1,8 +1,7 @@
-"""`dlp bank`: publish a folder as the bank that serves, look at what is published, verify it, roll back, clean up."""
+"""`dlp bank`: publish a folder as the current bank, show what is published, verify it, roll back, clean up."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,9 +15,9 @@ from dlp_core.store.local_copy import local_copy
 from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore
 
-app = typer.Typer(help="Publish banks and look after them.", no_args_is_help=True)
+app = typer.Typer(help="Publish and maintain banks.", no_args_is_help=True)
 
-Version = Annotated[str | None, typer.Argument(help="A bank version; the one that serves when left out.")]
+Version = Annotated[str | None, typer.Argument(help="A bank version; default: the current one.")]
 
 
 @app.command()
@@ -26,40 +25,35 @@ def publish(
     folder: Annotated[
         str,
         typer.Argument(
-            help="Bank folder: bank.json, adapters/<name>/, router/. Here, or s3://bucket/path/ of one.",
+            help="Bank folder: bank.json, adapters/<name>/, router/. Local, or s3://bucket/path/.",
             metavar="FOLDER|URI",
         ),
     ],
     bank: Bank,
-    version: Annotated[str | None, typer.Option(help="Name of this bank version; by default its content's.")] = None,
+    version: Annotated[
+        str | None, typer.Option(help="Name of this bank version; default: derived from its content.")
+    ] = None,
     base_model: Annotated[
         Path | None,
         typer.Option(envvar="DLP_BASE_MODEL", help="Folder of the base model: also check that every adapter fits it."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Validate a bank folder, upload what is new, and let it serve."""
+    """Validate a bank folder, upload what is new, and make it the current bank."""
     from dlp_core.bank.publish import publish as publish_bank
 
     store = open_store(bank)
     check = None
     if base_model is not None:
-        from dlp_core.adapter.checks import check_fits
-        from dlp_core.fusion.layers import read_shapes
+        from dlp_core.fusion.layers import fits_model
 
-        check = partial(check_fits, layers=read_shapes(base_model))
+        check = fits_model(base_model)
     with terminal.progress(f"publish {folder}") as bar, local_copy(folder) as source:
-        manifest = publish_bank(
-            store,
-            source,
-            version=version,
-            check=check,
-            progress=bar.report,
-        )
+        manifest = publish_bank(store, source, version=version, check=check, progress=bar.report)
     if json:
         terminal.print_json({"bank": store.uri, "version": manifest.version, "adapters": len(manifest.adapters)})
         return
-    _say(
+    terminal.say(
         f"[bold]{manifest.version}[/] serves in {escape(store.uri)}: {len(manifest.adapters)} adapters, "
         f"{_bytes(manifest.size)}" + ("" if check else "; --base-model DIR would also check that they fit its layers")
     )
@@ -75,7 +69,7 @@ def show(bank: Bank, version: Version = None, json: Json = False) -> None:
         terminal.print_json(manifest.model_dump(mode="json"))
         return
     router = manifest.router.version if manifest.router else "none"
-    _say(
+    terminal.say(
         f"[bold]{manifest.version}[/] of {manifest.created:%Y-%m-%d %H:%M} UTC, base model "
         f"{escape(manifest.base_model.id)}, router {router}"
     )
@@ -97,25 +91,27 @@ def list_banks(bank: Bank, json: Json = False) -> None:
         terminal.print_json(
             [
                 {
-                    "version": found.version,
-                    "created": found.created.isoformat(),
-                    "adapters": found.adapters,
-                    "size": found.size,
-                    "current": found.current,
-                    "pinned": found.pinned,
+                    "version": bank_version.version,
+                    "created": bank_version.created.isoformat(),
+                    "adapters": bank_version.adapters,
+                    "size": bank_version.size,
+                    "current": bank_version.current,
+                    "pinned": bank_version.pinned,
                 }
-                for found in versions
+                for bank_version in versions
             ]
         )
         return
     table = Table("", "version", "created (UTC)", "adapters", "size")
-    for found in versions:
+    for bank_version in versions:
         table.add_row(
-            ", ".join(word for word, holds in (("serves", found.current), ("pinned", found.pinned)) if holds),
-            found.version,
-            f"{found.created:%Y-%m-%d %H:%M:%S}",
-            str(found.adapters),
-            _bytes(found.size),
+            ", ".join(
+                word for word, holds in (("serves", bank_version.current), ("pinned", bank_version.pinned)) if holds
+            ),
+            bank_version.version,
+            f"{bank_version.created:%Y-%m-%d %H:%M:%S}",
+            str(bank_version.adapters),
+            _bytes(bank_version.size),
         )
     terminal.out.print(table)
 
@@ -127,25 +123,25 @@ def diff_banks(
     bank: Bank,
     json: Json = False,
 ) -> None:
-    """Show what changes when version B takes over from version A."""
+    """Show what changes from version A to version B."""
     from dataclasses import asdict
 
     from dlp_core.bank.manifest import diff
     from dlp_core.bank.reading import load_manifest
 
     store = open_store(bank)
-    found = diff(load_manifest(store, a), load_manifest(store, b))
+    difference = diff(load_manifest(store, a), load_manifest(store, b))
     if json:
-        terminal.print_json(asdict(found))
+        terminal.print_json(asdict(difference))
         return
     lines = [
-        *(f"[green]+ {name}[/]" for name in found.added),
-        *(f"[red]- {name}[/]" for name in found.removed),
-        *(f"[yellow]~ {name}[/]" for name in found.changed),
-        *(["[yellow]~ the router[/]"] if found.router_changed else []),
-        *(["[yellow]~ the base model[/]"] if found.base_changed else []),
+        *(f"[green]+ {name}[/]" for name in difference.added),
+        *(f"[red]- {name}[/]" for name in difference.removed),
+        *(f"[yellow]~ {name}[/]" for name in difference.changed),
+        *(["[yellow]~ the router[/]"] if difference.router_changed else []),
+        *(["[yellow]~ the base model[/]"] if difference.base_changed else []),
     ]
-    _say("\n".join(lines) or "no difference")
+    terminal.say("\n".join(lines) or "no difference")
 
 
 @app.command("verify")
@@ -166,9 +162,9 @@ def verify_bank(bank: Bank, version: Version = None, json: Json = False) -> None
         )
     else:
         for problem in report.problems:
-            _say(f"[red]{escape(problem)}[/]")
+            terminal.say(f"[red]{escape(problem)}[/]")
         verdict = f"{len(report.problems)} of them are not as published" if report.problems else "all as published"
-        _say(f"[bold]{report.version}[/]: {report.files} files, {_bytes(report.size)}, {verdict}")
+        terminal.say(f"[bold]{report.version}[/]: {report.files} files, {_bytes(report.size)}, {verdict}")
     if report.problems:
         raise typer.Exit(1)
 
@@ -176,10 +172,10 @@ def verify_bank(bank: Bank, version: Version = None, json: Json = False) -> None
 @app.command("rollback")
 def rollback_bank(
     bank: Bank,
-    version: Annotated[str | None, typer.Argument(help="Where to; the bank before this one when left out.")] = None,
+    version: Annotated[str | None, typer.Argument(help="Target version; default: the previous bank.")] = None,
     json: Json = False,
 ) -> None:
-    """Let an earlier version serve again. Nothing is uploaded or deleted."""
+    """Make an earlier version the current bank again. Nothing is uploaded or deleted."""
     from dlp_core.bank.publish import rollback
 
     store = open_store(bank)
@@ -187,16 +183,16 @@ def rollback_bank(
     if json:
         terminal.print_json({"bank": store.uri, "version": manifest.version, "adapters": len(manifest.adapters)})
         return
-    _say(f"[bold]{manifest.version}[/] serves in {escape(store.uri)}: {len(manifest.adapters)} adapters")
+    terminal.say(f"[bold]{manifest.version}[/] serves in {escape(store.uri)}: {len(manifest.adapters)} adapters")
 
 
 @app.command("pin")
 def pin_bank(
     bank: Bank,
-    version: Annotated[str, typer.Argument(help="The version `dlp bank gc` shall keep.")],
+    version: Annotated[str, typer.Argument(help="The version for `dlp bank gc` to keep.")],
     json: Json = False,
 ) -> None:
-    """Keep a version from being collected, until it is unpinned."""
+    """Protect a version from garbage collection until it is unpinned."""
     from dlp_core.bank.retention import pin
 
     store = open_store(bank)
@@ -206,9 +202,9 @@ def pin_bank(
 
 @app.command("unpin")
 def unpin_bank(
-    bank: Bank, version: Annotated[str, typer.Argument(help="A version that is pinned.")], json: Json = False
+    bank: Bank, version: Annotated[str, typer.Argument(help="A pinned version.")], json: Json = False
 ) -> None:
-    """Let a version be collected again."""
+    """Allow a version to be collected again."""
     from dlp_core.bank.retention import unpin
 
     store = open_store(bank)
@@ -219,11 +215,11 @@ def unpin_bank(
 @app.command("gc")
 def collect_garbage(
     bank: Bank,
-    keep: Annotated[int, typer.Option(min=0, help="Newest versions to keep besides those that must stay.")] = 5,
-    dry_run: Annotated[bool, typer.Option(help="Only say what would be deleted.")] = False,
+    keep: Annotated[int, typer.Option(min=0, help="Newest versions to keep in addition to those that must stay.")] = 5,
+    dry_run: Annotated[bool, typer.Option(help="Only show what would be deleted.")] = False,
     json: Json = False,
 ) -> None:
-    """Delete old versions and files nothing needs. The current, the previous and every pinned version stay."""
+    """Delete old versions and unused files. The current, the previous and every pinned version stay."""
     from dlp_core.bank.retention import collect
 
     store = open_store(bank)
@@ -242,9 +238,9 @@ def collect_garbage(
         )
         return
     for version in garbage.versions:
-        _say(f"[red]- {version}[/]")
+        terminal.say(f"[red]- {version}[/]")
     verb = "would be deleted" if dry_run else "deleted"
-    _say(
+    terminal.say(
         f"{len(garbage.versions)} versions and {len(garbage.keys) - len(garbage.versions)} files {verb}, "
         f"{_bytes(garbage.size)}; kept: {', '.join(garbage.kept)}"
     )
@@ -257,11 +253,7 @@ def _say_pins(store: AdapterStore, json: bool) -> None:
     if json:
         terminal.print_json({"bank": store.uri, "pinned": pinned})
         return
-    _say(f"pinned in {escape(store.uri)}: {', '.join(pinned) or 'none'}")
-
-
-def _say(line: str) -> None:
-    terminal.out.print(line, highlight=False, soft_wrap=True)
+    terminal.say(f"pinned in {escape(store.uri)}: {', '.join(pinned) or 'none'}")
 
 
 def _bytes(count: int) -> str:

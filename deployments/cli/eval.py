@@ -1,4 +1,4 @@
-"""`dlp eval`: judge a bank on a suite, hold a new bank against the one before, look at two side by side."""
+"""`dlp eval`: evaluate a bank on a suite, gate a new bank against a baseline, compare two banks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from deployments.cli.options import BASE_MODEL, Device, Json
 from dlp_core.errors import InvalidRequest, NotFound
 
 if TYPE_CHECKING:
-    from dlp_core.bank.disk_cache import DiskCache
     from dlp_core.eval.evaluation import Phase
     from dlp_core.eval.results import Difference, Results
     from dlp_core.eval.run import Setup
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-app = typer.Typer(help="Judge banks on task suites.")
+app = typer.Typer(help="Evaluate banks on task suites.")
 
 SuiteFile = Annotated[Path | None, typer.Option("--suite", help="YAML suite.", show_default=False)]
 Bank = Annotated[
@@ -33,20 +32,18 @@ Bank = Annotated[
     typer.Option(
         envvar="DLP_BANK",
         metavar="URI|FOLDER",
-        help="A published bank (#VERSION: one that does not serve), or a bank folder that is not published yet.",
+        help="A published bank (#VERSION for a version that is not current), or an unpublished bank folder.",
         show_default=False,
     ),
 ]
 BaseModel = Annotated[Path | None, BASE_MODEL]
-Data = Annotated[Path | None, typer.Option(help="Folder of the suite's data files; the suite's own when left out.")]
-Rows = Annotated[int | None, typer.Option(min=1, help="Rows of each task, and most composite prompts.")]
+Data = Annotated[Path | None, typer.Option(help="Folder of the suite's data files; default: the suite's own.")]
+Rows = Annotated[int | None, typer.Option(min=1, help="Rows per task, and maximum number of composite prompts.")]
 Out = Annotated[Path, typer.Option(help="Folder for answers, results.json, report.html and report.md.")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float32 or float16.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the model.")]
-AtOnce = Annotated[int, typer.Option(min=1, help="Requests in the engine at a time.")]
-History = Annotated[
-    str | None, typer.Option(metavar="URI", help="Store to keep the results in; the bank's own when left out.")
-]
+AtOnce = Annotated[int, typer.Option(min=1, help="Concurrent requests in the engine.")]
+History = Annotated[str | None, typer.Option(metavar="URI", help="Store for the results; default: the bank's store.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -57,7 +54,7 @@ def evaluate(
     bank: Bank = None,
     base_model: BaseModel = None,
     arms: Annotated[
-        str | None, typer.Option(help="Comma separated; see docs/evaluation.md. The standard ones when left out.")
+        str | None, typer.Option(help="Comma separated; see docs/evaluation.md. Default: the standard arms.")
     ] = None,
     data: Data = None,
     rows: Rows = None,
@@ -69,23 +66,24 @@ def evaluate(
     history: History = None,
     json: Json = False,
 ) -> None:
-    """Judge a bank: every row of a suite through every arm. Run again after a kill, it goes on."""
+    """Evaluate a bank: every row of a suite with every arm. An interrupted run resumes where it stopped."""
     if context.invoked_subcommand is not None:
         return
+    from deployments.args import CacheArgs
     from dlp_core.eval.report import write_html, write_markdown
     from dlp_core.eval.run import run_evaluation
     from dlp_core.store.opening import open_store
 
     judged = _suite(suite, data, rows)
     setup = _setup(base_model, dtype, device, threads, at_once)
-    location = _given(bank, "--bank URI or FOLDER")
+    location = _require(bank, "--bank URI or FOLDER")
     with _phases() as phase:
         results = run_evaluation(
             judged,
             arms.split(",") if arms else None,
             location,
             setup,
-            cache=_cache(),
+            cache=CacheArgs().open(),
             journal=out / "answers.jsonl",
             phase=phase,
             history=open_store(history) if history else None,
@@ -97,7 +95,7 @@ def evaluate(
         terminal.print_json(results.model_dump(mode="json", exclude={"rows"}))
         return
     _show(results)
-    _say(f"{escape(str(out / 'report.html'))}, {escape(str(out / 'results.json'))}")
+    terminal.say(f"{escape(str(out / 'report.html'))}, {escape(str(out / 'results.json'))}")
 
 
 @app.command()
@@ -106,12 +104,10 @@ def gate(
     suite: SuiteFile = None,
     bank: Bank = None,
     baseline: Annotated[
-        str | None, typer.Option(metavar="URI|FOLDER|FILE", help="The bank before, or results of it.")
+        str | None, typer.Option(metavar="URI|FOLDER|FILE", help="The previous bank, or its results.")
     ] = None,
-    max_drop: Annotated[float, typer.Option(min=0, help="Points a task, or the mean, may lose.")] = 1.0,
-    arm: Annotated[str, typer.Option(help="What the banks are compared by; by default what a server does.")] = (
-        "top-p=0.9"
-    ),
+    max_drop: Annotated[float, typer.Option(min=0, help="Points a task or the mean may lose.")] = 1.0,
+    arm: Annotated[str, typer.Option(help="The arm to compare; default: what a server runs.")] = "top-p=0.9",
     base_model: BaseModel = None,
     data: Data = None,
     rows: Rows = None,
@@ -123,6 +119,7 @@ def gate(
     json: Json = False,
 ) -> None:
     """Exit 1 if the bank is worse than the baseline by more than --max-drop and more than noise; names the tasks."""
+    from deployments.args import CacheArgs
     from dlp_core.eval.arms import parse
     from dlp_core.eval.results import compare_banks
     from dlp_core.eval.run import run_evaluation
@@ -130,21 +127,24 @@ def gate(
     chosen = parse(arm).name
     judged = _suite(suite, data, rows)
     setup = _setup(base_model, dtype, device, threads, at_once)
-    location, before = _given(bank, "--bank URI or FOLDER"), _given(baseline, "--baseline URI, FOLDER or FILE")
-    history = _store_of(before)
+    location, old_location = (
+        _require(bank, "--bank URI or FOLDER"),
+        _require(baseline, "--baseline URI, FOLDER or FILE"),
+    )
+    history = _store_of(old_location)
     with _phases() as phase:
 
         def results_of(where: str) -> Results:
             return run_evaluation(
-                judged, [chosen], where, setup, cache=_cache(), journal=out / "answers.jsonl", phase=phase,
+                judged, [chosen], where, setup, cache=CacheArgs().open(), journal=out / "answers.jsonl", phase=phase,
                 history=history,
             )  # fmt: skip
 
-        old = _known(before, judged, setup, chosen) or results_of(before)
+        old = _known(old_location, judged, setup, chosen) or results_of(old_location)
         new = results_of(location)
-    found = compare_banks(new, old, chosen)
-    failed = found.worse(max_drop)
-    dropped = found.overall.mean < -max_drop and found.overall.high < 0
+    difference = compare_banks(new, old, chosen)
+    failed = difference.worse(max_drop)
+    dropped = difference.overall.mean < -max_drop and difference.overall.high < 0
     if json:
         terminal.print_json(
             {
@@ -156,18 +156,22 @@ def gate(
                 "suite": judged.settings.name,
                 "bank": new.bank.version,
                 "baseline": old.bank.version,
-                "mean": found.overall.model_dump(),
-                "tasks": {task: interval.model_dump() for task, interval in found.tasks.items()},
+                "mean": difference.overall.model_dump(),
+                "tasks": {task: interval.model_dump() for task, interval in difference.tasks.items()},
             }
         )
     else:
-        _show_difference(found, old, new, chosen)
+        _show_difference(difference, old, new, chosen)
         for task in failed:
-            _say(f"[red]worse: {task} {found.tasks[task].mean:+.1f}, at most {max_drop:g} may be lost[/]")
+            terminal.say(
+                f"[red]worse: {task} {difference.tasks[task].mean:+.1f}, more than the allowed loss of {max_drop:g}[/]"
+            )
         if dropped:
-            _say(f"[red]worse: the mean {found.overall.mean:+.1f}, at most {max_drop:g} may be lost[/]")
+            terminal.say(
+                f"[red]worse: the mean {difference.overall.mean:+.1f}, more than the allowed loss of {max_drop:g}[/]"
+            )
         if not failed and not dropped:
-            _say(f"[green]passed[/]: nothing lost more than {max_drop:g} points and more than its noise")
+            terminal.say(f"[green]passed[/]: no task lost more than {max_drop:g} points and more than its noise")
     if failed or dropped:
         raise typer.Exit(1)
 
@@ -175,14 +179,14 @@ def gate(
 @app.command()
 def compare(
     a: Annotated[str, typer.Argument(help="A bank version with results in the store, or a results.json.")],
-    b: Annotated[str, typer.Argument(help="The one to compare it with.")],
+    b: Annotated[str, typer.Argument(help="The bank or results to compare it with.")],
     *,
     bank: Bank = None,
-    suite: Annotated[str | None, typer.Option(help="Name of the suite, where there are results of several.")] = None,
-    arm: Annotated[str, typer.Option(help="What the banks are compared by.")] = "top-p=0.9",
+    suite: Annotated[str | None, typer.Option(help="Name of the suite, if there are results of several.")] = None,
+    arm: Annotated[str, typer.Option(help="The arm to compare.")] = "top-p=0.9",
     json: Json = False,
 ) -> None:
-    """Show two banks side by side: every task, what B has more than A, and whether the difference holds."""
+    """Show two banks side by side: every task, the gain of B over A, and whether it is significant."""
     from dlp_core.eval.arms import parse
     from dlp_core.eval.results import compare_banks, latest, read
     from dlp_core.store.opening import open_store
@@ -192,10 +196,10 @@ def compare(
     def results_of(where: str) -> Results:
         if where.endswith(".json"):
             return read(Path(where))
-        return latest(open_store(_given(bank, "--bank URI")), where, suite=suite, arms=[chosen])
+        return latest(open_store(_require(bank, "--bank URI")), where, suite=suite, arms=[chosen])
 
     old, new = results_of(a), results_of(b)
-    found = compare_banks(new, old, chosen)
+    difference = compare_banks(new, old, chosen)
     if json:
         terminal.print_json(
             {
@@ -203,20 +207,20 @@ def compare(
                 "suite": new.suite.name,
                 "a": {"bank": old.bank.version, "score": old.arm(chosen).score.model_dump()},
                 "b": {"bank": new.bank.version, "score": new.arm(chosen).score.model_dump()},
-                "difference": found.overall.model_dump(),
-                "tasks": {task: interval.model_dump() for task, interval in found.tasks.items()},
-                "better": found.better,
-                "worse": found.worse(0),
+                "difference": difference.overall.model_dump(),
+                "tasks": {task: interval.model_dump() for task, interval in difference.tasks.items()},
+                "better": difference.better,
+                "worse": difference.worse(0),
             }
         )
         return
-    _show_difference(found, old, new, chosen)
+    _show_difference(difference, old, new, chosen)
 
 
 def _suite(path: Path | None, data: Path | None, rows: int | None) -> Suite:
     from dlp_core.eval.suite import load_suite
 
-    return load_suite(_given(path, "--suite FILE"), data=data, rows=rows)
+    return load_suite(_require(path, "--suite FILE"), data=data, rows=rows)
 
 
 def _setup(base_model: Path | None, dtype: str, device: str | None, threads: int | None, at_once: int) -> Setup:
@@ -224,35 +228,29 @@ def _setup(base_model: Path | None, dtype: str, device: str | None, threads: int
 
     if dtype not in ("bfloat16", "float32", "float16"):
         raise InvalidRequest(f"--dtype is {dtype!r}; it must be bfloat16, float32 or float16")
-    folder = _given(base_model, "--base-model DIR")
+    folder = _require(base_model, "--base-model DIR")
     device = terminal.device(device)
     if device == "cpu":
         return Setup(folder, dtype, device, threads, at_once)
     return Setup(folder, dtype, device, threads, at_once, cache_tokens=131_072, batch_tokens=4096)
 
 
-def _cache() -> DiskCache:
-    from deployments.args import CacheArgs
-    from dlp_core.bank.disk_cache import DiskCache
-
-    args = CacheArgs()
-    return DiskCache(args.path, args.max_bytes)
-
-
 def _store_of(location: str) -> AdapterStore | None:
-    """The store a published bank lies in, or None for results in a file and for a folder that is not published."""
+    """The store of a published bank; None for a results file and for an unpublished folder."""
     from dlp_core.bank.reading import find_current
+    from dlp_core.eval.judged_bank import split_location
     from dlp_core.store.opening import open_store
 
     if location.endswith(".json"):
         return None
-    store = open_store(location.partition("#")[0])
+    store = open_store(split_location(location)[0])
     return store if find_current(store) is not None else None
 
 
 def _known(location: str, suite: Suite, setup: Setup, arm: str) -> Results | None:
-    """Results of the baseline that are there already."""
+    """Existing results of the baseline, None if there are none."""
     from dlp_core.bank.reading import load_manifest
+    from dlp_core.eval.judged_bank import split_location
     from dlp_core.eval.results import latest, read
 
     if location.endswith(".json"):
@@ -260,23 +258,23 @@ def _known(location: str, suite: Suite, setup: Setup, arm: str) -> Results | Non
     store = _store_of(location)
     if store is None:
         return None
-    version = load_manifest(store, location.partition("#")[2] or None).version
+    version = load_manifest(store, split_location(location)[1]).version
     try:
-        found = latest(store, version, suite=f"{suite.settings.name}-{suite.digest}", arms=[arm])
+        results = latest(store, version, suite=f"{suite.settings.name}-{suite.digest}", arms=[arm])
     except NotFound:
         return None
-    return found if found.setup == setup.name() else None
+    return results if results.setup == setup.name() else None
 
 
-def _given(value: T | None, what: str) -> T:
+def _require(value: T | None, option: str) -> T:
     if value is None:
-        raise InvalidRequest(f"{what} is missing; see dlp eval --help")
+        raise InvalidRequest(f"{option} is missing; see dlp eval --help")
     return value
 
 
 @contextmanager
 def _phases() -> Iterator[Phase]:
-    """One progress bar for the phases of an evaluation, one after the other."""
+    """One progress bar for the successive phases of an evaluation."""
     with terminal.progress("load") as bar:
         yield lambda title: lambda done, total: bar.update(done, total=total, title=title)
 
@@ -299,21 +297,21 @@ def _show(results: Results) -> None:
         )
     terminal.out.print(table)
     if results.composites:
-        parts = sorted({found.parts for found in results.composites})
+        parts = sorted({composite.parts for composite in results.composites})
         table = Table("several questions in a prompt", *map(str, parts))
-        for way in dict.fromkeys(found.arm for found in results.composites):
-            scores = {found.parts: found.score for found in results.composites if found.arm == way}
+        for way in dict.fromkeys(composite.arm for composite in results.composites):
+            scores = {composite.parts: composite.score for composite in results.composites if composite.arm == way}
             table.add_row(way, *(f"{scores[n].mean:.1f} ({scores[n].low:.1f}-{scores[n].high:.1f})" for n in parts))
         terminal.out.print(table)
 
 
-def _show_difference(found: Difference, old: Results, new: Results, arm: str) -> None:
+def _show_difference(difference: Difference, old: Results, new: Results, arm: str) -> None:
     before, after = old.arm(arm), new.arm(arm)
     table = Table(Column("task", no_wrap=True), title=f"{new.suite.name}, {arm}")
     for column in (old.bank.version, new.bank.version, "difference", "interval", ""):
         table.add_column(column, justify="right")
-    worse, better = found.worse(0), found.better
-    for task, interval in sorted(found.tasks.items(), key=lambda item: item[1].mean):
+    worse, better = difference.worse(0), difference.better
+    for task, interval in sorted(difference.tasks.items(), key=lambda item: item[1].mean):
         table.add_row(
             task,
             f"{before.tasks[task].score.mean:.1f}",
@@ -323,7 +321,7 @@ def _show_difference(found: Difference, old: Results, new: Results, arm: str) ->
             "[red]worse[/]" if task in worse else "[green]better[/]" if task in better else "",
         )
     table.add_section()
-    mean = found.overall
+    mean = difference.overall
     table.add_row(
         "mean over tasks",
         f"{before.score.mean:.1f}",
@@ -333,7 +331,3 @@ def _show_difference(found: Difference, old: Results, new: Results, arm: str) ->
         "[red]worse[/]" if mean.high < 0 else "[green]better[/]" if mean.low > 0 else "",
     )
     terminal.out.print(table)
-
-
-def _say(line: str) -> None:
-    terminal.out.print(line, highlight=False, soft_wrap=True)

@@ -31,18 +31,18 @@ app.command("route")(route.route)
 
 
 def main() -> None:
-    """Runs the command line. A mistake of the user and a full disk end in one line on stderr, never in a traceback."""
+    """Run the command line. User errors and a full disk end in one line on stderr, never in a traceback."""
     try:
         app()
     except DLPError as error:
-        _end(error)
+        _exit_with(error)
     except OSError as error:
-        if error.filename is None and not is_full(error):  # of no file: a bug
+        if error.filename is None and not is_full(error):  # not about a file: a bug
             raise
-        _end(disk_error(error, f"{error.filename or 'a file'}: cannot be used"))
+        _exit_with(disk_error(error, f"{error.filename or 'a file'}: cannot be used"))
 
 
-def _end(error: DLPError) -> NoReturn:
+def _exit_with(error: DLPError) -> NoReturn:
     terminal.err.print(f"[bold red]dlp:[/] {escape(error.message)}", highlight=False, soft_wrap=True)
     sys.exit(2 if error.status < 500 else 1)
 

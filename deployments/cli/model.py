@@ -1,4 +1,4 @@
-"""`dlp model`: take a base model to a store, and from there to a node."""
+"""`dlp model`: push a base model to a store and pull it to a node."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ app = typer.Typer(help="Move base models between folders and a store.", no_args_
 
 Location = Annotated[
     str,
-    typer.Argument(envvar="DLP_BASE_MODEL_URI", metavar="URI", help="s3://bucket/prefix/ or a folder; one model each."),
+    typer.Argument(
+        envvar="DLP_BASE_MODEL_URI", metavar="URI", help="s3://bucket/prefix/ or a folder; holds one model."
+    ),
 ]
 
 RETRY_S = 2.0
@@ -34,7 +36,7 @@ def push(
     uri: Location,
     json: Json = False,
 ) -> None:
-    """Upload a model folder. A location keeps its model: another one goes elsewhere."""
+    """Upload a model folder. A location holds one model for good; push another model to another location."""
     from dlp_core.store.base_model import push as push_model
 
     store = open_store(uri)
@@ -50,12 +52,15 @@ def push(
 def pull(
     uri: Location,
     folder: Annotated[
-        Path, typer.Argument(envvar="DLP_BASE_MODEL", help="Where to; it appears when it is complete and checked.")
+        Path,
+        typer.Argument(envvar="DLP_BASE_MODEL", help="Target folder; it appears once it is complete and verified."),
     ],
-    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a store or model that is not there yet.")] = 0,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for a store or model that does not exist yet.")
+    ] = 0,
     json: Json = False,
 ) -> None:
-    """Fetch a model into a folder; nothing is fetched when it is there already."""
+    """Fetch a model into a folder, unless the folder has it already."""
     from dlp_core.store.base_model import pull as pull_model
 
     store = open_store(uri)
@@ -72,7 +77,7 @@ def pull(
     if json:
         terminal.print_json({**_facts(store, manifest), "folder": str(folder), "fetched": fetched})
         return
-    _say(manifest, f"in {folder}" + ("" if fetched else ", as it was"))
+    _say(manifest, f"in {folder}" + ("" if fetched else ", unchanged"))
 
 
 def _facts(store: AdapterStore, manifest: ModelManifest) -> dict[str, object]:
@@ -86,8 +91,6 @@ def _facts(store: AdapterStore, manifest: ModelManifest) -> dict[str, object]:
 
 
 def _say(manifest: ModelManifest, where: str) -> None:
-    terminal.out.print(
-        f"[bold]{escape(manifest.name)}[/]: {len(manifest.files)} files, {manifest.size / 1e6:.1f} MB {escape(where)}",
-        highlight=False,
-        soft_wrap=True,
+    terminal.say(
+        f"[bold]{escape(manifest.name)}[/]: {len(manifest.files)} files, {manifest.size / 1e6:.1f} MB {escape(where)}"
     )

@@ -1,4 +1,4 @@
-"""Options that several `dlp` commands have: spelled, described and read from the environment alike."""
+"""Options shared by several `dlp` commands."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text."
 Bank = Annotated[str, typer.Option("--bank", envvar="DLP_BANK", metavar="URI", help="s3://bucket/prefix/ or a folder.")]
 BASE_MODEL = typer.Option("--base-model", envvar="DLP_BASE_MODEL", help="Folder of the base model.", show_default=False)
 BaseModel = Annotated[Path, BASE_MODEL]
-Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; cuda where there is one when left out.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Same rows and same seed give the same bytes.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; default: cuda if available.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="The same rows and seed give the same bytes.")]

@@ -1,4 +1,4 @@
-"""`dlp route`: what a router makes of a text and why, or of a file of texts."""
+"""`dlp route`: how a router routes a text and why, or a file of texts."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from rich.table import Table
 from deployments import terminal
 from deployments.cli.options import Json
 from dlp_core.errors import InvalidRequest
-from dlp_core.mix import WeightRule
+from dlp_core.mix import Mix, WeightRule
 
 if TYPE_CHECKING:
-    from dlp_core.mix import Mix
     from dlp_core.router import Router, Routing
     from dlp_core.router.explanation import Explanation
 
 SHOWN = 8
-"""Adapters that get a bar, and words that are named."""
+"""Adapters shown with a bar, and words listed."""
 
 _BAR = 40  # characters
 
@@ -32,39 +31,39 @@ def route(
     router: Annotated[Path | None, typer.Option(help="Folder of a trained router.")] = None,
     bank: Annotated[str | None, typer.Option(help="A published bank instead: s3://bucket/prefix/ or a folder.")] = None,
     file: Annotated[Path | None, typer.Option(help='JSON lines {"input": text}, plain or .gz, not TEXT.')] = None,
-    top_p: Annotated[float, typer.Option(help="Keep the fewest adapters that have this share.")] = 0.9,
+    top_p: Annotated[float, typer.Option(help="Keep the fewest adapters with this share of the probability.")] = 0.9,
     max_adapters: Annotated[int, typer.Option(help="Keep at most this many adapters.")] = 3,
     weights: Annotated[
-        WeightRule, typer.Option(help="Their probabilities over their sum, or a second softmax over them.")
+        WeightRule, typer.Option(help="Probabilities divided by their sum, or a second softmax over them.")
     ] = "renormalise",
     json: Json = False,
 ) -> None:
-    """Show which adapters would serve a text, how much of each, and which words decide it. Generates nothing."""
+    """Show which adapters would serve a text, with which weights, and which words decide. Generates nothing."""
+    from deployments.http.replies import explanation_json
     from dlp_core.router.explanation import explain_first
     from dlp_core.router.rows import read_texts
 
     if (text is None) == (file is None):
-        raise InvalidRequest("give a TEXT or --file, one of the two")
+        raise InvalidRequest("give either a TEXT or --file")
     if (router is None) == (bank is None):
-        raise InvalidRequest("give --router DIR or --bank URI, one of the two")
-    found = _open(router, bank)
+        raise InvalidRequest("give either --router DIR or --bank URI")
+    opened = _open(router, bank)
     texts = [text] if text is not None else read_texts(file or Path())
-    for routing in found.route(texts):
+    for routing in opened.route(texts):
         mix = routing.mix(top_p=top_p, max_adapters=max_adapters, weights=weights)
         if text is None:
             if json:
                 terminal.print_json(_as_dict(routing, mix))
             else:
-                terminal.out.print(f"{mix}  confidence {routing.confidence:.2f}", highlight=False, soft_wrap=True)
+                terminal.say(f"{mix}  confidence {routing.confidence:.2f}")
             continue
-        explanation = explain_first(found, [text])
+        explanation = explain_first(opened, [text])
         if json:
-            words = [{"text": word.text, "effect": word.effect} for word in explanation.words]
-            terminal.print_json(_as_dict(routing, mix) | {"explains": explanation.adapter, "words": words})
+            terminal.print_json(_as_dict(routing, mix) | explanation_json(explanation))
         else:
             terminal.out.print(_table(routing, mix))
-            terminal.out.print(_kept(mix, top_p=top_p, max_adapters=max_adapters), highlight=False, soft_wrap=True)
-            terminal.out.print(_words(explanation), highlight=False, soft_wrap=True)
+            terminal.say(_kept(mix, top_p=top_p, max_adapters=max_adapters))
+            terminal.say(_words(explanation))
 
 
 def _open(router: Path | None, bank: str | None) -> Router:
@@ -73,29 +72,29 @@ def _open(router: Path | None, bank: str | None) -> Router:
     if router is not None:
         return Router.load(router)
     from deployments.args import CacheArgs
-    from dlp_core.bank.disk_cache import DiskCache
     from dlp_core.bank.reading import load_manifest
     from dlp_core.bank.source import read_router
     from dlp_core.store.opening import open_store
 
-    store, cache = open_store(str(bank)), CacheArgs()
-    return read_router(store, DiskCache(cache.path, cache.max_bytes), load_manifest(store))
+    store = open_store(str(bank))
+    return read_router(store, CacheArgs().open(), load_manifest(store))
 
 
 def _as_dict(routing: Routing, mix: Mix) -> dict[str, Any]:
+    from deployments.http.replies import weights_json
     from dlp_core.router.routing import NONE_DECISION
 
     return {
         "confidence": routing.confidence,
         "none": routing.none,
         "none_threshold": NONE_DECISION,
-        "mix": [{"adapter": part.name, "weight": part.weight} for part in mix.adapters],
+        "mix": weights_json(mix),
         "probabilities": routing.probabilities,
     }
 
 
 def _table(routing: Routing, mix: Mix) -> Table:
-    """A bar per adapter, the likeliest ones first, and one for "none of these" with its threshold."""
+    """A bar per adapter, likeliest first, and one for "none of these" with its threshold."""
     from dlp_core.router.routing import NONE_DECISION
 
     weights = {part.name: f"{part.weight:.2f}" for part in mix.adapters}
@@ -118,14 +117,14 @@ def _table(routing: Routing, mix: Mix) -> Table:
 def _kept(mix: Mix, *, top_p: float, max_adapters: int) -> str:
     if not mix:
         return 'kept: none, since "none of these" is above its threshold; the plain backbone serves this'
-    return f"kept: {mix} (the fewest that have {top_p:g} of what the adapters have, at most {max_adapters})"
+    return f"kept: {mix} (the fewest with {top_p:g} of the adapters' probability, at most {max_adapters})"
 
 
 def _words(explanation: Explanation) -> str:
-    """The words that moved it most, in their order."""
+    """The most influential words, in text order."""
     strongest = sorted(explanation.words, key=lambda word: -abs(word.effect))[:SHOWN]
     if not strongest:
-        return "there are no words to explain it by"
+        return "no words to explain it with"
     shown = [
         f"[{'green' if word.effect > 0 else 'red'}]{escape(word.text)} {word.effect:+.1f}[/]"
         for word in explanation.words

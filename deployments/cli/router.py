@@ -1,4 +1,4 @@
-"""`dlp router`: train the router of a bank, judge it, let it grow and shrink."""
+"""`dlp router`: train and evaluate the router of a bank, add adapters to it and remove them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rich.table import Table
 from deployments import terminal
 from deployments.cli.options import Json, Seed
 
-app = typer.Typer(help="Train routers, judge them, let them grow and shrink.", no_args_is_help=True)
+app = typer.Typer(help="Train, evaluate, extend and shrink routers.", no_args_is_help=True)
 
 Data = Annotated[
     list[Path],
     typer.Option(help='JSON lines {"task": adapter name or null, "input": text}, plain or .gz.'),
 ]
 Folder = Annotated[Path, typer.Option(help="Folder of a trained router.")]
-Out = Annotated[Path | None, typer.Option(help="Folder to write to; the router's own when left out.")]
+Out = Annotated[Path | None, typer.Option(help="Folder to write to; default: the router's folder.")]
 
 
 @app.command()
@@ -29,7 +29,7 @@ def train(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Train a router on rows of two or more tasks. Rows with "task": null teach it what fits no adapter."""
+    """Train a router on rows of two or more tasks. Rows with "task": null teach it which prompts fit no adapter."""
     from dlp_core.router.rows import read_task_rows
     from dlp_core.router.training.train import TrainSettings, train_router
 
@@ -53,12 +53,12 @@ def evaluate(
     data: Data,
     train_data: Annotated[
         list[Path] | None,
-        typer.Option(help="Its training rows: also train again, and without 4 tasks at a time. Takes minutes."),
+        typer.Option(help="Its training rows: also retrain it, leaving out 4 tasks at a time. Takes minutes."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Judge a router on rows: right, calibrated, robust, quick. Rows of tasks it does not know should be refused."""
-    # The latencies are those of one thread. OpenBLAS reads this when numpy is first imported, which is below.
+    """Evaluate a router: accuracy, calibration, robustness, latency. It should reject rows of unknown tasks."""
+    # Latencies are measured on one thread. OpenBLAS reads this when numpy is first imported, below.
     os.environ["OMP_NUM_THREADS"] = "1"
     from dlp_core.router import Router
     from dlp_core.router.evaluation import evaluate as judge
@@ -85,12 +85,12 @@ def evaluate(
 @app.command()
 def add(
     router: Folder,
-    adapter: Annotated[str, typer.Option(help="Name of the adapter it shall choose, too.")],
+    adapter: Annotated[str, typer.Option(help="Name of the adapter to add.")],
     examples: Annotated[Path, typer.Option(help='JSON lines {"input": text}, 16 or more, plain or .gz.')],
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Teach a router one more adapter from a few prompts, without training it again. Takes a second."""
+    """Teach a router one more adapter from a few prompts, without retraining. Takes a second."""
     from dlp_core.router import Router
     from dlp_core.router.growth import add_adapter
     from dlp_core.router.rows import read_examples
@@ -101,21 +101,20 @@ def add(
         terminal.print_json({"router": str(out or router), **summary.as_dict()})
         return
     mistaken = f", most others to {summary.mistaken_for}" if summary.mistaken_for else ""
-    terminal.out.print(
+    terminal.say(
         f"[bold]{out or router}[/]: {summary.adapters} adapters; of {summary.examples} examples of {adapter}, each "
-        f"judged without itself, {summary.right:.0%} right{mistaken}, {summary.kept:.0%} kept",
-        soft_wrap=True,
+        f"judged without itself, {summary.right:.0%} right{mistaken}, {summary.kept:.0%} kept"
     )
 
 
 @app.command()
 def remove(
     router: Folder,
-    adapter: Annotated[str, typer.Option(help="Name of the adapter it shall forget.")],
+    adapter: Annotated[str, typer.Option(help="Name of the adapter to remove.")],
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Take an adapter out of a router, without training it again."""
+    """Remove an adapter from a router, without retraining."""
     from dlp_core.router import Router
     from dlp_core.router.growth import remove_adapter
 
@@ -124,4 +123,4 @@ def remove(
     if json:
         terminal.print_json({"router": str(out or router), "removed": adapter, "adapters": len(smaller.labels)})
         return
-    terminal.out.print(f"[bold]{out or router}[/]: {len(smaller.labels)} adapters, without {adapter}", soft_wrap=True)
+    terminal.say(f"[bold]{out or router}[/]: {len(smaller.labels)} adapters, without {adapter}")

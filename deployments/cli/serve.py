@@ -21,9 +21,9 @@ def demo(
     port: Port = 8000,
     config: Config = Path("serve_config.yaml"),
     bank: Annotated[Path, typer.Option(help="Local folder of the bank to publish.")] = Path("examples/bank"),
-    folder: Annotated[Path, typer.Option(help="Where the demo keeps what it makes.")] = Path(".demo"),
+    folder: Annotated[Path, typer.Option(help="Folder for everything the demo creates.")] = Path(".demo"),
 ) -> None:
-    """Publish the demo bank to an S3 server of its own, serve it, answer some prompts, and stay up until Ctrl-C."""
+    """Publish the demo bank to a local S3 server, serve it, answer some prompts, and stay up until Ctrl-C."""
     from deployments.local.demo import run
 
     with until_interrupted():
@@ -56,7 +56,7 @@ def serve(
 
 @contextmanager
 def until_interrupted() -> Iterator[None]:
-    """Ends the block on Ctrl-C or SIGTERM, once: while what was started is being stopped, further ones are ignored."""
+    """End the block on Ctrl-C or SIGTERM. Further signals are ignored while everything is being stopped."""
 
     def stop(*_: object) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,7 +1,7 @@
-"""The Serve request router of the backbone: asks dlp_core/fleet/affinity.py which replica should run a request's mix.
+"""The Serve request router of the backbone: ranks replicas for a request's mix by dlp_core/fleet/affinity.py.
 
-What a replica holds comes from its `record_routing_stats`, about a second old; what was sent to it meanwhile is assumed
-to become resident. Ray pickles this class by value: no locks, no clients, no state outside the instance.
+A replica's resident adapters come from its `record_routing_stats`, about a second old; adapters of requests sent since
+are assumed to become resident. Ray pickles this class by value: no locks, no clients, no state outside the instance.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ RESIDENT = "resident"
 """Key of the routing stats: sorted names of the adapters in a replica's slots."""
 
 ASSUMED_S = 5.0
-"""How long an adapter that was sent for counts as resident without the replica saying so."""
+"""How long an adapter counts as resident after a request for it, without a report from the replica."""
 
 
 class AffinityRouter(RequestRouter):  # type: ignore[misc]
-    """Ranks all replicas for each request. kwargs: `queue_penalty`, `imbalance`."""
+    """Ranks all replicas for each request. Keyword arguments: `queue_penalty`, `imbalance`."""
 
     def initialize_state(self, **kwargs: Any) -> None:
         self._queue_penalty = float(kwargs.get("queue_penalty", QUEUE_PENALTY))
@@ -34,7 +34,7 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]
         if pending_request is None:
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = True
-        # Calls of one HTTP request (its n choices) share an internal id, by which Serve finds the one to fulfil.
+        # The calls of one HTTP request (its n choices) share an internal id, by which Serve finds the call to fulfil.
         self._pending_requests_by_id[pending_request.metadata.internal_request_id] = pending_request
         views = {replica.replica_id.unique_id: self._view(replica) for replica in candidate_replicas}
         by_id = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
@@ -47,8 +47,8 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]
         return [[by_id[view.id]] for view in ranked]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: ReplicaResult) -> None:
-        until = time.monotonic() + ASSUMED_S
-        self._assumed.setdefault(replica_id, {}).update(dict.fromkeys(weights_of(pending_request), until))
+        expires = time.monotonic() + ASSUMED_S
+        self._assumed.setdefault(replica_id, {}).update(dict.fromkeys(weights_of(pending_request), expires))
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         super().update_replicas(replicas)
@@ -62,7 +62,7 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]
     def _view(self, replica: RunningReplica) -> Replica:
         now = time.monotonic()
         assumed = self._assumed.get(replica.replica_id, {})
-        for name in [name for name, until in assumed.items() if until < now]:
+        for name in [name for name, expires in assumed.items() if expires < now]:
             del assumed[name]
         return Replica(
             id=replica.replica_id.unique_id,
@@ -73,6 +73,6 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]
 
 
 def weights_of(pending_request: PendingRequest) -> dict[str, float]:
-    """The mix of a call: of the GenerationRequest it brings. Empty for calls without one, such as `prepare`."""
+    """Adapter weights of the call's GenerationRequest. Empty for calls without one, such as `prepare`."""
     mix = getattr(pending_request.args[0], "mix", None) if pending_request.args else None
     return {} if mix is None else {part.name: part.weight for part in mix.adapters}

@@ -1,8 +1,8 @@
 """Serve's autoscaling policies: dlp_core/fleet/autoscaling.py over what replicas report by `record_autoscaling_stats`.
 
-Serve averages the reports over look_back_period_s, calls a policy in its control loop, and acts on what it says once
-it has said it for upscale_delay_s or downscale_delay_s. A pool without replicas is woken by the first request,
-without asking. Serve pickles this module by value into its controller, and passes policy_kwargs to classes only.
+Serve averages the reports over look_back_period_s, calls a policy in its control loop, and acts on a decision that has
+held for upscale_delay_s or downscale_delay_s. The first request wakes a pool without replicas, without calling the
+policy. Serve pickles this module by value into its controller, and passes policy_kwargs to classes only.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Decision = tuple[int, dict[str, Any]]
 
 
 class BackbonePolicy:
-    """Requests, tokens and adapters of the backbone replicas. One replica should have target_ongoing_requests of the
-    first, and these shares of its cache and its slots."""
+    """Scales the backbone by requests, tokens and adapters. The targets per replica: target_ongoing_requests requests,
+    and the shares `tokens` of its cache and `adapters` of its slots."""
 
     def __init__(self, *, tokens: float, adapters: float, margin: float = MARGIN) -> None:
         _check(tokens=tokens, adapters=adapters, margin=margin)
@@ -34,12 +34,12 @@ class BackbonePolicy:
     def __call__(self, ctx: AutoscalingContext) -> Decision:
         reports = _reports(ctx, (REQUESTS, TOKENS, ADAPTERS))
         targets = Targets(ctx.config.get_target_ongoing_requests(), self._tokens, self._adapters)
-        demands = [Demand(one[REQUESTS], one[TOKENS], one[ADAPTERS]) for one in reports]
+        demands = [Demand(report[REQUESTS], report[TOKENS], report[ADAPTERS]) for report in reports]
         return _decision(ctx, backbone_load(demands, ctx.total_queued_requests, targets), len(reports), self._margin)
 
 
 class RouterPolicy:
-    """Requests of the router pool, running and queued, and the share of their time that its replicas compute."""
+    """Scales the router pool by its requests, running and queued, and by the share of time its replicas compute."""
 
     def __init__(self, *, busy: float, margin: float = MARGIN) -> None:
         _check(busy=busy, margin=margin)
@@ -48,7 +48,7 @@ class RouterPolicy:
     def __call__(self, ctx: AutoscalingContext) -> Decision:
         reports = _reports(ctx, (BUSY,))
         load = router_load(
-            [one[BUSY] for one in reports],
+            [report[BUSY] for report in reports],
             ctx.total_num_requests,
             target_busy=self._busy,
             target_requests=ctx.config.get_target_ongoing_requests(),
@@ -57,7 +57,7 @@ class RouterPolicy:
 
 
 def _check(*, margin: float, **targets: float) -> None:
-    """Raises ValueError for what no replica count could follow from."""
+    """Check the policy's arguments. Raises ValueError."""
     if not 0 <= margin < 1:
         raise ValueError(f"policy_kwargs.margin is {margin}; it must be at least 0 and below 1")
     for name, target in targets.items():
@@ -66,10 +66,10 @@ def _check(*, margin: float, **targets: float) -> None:
 
 
 def _reports(ctx: AutoscalingContext, keys: Iterable[str]) -> list[Mapping[str, float]]:
-    """Of each running replica that has reported, by these keys."""
+    """The reports, by these keys, of the running replicas that have reported."""
     metrics = {key: ctx.aggregated_metrics.get(key, {}) for key in keys}
-    replicas = set.intersection(*(set(of_key) for of_key in metrics.values()))
-    return [{key: of_key[replica] for key, of_key in metrics.items()} for replica in replicas]
+    replicas = set.intersection(*(set(by_replica) for by_replica in metrics.values()))
+    return [{key: by_replica[replica] for key, by_replica in metrics.items()} for replica in replicas]
 
 
 def _decision(ctx: AutoscalingContext, load: float, reported: int, margin: float) -> Decision:

@@ -1,8 +1,8 @@
-"""`dlp-haproxy`: the HAProxy that comes with Ray, without splicing. RAY_SERVE_HAPROXY_BINARY_PATH names it.
+"""`dlp-haproxy`: Ray's HAProxy without splicing. RAY_SERVE_HAPROXY_BINARY_PATH names this command.
 
-Ray Serve configures `option splice-request`. With it HAProxy 2.8 does not notice that a client went away before the
-answer began, if the request's head and body came in two packets, as most clients send them: the generation would run
-on to its end.
+Ray Serve configures `option splice-request`. With it, HAProxy 2.8 misses a client that disconnects before the response
+starts, if the request's head and body arrived in two packets, as most clients send them: the generation would then run
+to its end.
 """
 
 from __future__ import annotations

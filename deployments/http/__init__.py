@@ -1,0 +1,1 @@
+"""The OpenAI-compatible API over a service. Knows nothing of Ray."""

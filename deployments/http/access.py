@@ -1,15 +1,15 @@
-"""Who may do what: API keys with the adapters each may use, and the admin token.
+"""Access control: API keys with the adapters each may use, and the admin token.
 
-Keys come from a file, as a Kubernetes secret is mounted, in YAML or JSON:
+Keys come from a YAML or JSON file, such as a mounted Kubernetes secret:
 
     keys:
-      - name: team-a                  # what the operator calls it
+      - name: team-a                  # chosen by the operator
         key: 8f3c...                  # at least 16 characters
-        adapters: [cron, "sql-*"]     # names or patterns; all of the bank when left out
+        adapters: [cron, "sql-*"]     # names or patterns; default: every adapter of the bank
 
-The file is read again when it changes: a key can be revoked while the server runs. Without a file everybody may use
-everything. The admin token is DLP_ADMIN_TOKEN or a file; without one there are no admin routes. Secrets are compared
-in constant time and never appear in a log, an error or a representation.
+The file is read again when it changes, so a key can be revoked while the server runs. Without a file, every caller may
+use every adapter. The admin token comes from DLP_ADMIN_TOKEN or a file; without one there are no admin routes. Secrets
+are compared in constant time and never appear in a log, an error or a repr.
 """
 
 from __future__ import annotations
@@ -30,25 +30,26 @@ from pydantic import BaseModel, ConfigDict, SecretStr, StringConstraints, Valida
 
 from deployments.http.errors import Unauthorized
 from dlp_core.errors import InvalidRequest
+from dlp_core.store.records import first_problem
 
 Value = TypeVar("Value")
 
 log = logging.getLogger("ray.serve")
 
 TOKEN_VARIABLE = "DLP_ADMIN_TOKEN"
-LEAST_CHARACTERS = 16
-"""Of a key or token: fewer can be guessed."""
+MIN_SECRET_CHARACTERS = 16
+"""Minimum length of a key or token: a shorter one can be guessed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request, and the adapters there are for them: names or patterns, None for all of the bank."""
+    """Who sent a request, and the adapters they may use: names or patterns, None for every adapter of the bank."""
 
     name: str
     adapters: tuple[str, ...] | None = None
 
     def allowed(self, names: Iterable[str]) -> frozenset[str] | None:
-        """Which of a bank's adapters they may use; None for all."""
+        """The adapters among `names` that the caller may use; None for all."""
         return None if self.adapters is None else _matching(self.adapters, tuple(names))
 
 
@@ -57,7 +58,7 @@ def _matching(patterns: tuple[str, ...], names: tuple[str, ...]) -> frozenset[st
     return frozenset(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
 
 
-ANYBODY = Caller("anybody")
+ANONYMOUS = Caller("anybody")  # as the request log and spans name a caller without a key
 ADMIN = Caller("admin")
 
 
@@ -70,9 +71,9 @@ class _Key(BaseModel):
 
     @field_validator("key")
     @classmethod
-    def _is_long(cls, key: SecretStr) -> SecretStr:
-        if len(key.get_secret_value()) < LEAST_CHARACTERS:
-            raise ValueError(f"a key has at least {LEAST_CHARACTERS} characters")
+    def _check_length(cls, key: SecretStr) -> SecretStr:
+        if len(key.get_secret_value()) < MIN_SECRET_CHARACTERS:
+            raise ValueError(f"a key needs at least {MIN_SECRET_CHARACTERS} characters")
         return key
 
 
@@ -83,7 +84,7 @@ class _KeyFile(BaseModel):
 
     @field_validator("keys")
     @classmethod
-    def _differ(cls, keys: tuple[_Key, ...]) -> tuple[_Key, ...]:
+    def _check_unique(cls, keys: tuple[_Key, ...]) -> tuple[_Key, ...]:
         for what, values in (("names", [k.name for k in keys]), ("keys", [k.key.get_secret_value() for k in keys])):
             if len(set(values)) != len(values):
                 raise ValueError(f"two entries have the same {what.removesuffix('s')}")
@@ -91,30 +92,30 @@ class _KeyFile(BaseModel):
 
 
 class _SecretFile(Generic[Value]):
-    """What `parse` makes of a file, which is read again when it changes.
+    """The parsed content of a file, which is read again when it changes.
 
-    Raises InvalidRequest if the file cannot be used at first; later that is logged, and the value before it stays.
+    Raises InvalidRequest if the file is unusable at startup. Later failures are logged and the last good value stays.
     """
 
     def __init__(self, path: Path, parse: Callable[[str, str], Value]) -> None:
         self._path = path
         self._parse = parse
-        self._stamp = self._look()
+        self._last_fingerprint = self._fingerprint()
         self._value = self._read()
 
     def value(self) -> Value:
-        stamp = self._look()
-        if stamp != self._stamp:
-            self._stamp = stamp
+        fingerprint = self._fingerprint()
+        if fingerprint != self._last_fingerprint:
+            self._last_fingerprint = fingerprint
             try:
                 self._value = self._read()
             except InvalidRequest as error:
-                log.error("%s; what was read before stays in use", error.message)
+                log.error("%s; the last valid content stays in use", error.message)
             else:
-                log.info("%s was read again", self._path)
+                log.info("reloaded %s", self._path)
         return self._value
 
-    def _look(self) -> tuple[int, ...]:
+    def _fingerprint(self) -> tuple[int, ...]:
         try:
             stat = self._path.stat()
         except OSError:
@@ -131,9 +132,9 @@ class _SecretFile(Generic[Value]):
 
 
 class Access:
-    """Tells callers apart. `admin_token_file` and `keys_file` are None where there is no such file.
+    """Identifies callers. `admin_token_file` and `keys_file` are None if not configured.
 
-    Raises InvalidRequest, without the secret, if one of them cannot be used.
+    Raises InvalidRequest, without the secret, if one of them is unusable.
     """
 
     def __init__(self, *, admin_token_file: Path | None = None, keys_file: Path | None = None) -> None:
@@ -143,47 +144,47 @@ class Access:
         self._token = _parse_token(token, TOKEN_VARIABLE) if token else None
 
     def caller(self, authorization: str | None) -> Caller:
-        """Who sent a request with this Authorization header. Raises Unauthorized."""
+        """The caller who presents this Authorization header. Raises Unauthorized."""
         if self._keys is None:
-            return ANYBODY
+            return ANONYMOUS
         presented, admin = _digest(_bearer(authorization)), self._admin()
         known = [*self._keys.value(), *([] if admin is None else [(admin, ADMIN)])]
-        found = [caller for digest, caller in known if hmac.compare_digest(digest, presented)]  # all are compared
-        if not found:
-            raise Unauthorized("this server wants an API key it knows, as Authorization: Bearer KEY")
-        return found[0]
+        matches = [
+            caller for digest, caller in known if hmac.compare_digest(digest, presented)
+        ]  # constant time: no early exit
+        if not matches:
+            raise Unauthorized("missing or unknown API key; send Authorization: Bearer KEY")
+        return matches[0]
 
     def require_admin(self, authorization: str | None) -> bool:
-        """False if this server has no admin token. Raises Unauthorized for anything but the token."""
+        """Check for the admin token; False if none is configured. Raises Unauthorized for any other credentials."""
         admin = self._admin()
         if admin is None:
             return False
         if not hmac.compare_digest(admin, _digest(_bearer(authorization))):
-            raise Unauthorized("this route wants the admin token, as Authorization: Bearer TOKEN")
+            raise Unauthorized("missing or wrong admin token; send Authorization: Bearer TOKEN")
         return True
 
     def _admin(self) -> bytes | None:
-        """Digest of the token."""
+        """The digest of the admin token, None if not configured."""
         return self._token if self._token_file is None else self._token_file.value()
 
 
 def _parse_token(content: str, where: str) -> bytes:
     token = content.strip()
-    if len(token) < LEAST_CHARACTERS:
-        raise InvalidRequest(f"{where}: the admin token has fewer than {LEAST_CHARACTERS} characters")
+    if len(token) < MIN_SECRET_CHARACTERS:
+        raise InvalidRequest(f"{where}: the admin token has fewer than {MIN_SECRET_CHARACTERS} characters")
     return _digest(token)
 
 
 def _parse_keys(content: str, where: str) -> list[tuple[bytes, Caller]]:
     try:
-        found = _KeyFile.model_validate(yaml.safe_load(content))
+        key_file = _KeyFile.model_validate(yaml.safe_load(content))
     except yaml.YAMLError:
         raise InvalidRequest(f"{where}: not YAML or JSON") from None
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise InvalidRequest(f"{where}: {place or 'the file'}: {first['msg']}") from None
-    return [(_digest(key.key.get_secret_value()), Caller(key.name, key.adapters)) for key in found.keys]
+        raise InvalidRequest(f"{where}: {first_problem(error)}") from None
+    return [(_digest(key.key.get_secret_value()), Caller(key.name, key.adapters)) for key in key_file.keys]
 
 
 def _bearer(authorization: str | None) -> str:
@@ -192,5 +193,5 @@ def _bearer(authorization: str | None) -> str:
 
 
 def _digest(secret: str) -> bytes:
-    """Secrets of any length compare in the same time by their digests."""
+    """A fixed-length digest, so that comparing takes the same time for secrets of any length."""
     return hashlib.sha256(secret.encode()).digest()

@@ -1,11 +1,11 @@
-"""The admin routes: they change the bank. There are none unless the server has an admin token.
+"""The admin routes, which change the bank. They exist only if the server has an admin token.
 
-POST /v1/load_lora_adapter      {"lora_name", "lora_path"}     vLLM's bodies and answers
+POST /v1/load_lora_adapter      {"lora_name", "lora_path"}     vLLM's bodies and responses
 POST /v1/unload_lora_adapter    {"lora_name"}
 POST /v1/bank/publish           {"folder", "version"}          a bank folder the server can read, or s3://bucket/prefix/
-POST /v1/bank/rollback          {"version"}                    by default the bank before this one
+POST /v1/bank/rollback          {"version"}                    default: the previous bank
 
-Each publishes a new version of the bank, or moves the pointer, and answers when this replica of the ingress serves it.
+Each publishes a new version of the bank or moves the pointer, and responds once this ingress replica serves it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class LoadAdapter(StrictBody):
-    """vLLM's body, and `examples`: prompts that teach the router to choose the adapter."""
+    """vLLM's body plus `examples`: prompts that teach the router to choose the adapter."""
 
     lora_name: str = Field(min_length=1)
     lora_path: str = Field(min_length=1)
@@ -38,7 +38,7 @@ class LoadAdapter(StrictBody):
 
 class UnloadAdapter(StrictBody):
     lora_name: str = Field(min_length=1)
-    lora_int_id: int | None = None  # vLLM's, of no meaning here
+    lora_int_id: int | None = None  # vLLM's, ignored
 
 
 class PublishBank(StrictBody):
@@ -54,7 +54,7 @@ BODIES = (LoadAdapter, UnloadAdapter, PublishBank, RollbackBank)
 
 
 class AdminService(Protocol):
-    """What the routes need. Each returns the bank that serves when it is done, and raises errors of dlp_core.errors."""
+    """What the routes need. Methods return the bank that serves afterwards and raise errors of dlp_core.errors."""
 
     async def load_adapter(self, body: LoadAdapter) -> BankManifest: ...
 
@@ -66,7 +66,7 @@ class AdminService(Protocol):
 
 
 class AdminApi:
-    """A method for each route. Whether there is a token is asked at each request."""
+    """One method per route. Each request checks whether an admin token is configured."""
 
     def __init__(self, service: AdminService, *, limits: LimitArgs, access: Access) -> None:
         self._service = service

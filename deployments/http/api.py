@@ -1,12 +1,12 @@
 """The routes of the HTTP API over a `Service`. Knows nothing of Ray.
 
 POST /v1/chat/completions   POST /v1/completions    generate
-POST /v1/route                                      what would serve this, and why; generates nothing
-GET  /v1/models  /v1/models/{name}  /v1/bank        what there is for the caller
-GET  /health                                        200 when requests can be served, else 503 and why
+POST /v1/route                                      which adapters would serve this, and why; no generation
+GET  /v1/models  /v1/models/{name}  /v1/bank        models and adapters the caller may use
+GET  /health                                        200 when requests can be served, else 503 and the reason
 
-The admin routes are in admin.py; app.py makes an application of both. Who sends a request is asked before anything else
-is looked at; what a caller may not use does not exist for them.
+The admin routes are in admin.py; app.py assembles the application. A request is authenticated before anything else is
+read. An adapter the caller may not use is reported as unknown.
 """
 
 from __future__ import annotations
@@ -43,27 +43,27 @@ BODIES = (ChatRequest, CompletionRequest, TextRequest)
 
 
 class Service(AdminService, Protocol):
-    """What the routes need. Each method raises errors of dlp_core.errors."""
+    """What the routes need. Every method raises errors of dlp_core.errors."""
 
     async def ready(self) -> None:
-        """Returns when requests can be served, or when it is known why not."""
+        """Wait until requests can be served or the reason they cannot is known."""
 
     def bank(self) -> BankManifest:
-        """The bank new requests use. Raises StoreUnavailable until there is one that can be served."""
+        """The bank that new requests use. Raises StoreUnavailable until a bank can be served."""
 
     def refused(self) -> Refusal | None:
-        """The bank that was published and cannot be served."""
+        """The published bank that cannot be served, with the reason; None if there is none."""
 
     async def decide(self, options: RoutingOptions, texts: Sequence[str]) -> Decision: ...
 
     async def explain(self, decision: Decision, texts: Sequence[str]) -> Explanation:
-        """Of a decision the router took part in."""
+        """Explain a decision that the router made."""
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]: ...
 
 
 class Api:
-    """A method for each route."""
+    """One method per route."""
 
     def __init__(self, service: Service, *, routing: RoutingArgs, limits: LimitArgs, access: Access) -> None:
         self._service = service
@@ -106,7 +106,7 @@ class Api:
         for entry in models_json(self._visible_bank(self._caller(request)), created=self._started):
             if entry["id"] == name:
                 return JSONResponse(entry)
-        raise UnknownModel(f"model {name!r} does not exist; GET /v1/models lists what does", param="model")
+        raise UnknownModel(f"model {name!r} does not exist; GET /v1/models lists the models", param="model")
 
     async def bank(self, request: Request) -> Response:
         return JSONResponse(self._visible_bank(self._caller(request)).model_dump(mode="json"))
@@ -117,7 +117,7 @@ class Api:
         return JSONResponse({"status": "ok", "bank": serving, **report})
 
     async def _complete(self, request: Request, kind: type[ChatRequest | CompletionRequest]) -> Response:
-        """The life of a completion: who asks, what for, under which mix, and the answer."""
+        """Handle a completion: authenticate, parse, choose the mix, generate, respond."""
         caller, record = self._caller(request), record_of(request)
         body = parse(kind, await read_json(request, self._limits.max_body_bytes))
         deadline = self._deadline()
@@ -128,7 +128,7 @@ class Api:
             created=int(time.time()),
             kind="chat" if chat else "text",
             decision=decision,
-            with_logprobs=body.wanted_logprobs is not None,
+            with_logprobs=body.requested_logprobs is not None,
             include_usage=body.include_usage,
         )
         requests = generations_of(body, decision, f"{record.request_id}/{reply.id}")
@@ -136,13 +136,13 @@ class Api:
         answer = AnswerStream(reply, generations, record=record, deadline=deadline)
         headers = {"x-dlp-adapters": str(decision.mix)}
         if not body.stream:
-            return JSONResponse(await answer.whole(), headers=headers)
+            return JSONResponse(await answer.collect(), headers=headers)
         await answer.begin()
         return EventStream(answer, headers=headers)
 
     async def _decide(self, request: Request, body: AnyRequest, caller: Caller, deadline: float) -> Decision:
         record = record_of(request)
-        record.asked(body)
+        record.parsed(body)
         options = routing_options(body, self._routing)
         if caller.adapters is not None:
             names = [adapter.name for adapter in self._service.bank().adapters]
@@ -151,13 +151,13 @@ class Api:
             return record.decided(await self._service.decide(options, body.routing_texts))
 
     def _caller(self, request: Request) -> Caller:
-        return record_of(request).called_by(self._access.caller(request.headers.get("authorization")))
+        return record_of(request).authenticated(self._access.caller(request.headers.get("authorization")))
 
     def _visible_bank(self, caller: Caller) -> BankManifest:
-        """The bank as the caller may see it."""
+        """The bank, restricted to the adapters the caller may use."""
         bank = self._service.bank()
         return visible(bank, caller.allowed(adapter.name for adapter in bank.adapters))
 
     def _deadline(self) -> float:
-        """Of a request that begins now, on the event loop's clock."""
+        """The deadline of a request that starts now, on the event loop's clock."""
         return asyncio.get_running_loop().time() + self._limits.request_timeout_s

@@ -1,4 +1,4 @@
-"""The ASGI application: the routes, and around them errors in OpenAI's shape, the request log and the OpenAPI page."""
+"""The ASGI application: the routes, with error handling in OpenAI's shape, the request log and the OpenAPI page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deployments.http import admin, api, openapi
 from deployments.http.access import Access
 from deployments.http.admin import AdminApi
 from deployments.http.api import Api, Service
-from deployments.http.errors import HTTPFault, answer, from_any, unknown_url
+from deployments.http.errors import HTTPError, as_api_error, error_response, unknown_url
 from deployments.http.request_log import RequestLogMiddleware, record_of
 from dlp_core.errors import DLPError
 
@@ -27,48 +27,50 @@ def create_app(
     limits: LimitArgs,
     access: Access,
     log: LogArgs | None = None,
-    answers_id: bool = True,
+    sets_id_header: bool = True,
 ) -> FastAPI:
-    """`answers_id` is False behind a server that sends `x-request-id` back itself."""
+    """Build the application. `sets_id_header` is False behind a server that returns `x-request-id` itself."""
     app = FastAPI(
         title="dlp",
         lifespan=partial(lifespan, service),
         description="A bank of LoRA adapters behind one OpenAI-compatible endpoint.",
         telemetry={"operation_spans": False, "exclude": lambda scope: scope["path"].endswith("/health")},
     )
-    answer_errors(app)
+    handle_errors(app)
     Api(service, routing=routing, limits=limits, access=access).add_to(app)
     AdminApi(service, limits=limits, access=access).add_to(app)
     openapi.describe(app, *api.BODIES, *admin.BODIES)
-    # outside even of what answers unforeseen errors, which add_middleware would not be
-    app.middleware_stack = RequestLogMiddleware(app.build_middleware_stack(), log or LogArgs(), answers_id=answers_id)
+    # outermost, around the handler of unexpected errors too: add_middleware would put it inside
+    app.middleware_stack = RequestLogMiddleware(
+        app.build_middleware_stack(), log or LogArgs(), sets_id_header=sets_id_header
+    )
     return app
 
 
 @asynccontextmanager
 async def lifespan(service: Service, _: FastAPI) -> AsyncIterator[None]:
-    # Serve sends requests only to replicas that have started: a new one must not answer 503 beside one that serves
+    # Serve routes requests to started replicas only: a new one must not answer 503 while others can serve
     await service.ready()
     yield
 
 
-def answer_errors(app: FastAPI) -> None:
-    """Makes every error of `app` leave it OpenAI-shaped, noted in the request's record."""
+def handle_errors(app: FastAPI) -> None:
+    """Turn every error of `app` into a response of OpenAI's shape and note it in the request's record."""
 
     def respond(request: Request, error: DLPError) -> JSONResponse:
         record_of(request).failed(error)
-        return answer(error)
+        return error_response(error)
 
     async def any_error(request: Request, error: Exception) -> JSONResponse:
-        return respond(request, from_any(error))
+        return respond(request, as_api_error(error))
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        what = f"{request.method} {request.url.path}"
-        fault = unknown_url(what) if error.status_code in (404, 405) else HTTPFault(str(error.detail))
-        fault.status = error.status_code
-        fault.code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-        response = respond(request, fault)
+        request_line = f"{request.method} {request.url.path}"
+        api_error = unknown_url(request_line) if error.status_code in (404, 405) else HTTPError(str(error.detail))
+        api_error.status = error.status_code
+        api_error.code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+        response = respond(request, api_error)
         response.headers.update(error.headers or {})
         return response
 

@@ -1,11 +1,11 @@
-"""The one place where an error becomes an HTTP answer.
+"""The only place that turns errors into HTTP responses.
 
-    ours       class -> status and code: the attributes in dlp_core/errors.py and those below
-    pydantic's what is wrong with a request body: from_validation()
-    HTTP's     unknown path, wrong method: Starlette's HTTPException
-    the rest   500 internal_error, logged with its traceback; the client sees no detail
+    DLPError          status and code are class attributes, in dlp_core/errors.py and below
+    ValidationError   pydantic's, for an invalid request body: from_validation()
+    HTTPException     Starlette's, for an unknown path or a wrong method
+    others            500 internal_error, logged with a traceback; the client sees no detail
 
-The body is OpenAI's: {"error": {"message", "type", "param", "code"}}.
+The body has OpenAI's shape: {"error": {"message", "type", "param", "code"}}.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class MissingField(InvalidRequest):
 
 
 class UnsupportedField(InvalidRequest):
-    """A field OpenAI knows and this server does not: refused by name rather than ignored."""
+    """A field of OpenAI's API that this server lacks: rejected by name rather than ignored."""
 
     code = "unsupported_parameter"
 
@@ -42,50 +42,50 @@ class BodyTooLarge(InvalidRequest):
 
 
 class Unauthorized(DLPError):
-    """No API key, an unknown one, or one that may not do this. Says nothing about the keys there are."""
+    """A missing, unknown or unauthorized API key. Reveals nothing about the keys that exist."""
 
     status = 401
     code = "invalid_api_key"
 
 
-class HTTPFault(DLPError):
+class HTTPError(DLPError):
     """An unknown path or a wrong method; `status` and `code` follow Starlette's exception."""
 
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error", 504: "timeout_error"}
 
 
-def body_of(error: DLPError) -> dict[str, Any]:
-    """The OpenAI-shaped JSON object of `error`."""
+def error_body(error: DLPError) -> dict[str, Any]:
+    """`error` as a JSON object of OpenAI's shape."""
     kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
 
 
-def answer(error: DLPError) -> JSONResponse:
-    """The HTTP answer of `error`; `retry_after` becomes a Retry-After header in whole seconds."""
+def error_response(error: DLPError) -> JSONResponse:
+    """The HTTP response for `error`; `retry_after` becomes a Retry-After header in whole seconds, rounded up."""
     headers = {} if error.retry_after is None else {"retry-after": str(max(1, math.ceil(error.retry_after)))}
     if error.status == Unauthorized.status:
         headers["www-authenticate"] = "Bearer"
-    return JSONResponse(body_of(error), status_code=error.status, headers=headers)
+    return JSONResponse(error_body(error), status_code=error.status, headers=headers)
 
 
-def from_any(error: Exception) -> DLPError:
-    """`error` as one of ours; what nobody foresaw is logged here and becomes an internal error."""
+def as_api_error(error: Exception) -> DLPError:
+    """`error` as a DLPError; an unexpected error is logged here and becomes an internal error."""
     if isinstance(error, DLPError):
         return error
-    log.error("unforeseen error", exc_info=error)
+    log.error("unexpected error", exc_info=error)
     return DLPError("internal error; the server's log has the details")
 
 
-def unknown_url(what: str) -> HTTPFault:
-    """The answer to `what` ("GET /path") where nothing is."""
-    fault = HTTPFault(f"{what} is not part of this API; GET /openapi.json lists what is")
-    fault.status, fault.code = 404, "unknown_url"
-    return fault
+def unknown_url(request_line: str) -> HTTPError:
+    """The error for `request_line` ("GET /path") if the API has no such route."""
+    error = HTTPError(f"{request_line} is not part of this API; GET /openapi.json lists the routes")
+    error.status, error.code = 404, "unknown_url"
+    return error
 
 
 def from_validation(error: ValidationError) -> InvalidRequest:
-    """The first thing pydantic found wrong with a request body, named by its path such as `dlp.adapters.0.weight`."""
+    """The first problem pydantic found in a request body, with the field's path, such as `dlp.adapters.0.weight`."""
     first = error.errors(include_url=False)[0]
     field = first.get("ctx", {}).get("field")
     param = ".".join(str(part) for part in (*first["loc"], *([field] if field else ()))) or None
@@ -96,5 +96,5 @@ def from_validation(error: ValidationError) -> InvalidRequest:
     if first["type"] == "unsupported_parameter":
         return UnsupportedField(f"{param}: {first['msg']}", param=param)
     if param is None:
-        return InvalidRequest(f"the request body is not a JSON object of the documented form: {first['msg']}")
+        return InvalidRequest(f"the request body is not a JSON object of the documented shape: {first['msg']}")
     return InvalidRequest(f"{param}: {first['msg']}", param=param)

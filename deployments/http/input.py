@@ -1,4 +1,4 @@
-"""From the bytes of a request to what the service is asked: body, routing options, generations."""
+"""Parses a request's bytes into its body, its routing options and its generation requests."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 async def read_json(request: Request, limit: int) -> object:
-    """The JSON value of the body.
+    """Read the body as JSON.
 
-    Raises BodyTooLarge before much more than `limit` bytes are held, InvalidRequest for what is not JSON.
+    Raises BodyTooLarge before holding much more than `limit` bytes, InvalidRequest if the body is not JSON.
     """
     too_large = BodyTooLarge(f"the request body is larger than {limit} bytes; send less")
     declared = request.headers.get("content-length", "")
@@ -36,7 +36,7 @@ async def read_json(request: Request, limit: int) -> object:
         if len(body) > limit:
             raise too_large
     try:
-        return from_json(bytes(body), allow_inf_nan=True)  # refused by the field it stands in, which then has a name
+        return from_json(bytes(body), allow_inf_nan=True)  # the field's validation rejects these by name
     except ValueError as error:
         raise InvalidRequest(f"the request body is not valid JSON: {error}") from error
 
@@ -56,12 +56,13 @@ def parse_route(data: object) -> AnyRequest:
 
 
 def routing_options(body: AnyRequest, routing: RoutingArgs) -> RoutingOptions:
-    """What the request says about adapters, completed by the server's defaults and held to its limits."""
+    """The request's routing options, with the server's defaults filled in. Raises InvalidRequest above its limits."""
     options = body.dlp
-    most = options.max_adapters or routing.default_max_adapters
-    if most > routing.max_adapters:
+    max_adapters = options.max_adapters or routing.default_max_adapters
+    if max_adapters > routing.max_adapters:
         raise InvalidRequest(
-            f"dlp.max_adapters is {most}; this server mixes at most {routing.max_adapters}", param="dlp.max_adapters"
+            f"dlp.max_adapters is {max_adapters}; this server mixes at most {routing.max_adapters}",
+            param="dlp.max_adapters",
         )
     explicit = options.adapters
     allowed = options.max_adapters or routing.max_adapters
@@ -72,7 +73,7 @@ def routing_options(body: AnyRequest, routing: RoutingArgs) -> RoutingOptions:
     return RoutingOptions(
         model=body.model,
         top_p=routing.top_p if options.top_p is None else options.top_p,
-        max_adapters=most,
+        max_adapters=max_adapters,
         weights=options.weights or routing.weights,
         min_confidence=routing.min_confidence if options.min_confidence is None else options.min_confidence,
         by_sentence=options.granularity == "sentence",
@@ -84,7 +85,7 @@ def routing_options(body: AnyRequest, routing: RoutingArgs) -> RoutingOptions:
 def generations_of(
     body: ChatRequest | CompletionRequest, decision: Decision, request_id: str
 ) -> list[GenerationRequest]:
-    """One for each of the `n` choices. A seed makes them repeatable and still different from each other."""
+    """One request per choice (`n`). With a seed the choices are reproducible, yet differ from each other."""
     first = GenerationRequest(
         request_id=request_id,
         bank=decision.bank,
@@ -96,10 +97,10 @@ def generations_of(
         trace=tracing.carried(),
     )
     return [
-        replace(first, request_id=f"{request_id}-{index}", sampling=_of_choice(first.sampling, index))
+        replace(first, request_id=f"{request_id}-{index}", sampling=_sampling_for_choice(first.sampling, index))
         for index in range(body.n)
     ]
 
 
-def _of_choice(sampling: Sampling, index: int) -> Sampling:
+def _sampling_for_choice(sampling: Sampling, index: int) -> Sampling:
     return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + index)

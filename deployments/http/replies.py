@@ -1,9 +1,9 @@
-"""The JSON objects the API answers with: OpenAI's shapes, plus `dlp`.
+"""The JSON objects of the API's responses: OpenAI's shapes, plus `dlp`.
 
 `dlp` says which adapters served which tokens: {"bank", "router", "confidence", "reason", "spans": [{"start",
-"end", "mix": [{"adapter", "weight", "digest"}]}]}, where start and end count tokens of the prompt and the
-completion together, the prompt first. With several choices, `spans` are the first one's and `choices` holds a list of
-spans for each.
+"end", "mix": [{"adapter", "weight", "digest"}]}]}, where start and end count tokens of the prompt
+followed by the completion. With several choices, `spans` belongs to the first and `choices` holds a list of spans for
+each.
 """
 
 from __future__ import annotations
@@ -25,12 +25,16 @@ if TYPE_CHECKING:
 OWNER = "dlp"
 
 
+def weights_json(mix: Mix) -> list[dict[str, Any]]:
+    return [{"adapter": part.name, "weight": part.weight} for part in mix.adapters]
+
+
 def mix_json(mix: Mix, digests: Mapping[str, str]) -> list[dict[str, Any]]:
-    return [{"adapter": part.name, "weight": part.weight, "digest": digests[part.name]} for part in mix.adapters]
+    return [part | {"digest": digests[part["adapter"]]} for part in weights_json(mix)]
 
 
 def dlp_json(decision: Decision, finished: Sequence[Finished]) -> dict[str, Any]:
-    """`finished` has one entry for each choice."""
+    """The `dlp` object. `finished` has one entry per choice."""
     spans = [
         [{"start": span.start, "end": span.end, "mix": mix_json(span.mix, decision.digests)} for span in choice.spans]
         for choice in finished
@@ -68,7 +72,7 @@ def text_logprobs_json(logprobs: Sequence[Logprob]) -> dict[str, Any]:
 
 
 def route_json(decision: Decision) -> dict[str, Any]:
-    """What would serve the request, and why."""
+    """Which adapters would serve the request, and why."""
     return {
         "object": "route",
         "model": decision.options.model,
@@ -88,7 +92,7 @@ def route_json(decision: Decision) -> dict[str, Any]:
 
 
 def explanation_json(explanation: Explanation) -> dict[str, Any]:
-    """Which words moved it: `effect` is the log-odds of `explains` with the word less those without it."""
+    """Which words influenced the decision: `effect` is the log-odds of `explains` with the word minus those without."""
     return {
         "explains": explanation.adapter,
         "words": [{"text": word.text, "effect": word.effect} for word in explanation.words],
@@ -96,8 +100,8 @@ def explanation_json(explanation: Explanation) -> dict[str, Any]:
 
 
 def visible(bank: BankManifest, allowed: frozenset[str] | None) -> BankManifest:
-    """The bank as someone sees it who may use these adapters; None allows all. Without the digest of the whole: it is
-    not that of the part."""
+    """The bank restricted to the `allowed` adapters; None allows all. Omits the digest of the full bank: it would
+    not match the part."""
     if allowed is None:
         return bank
     adapters = tuple(adapter for adapter in bank.adapters if adapter.name in allowed)
@@ -107,7 +111,7 @@ def visible(bank: BankManifest, allowed: frozenset[str] | None) -> BankManifest:
 
 
 def models_json(bank: BankManifest, *, created: int) -> list[dict[str, Any]]:
-    """Every value of `model`: routing where the bank has a router, the base, and each adapter."""
+    """Every valid `model`: "auto" if the bank has a router, the base model, and each adapter."""
 
     def model(name: str, parent: str | None) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": created, "owned_by": OWNER, "parent": parent}
@@ -119,7 +123,7 @@ def models_json(bank: BankManifest, *, created: int) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The answer to one request in the making, as a chat completion or a text completion, whole or in chunks."""
+    """Builds the response to one request, as a chat or text completion, in one object or in chunks."""
 
     id: str
     created: int
@@ -128,8 +132,8 @@ class Reply:
     with_logprobs: bool = False
     include_usage: bool = False
 
-    def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
-        """All of them are finished."""
+    def complete(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        """The response as one object. Every completion must be finished."""
         finished = [completion.finished for completion in completions if completion.finished is not None]
         choices = []
         for index, (completion, end) in enumerate(zip(completions, finished, strict=True)):
@@ -144,7 +148,7 @@ class Reply:
         }
 
     def opening(self, choices: int) -> list[dict[str, Any]]:
-        """A chat begins with a chunk that says who speaks; a text completion with its text."""
+        """The chunks before any text: one per choice with the role for a chat, none for a text completion."""
         if self.kind == "text":
             return []
         return [self._chunk(index, {"delta": {"role": "assistant", "content": ""}}) for index in range(choices)]
@@ -153,15 +157,15 @@ class Reply:
         content = {"delta": {"content": delta.text}} if self.kind == "chat" else {"text": delta.text}
         return self._chunk(index, content, None, delta.logprobs)
 
-    def ending(self, index: int, finished: Finished, everyone: Sequence[Finished] | None) -> list[dict[str, Any]]:
-        """The chunk that says why a choice ended. When `everyone` has ended, also the usage where it was asked for;
-        `dlp` rides on the very last chunk."""
+    def ending(self, index: int, finished: Finished, all_finished: Sequence[Finished] | None) -> list[dict[str, Any]]:
+        """The chunk with the finish reason of a choice. For the last choice to end, `all_finished` has the ends of all
+        choices: then the usage follows if requested, and the very last chunk carries `dlp`."""
         content: dict[str, Any] = {"delta": {}} if self.kind == "chat" else {"text": ""}
         chunks = [self._chunk(index, content, finished.finish_reason)]
-        if everyone is not None:
+        if all_finished is not None:
             if self.include_usage:
-                chunks.append({**self._chunk_head(), "choices": [], "usage": usage_json(everyone)})
-            chunks[-1]["dlp"] = dlp_json(self.decision, everyone)
+                chunks.append({**self._chunk_head(), "choices": [], "usage": usage_json(all_finished)})
+            chunks[-1]["dlp"] = dlp_json(self.decision, all_finished)
         return chunks
 
     def _chunk(
@@ -179,7 +183,7 @@ class Reply:
     def _choice(
         self, index: int, content: dict[str, Any], reason: str | None, logprobs: Sequence[Logprob]
     ) -> dict[str, Any]:
-        listed = None
+        logprobs_json = None
         if self.with_logprobs:
-            listed = chat_logprobs_json(logprobs) if self.kind == "chat" else text_logprobs_json(logprobs)
-        return {"index": index, **content, "logprobs": listed, "finish_reason": reason}
+            logprobs_json = chat_logprobs_json(logprobs) if self.kind == "chat" else text_logprobs_json(logprobs)
+        return {"index": index, **content, "logprobs": logprobs_json, "finish_reason": reason}

@@ -1,11 +1,11 @@
-"""One record of each request, and one log line for each to a generation route or /v1/route, whatever becomes of it.
+"""A record of each request, and one log line per request to a generation route or /v1/route, whatever its outcome.
 
-A `RequestRecord` lies in the request's state from the first byte to the last; the routes note in it what they learn.
-`RequestLogMiddleware` wraps the whole application: it makes the record, sees the status and how the answer ended, and
-writes the line. The logger is a child of Serve's, so the line goes where a replica's log goes and its `extra` fields
-become top-level keys where that log is JSON (logging_config in serve_config.yaml).
+A `RequestRecord` is part of the request's state from the first byte to the last; the routes add what they learn.
+`RequestLogMiddleware` wraps the entire application: it creates the record, observes the status and how the response
+ended, and writes the line. The logger is a child of Serve's, so the line goes to the replica's log and its `extra`
+fields become top-level keys if that log is JSON (logging_config in serve_config.yaml).
 
-The same facts become attributes of the request's span, if it has one.
+The request's span, if there is one, gets the same facts as attributes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.args import LogArgs
+from deployments.http.replies import weights_json
 from deployments.http.requests import ChatRequest, TextRequest
 from deployments.observe import tracing
 from dlp_core.decision import Decision
@@ -46,7 +47,7 @@ _MODEL_LENGTH = 256
 
 
 class RequestRecord:
-    """What is known of one request. Filled by the routes as they learn it."""
+    """The facts about one request, filled in by the routes as they learn them."""
 
     def __init__(self, request_id: str, route: str, settings: LogArgs) -> None:
         self.request_id = request_id
@@ -55,7 +56,7 @@ class RequestRecord:
         self._began = time.perf_counter()
         self._caller: str | None = None
         self._body: AnyRequest | None = None
-        self._asked_at = self._began
+        self._parsed_at = self._began
         self._decision: Decision | None = None
         self._decide_seconds: float | None = None
         self._first_token_seconds: float | None = None
@@ -64,23 +65,23 @@ class RequestRecord:
         self._error_code: str | None = None
         self._span = trace.get_current_span()
 
-    def called_by(self, caller: Caller) -> Caller:
+    def authenticated(self, caller: Caller) -> Caller:
         self._caller = caller.name
         return caller
 
-    def asked(self, body: AnyRequest) -> None:
-        """The request makes sense so far."""
+    def parsed(self, body: AnyRequest) -> None:
+        """Note the valid body of the request."""
         self._body = body
-        self._asked_at = time.perf_counter()
+        self._parsed_at = time.perf_counter()
 
     def decided(self, decision: Decision) -> Decision:
         self._decision = decision
-        self._decide_seconds = time.perf_counter() - self._asked_at
+        self._decide_seconds = time.perf_counter() - self._parsed_at
         self._annotate()
         return decision
 
     def failed(self, error: DLPError) -> None:
-        """The client is told so: with a status, or at the end of a stream that had begun."""
+        """Note an error that the client receives, as the status or as the end of a started stream."""
         self._error_code = error.code
         self._annotate()
         if self._span.is_recording():
@@ -89,7 +90,7 @@ class RequestRecord:
                 self._span.set_status(StatusCode.ERROR, error.code)
 
     def arrived(self, index: int, piece: Piece) -> None:
-        """A piece of choice number `index` is about to be sent: notes when the first came and how each choice ended."""
+        """Note a piece of choice `index` before it is sent: when the first one came, and how each choice ended."""
         if isinstance(piece, Finished):
             self._finished[index] = piece
             self._annotate()
@@ -100,11 +101,11 @@ class RequestRecord:
             self._texts[index] = self._texts.get(index, "") + piece.text
 
     def write(self, status: int, *, gone: bool) -> None:
-        """The line. Of a client that went away, `status` is what had been sent, if anything."""
+        """Write the log line. `gone`: the client disconnected before the end; `status` is then replaced by 499."""
         if gone:
             status, self._error_code = GONE_STATUS, GONE
         end = self._error_code or "+".join(self._finish_reasons()) or "ok"
-        # what Serve would add of its own context is the id as the client sent it, and job, worker and task ids
+        # skipped: Serve's own context would add the unsanitized request id, and job, worker and task ids
         log.info("%s %d %s", self._route, status, end, extra=self._fields(status) | {"skip_context_filter": True})
 
     def _fields(self, status: int) -> dict[str, Any]:
@@ -121,7 +122,7 @@ class RequestRecord:
             "n": getattr(body, "n", 1),
             "bank": decision and decision.bank,
             "router": decision and decision.router,
-            "mix": decision and [{"adapter": part.name, "weight": part.weight} for part in decision.mix.adapters],
+            "mix": decision and weights_json(decision.mix),
             "reason": decision and decision.reason,
             "confidence": decision and decision.confidence,
             "status": status,
@@ -132,10 +133,10 @@ class RequestRecord:
             "total_seconds": round(time.perf_counter() - self._began, 6),
             "decide_seconds": _rounded(self._decide_seconds),
             "first_token_seconds": _rounded(self._first_token_seconds),
-            **(self._what_was_said() if self._settings.prompts else {}),
+            **(self._prompt_and_completions() if self._settings.prompts else {}),
         }
 
-    def _what_was_said(self) -> dict[str, Any]:
+    def _prompt_and_completions(self) -> dict[str, Any]:
         body = self._body
         if body is None:
             return {}
@@ -146,19 +147,21 @@ class RequestRecord:
         return {"prompt": prompt, "completions": [self._texts[index] for index in sorted(self._texts)]}
 
     def _model(self) -> str | None:
-        """As asked for, which may be anything."""
+        """The `model` field as sent, which may be any string; truncated."""
         return None if self._body is None else self._body.model[:_MODEL_LENGTH]
 
     def _finish_reasons(self) -> list[str]:
         return [self._finished[index].finish_reason for index in sorted(self._finished)]
 
     def _tokens(self) -> tuple[int | None, int | None]:
-        """Of prompt and completion; None while no choice has ended."""
-        found = list(self._finished.values())
-        return (found[0].prompt_tokens, sum(one.completion_tokens for one in found)) if found else (None, None)
+        """Prompt and completion tokens; None before any choice has ended."""
+        finished = list(self._finished.values())
+        if not finished:
+            return None, None
+        return finished[0].prompt_tokens, sum(choice.completion_tokens for choice in finished)
 
     def _annotate(self) -> None:
-        """Says on the span what is known by now: it ends with the last byte sent."""
+        """Set the facts known so far on the span, which ends with the last byte sent."""
         if not self._span.is_recording():
             return
         operation, decision = _OPERATIONS.get(self._route), self._decision
@@ -185,16 +188,16 @@ def record_of(request: Request) -> RequestRecord:
 
 
 class RequestLogMiddleware:
-    """The application, with a record of each request.
+    """Wraps the application and keeps a record of each request.
 
-    Also sees to `x-request-id`: the client's, made safe, or a new one. `answers_id` says whether the answer's header
-    is set here, or by the server in front.
+    Takes the request id from the client's `x-request-id`, sanitized, or creates one. `sets_id_header` says whether the
+    response header is set here or by the server in front.
     """
 
-    def __init__(self, app: ASGIApp, settings: LogArgs, *, answers_id: bool) -> None:
+    def __init__(self, app: ASGIApp, settings: LogArgs, *, sets_id_header: bool) -> None:
         self._app = app
         self._settings = settings
-        self._answers_id = answers_id
+        self._answers_id = sets_id_header
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -223,16 +226,16 @@ class RequestLogMiddleware:
         try:
             await self._app(scope, recorded_receive, recorded_send)
         except asyncio.CancelledError:
-            gone = not complete  # Serve cancels a request whose client went away
+            gone = not complete  # Serve cancels a request when its client disconnects
             raise
         finally:
             if self._settings.requests and route in ROUTES:
                 record.write(status or DLPError.status, gone=gone or (status != 0 and not complete))
 
 
-def safe_id(given: str | None) -> str:
-    """A request id that may stand in a header, a log and a span: printable ASCII without blanks, of bounded length."""
-    return re.sub(r"[^!-~]", "_", given[:_ID_LENGTH]) if given else uuid.uuid4().hex
+def safe_id(client_id: str | None) -> str:
+    """A request id safe for headers, logs and spans: printable ASCII without spaces, of bounded length."""
+    return re.sub(r"[^!-~]", "_", client_id[:_ID_LENGTH]) if client_id else uuid.uuid4().hex
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -1,8 +1,8 @@
-"""The request bodies of the HTTP API: OpenAI's fields this server has, plus `dlp` and `top_k`.
+"""The request bodies of the HTTP API: the OpenAI fields this server supports, plus `dlp` and `top_k`.
 
 Three rules hold for every body. null means absent. A field of OpenAI's API that this server lacks is
-accepted at its neutral value (`n: 1`, `tools: []`) and refused by name otherwise. Anything else unknown is
-refused by name. Types are strict: no booleans for numbers, no numbers in strings, no NaN.
+accepted at its neutral value (`n: 1`, `tools: []`) and rejected by name otherwise. Any other unknown field is
+rejected by name. Types are strict: no booleans for numbers, no numbers in strings, no NaN.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from dlp_core.mix import WeightRule
 from dlp_core.text.chat import Message, Role, routing_texts
 
 MAX_STOPS = 4
-"""Stop strings of one request, as in OpenAI's API."""
+"""Stop strings per request, as in OpenAI's API."""
 
 MAX_CHOICES = 16
-"""Completions of one request (`n`)."""
+"""Completions per request (`n`)."""
 
 
-def unsupported(field: str, why: str) -> PydanticCustomError:
-    """A field of OpenAI's API that is refused; from_validation() names it by its full path."""
-    return PydanticCustomError("unsupported_parameter", why, {"field": field})
+def unsupported(field: str, reason: str) -> PydanticCustomError:
+    """The error for an unsupported field of OpenAI's API; from_validation() adds its full path."""
+    return PydanticCustomError("unsupported_parameter", reason, {"field": field})
 
 
 def _same(left: object, right: object) -> bool:
-    """Equal and of one type: JSON's true is not its 1."""
+    """Whether both are equal and of the same type: JSON's true is not 1."""
     return type(left) is type(right) and left == right
 
 
@@ -41,11 +41,11 @@ class StrictBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    """Fields of OpenAI's API that change nothing at these values, and are not supported at others."""
+    """Fields of OpenAI's API that have no effect at these values and are not supported at others."""
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_what_says_nothing(cls, data: object) -> object:
+    def _drop_neutral_fields(cls, data: object) -> object:
         if not isinstance(data, dict):
             return data
         kept = {}
@@ -68,7 +68,7 @@ class AdapterWeight(StrictBody):
 
 
 class DLPOptions(StrictBody):
-    """The `dlp` field. What is absent takes the server's default; `adapters` skips the router."""
+    """The `dlp` field. Absent fields take the server's defaults; `adapters` skips the router."""
 
     top_p: float | None = Field(default=None, gt=0, le=1)
     max_adapters: int | None = Field(default=None, ge=1)
@@ -79,7 +79,7 @@ class DLPOptions(StrictBody):
 
 
 def _text_of(content: object) -> object:
-    """OpenAI's list of text parts as one string; any other value is left to the type check."""
+    """Join OpenAI's list of text parts into one string; other values are left to the type check."""
     if not isinstance(content, list):
         return content
     texts = []
@@ -104,7 +104,7 @@ class ChatMessage(StrictBody):
         "audio": (),
         "function_call": (),
         "tool_calls": ([],),
-    }  # what OpenAI's client sends when an answer is passed back as a turn
+    }  # OpenAI's client sends these when a response is passed back as a turn
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str, BeforeValidator(_text_of)]
@@ -122,8 +122,8 @@ def _stops_of(stop: object) -> object:
     return [stop] if isinstance(stop, str) else stop
 
 
-class _Choice(StrictBody):
-    """What chat, completions and /v1/route share: which model, and how to mix."""
+class _RoutedBody(StrictBody):
+    """The fields shared by chat, completions and /v1/route: the model and how to mix."""
 
     model: str = Field(min_length=1)
     dlp: DLPOptions = DLPOptions()
@@ -131,10 +131,10 @@ class _Choice(StrictBody):
     @property
     @abstractmethod
     def routing_texts(self) -> tuple[str, ...]:
-        """What the router reads of this request: the first of them that fits an adapter decides."""
+        """The texts the router reads: the first that fits an adapter decides."""
 
 
-class _Generation(_Choice):
+class _Generation(_RoutedBody):
     neutral = {
         "frequency_penalty": (0, 0.0),
         "presence_penalty": (0, 0.0),
@@ -158,7 +158,7 @@ class _Generation(_Choice):
     stream_options: StreamOptions | None = None
     seed: int | None = Field(default=None, ge=-(2**62), lt=2**62)
 
-    # accepted and not used: they say who asks, not what to answer
+    # accepted and ignored: they identify the user and do not affect the completion
     user: str | None = None
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
@@ -167,11 +167,11 @@ class _Generation(_Choice):
     @property
     @abstractmethod
     def source(self) -> tuple[Message, ...] | str:
-        """What the completion continues."""
+        """The messages or the prompt that the completion continues."""
 
     @property
-    def wanted_tokens(self) -> int | None:
-        """Most tokens of the completion; None leaves it to the server."""
+    def requested_tokens(self) -> int | None:
+        """The requested maximum of completion tokens; None for the server's default."""
         return self.max_tokens
 
     @property
@@ -180,25 +180,25 @@ class _Generation(_Choice):
 
     @property
     def sampling(self) -> Sampling:
-        """Every field of Sampling that the body has under the same name, and the two that OpenAI names otherwise."""
-        same = {field.name: getattr(self, field.name) for field in fields(Sampling) if field.name in self.__dict__}
-        return Sampling(**same | {"max_tokens": self.wanted_tokens, "logprobs": self.wanted_logprobs})
+        """The fields of Sampling that the body has by the same name, plus the two that OpenAI names differently."""
+        shared = {field.name: getattr(self, field.name) for field in fields(Sampling) if field.name in self.__dict__}
+        return Sampling(**shared | {"max_tokens": self.requested_tokens, "logprobs": self.requested_logprobs})
 
     @model_validator(mode="after")
-    def _fields_agree(self) -> Self:
+    def _check_consistency(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options needs stream: true", param="stream_options")
-        if self.wanted_tokens is not None and self.min_tokens > self.wanted_tokens:
+        if self.requested_tokens is not None and self.min_tokens > self.requested_tokens:
             raise InvalidRequest(
-                f"min_tokens is {self.min_tokens}, above the {self.wanted_tokens} the completion may have",
+                f"min_tokens is {self.min_tokens}, above the {self.requested_tokens} tokens allowed for the completion",
                 param="min_tokens",
             )
         return self
 
     @property
     @abstractmethod
-    def wanted_logprobs(self) -> int | None:
-        """Alternatives reported beside each token; None for no log-probabilities at all."""
+    def requested_logprobs(self) -> int | None:
+        """Alternatives reported with each token; None for no log-probabilities."""
 
 
 class ChatRequest(_Generation):
@@ -228,25 +228,25 @@ class ChatRequest(_Generation):
     top_logprobs: int = Field(default=0, ge=0, le=MAX_LOGPROBS)
 
     @model_validator(mode="after")
-    def _somebody_says_something(self) -> Self:
+    def _check_user_turn(self) -> Self:
         if not routing_texts(self.source)[0].strip():
             raise InvalidRequest("messages: the last user turn is empty; say something", param="messages")
         return self
 
     @model_validator(mode="after")
-    def _one_limit(self) -> Self:
+    def _check_one_limit(self) -> Self:
         if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
             raise InvalidRequest("max_tokens and max_completion_tokens differ; give one", param="max_tokens")
         return self
 
     @model_validator(mode="after")
-    def _top_logprobs_of_something(self) -> Self:
+    def _check_top_logprobs(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
         return self
 
     @property
-    def wanted_logprobs(self) -> int | None:
+    def requested_logprobs(self) -> int | None:
         return self.top_logprobs if self.logprobs else None
 
     @property
@@ -254,7 +254,7 @@ class ChatRequest(_Generation):
         return tuple(message.message() for message in self.messages)
 
     @property
-    def wanted_tokens(self) -> int | None:
+    def requested_tokens(self) -> int | None:
         return self.max_tokens or self.max_completion_tokens
 
     @property
@@ -267,7 +267,9 @@ def _one_prompt(prompt: object) -> object:
         return prompt
     if len(prompt) == 1 and isinstance(prompt[0], str):
         return prompt[0]
-    raise PydanticCustomError("one_prompt", "a prompt is one string here; send several requests, they share a batch")
+    raise PydanticCustomError(
+        "one_prompt", "a prompt must be one string; send several requests instead, they share a batch"
+    )
 
 
 class CompletionRequest(_Generation):
@@ -284,7 +286,7 @@ class CompletionRequest(_Generation):
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
 
     @property
-    def wanted_logprobs(self) -> int | None:
+    def requested_logprobs(self) -> int | None:
         return self.logprobs
 
     @property
@@ -296,8 +298,8 @@ class CompletionRequest(_Generation):
         return (self.prompt,)
 
 
-class TextRequest(_Choice):
-    """POST /v1/route with nothing but a text."""
+class TextRequest(_RoutedBody):
+    """POST /v1/route with a bare text."""
 
     text: str
 
@@ -309,14 +311,16 @@ class TextRequest(_Choice):
 def routed(data: object) -> ChatRequest | CompletionRequest | TextRequest:
     """The body of POST /v1/route: a chat or completion request, or `text` (or `input`); `model` may be left out.
 
-    Raises pydantic's ValidationError, or InvalidRequest where it is none of these or several.
+    Raises pydantic's ValidationError, or InvalidRequest unless exactly one of these is given.
     """
     if not isinstance(data, dict):
         return TextRequest.model_validate(data)
-    given = [key for key in ("messages", "prompt", "text", "input") if key in data]
-    if len(given) != 1:
-        raise InvalidRequest("give exactly one of messages, prompt, text and input", param=given[0] if given else None)
-    kind = given[0]
+    inputs = [key for key in ("messages", "prompt", "text", "input") if key in data]
+    if len(inputs) != 1:
+        raise InvalidRequest(
+            "give exactly one of messages, prompt, text and input", param=inputs[0] if inputs else None
+        )
+    kind = inputs[0]
     data = {"model": AUTO} | data
     if kind == "messages":
         return ChatRequest.model_validate(data)

@@ -1,7 +1,7 @@
-"""The answer to one request on its way out, as one JSON object or as server-sent events.
+"""The response to one request, as one JSON object or as server-sent events.
 
 generation 0 ─┐
-generation 1 ─┼─> arrived ─> record ─> whole()    one JSON object
+generation 1 ─┼─> arrived ─> record ─> collect()  one JSON object
 deadline     ─┘                     └> events()   server-sent events
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from fastapi.responses import StreamingResponse
 from starlette.types import Send
 
-from deployments.http.errors import body_of, from_any
+from deployments.http.errors import as_api_error, error_body
 from deployments.http.replies import Reply
 from deployments.http.request_log import RequestRecord
 from dlp_core.errors import DeadlineExceeded, DLPError
@@ -25,9 +25,9 @@ from dlp_core.generation.messages import Completion, Finished, Piece
 
 
 class AnswerStream:
-    """What the generations of one request say, merged as it arrives, until `deadline` on the event loop's clock.
+    """The pieces of a request's generations, merged as they arrive, until `deadline` on the event loop's clock.
 
-    The first error of any generation ends the answer. However it ends, `close` has closed all generations.
+    The first error of any generation ends the response. However it ends, `close` closes all generations.
     """
 
     def __init__(
@@ -43,19 +43,19 @@ class AnswerStream:
         self._running = len(generations)
         self._record = record
         self._arrived: deque[tuple[int, Piece] | Exception] = deque()
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._tasks = [asyncio.create_task(self._drain(*numbered)) for numbered in enumerate(generations)]
-        self._timer = asyncio.get_running_loop().call_at(deadline, self._put, out_of_time())
+        self._timer = asyncio.get_running_loop().call_at(deadline, self._put, timed_out())
 
     async def begin(self) -> None:
-        """Waits for the first piece: a refusal is raised here, while it can still have its status and headers."""
-        await self._news.wait()
+        """Wait for the first piece. Raises an early error, while a status and headers can still be sent."""
+        await self._changed.wait()
         if isinstance(error := self._arrived[0], Exception):
             await self.close()
             raise error
 
-    async def whole(self) -> dict[str, Any]:
-        """The answer as one JSON object. Raises what ends it early."""
+    async def collect(self) -> dict[str, Any]:
+        """The response as one JSON object. Raises the first error of any generation, or DeadlineExceeded."""
         completions = [Completion() for _ in range(self._choices)]
         try:
             while (arrived := await self._next()) is not None:
@@ -63,10 +63,10 @@ class AnswerStream:
                 completions[index].add(piece)
         finally:
             await self.close()
-        return self._reply.whole(completions)
+        return self._reply.complete(completions)
 
     async def events(self) -> AsyncGenerator[str, None]:
-        """The answer as server-sent events, those that arrived together in one string. An error becomes the last event,
+        """The response as server-sent events, in one string if they arrived together. An error becomes the last event,
         without [DONE]."""
         finished: dict[int, Finished] = {}
         batch = [event(chunk) for chunk in self._reply.opening(self._choices)]
@@ -84,22 +84,22 @@ class AnswerStream:
                     batch.clear()
             batch.append("data: [DONE]\n\n")
         except Exception as error:
-            api_error = from_any(error)
+            api_error = as_api_error(error)
             self._record.failed(api_error)
-            batch.append(event(body_of(api_error)))
+            batch.append(event(error_body(api_error)))
         finally:
             await self.close()
         yield "".join(batch)
 
     async def close(self) -> None:
-        """Ends the generations that still run. Closing twice is harmless."""
+        """End the generations that still run. Idempotent."""
         self._timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _in_order(self, finished: dict[int, Finished]) -> list[Finished] | None:
-        """The ends of all choices, once there are all."""
+        """The ends of all choices in order; None until all have ended."""
         return [finished[index] for index in range(self._choices)] if len(finished) == self._choices else None
 
     async def _drain(self, index: int, generation: AsyncGenerator[Piece, None]) -> None:
@@ -110,24 +110,24 @@ class AnswerStream:
                     finished = isinstance(piece, Finished)
                     self._put((index, piece))
             if not finished:
-                raise DLPError("the backbone ended a generation without saying why")
+                raise DLPError("the backbone ended a generation without a finish reason")
         except Exception as error:
             self._put(error)
         finally:
             self._running -= 1
-            self._news.set()
+            self._changed.set()
 
     def _put(self, item: tuple[int, Piece] | Exception) -> None:
         self._arrived.append(item)
-        self._news.set()
+        self._changed.set()
 
     async def _next(self) -> tuple[int, Piece] | None:
-        """The next piece with the number of its choice, noted in the record; None after the last."""
+        """The next piece with the index of its choice, noted in the record; None after the last."""
         while not self._arrived:
             if not self._running:
                 return None
-            self._news.clear()
-            await self._news.wait()
+            self._changed.clear()
+            await self._changed.wait()
         item = self._arrived.popleft()
         if isinstance(item, Exception):
             raise item
@@ -136,7 +136,7 @@ class AnswerStream:
 
 
 class EventStream(StreamingResponse):
-    """An AnswerStream as server-sent events. Closes it when it ends, also when the client goes away in the middle."""
+    """An AnswerStream as server-sent events. Closes it at the end, also if the client disconnects early."""
 
     media_type = "text/event-stream"
 
@@ -152,19 +152,19 @@ class EventStream(StreamingResponse):
 
 
 def event(data: dict[str, Any]) -> str:
-    # ASCII escapes: a raw U+2028 in the text would end the line for some readers of server-sent events
+    # ASCII escapes: some SSE parsers take a raw U+2028 in the text as the end of the line
     return f"data: {json.dumps(data, separators=(',', ':'), allow_nan=False)}\n\n"
 
 
 @asynccontextmanager
 async def within(deadline: float) -> AsyncIterator[None]:
-    """Cancels what waits inside when the event loop's clock passes `deadline`. Raises DeadlineExceeded then."""
+    """Cancel the block and raise DeadlineExceeded when the event loop's clock passes `deadline`."""
     try:
         async with asyncio.timeout_at(deadline):
             yield
     except TimeoutError as error:
-        raise out_of_time() from error
+        raise timed_out() from error
 
 
-def out_of_time() -> DeadlineExceeded:
-    return DeadlineExceeded("the request ran out of time; ask for fewer tokens, or retry when the server is less busy")
+def timed_out() -> DeadlineExceeded:
+    return DeadlineExceeded("the request timed out; ask for fewer tokens, or retry when the server is less busy")

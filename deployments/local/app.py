@@ -1,10 +1,10 @@
-"""The application of serve_config.yaml on a Ray cluster that lives and dies with this process.
+"""Runs the application of serve_config.yaml on a Ray cluster that ends with this process.
 
     with LocalApp(load_config(Path("serve_config.yaml")), bank="s3://bank/", base_model=folder) as app:
         app.wait_until_ready()
         ...
 
-A cluster that outlives its commands is started by `ray start` and `serve deploy`, or by KubeRay (k8s/).
+For a long-lived cluster use `ray start` and `serve deploy`, or KubeRay (k8s/).
 """
 
 from __future__ import annotations
@@ -27,32 +27,34 @@ import yaml
 from deployments.fleet import haproxy
 from dlp_core.bank.follower import NoUsableBank
 from dlp_core.errors import DLPError, InvalidRequest
+from dlp_core.store.records import first_problem
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
 
 READY_SECONDS = 300.0
-_PLENTY = 1000.0
-_SOON_AGAIN = {"RAY_raylet_client_connect_timeout_milliseconds": "50", "RAY_raylet_client_num_connect_attempts": "200"}
-"""A raylet often asks for its object store a moment before that listens, and then sleeps for a second, at most ten
-times. Here it may wait as long, in shorter steps."""
+_UNLIMITED = 1000.0
+_FAST_RETRIES = {
+    "RAY_raylet_client_connect_timeout_milliseconds": "50",
+    "RAY_raylet_client_num_connect_attempts": "200",
+}
+"""A raylet often connects to its object store a moment before that listens, then sleeps for a second, up to ten times.
+These settings keep the total wait and shorten the steps."""
 _OBJECT_STORE_BYTES = 200 * 1024**2  # requests and tokens are small; Ray's default takes a third of the memory
 
 
 class AppFailed(DLPError):
-    """The application did not come up; the message says what Serve reports."""
+    """The application did not start; the message has Serve's reason."""
 
     code = "app_failed"
 
 
 def load_config(path: Path) -> dict[str, Any]:
-    """Reads a Serve config file. Raises InvalidRequest if it is missing or not YAML."""
+    """Read a Serve config file. Raises InvalidRequest if it is missing or not YAML."""
     try:
         config = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise InvalidRequest(
-            f"there is no {path} here; run this in a checkout, or name the file with --config"
-        ) from None
+        raise InvalidRequest(f"{path} does not exist; run this in a checkout, or name the file with --config") from None
     except (OSError, yaml.YAMLError) as error:
         raise InvalidRequest(f"{path} cannot be read: {error}") from None
     if not isinstance(config, dict) or not config.get("applications"):
@@ -61,9 +63,9 @@ def load_config(path: Path) -> dict[str, Any]:
 
 
 class LocalApp:
-    """One application, one cluster, one port. Raises AppFailed or InvalidRequest when it cannot start.
+    """One application, one cluster, one port. Raises AppFailed or InvalidRequest if it cannot start.
 
-    Without a `port` it takes a free one; `url` says which.
+    Without a `port` it uses a free one, which `url` names.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class LocalApp:
         self._check_port()
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        for variable, value in _SOON_AGAIN.items():
+        for variable, value in _FAST_RETRIES.items():
             os.environ.setdefault(variable, value)
         os.environ.setdefault(haproxy.VARIABLE, str(haproxy.COMMAND))
         import ray
@@ -112,7 +114,7 @@ class LocalApp:
         import ray
         from ray import serve
 
-        # Ray prints that its killed controller did not return from being shut down; nobody else prints here
+        # Ray prints that its killed controller did not return from shutdown; nothing else prints here
         with redirect_stdout(io.StringIO()):
             try:
                 serve.shutdown()
@@ -121,7 +123,7 @@ class LocalApp:
                 self._serve_log.setLevel(self._serve_log_level)
 
     def start_ray(self) -> None:
-        """Starts a cluster of this machine alone."""
+        """Start a cluster of this machine alone."""
         import ray
 
         ray.init(
@@ -130,11 +132,11 @@ class LocalApp:
             logging_level=logging.ERROR,
             object_store_memory=_OBJECT_STORE_BYTES,
             namespace="serve",
-            resources=dict.fromkeys(self._resources(), _PLENTY),
+            resources=dict.fromkeys(self._resources(), _UNLIMITED),
         )
 
     def wait_until_ready(self, report: Callable[[str], None] = lambda _: None) -> None:
-        """Returns when /health says 200. `report` is told what is being waited for. Raises AppFailed."""
+        """Wait until /health returns 200. `report` receives the reason for waiting. Raises AppFailed."""
         from ray import serve
 
         deadline = time.monotonic() + READY_SECONDS
@@ -157,23 +159,23 @@ class LocalApp:
             time.sleep(0.3)
 
     def _resources(self) -> set[str]:
-        """Kinds of nodes the deployments ask for: this machine is all of them."""
+        """The custom resources (node types) that the deployments require: this machine offers all of them."""
         options = [
             deployment.get("ray_actor_options", {}) for deployment in self.config["applications"][0]["deployments"]
         ]
-        return {name for of_one in options for name in of_one.get("resources", {})}
+        return {name for actor_options in options for name in actor_options.get("resources", {})}
 
     def _health(self) -> tuple[str, str] | None:
-        """Why /health does not say 200 yet and the code of that error, or None if it does."""
+        """The reason and error code if /health does not return 200 yet; None if it does."""
         try:
             with urllib.request.urlopen(f"{self.url}/health", timeout=5):
                 return None
         except urllib.error.HTTPError as error:
             try:
-                found = json.loads(error.read())["error"]
-                return found["message"], found["code"]
+                api_error = json.loads(error.read())["error"]
+                return api_error["message"], api_error["code"]
             except (ValueError, KeyError, TypeError):
-                return f"the endpoint answers {error.code}", ""
+                return f"the endpoint returns HTTP {error.code}", ""
         except OSError:
             return "starting replicas", ""
 
@@ -187,8 +189,7 @@ class LocalApp:
             AppArgs.model_validate(self.config["applications"][0]["args"])
             return ServeDeploySchema.model_validate(self.config)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise InvalidRequest(f"serve config: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise InvalidRequest(f"serve config: {first_problem(error)}") from None
 
     def _check_port(self) -> None:
         with socket.socket() as probe:
@@ -202,7 +203,7 @@ class LocalApp:
 
 
 def free_port() -> int:
-    """A port of this machine that was free a moment ago."""
+    """A port of this machine that was free when checked."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,6 +1,6 @@
-"""The demo: a real S3 server, the demo bank published to it, the application over it, and prompts sent to itself.
+"""The demo: starts a real S3 server, publishes the demo bank to it, serves it and sends it prompts.
 
-Everything it makes lies in one folder (.demo), so a second start is quick and removing the folder undoes it.
+Everything it creates is in one folder (.demo): a second start is quick, and removing the folder undoes the demo.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from rich.table import Table
 from deployments import terminal
 from deployments.local.app import LocalApp, load_config
 from deployments.local.demo_backbone import ensure_backbone
-from dlp_core.adapter.checks import check_fits
 from dlp_core.bank.publish import publish
 from dlp_core.errors import InvalidRequest
 from dlp_core.store.local_s3 import LocalS3
@@ -33,7 +32,7 @@ CACHE_BYTES = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the endpoint made of a prompt. `adapters` is the x-dlp-adapters header."""
+    """The endpoint's response to a prompt. `adapters` is the x-dlp-adapters header."""
 
     prompt: str
     adapters: str
@@ -42,7 +41,7 @@ class Answer:
 
 
 def run(*, port: int, config: Path, bank: Path, folder: Path) -> None:
-    """Serves the demo bank until KeyboardInterrupt. Everything that was started has ended when this is left.
+    """Serve the demo bank until KeyboardInterrupt. Everything it started has ended when this returns or raises.
 
     Raises InvalidRequest for a port in use or missing files, StoreUnavailable or AppFailed if a part does not
     start.
@@ -81,11 +80,11 @@ def read_prompts(path: Path) -> list[str]:
     try:
         return [str(row["prompt"]) for row in json.loads(path.read_text())]
     except FileNotFoundError:
-        raise InvalidRequest(f"there is no {path}; run this in a checkout of the project") from None
+        raise InvalidRequest(f"{path} does not exist; run this in a checkout of the project") from None
 
 
 def ask(url: str, prompt: str) -> Answer:
-    """Sends one chat request with the openai client, as any user would."""
+    """Send one chat request with the openai client, as any user would."""
     from openai import OpenAI
 
     with OpenAI(base_url=f"{url}/v1", api_key="none") as client:
@@ -135,12 +134,11 @@ EOF
 
 
 def _publish(bank: Path, base: Path, step: terminal.Step) -> None:
-    from dlp_core.fusion.layers import read_shapes
+    from dlp_core.fusion.layers import fits_model
 
-    shapes = read_shapes(base)
     publish(
         open_store(BANK_URI),
         bank,
-        check=lambda adapter: check_fits(adapter, shapes),
+        check=fits_model(base),
         progress=lambda done, total: step.say(f"{done / 1e6:.1f} of {total / 1e6:.1f} MB"),
     )

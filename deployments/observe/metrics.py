@@ -22,7 +22,7 @@ _SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 6
 
 
 class RoutingMetrics:
-    """RequestLogMiddleware by the ingress, once a decision."""
+    """Recorded by the ingress, once per decision."""
 
     def __init__(self) -> None:
         self._seconds = Histogram("dlp_route_seconds", "Time to decide a mix, router call included.", _MILLISECONDS)
@@ -32,7 +32,7 @@ class RoutingMetrics:
         self._size = Histogram("dlp_mix_size", "Adapters in a mix; 0 is the plain backbone.", [0.5, 1, 2, 3, 4, 6, 8])
         self._hits = Counter("dlp_adapter_hits_total", "Requests an adapter took part in.", ("adapter",))
         self._fallbacks = Counter(
-            "dlp_fallback_total", "Requests for `auto` that no adapter of the router's choice serves.", ("reason",)
+            "dlp_fallback_total", "Requests for `auto` served without adapters chosen by the router.", ("reason",)
         )
 
     def decided(self, decision: Decision, seconds: float) -> None:
@@ -47,33 +47,35 @@ class RoutingMetrics:
 
 
 class RouterMetrics:
-    """RequestLogMiddleware by a router replica, each time it reports to the autoscaler."""
+    """Recorded by a router replica, each time it reports to the autoscaler."""
 
     def __init__(self) -> None:
-        self._busy = Gauge("dlp_router_busy", "Share of its time a router replica computes.")
+        self._busy = Gauge("dlp_router_busy", "Share of time a router replica spends computing.")
 
     def state(self, *, busy: float) -> None:
         self._busy.set(busy)
 
 
 class BankMetrics:
-    """RequestLogMiddleware by the ingress, each time it looks at the pointer."""
+    """Recorded by the ingress, each time it polls the pointer."""
 
     def __init__(self) -> None:
-        self._refused = Gauge("dlp_bank_refused", "1 while the bank that was published last cannot be served.")
+        self._refused = Gauge("dlp_bank_refused", "1 while the newest published bank cannot be served.")
 
-    def looked(self, *, refused: bool) -> None:
+    def polled(self, *, refused: bool) -> None:
         self._refused.set(float(refused))
 
 
 class EngineMetrics:
-    """RequestLogMiddleware by a backbone replica."""
+    """Recorded by a backbone replica."""
 
     def __init__(self) -> None:
         self._first = Histogram(
             "dlp_time_to_first_token_seconds", "From acceptance by the replica to the first token.", _SECONDS
         )
-        self._between = Histogram("dlp_inter_token_seconds", "Mean time between the tokens of one event.", _SECONDS)
+        self._between = Histogram(
+            "dlp_inter_token_seconds", "Mean time between the tokens that arrive together.", _SECONDS
+        )
         self._tokens = Counter("dlp_tokens_total", "Tokens read (prompt) and written (completion).", ("kind",))
         self._loads = Counter("dlp_adapter_loads_total", "Adapters moved into a slot.", ("adapter",))
         self._load_seconds = Histogram(
@@ -81,21 +83,21 @@ class EngineMetrics:
         )
         self._resident = Gauge("dlp_adapters_resident", "Adapters resident in a tier.", ("tier",))
         self._running = Gauge("dlp_requests_running", "Requests in the batch.")
-        self._waiting = Gauge("dlp_requests_waiting", "Requests that wait for their adapters.")
+        self._waiting = Gauge("dlp_requests_waiting", "Requests waiting for their adapters.")
         self._tokens_running = Gauge("dlp_tokens_running", "Tokens in the cache of requests in the batch.")
-        self._tokens_waiting = Gauge("dlp_tokens_waiting", "Most tokens of requests that are not in the batch yet.")
-        self._cache_use = Gauge("dlp_cache_use", "Share of the paged cache that requests hold.")
+        self._tokens_waiting = Gauge("dlp_tokens_waiting", "Maximum tokens of requests not yet in the batch.")
+        self._cache_use = Gauge("dlp_cache_use", "Share of the paged cache held by requests.")
         self._adapter_demand = Gauge("dlp_adapter_demand", "Adapters that requests use or wait for, over the slots.")
-        self._adapter_wait = Gauge("dlp_adapter_wait_seconds", "Longest that a request waits for its adapters now.")
+        self._adapter_wait = Gauge("dlp_adapter_wait_seconds", "Longest current wait of a request for its adapters.")
 
     def loaded(self, adapter: str, tier: str, seconds: float) -> None:
-        """`adapter` as the engine names it, name@version."""
+        """Count a load. `adapter` is the engine's name, name@version."""
         if tier == "device":
             self._loads.inc(tags={"adapter": unqualify(adapter)})
         self._load_seconds.observe(seconds, tags={"tier": tier})
 
     def state(self, stats: EngineStats, *, on_disk: int) -> None:
-        """`on_disk`: adapters in the disk cache of the node, whoever fetched them."""
+        """Set the gauges. `on_disk` counts the adapters in the node's disk cache, whichever process fetched them."""
         self._running.set(stats.running)
         self._waiting.set(stats.waiting)
         self._tokens_running.set(stats.tokens_running)
@@ -117,7 +119,7 @@ class EngineMetrics:
 
 
 class TokenStopwatch:
-    """Times the tokens of one request from its creation on."""
+    """Times the tokens of one request, starting at its creation."""
 
     def __init__(self, first: Histogram, between: Histogram) -> None:
         self._first = first
@@ -126,7 +128,7 @@ class TokenStopwatch:
         self._started = False
 
     def tokens(self, count: int) -> None:
-        """`count` tokens arrived now, together."""
+        """Note that `count` tokens arrived together, now."""
         now = time.perf_counter()
         if not count:
             return

@@ -1,14 +1,14 @@
-"""OpenTelemetry spans of a request: HTTP server, routing, generation, adapter loads. Off unless the environment says.
+"""OpenTelemetry spans of a request: HTTP server, routing, generation, adapter loads. Off by default.
 
-    POST /v1/chat/completions   ingress: FastAPI's own server span, which continues the caller's `traceparent`
+    POST /v1/chat/completions   ingress: FastAPI's server span, which continues the caller's `traceparent`
     ├── route                   ingress, and under it `route` in a router replica
     └── generate                backbone replica
-        └── adapter load        one for each tier an adapter had to be brought to: disk, host, device
+        └── adapter load        one per tier an adapter was loaded into: disk, host, device
 
-OTEL_TRACES_EXPORTER is the switch: `otlp`, `console` or `none`, the default. The rest is OpenTelemetry's as well
-(OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER and others). Between replicas the context travels
-by value, as the W3C headers. A span is only made inside a trace that an HTTP request began, so nothing is traced twice
-and what was not sampled stays so everywhere. No attribute ever holds text of a prompt or a completion.
+OTEL_TRACES_EXPORTER selects `otlp`, `console` or `none`, the default. The other settings are OpenTelemetry's as well
+(OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER and others). The context is passed between replicas
+as W3C headers. Spans are created only inside a trace that an HTTP request started, so nothing is traced twice and an
+unsampled request stays unsampled everywhere. No attribute ever contains text of a prompt or a completion.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _tracer = trace.get_tracer("dlp")
 
 
 def start() -> None:
-    """Exports this process's spans to where the environment says. A trouble with that is logged and stops nothing."""
+    """Export this process's spans as the environment configures. Problems are logged and stop nothing."""
     kind = os.environ.get("OTEL_TRACES_EXPORTER", "none").strip().lower() or "none"
     if kind == "none" or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        return  # off, or somebody in this process has seen to it
+        return  # off, or this process has a provider already
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor
 
-    named = {} if "OTEL_SERVICE_NAME" in os.environ else {"service.name": SERVICE}
-    provider = TracerProvider(resource=Resource.create(named))
+    attributes = {} if "OTEL_SERVICE_NAME" in os.environ else {"service.name": SERVICE}
+    provider = TracerProvider(resource=Resource.create(attributes))
     match kind:
         case "otlp":
             try:
@@ -64,7 +64,7 @@ def start() -> None:
 
 
 def carried() -> Carrier | None:
-    """The current context, to be handed to another process; None outside a trace."""
+    """The current context, to pass to another process; None outside a trace."""
     if not trace.get_current_span().get_span_context().is_valid:
         return None
     carrier: dict[str, str] = {}
@@ -74,15 +74,15 @@ def carried() -> Carrier | None:
 
 @contextmanager
 def opened(name: str, parent: Carrier | None = None) -> Iterator[Span]:
-    """A span that ends with the block, and is not current inside it: a generator may hold it while others run.
+    """A span that ends with the block but is not current inside it, so that a generator may hold it while others run.
 
-    Its parent is what was `carried` here, or else the current span; without either it is a span that records nothing.
+    Its parent is the `carried` context, or else the current span; without either the span records nothing.
     """
-    above = None if parent is None else propagate.extract(parent)
-    if not trace.get_current_span(above).get_span_context().is_valid:
+    parent_context = None if parent is None else propagate.extract(parent)
+    if not trace.get_current_span(parent_context).get_span_context().is_valid:
         yield INVALID_SPAN
         return
-    span = _tracer.start_span(name, above, SpanKind.INTERNAL if parent is None else SpanKind.SERVER)
+    span = _tracer.start_span(name, parent_context, SpanKind.INTERNAL if parent is None else SpanKind.SERVER)
     try:
         yield span
     except Exception as error:
@@ -94,28 +94,28 @@ def opened(name: str, parent: Carrier | None = None) -> Iterator[Span]:
 
 @contextmanager
 def span(name: str, parent: Carrier | None = None) -> Iterator[Span]:
-    """Like `opened`, and current inside the block. Not for a block that yields to others."""
-    with opened(name, parent) as found, trace.use_span(found, record_exception=False, set_status_on_exception=False):
-        yield found
+    """Like `opened`, but current inside the block. Not for a block that yields to other code."""
+    with opened(name, parent) as active, trace.use_span(active, record_exception=False, set_status_on_exception=False):
+        yield active
 
 
 def generation(
     span: Span, request: GenerationRequest, pieces: AsyncGenerator[Piece, None]
 ) -> AsyncGenerator[Piece, None]:
-    """The pieces of one completion under its span, which is told the mix, the first token and how it ended."""
+    """The pieces of one completion. Its span records the mix, the first token and the finish reason."""
     return _observed(span, request, pieces) if span.is_recording() else pieces
 
 
 async def _observed(
     span: Span, request: GenerationRequest, pieces: AsyncGenerator[Piece, None]
 ) -> AsyncGenerator[Piece, None]:
-    """Passes `pieces` on, whose own code runs with `span` as the current one. Closes them however this ends."""
+    """Forward `pieces` and run their code with `span` as the current span. Always closes them."""
     span.set_attributes({"dlp.request_id": request.request_id, "dlp.bank": request.bank, "dlp.mix": str(request.mix)})
-    inside = trace.set_span_in_context(span)
+    span_context = trace.set_span_in_context(span)
     began, first = time.perf_counter(), True
     async with aclosing(pieces):
         while True:
-            token = context.attach(inside)
+            token = context.attach(span_context)
             try:
                 piece = await anext(pieces)
             except StopAsyncIteration:
@@ -134,25 +134,25 @@ async def _observed(
 
 
 def failed(span: Span, error: Exception) -> None:
-    """Marks a span by the error's code. Not by its message: that may quote the request."""
+    """Mark a span with the error's code. Its message is left out, as it may quote the request."""
     code = error.code if isinstance(error, DLPError) else type(error).__name__
     span.set_attribute("error.type", code)
     span.set_status(StatusCode.ERROR, code)
 
 
 def decision_attributes(decision: Decision) -> dict[str, Any]:
-    found = {
+    attributes = {
         "dlp.bank": decision.bank,
         "dlp.router": decision.router,
         "dlp.mix": str(decision.mix),
         "dlp.reason": decision.reason,
         "dlp.confidence": decision.confidence,
     }
-    return {key: value for key, value in found.items() if value is not None}
+    return {key: value for key, value in attributes.items() if value is not None}
 
 
 def adapter_loaded(adapter: str, tier: str, seconds: float, size: int) -> None:
-    """A span of a load that just ended, of `size` bytes, under the current one."""
+    """Record a load of `size` bytes that just ended, as a child of the current span."""
     if not trace.get_current_span().is_recording():
         return
     end = time.time_ns()

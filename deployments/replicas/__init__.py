@@ -1,0 +1,1 @@
+"""The Ray Serve deployments, and what their processes need."""

@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from functools import partial
 from pathlib import Path
 
 import ray
@@ -21,7 +20,6 @@ from deployments.observe.metrics import EngineMetrics
 from deployments.replicas.banks import LoadedBanks
 from deployments.replicas.process import join_library_log, lasting_imports
 from dlp_core.adapter.names import unqualify
-from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.folder import Check
 from dlp_core.bank.manifest import AdapterEntry, BankManifest, RouterEntry
 from dlp_core.bank.publish import publish
@@ -36,7 +34,7 @@ from dlp_core.store.opening import open_store
 log = logging.getLogger("ray.serve")
 
 WATCH_S = 2.0
-"""How often gauges are set, which Ray forgets otherwise, and how often the engine's health is looked at."""
+"""How often the gauges are set, which Ray otherwise drops, and the engine's health is checked."""
 
 
 class FusedBackbone:
@@ -50,7 +48,7 @@ class FusedBackbone:
         self._args = args
         self._metrics = EngineMetrics()
         self._store = open_store(args.bank)
-        cache = DiskCache(args.cache.path, args.cache.max_bytes, on_fetch=self._fetched)
+        cache = args.cache.open(on_fetch=self._fetched)
         self._source = BankSource(self._store, cache)
         self._banks = LoadedBanks(self._store, cache, admit=self._admit)
         # A GPU is used where serve_config.yaml gives this deployment one, and only there.
@@ -71,7 +69,7 @@ class FusedBackbone:
         self._watching = asyncio.create_task(self._watch())
 
     async def prepare(self, bank: str) -> None:
-        """Makes the adapters of a bank version known, and loads those that are pinned or in use under another version.
+        """Register the adapters of a bank version and load those that are pinned or resident under another version.
         Raises StoreUnavailable, BankError, AdapterRefused or AdapterUnavailable."""
         manifest = await self._banks.manifest(bank)
         await self._engine.keep(qualified_names(self._args.pinned_adapters, manifest))
@@ -79,7 +77,7 @@ class FusedBackbone:
             await self._engine.preload([name])
 
     async def load_adapter(self, body: LoadAdapter) -> BankManifest:
-        """Publishes the bank with one adapter more, which this replica's base model was asked about."""
+        """Publish the bank with one more adapter, checked against this replica's base model."""
 
         def work() -> BankManifest:
             with local_copy(body.lora_path) as folder:
@@ -95,22 +93,21 @@ class FusedBackbone:
         return await asyncio.to_thread(work)
 
     async def publish(self, folder: str, version: str | None) -> BankManifest:
-        """Publishes a bank folder, which this replica's base model was asked about."""
+        """Publish a bank folder, checked against this replica's base model."""
 
         def work() -> BankManifest:
-            with local_copy(folder) as found:
-                return publish(self._store, found, version=version, check=self._check())
+            with local_copy(folder) as source:
+                return publish(self._store, source, version=version, check=self._check())
 
         return await asyncio.to_thread(work)
 
     def _check(self) -> Check:
-        from dlp_core.adapter.checks import check_fits
-        from dlp_core.fusion.layers import read_shapes
+        from dlp_core.fusion.layers import fits_model
 
-        return partial(check_fits, layers=read_shapes(Path(self._args.base_model)))
+        return fits_model(Path(self._args.base_model))
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Finished, None]:
-        """The pieces of one completion. Closing the generator aborts it in the engine."""
+        """The pieces of one completion. Closing the generator aborts the request in the engine."""
         stopwatch = self._metrics.stopwatch()
         try:
             with tracing.opened("generate", request.trace) as span:
@@ -130,21 +127,21 @@ class FusedBackbone:
                             self._metrics.finished(piece)
                         yield piece
         except EngineFailed:
-            self._end_if_failed()
+            self._exit_if_failed()
             raise
 
     def check_health(self) -> None:
-        """Ray replaces the replica when this raises."""
+        """Raise if the engine or the watch loop has failed: Ray then replaces the replica."""
         self._engine.check_health()
         if self._watching.done():
             self._watching.result()
 
     def record_routing_stats(self) -> dict[str, list[str]]:
-        """What the request router asks for (deployments/fleet/affinity.py). Any change is sent to every handle."""
+        """The resident adapters, for the request router (deployments/fleet/affinity.py). Changes go to every handle."""
         return {RESIDENT: sorted({unqualify(name) for name in self._engine.stats().resident})}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """What deployments/fleet/autoscaling.py decides by."""
+        """The load, for the policies in deployments/fleet/autoscaling.py."""
         stats = self._engine.stats()
         return {
             REQUESTS: stats.running + stats.waiting,
@@ -162,17 +159,17 @@ class FusedBackbone:
 
     async def _watch(self) -> None:
         while True:
-            self._end_if_failed()
+            self._exit_if_failed()
             self._metrics.state(self._engine.stats(), on_disk=await asyncio.to_thread(self._source.on_disk))
             await asyncio.sleep(WATCH_S)
 
-    def _end_if_failed(self) -> None:
-        """A failed engine never recovers. Its process ends at once, instead of failing all it is sent until Ray has
-        seen three bad health checks: its requests that have no token yet run elsewhere, and a new replica starts."""
+    def _exit_if_failed(self) -> None:
+        """Exit if the engine has failed, since it never recovers. Waiting for Ray to see three bad health checks would
+        fail every request until then; now those without a token run elsewhere, and a new replica starts."""
         try:
             self._engine.check_health()
         except EngineFailed as error:
-            log.critical("this replica ends: %s", error.message)
+            log.critical("this replica exits: %s", error.message)
             logging.shutdown()
             os._exit(1)
 

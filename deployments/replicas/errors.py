@@ -1,4 +1,4 @@
-"""The one seam where Ray's errors become ours."""
+"""The only place that maps Ray's errors to DLPErrors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dlp_core.errors import DeadlineExceeded, EngineFailed, EngineFull
 
 
 def from_ray(error: Exception) -> Exception:
-    """What a deployment handle raised, as one of ours where it has a meaning to the client.
+    """The error a deployment handle raised, as a DLPError if it means something to the client.
 
     Ray wraps an exception of a replica in a class that is both RayTaskError and the original; the original
-    is its `cause`. What is left unchanged is a bug and ends as an internal error.
+    is its `cause`. Any error returned unchanged is a bug and becomes an internal error.
     """
     if isinstance(error, RayTaskError):
         cause = error.cause
@@ -21,9 +21,13 @@ def from_ray(error: Exception) -> Exception:
     match error:
         case BackPressureError():
             waiting = error.args[0]
-            mapped = EngineFull(f"every replica is busy and {waiting} requests wait; retry later", retry_after=1.0)
+            mapped = EngineFull(
+                f"every replica is busy and {waiting} requests are queued; retry later", retry_after=1.0
+            )
         case RayActorError() | ReplicaUnavailableError() | TaskCancelledError():
-            mapped = EngineFailed("the replica that served this stopped; retry, another takes over", retry_after=1.0)
+            mapped = EngineFailed(
+                "the replica that served this request stopped; retry, another will serve it", retry_after=1.0
+            )
         case DeploymentUnavailableError():
             mapped = EngineFailed("a deployment failed to start; `serve status` says which and why")
         case TimeoutError():

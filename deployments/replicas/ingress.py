@@ -1,4 +1,4 @@
-"""The front of the application: the HTTP API over the router pool and the backbone replicas. Stateless, no torch."""
+"""The ingress: the HTTP API in front of the router pool and the backbone replicas. Stateless, without torch."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from dlp_core.store.opening import open_store
 log = logging.getLogger("ray.serve")
 
 PREPARE_S = 120.0
-"""Longest wait for a replica to get ready for a bank; then the follower tries again."""
+"""Maximum wait for the replicas to prepare a bank; after that the follower retries."""
 
 ATTEMPTS = 3
-"""Replicas a request may be tried on, as long as nothing of an answer was sent."""
+"""Replicas a request may be tried on while nothing of its response has been sent."""
 
 
 @serve.ingress()
@@ -55,17 +55,19 @@ class Ingress:
         secrets = args.access
         self._access = Access(admin_token_file=secrets.admin_token_file, keys_file=secrets.keys_file)
         self._store = open_store(args.bank)
-        self._bank = BankFollower(self._store, poll_s=args.bank_poll_s, prepare=self._prepare, looked=self._report_bank)
+        self._bank = BankFollower(
+            self._store, poll_s=args.bank_poll_s, prepare=self._prepare, on_poll=self._report_bank
+        )
         self._following = asyncio.create_task(self._bank.follow())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         args = self._args
         return create_app(
-            self, routing=args.routing, limits=args.limits, access=self._access, log=args.log, answers_id=False
+            self, routing=args.routing, limits=args.limits, access=self._access, log=args.log, sets_id_header=False
         )
 
     def check_health(self) -> None:
-        """Ray replaces the replica when the follower died of something nobody foresaw."""
+        """Raise if the follower ended with an unexpected error: Ray then replaces the replica."""
         if self._following.done():
             self._following.result()
 
@@ -81,28 +83,28 @@ class Ingress:
         return self._bank.refused
 
     def _report_bank(self) -> None:
-        self._bank_metrics.looked(refused=self._bank.refused is not None)
+        self._bank_metrics.polled(refused=self._bank.refused is not None)
 
     async def look(self) -> None:
-        """Follows the pointer now instead of at the next poll. Raises why the bank it names cannot take over."""
+        """Follow the pointer now instead of at the next poll. Raises why its bank cannot be served."""
         await self._bank.look()
 
     async def load_adapter(self, body: LoadAdapter) -> BankManifest:
-        return await self._changed(self._backbone.load_adapter.remote(body))
+        return await self._apply(self._backbone.load_adapter.remote(body))
 
     async def unload_adapter(self, name: str) -> BankManifest:
-        return await self._changed(asyncio.to_thread(without_adapter, self._store, name))
+        return await self._apply(asyncio.to_thread(without_adapter, self._store, name))
 
     async def publish(self, folder: str, version: str | None) -> BankManifest:
-        return await self._changed(self._backbone.publish.remote(folder, version))
+        return await self._apply(self._backbone.publish.remote(folder, version))
 
     async def rollback(self, version: str | None) -> BankManifest:
-        return await self._changed(asyncio.to_thread(rollback, self._store, version))
+        return await self._apply(asyncio.to_thread(rollback, self._store, version))
 
-    async def _changed(self, change: Awaitable[BankManifest]) -> BankManifest:
-        """Waits for a change of the bank, and until all replicas of the ingress serve it.
+    async def _apply(self, change: Awaitable[BankManifest]) -> BankManifest:
+        """Wait for a change of the bank and until all ingress replicas serve it.
 
-        Raises why the change or, where the bank is published and nevertheless refused, the serving of it failed.
+        Raises the reason if the change failed, or if the bank was published but cannot be served.
         """
         try:
             bank = await change
@@ -111,7 +113,7 @@ class Ingress:
         context = serve.get_replica_context()
         all_replicas = serve.get_deployment_handle(context.deployment, context.app_name)
         await self.look()
-        await all_replicas.broadcast("look").results_async(return_exceptions=True)  # those who fail go on polling
+        await all_replicas.broadcast("look").results_async(return_exceptions=True)  # a replica that fails keeps polling
         return bank
 
     async def decide(self, options: RoutingOptions, texts: Sequence[str]) -> Decision:
@@ -133,11 +135,11 @@ class Ingress:
         return explanation
 
     async def _ask_router(self, method: str, *args: Any) -> Any:
-        """What a router replica answers; another one is asked where it dies. Raises RouterUnavailable."""
-        limit = self._args.routing.timeout_s
-        why = f"no router replica answered within {limit:g} s"
+        """Call a router replica, and another one if it dies. Raises RouterUnavailable."""
+        timeout_s = self._args.routing.timeout_s
+        reason = f"no router replica answered within {timeout_s:g} s"
         with suppress(TimeoutError):
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(timeout_s):
                 for _ in range(ATTEMPTS):
                     try:
                         return await self._router.options(method_name=method).remote(*args)
@@ -145,12 +147,12 @@ class Ingress:
                         failed = from_ray(error)
                         if not isinstance(failed, EngineFailed):
                             raise failed from error
-                        log.warning("a router replica was lost; another is asked (%s)", failed.message)
-                why = f"{ATTEMPTS} router replicas in turn were lost"
-        raise RouterUnavailable(f"{why}; retry, or name an adapter as the model", retry_after=1.0)
+                        log.warning("lost a router replica; trying another (%s)", failed.message)
+                reason = f"{ATTEMPTS} router replicas in a row were lost"
+        raise RouterUnavailable(f"{reason}; retry, or name an adapter as the model", retry_after=1.0)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Finished, None]:
-        """Passes a replica's pieces on. A replica that is lost before its first piece is replaced by another."""
+        """Forward the pieces of a replica. If it is lost before its first piece, another one runs the request."""
         for attempt in range(1, ATTEMPTS + 1):
             pieces = self._backbone.options(stream=True).generate.remote(
                 replace(request, request_id=f"{request.request_id}-{attempt}")
@@ -167,24 +169,24 @@ class Ingress:
                 failed = from_ray(error)
                 if sent or attempt == ATTEMPTS or not isinstance(failed, EngineFailed):
                     raise failed from error
-                log.warning("request %s: lost its replica before the first token; another runs it", request.request_id)
+                log.warning("request %s: lost its replica before the first token; trying another", request.request_id)
             finally:
                 if not ended:
                     pieces.cancel()
 
     async def _prepare(self, bank: BankManifest) -> None:
-        """Has every router and backbone replica get ready for a bank before requests use it."""
+        """Prepare every router and backbone replica for a bank before requests use it."""
         handles = [self._backbone] if bank.router is None else [self._backbone, self._router]
         await asyncio.gather(*(self._prepare_all(handle, bank.version) for handle in handles))
 
     async def _prepare_all(self, handle: DeploymentHandle, version: str) -> None:
         try:
-            await handle.prepare.remote(version)  # waits until there is a replica at all
-            found = await handle.broadcast("prepare", version).results_async(
+            await handle.prepare.remote(version)  # waits for the first replica
+            results = await handle.broadcast("prepare", version).results_async(
                 timeout_s=PREPARE_S, return_exceptions=True
             )
         except Exception as error:
             raise from_ray(error) from error
-        for failed in (from_ray(result) for result in found if isinstance(result, Exception)):
-            if not isinstance(failed, EngineFailed):  # a replica that has just died; the next one prepares when asked
+        for failed in (from_ray(result) for result in results if isinstance(result, Exception)):
+            if not isinstance(failed, EngineFailed):  # the replica just died; its successor prepares on demand
                 raise failed

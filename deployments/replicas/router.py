@@ -15,7 +15,6 @@ from deployments.observe import tracing
 from deployments.observe.metrics import RouterMetrics
 from deployments.replicas.banks import LoadedBanks
 from deployments.replicas.process import join_library_log
-from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.router import Router as BankRouter
 from dlp_core.router import Routing, restricted
 from dlp_core.router.explanation import Explanation, explain_first
@@ -28,7 +27,7 @@ class Router:
     def __init__(self, args: AppArgs) -> None:
         tracing.start()
         join_library_log()
-        self._banks = LoadedBanks(open_store(args.bank), DiskCache(args.cache.path, args.cache.max_bytes))
+        self._banks = LoadedBanks(open_store(args.bank), args.cache.open())
         self._busy = BusyTime()
         self._metrics = RouterMetrics()
 

@@ -1,0 +1,1 @@
+"""One PEFT adapter: its config, its weights, its name, and whether it fits a base model."""

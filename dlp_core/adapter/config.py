@@ -1,8 +1,7 @@
-"""Reads `adapter_config.json` of a PEFT LoRA folder, and refuses by name what cannot be served exactly.
+"""Reads `adapter_config.json` of a PEFT LoRA folder and refuses, by name, fields that cannot be served exactly.
 
-The rules are PEFT's own: what each field of LoraConfig does to the forward pass decides whether it is understood
-here. A field this file does not know is refused as soon as it is set, so a new variant of PEFT is never served as
-if it were plain LoRA.
+The rules follow PEFT: a field is accepted if its effect on the forward pass is supported. An unknown field is refused
+as soon as it is set, so a new PEFT variant is never served as plain LoRA.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from dlp_core.store.disk import disk_error
 
 CONFIG_FILE = "adapter_config.json"
 
-# Fields that leave the forward pass at s * B(Ax) + bias, or that are read below. Where LoRA sits (target_modules,
-# exclude_modules, layers_to_transform, layers_pattern) shows in the tensors; how it was initialised does not matter.
-_UNDERSTOOD = frozenset(
+# Fields that keep the forward pass at s * B(Ax) + bias, or that are read below. The tensors show which modules have
+# LoRA (target_modules, exclude_modules, layers_to_transform, layers_pattern); the initialisation does not matter.
+_SUPPORTED = frozenset(
     "alpha_pattern auto_mapping base_model_name_or_path bias corda_config ensure_weight_tying eva_config "
     "exclude_modules fan_in_fan_out inference_mode init_lora_weights layers_pattern layers_to_transform "
     "loftq_config lora_alpha lora_dropout lora_ga_config megatron_core peft_type peft_version qalora_group_size "
@@ -43,24 +42,24 @@ _ACTIONS: Mapping[str, str] = {
 _BIASES = ("none", "lora_only", "all")
 
 # Initialisations that also change the base weights (peft/tuners/lora/layer.py): without PEFT's conversion
-# the adapter is only right on that changed base.
+# the adapter is only correct on the changed base.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True, slots=True)
 class PeftConfig:
-    """What the weights need to be understood."""
+    """The configuration needed to interpret the weights."""
 
     base_model: str | None
     trains_biases: bool
     _fields: Mapping[str, Any]
 
     def rank(self, module: str) -> Any:
-        """Rank of the factors of a module, as the file says it: any JSON value."""
+        """The rank of a module's factors as written in the file: any JSON value."""
         return _matching(self._fields.get("rank_pattern"), module, self._fields.get("r"))
 
     def scaling(self, module: str, rank: int) -> float:
-        """alpha / r, or alpha / sqrt(r) for rsLoRA. Raises ValueError if alpha is no number."""
+        """alpha / r, or alpha / sqrt(r) for rsLoRA. Raises ValueError if alpha is not a number."""
         alpha = _matching(self._fields.get("alpha_pattern"), module, self._fields.get("lora_alpha"))
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
             raise ValueError(f"lora_alpha is {alpha!r}; it must be a number")
@@ -68,9 +67,9 @@ class PeftConfig:
 
 
 def read_config(folder: Path, name: str) -> PeftConfig:
-    """Reads the configuration of adapter `name`.
+    """Read the configuration of adapter `name`.
 
-    Raises AdapterRefused, naming the adapter, the field and what to do.
+    Raises AdapterRefused, naming the adapter, the field and the next action.
     """
     path = folder / CONFIG_FILE
     try:
@@ -89,7 +88,7 @@ def read_config(folder: Path, name: str) -> PeftConfig:
     bias = config.get("bias", "none")
     if bias not in _BIASES:
         raise AdapterRefused(f"adapter {name!r}: bias is {bias!r}; it must be one of {', '.join(_BIASES)}")
-    for field in sorted(field for field, value in config.items() if value and field not in _UNDERSTOOD):
+    for field in sorted(field for field, value in config.items() if value and field not in _SUPPORTED):
         action = _ACTIONS.get(field, "retrain it as plain LoRA")
         raise AdapterRefused(f"adapter {name!r} uses {field}, which is not served: {action}")
     init = config.get("init_lora_weights")

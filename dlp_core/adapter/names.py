@@ -1,4 +1,4 @@
-"""Names of adapters: those a bank may use, and those the engine tells two versions of one adapter apart by."""
+"""Adapter names: valid names in a bank, and the engine's names, which include the version."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import re
 from dlp_core.errors import InvalidRequest
 
 AUTO = "auto"
-"""The model name that asks for routing; an adapter of that name could never be asked for."""
+"""The model name that requests routing; no adapter may have it."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_SEPARATOR = "@"  # no character of a name or a version
+_SEPARATOR = "@"  # not a valid character in names and versions
 
 
 def validate_name(name: str) -> str:
-    """Returns `name` if it is a safe adapter name: it becomes a key in the store and a folder on disk.
+    """Return `name` if it is a safe adapter name: it becomes a key in the store and a folder on disk.
 
     Raises InvalidRequest otherwise.
     """
@@ -27,10 +27,10 @@ def validate_name(name: str) -> str:
 
 
 def qualify(name: str, version: str) -> str:
-    """What the engine calls one version of an adapter: `name@version`."""
+    """The engine's name for one version of an adapter: `name@version`."""
     return f"{name}{_SEPARATOR}{version}"
 
 
 def unqualify(name: str) -> str:
-    """The name in the bank of what the engine calls `name@version`; a name without a version stays as it is."""
+    """The bank's name for the engine's `name@version`; a name without a version is returned unchanged."""
     return name.partition(_SEPARATOR)[0]

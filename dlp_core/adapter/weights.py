@@ -1,8 +1,8 @@
 """Reads and validates one PEFT LoRA adapter folder.
 
 A folder holds `adapter_config.json` and `adapter_model.safetensors`, as `PeftModel.save_pretrained` writes
-them (peft/utils/save_and_load.py). Nothing else is ever opened: a pickle is refused, not loaded. Everything
-that cannot be served exactly is refused by name, before any request needs it.
+them (peft/utils/save_and_load.py). No other file is ever opened: a pickle is refused, not loaded. An adapter
+that cannot be served exactly is refused, with the reason, before any request needs it.
 
 Shape letters: D in, O out, R rank.
 """
@@ -51,17 +51,17 @@ class LoRAWeights:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
-    """One LoRA in host memory, as stored: no dtype is changed and no scaling is folded in."""
+    """One LoRA in host memory, as stored: dtypes are unchanged and no scaling is folded in."""
 
     name: str
     base_model: str | None
-    """What the adapter says it was trained on (`base_model_name_or_path`), or None if it does not say."""
+    """The base model it names (`base_model_name_or_path`), None if it names none."""
     modules: Mapping[str, LoRAWeights]
     """Module path in the base model, for instance `model.layers.0.self_attn.q_proj`, to its weights."""
     biases: Mapping[str, Tensor] = field(default_factory=dict)
-    """Module path to its whole bias [O] after training (`bias="lora_only"` or `"all"`)."""
+    """Module path to its full bias [O] after training (`bias="lora_only"` or `"all"`)."""
     copies: Mapping[str, Tensor] = field(default_factory=dict)
-    """Base weights PEFT stored along with LoRA on embeddings. They have to be the base model's own."""
+    """Base weights that PEFT stored along with LoRA on embeddings. They must equal the base model's."""
 
     @property
     def rank(self) -> int:
@@ -75,7 +75,7 @@ class Adapter:
 
 
 def read_adapter(folder: Path, *, name: str) -> Adapter:
-    """Reads one adapter folder. `name` is what the bank calls it.
+    """Read one adapter folder. `name` is its name in the bank.
 
     Raises InvalidRequest for an unsafe name and AdapterRefused, naming the adapter, the reason and the next
     action, for anything that is missing, damaged or cannot be served exactly.
@@ -118,7 +118,7 @@ def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise AdapterRefused(
-            f"adapter {name!r}: {WEIGHTS_FILE} is not a whole safetensors file ({error}); upload it again"
+            f"adapter {name!r}: {WEIGHTS_FILE} is not a complete safetensors file ({error}); upload it again"
         ) from None
     for key, tensor in tensors.items():
         if str(tensor.dtype) not in _FLOAT_DTYPES:
@@ -131,8 +131,8 @@ def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def _finite(tensor: Tensor) -> bool:
-    """Whether a sum is finite is known in a seventh of the time, and then all its terms are. One that is not may have
-    overflowed, so its terms are looked at."""
+    """Whether all elements are finite. A finite sum proves it in a seventh of the time; otherwise it may have
+    overflowed, and the terms are checked."""
     import torch
 
     return math.isfinite(tensor.sum(dtype=torch.float32).item()) or bool(tensor.isfinite().all())
@@ -152,7 +152,7 @@ def _weights(name: str, module: str, sides: Mapping[str, Tensor], config: PeftCo
     if config.rank(module) != rank:
         raise AdapterRefused(
             f"adapter {name!r}, {module}: {CONFIG_FILE} says rank {config.rank(module)}, the weights have {rank}; "
-            "config and weights are of different trainings"
+            "config and weights are from different training runs"
         )
     try:
         return LoRAWeights(a_RD=a_RD, b_OR=b_OR, scaling=config.scaling(module, rank))

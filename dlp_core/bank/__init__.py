@@ -1,0 +1,1 @@
+"""The versioned set of adapters with their router: described, published, rolled back, collected, cached."""

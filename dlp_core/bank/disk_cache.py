@@ -1,12 +1,12 @@
 """A bounded, content-addressed cache of adapter and router files on local disk, shared by a node's processes.
 
-    root/<sha256>/        one entry: its files, complete and checked, and their seal (dlp_core/bank/seal.py)
+    root/<sha256>/        one entry: its files, complete and verified, and their seal (dlp_core/bank/seal.py)
     root/.locks/<sha256>  held shared while an entry is in use, exclusively while it is filled or removed
-    root/.locks/room      held while bytes are counted, set aside, or freed
-    root/.partial/<n>-*   a download under way that will need n bytes; its folder is locked while that lasts
+    root/.locks/room      held while bytes are counted, reserved or freed
+    root/.partial/<n>-*   a download in progress that needs n bytes; its folder is locked meanwhile
 
-An entry appears by one rename, after every byte was checked. Which process may do what is decided by file
-locks: a crash leaves nothing locked, and what it left half done is swept away when room is next needed.
+An entry appears by one rename, after every byte was verified. Processes coordinate by file locks: a crash leaves
+nothing locked, and its partial downloads are removed when space is next needed.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ Entry = AdapterEntry | RouterEntry
 _ENTRY = re.compile(r"[0-9a-f]{64}")
 _PARTIAL = re.compile(r"[0-9]+-[0-9a-f]{32}")
 _ATTEMPTS = 8
-"""Rounds of fetching and finding evicted before giving up; one is the rule."""
+"""Attempts to fetch an entry that is evicted again before it is used; one is usually enough."""
 
 
 class DiskCache:
     """At most `max_bytes` of adapters and routers under `root`. Blocking; use from any number of threads.
 
-    Least recently used entries make room; one that is leased, by whichever process, is never removed.
+    The least recently used entries are evicted; an entry leased by any process is never removed.
     """
 
     def __init__(self, root: Path, max_bytes: int, *, on_fetch: Callable[[Entry, float], None] | None = None) -> None:
@@ -56,13 +56,13 @@ class DiskCache:
 
     @contextmanager
     def lease(self, store: AdapterStore, entry: Entry) -> Iterator[Path]:
-        """Yields the folder with the entry's files, fetched if need be, and keeps it until the block ends.
+        """Yield the folder with the entry's files, fetched if necessary, and keep it until the block ends.
 
-        However many threads and processes ask at once, the files are downloaded once. Hold a lease while
+        Concurrent threads and processes share one download. Hold a lease while
         reading, not longer: it keeps the entry from being evicted.
 
-        Raises AdapterRefused if the entry is larger than the cache, DigestMismatch if the store holds other
-        bytes than the manifest promises, AdapterMissing if it has none, AdapterUnavailable if the entry cannot be
+        Raises AdapterRefused if the entry is larger than the cache, DigestMismatch if the store's bytes
+        differ from the manifest, AdapterMissing if it has none, AdapterUnavailable if the entry cannot be
         fetched now.
         """
         if entry.size > self._max_bytes:
@@ -85,19 +85,19 @@ class DiskCache:
         )
 
     def fetch(self, store: AdapterStore, entry: Entry) -> Path:
-        """Makes sure the entry is on disk and returns its folder, which may be evicted at any time: to read it,
-        take a `lease`. Raises what `lease` raises."""
+        """Ensure the entry is on disk and return its folder, which may be evicted at any time: to read it, take a
+        `lease`. Raises what `lease` raises."""
         with self.lease(store, entry) as folder:
             return folder
 
     def digests(self) -> set[str]:
-        """Of the entries on disk now."""
+        """Digests of the entries on disk."""
         if not self._root.is_dir():
             return set()
         return {f"sha256:{path.name}" for path in self._matching(self._root, _ENTRY)}
 
     def _open(self, entry: Entry, folder: Path) -> FileLock | None:
-        """A shared lock on an intact entry, or None. Never waits: who waits for a download joins it below."""
+        """A shared lock on an intact entry, or None. Never blocks: `_fill_once` waits for downloads."""
         with _reported(entry, self._root), ExitStack() as undo:
             self._locks.mkdir(parents=True, exist_ok=True)
             self._partial.mkdir(exist_ok=True)
@@ -110,20 +110,20 @@ class DiskCache:
         return None
 
     def _fill_once(self, store: AdapterStore, entry: Entry, folder: Path) -> FileLock | None:
-        """One thread fills and gets its lock; the others of this process wait for it and share its error."""
+        """One thread fills the entry and gets its lock; the process's other threads wait and share its error."""
         with self._guard:
-            waiting = self._filling.get(folder.name)
-            mine = self._filling[folder.name] = Future() if waiting is None else waiting
-        if waiting is not None:
-            waiting.result()
+            running = self._filling.get(folder.name)
+            fill = self._filling[folder.name] = Future() if running is None else running
+        if running is not None:
+            running.result()
             return None
         try:
             with _reported(entry, self._root):
                 lock = self._fill(store, entry, folder)
-            mine.set_result(None)
+            fill.set_result(None)
             return lock
         except BaseException as error:
-            mine.set_exception(error)
+            fill.set_exception(error)
             raise
         finally:
             with self._guard:
@@ -133,7 +133,7 @@ class DiskCache:
         with ExitStack() as undo:
             lock = FileLock(self._locks / folder.name)
             undo.enter_context(lock)
-            # Another process may have been faster, or have left the files before the machine started.
+            # Another process may have filled it meanwhile, or before the last boot.
             if not (is_intact(folder, entry.files) or reseal(folder, entry.files)):
                 if folder.exists():
                     shutil.rmtree(folder)
@@ -144,7 +144,7 @@ class DiskCache:
                         partial.rename(folder)
                 if self._on_fetch is not None:
                     self._on_fetch(entry, time.perf_counter() - began)
-            # Kept, not released: a fresh entry must not be evicted before it was read once.
+            # Kept, not released: a fresh entry must not be evicted before its first use.
             lock.share()
             if not is_intact(folder, entry.files):
                 return None
@@ -153,7 +153,7 @@ class DiskCache:
 
     @contextmanager
     def _room(self, entry: Entry) -> Iterator[Path]:
-        """A folder to download into, whose bytes are set aside until it is gone or has become an entry."""
+        """A folder to download into; its bytes are reserved until it is removed or becomes an entry."""
         with self._counting():
             self._sweep()
             self._evict(entry)
@@ -167,11 +167,11 @@ class DiskCache:
                 shutil.rmtree(partial, ignore_errors=True)
 
     def _counting(self) -> FileLock:
-        """Nobody sets bytes aside, turns them into an entry or evicts meanwhile."""
+        """The lock that excludes other reservations, new entries and evictions."""
         return FileLock(self._locks / "room")
 
     def _sweep(self) -> None:
-        """Removes what downloaders left that are no more: those alive hold a lock on their folder."""
+        """Remove the partial downloads of dead processes: a live one holds a lock on its folder."""
         for path in self._matching(self._partial, _PARTIAL):
             with suppress(FileNotFoundError):
                 if (lock := FileLock.attempt(path, folder=True)) is not None:
@@ -203,7 +203,7 @@ class DiskCache:
 
 
 def _download(store: AdapterStore, entry: Entry, folder: Path) -> None:
-    """Fetches an entry's files, checked and sealed; together, so that a store's latency is waited for once."""
+    """Fetch, verify and seal an entry's files, in parallel to pay the store's latency once."""
 
     def fetch(file: FileEntry) -> int:
         target = folder / file.path
@@ -231,9 +231,9 @@ def _reported(entry: Entry, root: Path) -> Iterator[None]:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of an entry's files. Its seal is not counted, as the locks are not."""
+    """Bytes of an entry's files, without its seal."""
     total = 0
-    with suppress(FileNotFoundError):  # it may be on its way out
+    with suppress(FileNotFoundError):  # it may be being removed
         for path in folder.iterdir():
             total += path.stat().st_size if path.name != SEAL_FILE else 0
     return total

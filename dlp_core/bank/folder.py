@@ -1,11 +1,10 @@
-"""A local bank folder, as an engineer or CI builds it: read, validated and described before anything is published.
+"""Reads, validates and describes a local bank folder before anything is published.
 
     bank.json                {"base_model": "<id>", "unrouted": ["<adapter the router does not know>", ...]}
     adapters/<name>/         adapter_config.json, adapter_model.safetensors, as PEFT saves them
     router/                  router.json, router.safetensors; a bank without a router serves named adapters only
 
-Other files, such as a README, stay at home. Pickles are refused wherever they lie: what looks like weights and
-can run code has no place near a bank.
+Other files, such as a README, are not published. Pickles are refused in any folder, because loading one can run code.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ FOLDER_FILE = "bank.json"
 _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
 Check = Callable[[Adapter], None]
-"""Called with each adapter before anything is written; raises AdapterRefused to stop."""
+"""Called with each adapter before anything is written; raises AdapterRefused to abort."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """One file of a bank folder, and the key it is published under."""
+    """A file of a bank folder and the key it is published under."""
 
     key: str
     path: Path
@@ -54,9 +53,9 @@ class LocalFile:
 def read_folder(
     folder: Path, *, version: str | None = None, check: Check | None = None
 ) -> tuple[BankManifest, list[LocalFile]]:
-    """The manifest this folder would get, and its files.
+    """The manifest that publishing this folder would create, and its files.
 
-    `version` names the bank, by default its content does. Raises AdapterRefused, BankError or InvalidRequest,
+    `version` names the bank; the default derives from its content. Raises AdapterRefused, BankError or InvalidRequest,
     naming the file at fault.
     """
     settings = _read_settings(folder)
@@ -72,7 +71,7 @@ def read_folder(
         raise BankError(f"{folder} has no adapters; put each in adapters/<name>/ with {CONFIG_FILE}")
     unknown = sorted(set(settings.unrouted) - {adapter.name for adapter in adapters})
     if unknown:
-        raise BankError(f"{folder / FOLDER_FILE}: unrouted names {unknown[0]!r}, which is no adapter of this bank")
+        raise BankError(f"{folder / FOLDER_FILE}: unrouted names {unknown[0]!r}, which is not an adapter of this bank")
     router = None
     if (folder / "router").is_dir():
         router, files = describe_router(folder / "router", [adapter.name for adapter in adapters if adapter.routed])
@@ -88,7 +87,7 @@ def make_manifest(
     version: str | None,
     where: str,
 ) -> BankManifest:
-    """The manifest of a bank of these parts, made now. Raises BankError, naming `where`, if they make none."""
+    """The manifest of a bank of these parts, created now. Raises BankError, naming `where`, if it is invalid."""
     digest = bank_digest(base, adapters, router)
     try:
         return BankManifest(
@@ -100,7 +99,7 @@ def make_manifest(
             digest=digest,
         )
     except ValidationError as error:
-        raise BankError(f"{where} is no valid bank: {first_problem(error)}") from None
+        raise BankError(f"{where} is not a valid bank: {first_problem(error)}") from None
 
 
 def _read_settings(folder: Path) -> _FolderFile:
@@ -121,7 +120,7 @@ class _FolderFile(Record):
 def describe_adapter(
     folder: Path, *, name: str, base_id: str, check: Check | None, routed: bool
 ) -> tuple[AdapterEntry, list[LocalFile]]:
-    """What a manifest says of a PEFT folder, and its files. Raises AdapterRefused or InvalidRequest."""
+    """The manifest entry of a PEFT folder, and its files. Raises AdapterRefused or InvalidRequest."""
     adapter = read_adapter(folder, name=name)
     _refuse_pickles(folder, f"adapter {name!r}")
     check_base(adapter, base_id)
@@ -141,7 +140,7 @@ def describe_adapter(
 
 
 def describe_router(folder: Path, names: Sequence[str]) -> tuple[RouterEntry, list[LocalFile]]:
-    """What a manifest says of a router folder, and its files. Raises BankError if it does not route just `names`."""
+    """The manifest entry of a router folder, and its files. Raises BankError unless it routes exactly `names`."""
     _refuse_pickles(folder, "the router")
     labels = Router.load(folder).labels
     if sorted(labels) != sorted(names):
@@ -154,4 +153,4 @@ def describe_router(folder: Path, names: Sequence[str]) -> tuple[RouterEntry, li
 def _refuse_pickles(folder: Path, what: str) -> None:
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in _PICKLES:
-            raise AdapterRefused(f"{what}: {path.name} is a pickle, and no pickle gets near a bank; remove it")
+            raise AdapterRefused(f"{what}: {path.name} is a pickle, and loading a pickle can run code; remove it")

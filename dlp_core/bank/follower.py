@@ -1,4 +1,4 @@
-"""Keeps the ingress on the bank that `current.json` points at: waits for the first, follows publish and rollback."""
+"""Keeps the ingress on the bank that `current.json` points at: waits for the first, then follows changes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from dlp_core.bank.manifest import BankManifest, Pointer
-from dlp_core.bank.reading import current, current_if_changed, load_manifest, load_promised
+from dlp_core.bank.reading import current, current_if_changed, load_from_pointer, load_manifest
 from dlp_core.errors import (
     AdapterMissing,
     AdapterRefused,
@@ -27,32 +27,31 @@ log = logging.getLogger("ray.serve")
 FIRST_RETRY_S = 0.5
 
 _REPLICAS = (DeadlineExceeded, EngineFailed, EngineFull)
-"""Errors of replicas that come and go: they say nothing about the bank."""
+"""Temporary errors of replicas, which say nothing about the bank."""
 
 _UNFIT = (AdapterMissing, AdapterRefused, BankError, UnknownModel)
-"""Errors that no waiting cures: another bank has to be published."""
+"""Permanent errors: another bank must be published."""
 
 
 class NoUsableBank(StoreUnavailable):
-    """There is a bank, and waiting will not make it fit to serve: another has to be published."""
+    """The published bank can never be served: another one must be published."""
 
     code = "bank_invalid"
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The bank that should serve by now and does not, and why."""
+    """The published bank that cannot be served, and the reason."""
 
     version: str
     reason: str
 
 
 class BankFollower:
-    """The manifest new requests use. A bank takes over only after `prepare(manifest)` succeeded for it.
+    """Holds the manifest that new requests use. Switches to a bank only after `prepare(manifest)` succeeds.
 
-    A store that stops answering later changes nothing here: the manifest in memory goes on serving, and so it does
-    where the next bank is refused. A replica that starts while the bank cannot be loaded serves the one before it.
-    `looked` is called after every look of `follow`.
+    If the store later stops answering or the next bank is refused, the manifest in memory stays in use. A replica that
+    starts while the current bank cannot be loaded serves the previous one. `on_poll` is called after every poll.
     """
 
     def __init__(
@@ -61,23 +60,23 @@ class BankFollower:
         *,
         poll_s: float,
         prepare: Callable[[BankManifest], Awaitable[object]],
-        looked: Callable[[], object] = lambda: None,
+        on_poll: Callable[[], object] = lambda: None,
     ) -> None:
         self._store = store
         self._poll_s = poll_s
         self._prepare = prepare
-        self._looked = looked
+        self._on_poll = on_poll
         self._manifest: BankManifest | None = None
-        self._etag: str | None = None  # of the pointer that is followed; None while its bank has not taken over
-        self._obstacle: DLPError = StoreUnavailable("it was not read yet")
+        self._etag: str | None = None  # of the followed pointer; None until its bank is in use
+        self._obstacle: DLPError = StoreUnavailable("it has not been read yet")
         self._logged = ""
-        self._looking = asyncio.Lock()
+        self._look_lock = asyncio.Lock()
         self.refused: Refusal | None = None
         self.settled = asyncio.Event()
-        """Set once there is a bank, or a reason why there is none."""
+        """Set once there is a bank, or a reason for having none."""
 
     def bank(self) -> BankManifest:
-        """Raises StoreUnavailable with the reason until a first bank is ready, NoUsableBank if it cannot be."""
+        """The bank in use. Raises StoreUnavailable with the reason until one is ready, NoUsableBank if none can be."""
         if self._manifest is None:
             kind = NoUsableBank if isinstance(self._obstacle, _UNFIT) else StoreUnavailable
             reason = f"bank {self._store.uri} is not ready: {self._obstacle.message}"
@@ -85,7 +84,7 @@ class BankFollower:
         return self._manifest
 
     async def follow(self) -> None:
-        """Runs for ever: looks at the pointer every `poll_s`, sooner while there is no bank at all."""
+        """Poll the pointer every `poll_s`, more often while there is no bank. Never returns."""
         wait = FIRST_RETRY_S
         while True:
             try:
@@ -96,25 +95,25 @@ class BankFollower:
                 wait = min(2 * wait, self._poll_s)
                 if not isinstance(error, _REPLICAS):
                     self.settled.set()
-            self._looked()
+            self._on_poll()
             await asyncio.sleep(wait)
 
     async def look(self) -> None:
-        """Lets the bank that the pointer names take over, now. Raises why it cannot; then all stays as it was."""
-        async with self._looking:
+        """Switch to the bank that the pointer names, now. Raises the reason if it cannot; nothing changes then."""
+        async with self._look_lock:
             try:
-                found = await asyncio.to_thread(self._read_pointer)
-                if found is None:
+                state = await asyncio.to_thread(self._read_pointer)
+                if state is None:
                     return
-                pointer, etag = found
+                pointer, etag = state
                 try:
-                    await self._take_over(pointer.version, lambda: load_promised(self._store, pointer))
+                    await self._switch_to(pointer.version, lambda: load_from_pointer(self._store, pointer))
                 except _UNFIT as error:
                     self.refused = Refusal(pointer.version, error.message)
-                    before = pointer.previous
-                    if self._manifest is None and before is not None:
+                    previous = pointer.previous
+                    if self._manifest is None and previous is not None:
                         self._obstacle = error
-                        await self._take_over(before, lambda: load_manifest(self._store, before))
+                        await self._switch_to(previous, lambda: load_manifest(self._store, previous))
                     raise
                 self.refused, self._etag, self._logged = None, etag, ""
             except DLPError as error:
@@ -124,15 +123,17 @@ class BankFollower:
                 raise
 
     def _read_pointer(self) -> tuple[Pointer, str] | None:
-        """None if it is as it was when its bank took over: then no byte of it was sent."""
+        """The pointer and its etag; None, without a transfer, if it has not changed since the switch to its bank."""
         return current(self._store) if self._etag is None else current_if_changed(self._store, self._etag)
 
-    async def _take_over(self, version: str, read: Callable[[], BankManifest]) -> None:
+    async def _switch_to(self, version: str, read: Callable[[], BankManifest]) -> None:
         if self._manifest is not None and self._manifest.version == version:
             return
         manifest = await asyncio.to_thread(read)
         if self._manifest is None:
-            self._obstacle = StoreUnavailable(f"version {version} waits for a router and a backbone replica to start")
+            self._obstacle = StoreUnavailable(
+                f"version {version} is waiting for a router and a backbone replica to start"
+            )
         await self._prepare(manifest)
         self._manifest = manifest
-        log.info("bank %s: version %s serves", self._store.uri, version)
+        log.info("bank %s: serving version %s", self._store.uri, version)

@@ -1,4 +1,4 @@
-"""A bank: the versioned set of adapters with their router. What a manifest says, and how it is read.
+"""The manifest of a bank, a versioned set of adapters with their router, and its layout in the store.
 
 In the store:
 
@@ -7,8 +7,8 @@ In the store:
     banks/<version>.json     the manifest: immutable, with size and sha256 of every file
     current.json             the pointer: which manifest serves
 
-Versions of adapters, routers and (unless named) banks come from their content. What is read is checked: names,
-paths and digests in a manifest are as little trusted as any other input. `dlp_core.bank.publish` writes all this.
+Versions of adapters, routers and (unless named) banks derive from their content. A manifest is untrusted input: its
+names, paths and digests are checked. `dlp_core.bank.publish` writes all this.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Name = Annotated[str, AfterValidator(_checked_name)]
 
 
 class _Blob(Record):
-    """A few files under one prefix that are only ever used together."""
+    """Files under one prefix that are always used together."""
 
     FILES: ClassVar[tuple[str, ...]]
 
@@ -64,18 +64,18 @@ class _Blob(Record):
         return sum(file.size for file in self.files)
 
     @model_validator(mode="after")
-    def _holds_its_files(self) -> Self:
+    def _check_files(self) -> Self:
         if tuple(file.path for file in self.files) != self.FILES:
             raise ValueError(f"files must be exactly {', '.join(self.FILES)}")
         if self.digest != digest_of(self.files):
-            raise ValueError("digest is not that of the files")
+            raise ValueError("the digest does not match the files")
         return self
 
 
 class AdapterEntry(_Blob):
-    """One adapter of a bank. `rank` is the largest, `modules` the kinds of layers it changes (`q_proj`)."""
+    """One adapter of a bank. `rank` is its largest rank, `modules` the layer types it changes (`q_proj`)."""
 
-    # an adapter that is not `routed` is used by its name only: the bank's router does not know it
+    # an adapter with `routed` false is used by name only: the bank's router does not know it
 
     FILES: ClassVar[tuple[str, ...]] = (CONFIG_FILE, WEIGHTS_FILE)
 
@@ -85,12 +85,12 @@ class AdapterEntry(_Blob):
     routed: bool = True
 
     def key(self, file: str) -> str:
-        """Where `file` lies in the store."""
+        """The key of `file` in the store."""
         return f"adapters/{self.name}/{self.version}/{file}"
 
     @property
     def qualified_name(self) -> str:
-        """What the engine calls it: `name@version`."""
+        """The engine's name for it: `name@version`."""
         return qualify(self.name, self.version)
 
     def __str__(self) -> str:
@@ -98,14 +98,14 @@ class AdapterEntry(_Blob):
 
 
 class RouterEntry(_Blob):
-    """The router of a bank. `labels` are adapter names in the order of its outputs."""
+    """The router of a bank. `labels` are adapter names in output order."""
 
     FILES: ClassVar[tuple[str, ...]] = (router.CONFIG_FILE, router.WEIGHTS_FILE)
 
     labels: tuple[Name, ...]
 
     def key(self, file: str) -> str:
-        """Where `file` lies in the store."""
+        """The key of `file` in the store."""
         return f"routers/{self.version}/{file}"
 
     def __str__(self) -> str:
@@ -113,13 +113,13 @@ class RouterEntry(_Blob):
 
 
 class BaseModelEntry(Record):
-    """The backbone all adapters of a bank were trained on."""
+    """The base model on which all adapters of a bank were trained."""
 
     id: str = Field(min_length=1)
 
 
 class BankManifest(Record):
-    """Everything that serves under one version. Adapters stand in bank order: by name."""
+    """Everything served under one version. Adapters are in bank order: by name."""
 
     format: Literal[1] = 1
     version: Name
@@ -135,7 +135,7 @@ class BankManifest(Record):
         return sum(blob.size for blob in self.blobs())
 
     def blobs(self) -> Sequence[AdapterEntry | RouterEntry]:
-        """What the bank is made of in the store."""
+        """The adapters and the router."""
         return (*self.adapters, *([self.router] if self.router else []))
 
     def objects(self) -> Sequence[tuple[str, FileEntry]]:
@@ -143,26 +143,26 @@ class BankManifest(Record):
         return [(blob.key(file.path), file) for blob in self.blobs() for file in blob.files]
 
     @model_validator(mode="after")
-    def _is_consistent(self) -> Self:
+    def _check_consistency(self) -> Self:
         names = [adapter.name for adapter in self.adapters]
         if names != sorted(set(names)):
-            raise ValueError("adapters must be in order of their names, each once")
+            raise ValueError("adapters must be sorted by name, without duplicates")
         for reserved in (AUTO, self.base_model.id):
             if reserved in names:
-                raise ValueError(f"an adapter cannot be called {reserved!r}: that model name means something else")
+                raise ValueError(f"an adapter cannot be called {reserved!r}: that model name is reserved")
         routed = [adapter.name for adapter in self.adapters if adapter.routed]
         if self.router is not None and sorted(self.router.labels) != routed:
             raise ValueError(labels_problem(self.router.labels, routed))
         if self.digest != bank_digest(self.base_model, self.adapters, self.router):
-            raise ValueError("digest is not that of the content")
+            raise ValueError("the digest does not match the content")
         return self
 
 
 class Pointer(Record):
-    """`current.json`: which bank serves, which one did before, and since when.
+    """`current.json`: the current bank, the previous one, and when it was published.
 
-    It is the only object that ever changes, and every change is a conditional write: whoever publishes, rolls back,
-    pins or collects garbage works on the state it has read, or is told.
+    It is the only object that ever changes, and every change is a conditional write: a publish, rollback, pin or
+    garbage collection applies to the state it has read, or gets Conflict.
     """
 
     version: Name
@@ -172,15 +172,15 @@ class Pointer(Record):
     pinned: tuple[Name, ...] = ()
     """Versions that `dlp bank gc` must keep, by name."""
     collecting: AwareDatetime | None = None
-    """When the garbage collection that runs now last said so; None where none runs."""
+    """Last heartbeat of the running garbage collection; None if none is running."""
     collected: AwareDatetime | None = None
-    """When the last one ended. An etag may be a hash of the content: a pointer that was claimed and released must not
-    look as it did before, or a publisher that began before would not notice."""
+    """When the last one ended. An etag may be a hash of the content: a pointer that was claimed and released must
+    differ from before, or a publisher that started earlier would not notice."""
 
 
 @dataclass(frozen=True, slots=True)
 class BankDiff:
-    """What changes from one bank to another: adapter names, and whether router or base model differ."""
+    """The difference between two banks: adapter names, and whether the router or base model differ."""
 
     added: tuple[str, ...]
     removed: tuple[str, ...]
@@ -190,7 +190,7 @@ class BankDiff:
 
 
 def diff(a: BankManifest, b: BankManifest) -> BankDiff:
-    """What changes when `b` takes over from `a`."""
+    """The changes from `a` to `b`."""
     old, new = ({adapter.name: adapter.digest for adapter in bank.adapters} for bank in (a, b))
     return BankDiff(
         added=tuple(name for name in new if name not in old),
@@ -202,13 +202,13 @@ def diff(a: BankManifest, b: BankManifest) -> BankDiff:
 
 
 def labels_problem(labels: Sequence[str], names: Sequence[str]) -> str:
-    """Says how a router's labels differ from the adapters it should choose from."""
+    """Describe how a router's labels differ from the adapters it should choose from."""
     unknown, missing = sorted(set(labels) - set(names)), sorted(set(names) - set(labels))
     return f"router labels must be the adapters' names, each once (unknown: {unknown}, missing: {missing})"
 
 
 def bank_digest(base: BaseModelEntry, adapters: Sequence[AdapterEntry], router: RouterEntry | None) -> str:
-    """`sha256:<hex>` over the canonical JSON of what the bank holds, apart from its version and date."""
+    """`sha256:<hex>` over the canonical JSON of the bank's content, without version and date."""
     content = {
         "base_model": base.id,
         "adapters": {adapter.name: adapter.digest for adapter in adapters},
@@ -219,7 +219,7 @@ def bank_digest(base: BaseModelEntry, adapters: Sequence[AdapterEntry], router: 
 
 
 def manifest_key(version: str) -> str:
-    """Where the manifest of `version` lies in the store."""
+    """The key of the manifest of `version`."""
     return f"{MANIFESTS}{version}.json"
 
 

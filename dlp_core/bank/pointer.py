@@ -1,7 +1,7 @@
-"""Changes `current.json`, which says what bank serves, always by a conditional write on the state that was read.
+"""Changes `current.json`, the pointer to the current bank, always by a conditional write on the state that was read.
 
-While garbage is collected nobody else may change it: a publisher that skipped an upload because the file was there
-could otherwise find it deleted. The collector's claim runs out by itself when it dies.
+During a garbage collection no other writer may change it: otherwise a publisher could skip an upload because the file
+exists, and the collection could delete it. The collector's claim expires if the collector dies.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dlp_core.errors import BankError, Conflict
 from dlp_core.store.protocol import AdapterStore
 
 State = tuple[Pointer, str]
-"""A pointer as it was read, and its etag."""
+"""A pointer that was read, and its etag."""
 
 CLAIM = timedelta(seconds=120)
-"""A garbage collection that has not renewed its claim for this long has died. Clocks may differ by half of it."""
+"""A garbage collection that has not renewed its claim for this long is dead. Clocks may differ by half of it."""
 
 
 def read_free(store: AdapterStore) -> State | None:
-    """The pointer, None if nothing was published yet. Raises Conflict while garbage is collected."""
+    """The pointer, None if nothing is published yet. Raises Conflict during a garbage collection."""
     state = find_current(store)
     if state is not None and state[0].collecting is not None:
         age = datetime.now(UTC) - state[0].collecting
@@ -36,8 +36,8 @@ def read_free(store: AdapterStore) -> State | None:
 
 
 def serve(store: AdapterStore, before: State | None, manifest: BankManifest, raw: bytes) -> None:
-    """Lets `manifest` serve if the pointer is still as it was `before` (None: nothing was published)."""
-    _require_conditions(store, manifest_key(manifest.version), raw)
+    """Point at `manifest`, if the pointer is still in the state `before` (None: nothing is published)."""
+    _require_conditional_writes(store, manifest_key(manifest.version), raw)
     pointer = Pointer(
         version=manifest.version,
         previous=before[0].version if before else None,
@@ -50,24 +50,24 @@ def serve(store: AdapterStore, before: State | None, manifest: BankManifest, raw
 
 
 def replace(store: AdapterStore, before: State | None, pointer: Pointer) -> State:
-    """Writes `pointer` over what was read as `before`. Raises Conflict if somebody else did meanwhile."""
+    """Replace the state `before` with `pointer`. Raises Conflict if another writer changed it meanwhile."""
     body = pointer.model_dump_json(indent=2).encode() + b"\n"
     try:
         if before is None:
             return pointer, store.put(POINTER_KEY, body, if_none_match=True)
         return pointer, store.put(POINTER_KEY, body, if_match=before[1])
     except Conflict:
-        # If only the answer to our own write was lost, the store's retry met that very write.
+        # If only the response to our own write was lost, the store's retry conflicted with that write.
         now, etag = current(store)
         if now == pointer:
             return now, etag
         raise Conflict(
-            f"the bank in {store.uri} was changed by somebody else meanwhile; see `dlp bank show`, then try again"
+            f"the bank in {store.uri} was changed by another writer meanwhile; see `dlp bank show`, then try again"
         ) from None
 
 
-def _require_conditions(store: AdapterStore, key: str, raw: bytes) -> None:
-    """Proves that the store honours conditions, by creating again what is there: harmless if it does not."""
+def _require_conditional_writes(store: AdapterStore, key: str, raw: bytes) -> None:
+    """Check that the store honours conditions by creating an existing object again: harmless if it does not."""
     try:
         store.put(key, raw, if_none_match=True)
     except Conflict:

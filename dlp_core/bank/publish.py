@@ -1,8 +1,8 @@
-"""Publishing: a local bank folder becomes the bank that serves; rollback, and verification of what is stored.
+"""Publishes a local bank folder as the current bank; rolls back; verifies stored files.
 
-The order of writes is blobs, manifest, pointer. Whatever stops a publish, the bank that served before still
-serves, and publishing again resumes: what is already stored is skipped. The pointer moves by a conditional
-write, so of two publishers at once one wins and the other is told.
+Files are written first, then the manifest, then the pointer. If a publish is interrupted, the previous bank
+stays current, and publishing again resumes: stored files are skipped. The pointer moves by a conditional
+write, so one of two concurrent publishers wins and the other gets Conflict.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from dlp_core.bank.manifest import BankManifest, manifest_key
 from dlp_core.bank.reading import current, load_manifest, read_version
 from dlp_core.errors import AdapterRefused, BankError, Conflict, DigestMismatch, LocalDiskError, NotFound, UnknownModel
 from dlp_core.store.disk import disk_errors
-from dlp_core.store.files import FileEntry
+from dlp_core.store.files import FileEntry, put_unchanged
 from dlp_core.store.protocol import AdapterStore
-from dlp_core.store.transfers import Progress, in_parallel, put_unchanged, silent
+from dlp_core.store.transfers import Progress, in_parallel, silent
 
 _ATTEMPTS = 3
 
 Make = Callable[[str | None], tuple[BankManifest, Sequence[LocalFile]]]
-"""From the version that serves (None: none yet) to the bank that shall, and its files."""
+"""Maps the current version (None if there is none) to the new manifest and its files."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """Outcome of `verify`: what was read, and one line for each file that is not as promised."""
+    """Outcome of `verify`: what was read, and one line per file that differs from the manifest."""
 
     version: str
     files: int
@@ -46,24 +46,24 @@ def publish(
     check: Check | None = None,
     progress: Progress = silent,
 ) -> BankManifest:
-    """Makes a local bank folder the bank that serves, and returns its manifest.
+    """Publish a local bank folder as the current bank and return its manifest.
 
     The folder holds `bank.json` ({"base_model": "<id>"}), `adapters/<name>/` with PEFT files and, optionally,
-    `router/`. All of it is validated before the first byte is written. `version` names the bank; by default
-    its content does. Publishing what already serves changes nothing.
+    `router/`. Everything is validated before the first byte is written. `version` names the bank; the
+    default derives from its content. Publishing the current bank again changes nothing.
 
-    Raises AdapterRefused or BankError for content that cannot be served, Conflict if somebody else published
-    meanwhile or `version` is taken by another content, StoreUnavailable if the store fails: the bank that
-    served before then still does, and publishing again resumes.
+    Raises AdapterRefused or BankError for content that cannot be served, Conflict after a concurrent publish or
+    if `version` exists with other content, StoreUnavailable if the store fails: the previous bank then stays
+    current, and publishing again resumes.
     """
     return commit(store, lambda before: read_folder(folder, version=version, check=check), progress=progress)
 
 
 def commit(store: AdapterStore, make: Make, *, progress: Progress = silent) -> BankManifest:
-    """Lets the bank serve that `make` makes of the one that serves now, and returns its manifest.
+    """Publish the bank that `make` derives from the current one, and return its manifest.
 
-    If the pointer changed meanwhile without another bank taking over (somebody pinned a version, or collected
-    garbage), it starts again. Raises what `publish` raises.
+    Starts again if the pointer changed meanwhile but still names the same bank (after a pin or a garbage
+    collection). Raises what `publish` raises.
     """
     attempt = 1
     while True:
@@ -85,20 +85,20 @@ def commit(store: AdapterStore, make: Make, *, progress: Progress = silent) -> B
 
 
 def rollback(store: AdapterStore, version: str | None = None) -> BankManifest:
-    """Moves the pointer to `version`, by default to the bank that served before, and returns its manifest.
+    """Move the pointer to `version`, by default to the previous bank, and return its manifest.
 
-    Raises UnknownModel if there is no such version, BankError if files of it are missing, Conflict if somebody
-    else moved the pointer meanwhile.
+    Raises UnknownModel if there is no such version, BankError if some of its files are missing, Conflict if another
+    writer changed the pointer meanwhile.
     """
     before = pointer.read_free(store) or current(store)
     target = version or before[0].previous
     if target is None:
-        raise BankError(f"{store.uri} has had no bank before {before[0].version}; name a version (`dlp bank list`)")
+        raise BankError(f"{store.uri} has no bank before {before[0].version}; name a version (`dlp bank list`)")
     manifest, raw = read_version(store, target)
     missing = [key for key, file in manifest.objects() if not _present(store, key, file.size)]
     if missing:
         raise BankError(
-            f"bank {target} cannot serve: {len(missing)} of its files are missing or of another size, first "
+            f"bank {target} cannot be served: {len(missing)} of its files are missing or have the wrong size, first "
             f"{missing[0]!r}; publish it again"
         )
     if target != before[0].version:
@@ -107,10 +107,10 @@ def rollback(store: AdapterStore, version: str | None = None) -> BankManifest:
 
 
 def verify(store: AdapterStore, version: str | None = None, *, progress: Progress = silent) -> VerifyReport:
-    """Downloads every file of a bank and compares it with the manifest; keeps nothing.
+    """Download every file of a bank and compare it with the manifest; keep nothing.
 
     Raises what `load_manifest` raises, StoreUnavailable if the store fails, and LocalDiskError if the disk does; files
-    that are missing or different are the report's `problems`.
+    that are missing or differ are the report's `problems`.
     """
     manifest = load_manifest(store, version)
     files = manifest.objects()
@@ -127,8 +127,8 @@ def verify(store: AdapterStore, version: str | None = None, *, progress: Progres
 
         jobs = [(number, key, file) for number, (key, file) in enumerate(files)]
         with disk_errors(f"{folder}: the files to verify cannot be written", mistake=LocalDiskError):
-            found = in_parallel(lambda job: examine(*job), jobs, lambda done: done[0], manifest.size, progress)
-    problems = sorted(problem for _, problem in found if problem)
+            results = in_parallel(lambda job: examine(*job), jobs, lambda done: done[0], manifest.size, progress)
+    problems = sorted(problem for _, problem in results if problem)
     return VerifyReport(manifest.version, len(files), manifest.size, tuple(problems))
 
 
@@ -144,19 +144,19 @@ def _upload(store: AdapterStore, sources: Sequence[LocalFile], progress: Progres
 
 
 def _write_manifest(store: AdapterStore, manifest: BankManifest) -> tuple[BankManifest, bytes]:
-    """Creates the manifest, or finds the one an earlier publish of the same content left."""
+    """Create the manifest, or return the one an earlier publish of the same content left."""
     raw = manifest.model_dump_json(indent=2).encode() + b"\n"
     try:
-        existing, found = read_version(store, manifest.version)
+        existing, existing_raw = read_version(store, manifest.version)
     except UnknownModel:
         try:
             store.put(manifest_key(manifest.version), raw, if_none_match=True)
             return manifest, raw
         except Conflict:
-            existing, found = read_version(store, manifest.version)
+            existing, existing_raw = read_version(store, manifest.version)
     if existing.digest != manifest.digest:
         raise Conflict(f"bank version {manifest.version} is already in {store.uri} with other content; choose another")
-    return existing, found
+    return existing, existing_raw
 
 
 def _present(store: AdapterStore, key: str, size: int) -> bool:

@@ -1,4 +1,4 @@
-"""Reads what a store holds of a bank: the pointer, manifests, the versions there are."""
+"""Reads banks from a store: the pointer, manifests and the list of versions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class BankVersion:
 
 
 def current(store: AdapterStore) -> tuple[Pointer, str]:
-    """The pointer and its etag. Raises NotFound if nothing was ever published there, BankError if it is damaged."""
+    """The pointer and its etag. Raises NotFound if nothing is published there, BankError if it is damaged."""
     with _needs_pointer(store):
         stored = store.get(POINTER_KEY)
     return _parse(Pointer, stored.data, POINTER_KEY, store), stored.etag
@@ -51,24 +51,24 @@ def current_if_changed(store: AdapterStore, etag: str) -> tuple[Pointer, str] | 
 
 
 def load_manifest(store: AdapterStore, version: str | None = None) -> BankManifest:
-    """The manifest of `version`, by default of the bank that serves.
+    """The manifest of `version`, by default of the current bank.
 
-    Raises UnknownModel for an unknown version, DigestMismatch if the bytes are not those the pointer promises,
+    Raises UnknownModel for an unknown version, DigestMismatch if the bytes do not match the pointer,
     BankError if the manifest is malformed or inconsistent, NotFound if nothing is published.
     """
     if version is not None:
         return read_version(store, version)[0]
-    return load_promised(store, current(store)[0])
+    return load_from_pointer(store, current(store)[0])
 
 
-def load_promised(store: AdapterStore, pointer: Pointer) -> BankManifest:
-    """The manifest a pointer names. Raises as `load_manifest`."""
+def load_from_pointer(store: AdapterStore, pointer: Pointer) -> BankManifest:
+    """The manifest that a pointer names. Raises what `load_manifest` raises."""
     manifest, raw = read_version(store, pointer.version)
-    found = hashlib.sha256(raw).hexdigest()
-    if found != pointer.manifest_sha256:
+    digest = hashlib.sha256(raw).hexdigest()
+    if digest != pointer.manifest_sha256:
         raise DigestMismatch(
-            f"{manifest_key(pointer.version)!r} in {store.uri}: {POINTER_KEY} promises sha256 "
-            f"{pointer.manifest_sha256}, found {found}; roll back or publish again"
+            f"{manifest_key(pointer.version)!r} in {store.uri}: {POINTER_KEY} records sha256 "
+            f"{pointer.manifest_sha256}, found {digest}; roll back or publish again"
         )
     return manifest
 
@@ -80,11 +80,11 @@ def list_versions(store: AdapterStore) -> list[BankVersion]:
     versions = [version_at(info.key) for info in store.list(MANIFESTS)]
     with ThreadPoolExecutor(_READERS) as pool:
         manifests = pool.map(lambda version: load_manifest(store, version), versions)
-        found = [
+        banks = [
             BankVersion(m.version, m.created, len(m.adapters), m.size, m.version == serving, m.version in pinned)
             for m in manifests
         ]
-    return sorted(found, key=lambda bank: bank.created, reverse=True)
+    return sorted(banks, key=lambda bank: bank.created, reverse=True)
 
 
 def read_version(store: AdapterStore, version: str) -> tuple[BankManifest, bytes]:
@@ -96,12 +96,12 @@ def read_version(store: AdapterStore, version: str) -> tuple[BankManifest, bytes
         raise UnknownModel(f"there is no bank version {version!r} in {store.uri}; see `dlp bank list`") from None
     manifest = _parse(BankManifest, raw, key, store)
     if manifest.version != version:
-        raise BankError(f"{key!r} in {store.uri} calls itself {manifest.version!r}; publish the bank again")
+        raise BankError(f"{key!r} in {store.uri} names version {manifest.version!r}; publish the bank again")
     return manifest, raw
 
 
 def find_current(store: AdapterStore) -> tuple[Pointer, str] | None:
-    """`current`, or None if nothing was published yet."""
+    """`current`, or None if nothing is published yet."""
     try:
         return current(store)
     except NotFound:

@@ -1,8 +1,8 @@
-"""Which banks a store keeps: pins, and the removal of what no kept bank needs.
+"""Retention: pins, and garbage collection of files that no kept bank needs.
 
-Kept are the bank that serves, the one before it, every pinned one, and the newest few. A collection claims the
-pointer first (dlp_core/bank/pointer.py), so what it takes for garbage cannot come into use while it deletes. Manifests
-go before files: killed anywhere, it leaves no manifest without its files, and the next collection finds the rest.
+The current bank, the previous one, every pinned one and the newest few are kept. A collection first claims the pointer
+(dlp_core/bank/pointer.py), so that its garbage cannot come into use while it deletes. Manifests are deleted before
+files: an interrupted collection leaves no manifest without its files, and the next one finds the rest.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from dlp_core.store.protocol import AdapterStore, ObjectInfo
 from dlp_core.store.transfers import Progress, silent
 
 KEEP = 5
-"""Newest banks that stay, besides those that must."""
+"""Newest banks to keep, in addition to those that must stay."""
 
-_DELETES = 8  # at once
+_CONCURRENT_DELETES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """Outcome of `collect`, `size` in bytes. Versions and keys are those that were removed, or would be."""
+    """Outcome of `collect`, `size` in bytes. `versions` and `keys` were removed, or would be in a dry run."""
 
     kept: tuple[str, ...]
     versions: tuple[str, ...]
@@ -38,17 +38,17 @@ class Garbage:
 
 
 def pin(store: AdapterStore, version: str) -> None:
-    """Keeps a bank from being collected. Raises UnknownModel if there is no such version, Conflict if the bank is
-    changed meanwhile."""
+    """Protect a bank from collection. Raises UnknownModel if there is no such version, Conflict if the pointer changes
+    meanwhile."""
     read_version(store, version)
-    before = _free(store)
+    before = _read_unclaimed(store)
     if version not in before[0].pinned:
         _change(store, before, pinned=(*before[0].pinned, version))
 
 
 def unpin(store: AdapterStore, version: str) -> None:
-    """Raises UnknownModel if the version is not pinned, Conflict if the bank is changed meanwhile."""
-    before = _free(store)
+    """Unprotect a bank. Raises UnknownModel if it is not pinned, Conflict if the pointer changes meanwhile."""
+    before = _read_unclaimed(store)
     if version not in before[0].pinned:
         raise UnknownModel(
             f"bank version {version!r} is not pinned in {store.uri}; pinned: {', '.join(before[0].pinned) or 'none'}"
@@ -57,35 +57,35 @@ def unpin(store: AdapterStore, version: str) -> None:
 
 
 def collect(store: AdapterStore, *, keep: int = KEEP, dry_run: bool = False, progress: Progress = silent) -> Garbage:
-    """Removes banks that are not kept, and files that no kept bank needs. `dry_run` only says which. `progress` is
-    told objects.
+    """Delete banks that are not kept, and files that no kept bank needs. `dry_run` only reports them. `progress` counts
+    objects.
 
-    Raises NotFound if nothing was published, BankError if a bank that must be kept cannot be read (nothing is
-    deleted then), Conflict if somebody publishes or collects meanwhile, StoreUnavailable if the store fails.
+    Raises NotFound if nothing is published, BankError if a bank that must be kept cannot be read (nothing is
+    deleted then), Conflict with a concurrent publish or collection, StoreUnavailable if the store fails.
     """
-    before = _free(store)
+    before = _read_unclaimed(store)
     if dry_run:
         return _find(store, before, keep)[0]
     claim = _Claim(store, before)
     try:
-        garbage, found = _find(store, before, keep)
-        manifests = [info for info in found if info.key.startswith(MANIFESTS)]
+        garbage, objects = _find(store, before, keep)
+        manifests = [info for info in objects if info.key.startswith(MANIFESTS)]
         done = 0
-        for group in (manifests, [info for info in found if info not in manifests]):
-            for start in range(0, len(group), _DELETES):
+        for group in (manifests, [info for info in objects if info not in manifests]):
+            for start in range(0, len(group), _CONCURRENT_DELETES):
                 claim.renew()
-                batch = [info.key for info in group[start : start + _DELETES]]
-                with ThreadPoolExecutor(_DELETES) as pool:
+                batch = [info.key for info in group[start : start + _CONCURRENT_DELETES]]
+                with ThreadPoolExecutor(_CONCURRENT_DELETES) as pool:
                     list(pool.map(store.delete, batch))
                 done += len(batch)
-                progress(done, len(found))
+                progress(done, len(objects))
         return garbage
     finally:
         claim.release()
 
 
 class _Claim:
-    """The right to delete: `collecting` in the pointer, renewed long before it runs out."""
+    """The right to delete: `collecting` in the pointer, renewed long before it expires."""
 
     def __init__(self, store: AdapterStore, before: State) -> None:
         self._store = store
@@ -93,19 +93,19 @@ class _Claim:
         self._state = _change(store, before, collecting=datetime.now(UTC))
 
     def renew(self) -> None:
-        """Raises Conflict if the claim was lost."""
+        """Renew the claim if it is due. Raises Conflict if it was lost."""
         if time.monotonic() - self._renewed > CLAIM.total_seconds() / 4:
             began = time.monotonic()
             self._state = _change(self._store, self._state, collecting=datetime.now(UTC))
             self._renewed = began
 
     def release(self) -> None:
-        with suppress(Conflict):  # it ran out and somebody else went on
+        with suppress(Conflict):  # it expired and another writer has changed the pointer
             _change(self._store, self._state, collecting=None, collected=datetime.now(UTC))
 
 
-def _free(store: AdapterStore) -> State:
-    """Raises NotFound if nothing was published, Conflict while garbage is collected."""
+def _read_unclaimed(store: AdapterStore) -> State:
+    """The pointer. Raises NotFound if nothing is published, Conflict during a garbage collection."""
     return pointer.read_free(store) or current(store)
 
 
@@ -115,23 +115,21 @@ def _change(store: AdapterStore, before: State, **fields: object) -> State:
 
 def _find(store: AdapterStore, state: State, keep: int) -> tuple[Garbage, list[ObjectInfo]]:
     now = state[0]
-    must = dict.fromkeys(version for version in (now.version, now.previous, *now.pinned) if version is not None)
+    required = dict.fromkeys(version for version in (now.version, now.previous, *now.pinned) if version is not None)
     listed = {info.key: info for info in store.list(MANIFESTS)}
     manifests: list[BankManifest] = []
     for version in map(version_at, listed):
         try:
             manifests.append(load_manifest(store, version))
         except BankError as error:
-            if version in must:
+            if version in required:
                 raise BankError(f"nothing was deleted: {error.message}") from error
-    missing = [version for version in must if manifest_key(version) not in listed]
+    missing = [version for version in required if manifest_key(version) not in listed]
     if now.version in missing:
-        raise NotFound(
-            f"nothing was deleted: the manifest of bank {now.version}, which serves, is missing; publish again"
-        )
+        raise NotFound(f"nothing was deleted: the manifest of the current bank {now.version} is missing; publish again")
     newest = sorted(manifests, key=lambda manifest: manifest.created, reverse=True)
-    others = [manifest for manifest in newest if manifest.version not in must][:keep]
-    kept = [manifest for manifest in newest if manifest.version in must or manifest in others]
+    others = [manifest for manifest in newest if manifest.version not in required][:keep]
+    kept = [manifest for manifest in newest if manifest.version in required or manifest in others]
     needed = {key for manifest in kept for key, _ in manifest.objects()}
     needed |= {manifest_key(manifest.version) for manifest in kept}
     found = [

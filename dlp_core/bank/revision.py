@@ -1,7 +1,7 @@
-"""One adapter more, or fewer, in the bank that serves: a new version, made of the files that are stored already.
+"""Adds an adapter to the current bank or removes one, as a new version that reuses the stored files.
 
-A router learns the new adapter from examples (dlp_core/router/growth.py); without any the adapter is used by name only.
-Everything goes through dlp_core.bank.publish.commit: the pointer moves last, and only if nobody else moved it.
+A router learns the new adapter from examples (dlp_core/router/growth.py); without examples it is used by name only.
+All changes go through dlp_core.bank.publish.commit: the pointer moves last, and only if it has not changed meanwhile.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ def with_adapter(
     replace: bool = False,
     check: Check | None = None,
 ) -> BankManifest:
-    """Publishes the bank that serves with the adapter in `folder` (PEFT files) as `name`.
+    """Publish the current bank plus the adapter in `folder` (PEFT files) as `name`.
 
-    `examples` are prompts the router shall send to it. `replace` allows a name the bank has; it stays routed if it was.
+    `examples` are prompts for the router to send to it. `replace` allows an existing name; it stays routed if it was.
     Raises InvalidRequest if the name is taken or the examples are too few, AdapterRefused if the adapter cannot be
-    served, UnknownModel for examples where the bank has no router, and what dlp_core.bank.publish.publish raises.
+    served, UnknownModel for examples if the bank has no router, and what dlp_core.bank.publish.publish raises.
     """
 
     def make(before: BankManifest, work: Path) -> tuple[BankManifest, list[LocalFile]]:
         others = {adapter.name: adapter for adapter in before.adapters}
-        known = others.pop(name, None)
-        if known is not None and not replace:
+        existing = others.pop(name, None)
+        if existing is not None and not replace:
             raise InvalidRequest(
-                f"adapter {name!r} is in bank {before.version} already; unload it first, or replace it"
+                f"adapter {name!r} is already in bank {before.version}; unload it first, or replace it"
             )
-        was_routed = known is not None and known.routed
+        was_routed = existing is not None and existing.routed
         entry, sources = describe_adapter(
             folder, name=name, base_id=before.base_model.id, check=check, routed=was_routed or examples is not None
         )
@@ -64,8 +64,8 @@ def with_adapter(
 
 
 def without_adapter(store: AdapterStore, name: str) -> BankManifest:
-    """Publishes the bank that serves without one adapter; its router forgets it. Raises UnknownModel if the bank does
-    not have it, BankError if it has no other, and what dlp_core.bank.publish.publish raises."""
+    """Publish the current bank without one adapter, and remove it from the router. Raises UnknownModel if the bank does
+    not have it, BankError if it is the only one, and what dlp_core.bank.publish.publish raises."""
 
     def make(before: BankManifest, work: Path) -> tuple[BankManifest, list[LocalFile]]:
         adapters = [adapter for adapter in before.adapters if adapter.name != name]
@@ -92,15 +92,15 @@ def _revise(
 ) -> BankManifest:
     with TemporaryDirectory(prefix="dlp-revise-") as work:
 
-        def of_serving(version: str | None) -> tuple[BankManifest, list[LocalFile]]:
+        def make_from_version(version: str | None) -> tuple[BankManifest, list[LocalFile]]:
             return make(load_manifest(store, version), Path(work))
 
-        return commit(store, of_serving)
+        return commit(store, make_from_version)
 
 
 def _read_router(store: AdapterStore, bank: BankManifest, work: Path) -> Router:
     if bank.router is None:
-        raise UnknownModel(f"bank {bank.version} has no router that could learn or forget an adapter")
+        raise UnknownModel(f"bank {bank.version} has no router to add an adapter to or remove one from")
     folder = work / "before"
     with disk_errors(f"{folder}: the router cannot be copied", mistake=LocalDiskError):
         folder.mkdir(exist_ok=True)

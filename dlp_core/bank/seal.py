@@ -1,9 +1,9 @@
-"""The seal of a folder of checked files, so that their bytes are hashed once and not each time they are used.
+"""Seals a folder of verified files, so that they are hashed once and not at every use.
 
     seal.json   {"boot": "<id>", "files": {"adapter_config.json": {"size": 812, "mtime_ns": 1795673315915539000}, ...}}
 
-Whoever writes to a file later changes its time and so breaks the seal. So does a start of the machine: nobody waits
-for the disk (fsync), and what a power loss took from a file has to be found out.
+A later write to a file changes its time and so breaks the seal. So does a reboot: files are not synced (fsync), so a
+power loss may have damaged them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from dlp_core.store.records import Record
 SEAL_FILE = "seal.json"
 
 _AGE_NS = 10 * 10**9
-"""Sealed files are made to look this old. A file system's clock has ticks, of milliseconds and up to two seconds: a
-write in the tick of the check would leave the time as it was."""
+"""Sealed files get times this far in the past. A file system's clock ticks every few milliseconds to two seconds: a
+write in the same tick as the check would not change the time."""
 
 
 def _boot() -> str:
-    """What is the same until the machine starts again. Only Linux tells; elsewhere seals are good for ever."""
+    """An id that changes at every boot. Linux only; elsewhere seals never expire."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -47,35 +47,35 @@ class _Seal(Record):
 
 
 def seal(folder: Path, files: Sequence[FileEntry]) -> None:
-    """Notes that the bytes of `files` were checked. Nobody else may write to the folder meanwhile."""
-    then = time.time_ns() - _AGE_NS
+    """Record that the bytes of `files` were verified. No other process may write to the folder meanwhile."""
+    past = time.time_ns() - _AGE_NS
     for file in files:
-        os.utime(folder / file.path, ns=(then, then))
-    sealed = _Seal(boot=_BOOT, files=_look(folder, files))
+        os.utime(folder / file.path, ns=(past, past))
+    sealed = _Seal(boot=_BOOT, files=_stat_files(folder, files))
     (folder / SEAL_FILE).write_text(sealed.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def is_intact(folder: Path, files: Sequence[FileEntry]) -> bool:
-    """Whether all files are as they were when they were sealed, since the machine started. Reads none of them."""
+    """Whether all files are unchanged since they were sealed during this boot. Does not read them."""
     try:
         sealed = _Seal.model_validate_json((folder / SEAL_FILE).read_bytes())
-        return sealed == _Seal(boot=_BOOT, files=_look(folder, files))
+        return sealed == _Seal(boot=_BOOT, files=_stat_files(folder, files))
     except (FileNotFoundError, NotADirectoryError, ValidationError):
         return False
 
 
 def reseal(folder: Path, files: Sequence[FileEntry]) -> bool:
-    """Hashes the files and, if all have the right bytes, seals them. Whether they have."""
+    """Hash the files and seal them if all match `files`. Returns whether they match."""
     try:
-        found = describe_files(folder, [file.path for file in files])
+        entries = describe_files(folder, [file.path for file in files])
     except (FileNotFoundError, NotADirectoryError):
         return False
-    if found != tuple(files):
+    if entries != tuple(files):
         return False
     seal(folder, files)
     return True
 
 
-def _look(folder: Path, files: Sequence[FileEntry]) -> dict[str, _File]:
+def _stat_files(folder: Path, files: Sequence[FileEntry]) -> dict[str, _File]:
     stats = {file.path: (folder / file.path).stat() for file in files}
     return {path: _File(size=stat.st_size, mtime_ns=stat.st_mtime_ns) for path, stat in stats.items()}

@@ -1,7 +1,7 @@
-"""Adapters of a bank for the engine: looked up in manifests, fetched through the disk cache.
+"""Provides the engine with a bank's adapters: looked up in manifests, fetched through the disk cache.
 
-The engine knows an adapter as `name@version`. Versions come from the content, so several banks can be served side
-by side: a request that began under one bank keeps its bytes while the next one is already in use.
+The engine names an adapter `name@version`. Versions derive from the content, so several banks can be served side by
+side: a request that started under one bank keeps its adapters while the next bank is already in use.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dlp_core.store.protocol import AdapterStore
 
 
 class BankSource:
-    """An AdapterSource over a store. `add` a manifest before one of its adapters is asked for."""
+    """An AdapterSource over a store. `add` a manifest before requesting its adapters."""
 
     def __init__(self, store: AdapterStore, cache: DiskCache) -> None:
         self._store = store
@@ -28,7 +28,7 @@ class BankSource:
         self._entries: dict[str, tuple[AdapterEntry, str]] = {}  # with the base model's id
 
     def add(self, manifest: BankManifest) -> None:
-        """Makes the adapters of a bank version known. Adding one twice is harmless."""
+        """Register the adapters of a bank version. Idempotent."""
         self._entries.update({entry.qualified_name: (entry, manifest.base_model.id) for entry in manifest.adapters})
 
     def digest(self, name: str) -> str:
@@ -38,7 +38,7 @@ class BankSource:
         return self._entry(name)[0].size
 
     def load(self, name: str) -> Adapter:
-        """Reads one adapter, from disk if it was fetched before.
+        """Read one adapter, from disk if it was fetched before.
 
         Raises AdapterUnavailable if it cannot be fetched now, AdapterMissing if it is not in the store, AdapterRefused
         if it cannot be served.
@@ -50,14 +50,14 @@ class BankSource:
         return adapter
 
     def on_disk(self) -> int:
-        """How many of the known adapters the disk cache holds now. Blocking."""
+        """The number of known adapters in the disk cache. Blocking."""
         return len(self._cache.digests() & {entry.digest for entry, _ in list(self._entries.values())})
 
     def _entry(self, name: str) -> tuple[AdapterEntry, str]:
         try:
             return self._entries[name]
         except KeyError:
-            raise UnknownModel(f"adapter {name!r} is in no bank this replica has seen") from None
+            raise UnknownModel(f"adapter {name!r} is in no bank this replica has loaded") from None
 
 
 def read_router(store: AdapterStore, cache: DiskCache, manifest: BankManifest) -> Router:
@@ -70,7 +70,7 @@ def read_router(store: AdapterStore, cache: DiskCache, manifest: BankManifest) -
 
 
 def qualified(mix: Mix, manifest: BankManifest) -> Mix:
-    """`mix` with each adapter named `name@version`, as the engine knows it. Raises UnknownModel."""
+    """`mix` with the engine's adapter names, `name@version`. Raises UnknownModel."""
     keys = {entry.name: entry.qualified_name for entry in manifest.adapters}
     for name in mix.names:
         if name not in keys:
@@ -79,7 +79,7 @@ def qualified(mix: Mix, manifest: BankManifest) -> Mix:
 
 
 def qualified_names(names: Iterable[str], manifest: BankManifest) -> list[str]:
-    """Adapters of a bank by the names the engine knows them by. Raises BankError for one the bank does not have."""
+    """The engine's names of a bank's adapters. Raises BankError for an adapter the bank does not have."""
     keys = {entry.name: entry.qualified_name for entry in manifest.adapters}
     missing = [name for name in names if name not in keys]
     if missing:
@@ -88,8 +88,8 @@ def qualified_names(names: Iterable[str], manifest: BankManifest) -> list[str]:
 
 
 def successors(resident: Iterable[str], manifest: BankManifest) -> list[str]:
-    """What a bank has instead of adapters that are resident, by the names the engine knows them by: same name, other
-    bytes. They will be asked for as soon as the bank takes over."""
+    """The engine's names of a bank's adapters that replace resident ones: same name, other bytes. Requests will need
+    them as soon as the bank is current."""
     present = set(resident)
     names = {unqualify(name) for name in present}
     return [
@@ -100,5 +100,5 @@ def successors(resident: Iterable[str], manifest: BankManifest) -> list[str]:
 
 
 def unqualified(mix: Mix) -> Mix:
-    """`mix` with each adapter named as in its bank: what `qualified` was given."""
+    """`mix` with adapter names as in the bank: the inverse of `qualified`."""
     return Mix.of([(unqualify(part.name), part.weight) for part in mix.adapters])

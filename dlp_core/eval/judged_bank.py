@@ -40,14 +40,20 @@ def open_bank(location: str, cache: DiskCache) -> Iterator[JudgedBank]:
 
     Raises NotFound if there is neither, UnknownModel for an unknown version, and what reading the bank raises.
     """
-    uri, _, version = location.partition("#")
+    uri, version = split_location(location)
     store = open_store(uri)
     if version or find_current(store) is not None or not _is_bank_folder(store):
-        yield _read(store, load_manifest(store, version or None), store, cache)
+        yield _read(store, load_manifest(store, version), store, cache)
         return
     with local_copy(uri) as folder, TemporaryDirectory(prefix="dlp-eval-") as work:
         scratch = FolderStore(Path(work))
         yield _read(scratch, publish(scratch, folder), None, cache)
+
+
+def split_location(location: str) -> tuple[str, str | None]:
+    """URI and version of `URI#VERSION`; None is the current version."""
+    uri, _, version = location.partition("#")
+    return uri, version or None
 
 
 def _is_bank_folder(store: AdapterStore) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -150,6 +151,14 @@ def read_shapes(folder: Path) -> Mapping[str, LayerShape]:
     except (OSError, ValueError, KeyError) as error:
         raise InvalidRequest(f"{folder} is not the folder of a causal language model: {error}") from None
     return {path: _shape(layer) for path, layer in _layers(model).items()}
+
+
+def fits_model(folder: Path) -> Callable[[Adapter], None]:
+    """A check that adapters fit the layers of the model in this folder (dlp_core.adapter.checks.check_fits).
+
+    Raises InvalidRequest as `read_shapes`; the check raises AdapterRefused.
+    """
+    return partial(check_fits, layers=read_shapes(folder))
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:

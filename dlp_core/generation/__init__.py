@@ -1,7 +1,7 @@
-"""From a prompt and a plan to text, piece by piece.
+"""Generates text from a prompt and a plan, piece by piece.
 
-messages.py        what is asked of a generator and what comes back; no torch
-generator.py       Generator: the completions of one engine, for the server, an evaluation and a library's user alike
+messages.py        requests to a generator and its results; no torch
+generator.py       Generator: completions of one engine, for the server, evaluations and library users
 planning.py        the plan of a request that names adapters of a bank
-sentence_mixes.py  a mix for each sentence
+sentence_mixes.py  one mix per sentence
 """

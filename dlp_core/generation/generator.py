@@ -1,6 +1,6 @@
-"""From a prompt and a plan to the pieces of a completion: tokens, engine, text, log-probabilities, spans.
+"""Turns a prompt and a plan into the pieces of a completion: tokens, text, log-probabilities, spans.
 
-The model runs on the engine's own thread, tokenising and planning on another; the event loop only passes tokens on.
+The model runs on the engine's own thread, tokenising and planning on another; the event loop only forwards tokens.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from dlp_core.text.codec import Prompt, TextCodec, TextStream
 
 
 class Generator:
-    """The completions of one engine. Use from one event loop; it does not start or stop the engine."""
+    """Generates completions with one engine, which it neither starts nor stops. Use from one event loop."""
 
     def __init__(self, engine: FusedEngine, codec: TextCodec, *, default_max_tokens: int | None = None) -> None:
-        """`default_max_tokens` bounds a completion whose sampling names no limit, beside the context window."""
+        """`default_max_tokens` limits completions whose sampling sets no limit, in addition to the context window."""
         self._engine = engine
         self._codec = codec
         self._default_max_tokens = default_max_tokens or codec.context
-        # one thread: a tokenizer is not made for several, and one keeps a flood of long prompts off the cores
+        # one thread: a tokenizer is not thread-safe, and a flood of long prompts must not occupy every core
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
 
     async def generate(
@@ -41,10 +41,10 @@ class Generator:
         stop: Sequence[str] = (),
         on_tokens: Callable[[int], object] = lambda count: None,
     ) -> AsyncGenerator[Piece, None]:
-        """Any number of deltas, then what was finished. Closing the generator aborts the request.
+        """Yield any number of Delta, then one Finished. Closing the generator aborts the request.
 
-        `on_tokens(count)` is called when tokens arrive, with how many came together. The spans name adapters as their
-        bank does, without a version. Raises PromptTooLong, InvalidRequest for a prompt that cannot be read, and what
+        `on_tokens(count)` is called when `count` tokens arrive together. The spans use the bank's names, without a
+        version. Raises PromptTooLong, InvalidRequest for a prompt that cannot be read, and what
         FusedEngine.submit raises.
         """
         reading = asyncio.get_running_loop().run_in_executor(self._reading, self._read, source, plan)
@@ -69,7 +69,7 @@ class Generator:
         rest = Delta(text.finish(), logprobs.push(()))
         if rest.text or rest.logprobs:
             yield rest
-        yield Finished(reason, len(prompt.ids), text.tokens, _told(spans, len(prompt.ids) + text.tokens))
+        yield Finished(reason, len(prompt.ids), text.tokens, _reported_spans(spans, len(prompt.ids) + text.tokens))
 
     async def complete(
         self,
@@ -80,7 +80,7 @@ class Generator:
         request_id: str,
         stop: Sequence[str] = (),
     ) -> Completion:
-        """The whole completion. Raises what `generate` raises."""
+        """The complete completion. Raises what `generate` raises."""
         completion = Completion()
         async with aclosing(self.generate(source, plan, sampling, request_id=request_id, stop=stop)) as pieces:
             async for piece in pieces:
@@ -99,15 +99,15 @@ class Generator:
         return replace(sampling, max_tokens=room)
 
 
-def _told(spans: Iterable[Span], tokens: int) -> tuple[Span, ...]:
-    """The spans of the first `tokens` tokens: those after a stop string were generated and are not sent."""
+def _reported_spans(spans: Iterable[Span], tokens: int) -> tuple[Span, ...]:
+    """The spans of the first `tokens` tokens: tokens after a stop string were generated but are not sent."""
     return tuple(
         Span(span.start, min(span.end, tokens), unqualified(span.mix)) for span in spans if span.start < tokens
     )
 
 
 class _Logprobs:
-    """Holds log-probabilities back as long as the text of their tokens is: no stop string leaks through them."""
+    """Holds log-probabilities back while the text of their tokens is held back, so that they reveal no stop string."""
 
     def __init__(self, codec: TextCodec, text: TextStream) -> None:
         self._codec = codec

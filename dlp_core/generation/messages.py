@@ -1,4 +1,4 @@
-"""What is asked of a generator, and what comes back piece by piece. No torch: both sides of a process border import it.
+"""Requests to a generator and the pieces of its results. No torch: both sides of a process boundary import this.
 
 A generation is any number of `Delta`, then one `Finished`, or an error of dlp_core.errors.
 """
@@ -19,7 +19,7 @@ Source = tuple[Message, ...] | str
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One sequence. Filled by the HTTP layer; `request_id` is unique, also where a client repeats its own id."""
+    """One sequence. Filled by the HTTP layer; `request_id` is unique even if a client reuses its own id."""
 
     request_id: str
     bank: str
@@ -29,14 +29,14 @@ class GenerationRequest:
     sampling: Sampling
     stop: tuple[str, ...] = ()
     by_sentence: RoutingOptions | None = None
-    """How to choose a mix for each sentence; None: `mix` is for all of them."""
+    """How to choose a mix per sentence; None: `mix` serves all of them."""
     trace: Mapping[str, str] | None = None
-    """The trace context it belongs under, as W3C headers."""
+    """The parent trace context, as W3C headers."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenText:
-    """One token by itself, and the natural logarithm of the probability the model gave it."""
+    """A single token and the natural logarithm of its probability."""
 
     text: str
     bytes: bytes
@@ -45,21 +45,21 @@ class TokenText:
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """One token of the completion, and the likeliest tokens in its place, best first."""
+    """A token of the completion and the likeliest tokens at its position, best first."""
 
     token: TokenText
     top: tuple[TokenText, ...]
     offset: int
-    """Of the token's text in the completion's, in characters."""
+    """Offset of the token's text in the completion, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Text that follows what was sent before. Never splits a character, never part of a stop string."""
+    """Text that follows what was already sent. Never splits a character or contains part of a stop string."""
 
     text: str
     logprobs: tuple[Logprob, ...] = ()
-    """Of tokens whose text is sent by now, if they were asked for."""
+    """Log-probabilities, if requested, of tokens whose text has been sent."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The plan of a request that names adapters of a bank: one mix for all of it, or one for each sentence. No torch."""
+"""The plan of a request that names adapters of a bank: one mix for all of it, or one per sentence. No torch."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from dlp_core.text.codec import Prompt, TextCodec
 
 Planner = Callable[["Prompt"], Plan]
-"""From what the model reads to the mixes it reads it under."""
+"""Maps the model's prompt to the mixes it is processed with."""
 
 
 def planner(
     request: GenerationRequest, bank: BankManifest, router: Router | None, codec: TextCodec, *, max_adapters: int
 ) -> Planner:
-    """Plans `request` with the adapters of `bank`, by the names the engine knows them by.
+    """The planner of `request` with the adapters of `bank`, by their engine names.
 
-    `router` is the bank's; it is needed where sentences are routed one by one, with at most `max_adapters` for the
-    whole request. The planner raises UnknownModel for an adapter the bank does not have.
+    `router` is the bank's; it is needed if sentences are routed one by one, with at most `max_adapters` for the
+    entire request. The planner raises UnknownModel for an adapter the bank does not have.
     """
     options = request.by_sentence
     if options is None or router is None:

@@ -1,12 +1,12 @@
-"""A mix for each sentence: of the prompt when it is read, of the completion as it is written (DLP-LoRA, section 3).
+"""One mix per sentence: of the prompt when it is read, of the completion as it is written (DLP-LoRA, section 3).
 
-    prompt       each sentence runs under what the router makes of that sentence alone; the words of a chat template go
-                 with the sentence before them
-    completion   begins under what the router makes of the request (dlp_core/text/chat.py), and is routed anew at
-                 the first token of each further sentence, by the request followed by all that was written so far
+    prompt       each sentence uses the routing of that sentence alone; the words of a chat template belong to the
+                 sentence before them
+    completion   starts with the routing of the request (dlp_core/text/chat.py) and is routed again at the first
+                 token of each further sentence, by the request followed by the text written so far
 
-A bare prompt's completion goes on with the prompt's last sentence, and with its mix. A sentence that would need more
-adapters than the engine can hold for one request stays with the mix before it.
+A bare prompt's completion continues the prompt's last sentence, with its mix. A sentence that would need more adapters
+than the engine can hold for one request keeps the previous mix.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Route = Callable[[Sequence[Sequence[str]]], list[Routing]]
 
 
 class SentenceMixes:
-    """Plans requests. `choose` turns what the router says into a mix; `max_adapters` may serve one request."""
+    """Plans requests. `choose` turns a routing into a mix; `max_adapters` limits the adapters per request."""
 
     def __init__(self, route: Route, choose: Callable[[Routing], Mix], *, max_adapters: int) -> None:
         self._route = route
@@ -35,20 +35,20 @@ class SentenceMixes:
         self._max_adapters = max_adapters
 
     def plan(self, prompt: Prompt, request: Sequence[str], completion: TextStream) -> Plan:
-        """The plan of one request. `request` are the texts that route it as a whole; `completion` is a stream of its
-        own, which the plan's follower reads the completion with."""
+        """The plan of one request. `request` holds the texts that route the entire request; `completion` is a separate
+        stream that the plan's follower uses to read the completion."""
         sentences = [
             (turn + start, prompt.text[turn + start : turn + end])
-            for turn, until in prompt.turns
-            for start, end in split(prompt.text[turn:until])
+            for turn, turn_end in prompt.turns
+            for start, end in split(prompt.text[turn:turn_end])
         ]
         routings = self._route([*([text] for _, text in sentences), request])
-        wanted = [(offset, self._choose(routing)) for (offset, _), routing in zip(sentences, routings, strict=False)]
-        if prompt.is_chat or not wanted:
-            wanted.append((prompt.turns[-1][1] if prompt.turns else 0, self._choose(routings[-1])))
+        mixes = [(offset, self._choose(routing)) for (offset, _), routing in zip(sentences, routings, strict=False)]
+        if prompt.is_chat or not mixes:
+            mixes.append((prompt.turns[-1][1] if prompt.turns else 0, self._choose(routings[-1])))
         spans: list[tuple[int, Mix]] = []
         used: set[str] = set()
-        for offset, mix in wanted:
+        for offset, mix in mixes:
             position = prompt.token_at(offset) if spans else 0
             if spans and len(used | set(mix.names)) > self._max_adapters:
                 continue
@@ -60,8 +60,8 @@ class SentenceMixes:
         starts = SentenceStarts()
         if not prompt.is_chat:
             starts.push(prompt.text)
-        asked = [text + "\n" * prompt.is_chat for text in request]
-        return Plan(tuple(spans), self._follower(asked, starts, completion))
+        texts = [text + "\n" * prompt.is_chat for text in request]
+        return Plan(tuple(spans), self._follower(texts, starts, completion))
 
     def _follower(
         self, request: list[str], starts: SentenceStarts, completion: TextStream

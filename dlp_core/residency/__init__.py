@@ -1,0 +1,1 @@
+"""Which adapters are on the device: pins, eviction, and the loads that bring them there."""

@@ -1,10 +1,10 @@
-"""A base model in a store: a folder goes there once, and comes back complete or not at all.
+"""A base model in a store: pushed once, and pulled completely or not at all.
 
     <root>/<digest>/<file>    config.json, tokenizer files, *.safetensors, as Hugging Face saves them
     <root>/model.json         size and sha256 of every file; written last, never replaced
 
-So a model that can be read is complete, and a location always holds the same model: another model, or another
-version of it, goes to another location.
+A readable model is therefore complete, and a location never changes its model: push another model, or another
+version, to another location.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from dlp_core.errors import Conflict, InvalidRequest, NotFound
 from dlp_core.store.disk import disk_errors, sync
-from dlp_core.store.files import Digest, FileEntry, describe_files, digest_of, version_of
+from dlp_core.store.files import Digest, FileEntry, describe_files, digest_of, put_unchanged, version_of
 from dlp_core.store.lock import FileLock
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.records import Record, first_problem
-from dlp_core.store.transfers import Progress, in_parallel, put_unchanged, silent
+from dlp_core.store.transfers import Progress, in_parallel, silent
 
 MANIFEST = "model.json"
 CONFIG_FILE = "config.json"
 WEIGHTS = ".safetensors"
 
 MAX_FILE_BYTES = 5 * 1024**3
-"""The most S3 takes in one put."""
+"""S3's limit for one PUT."""
 
 _SUFFIXES = (WEIGHTS, ".json", ".jinja", ".model", ".txt")
-"""What a model is loaded from. Pickles, code and other formats of the weights stay at home."""
+"""The files a model is loaded from. Pickles, code and other weight formats are not uploaded."""
 
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 class ModelManifest(Record):
-    """The files of one model, by name. `name` is what the folder was called that it was pushed from."""
+    """The files of one model, by name. `name` is that of the folder it was pushed from."""
 
     format: Literal[1] = 1
     name: Annotated[str, StringConstraints(min_length=1)]
@@ -52,34 +52,34 @@ class ModelManifest(Record):
 
     @property
     def prefix(self) -> str:
-        """Where the files lie in the store: under their digest, so that two models never mix."""
+        """The key prefix of the files: their digest, so that two models never mix."""
         return f"{version_of(self.digest)}/"
 
     def key(self, file: FileEntry) -> str:
         return self.prefix + file.path
 
     @model_validator(mode="after")
-    def _is_consistent(self) -> Self:
+    def _check_consistency(self) -> Self:
         names = [file.path for file in self.files]
         if names != sorted(set(names)) or MANIFEST in names:
-            raise ValueError(f"files must be in order of their names, each once, without {MANIFEST}")
+            raise ValueError(f"files must be sorted by name, without duplicates and without {MANIFEST}")
         for name in names:
             if not _FILE.fullmatch(name):
                 raise ValueError(f"{name!r} is not a plain file name")
         if self.digest != digest_of(self.files):
-            raise ValueError("digest is not that of the files")
+            raise ValueError("the digest does not match the files")
         return self
 
 
 def push(store: AdapterStore, folder: Path, *, progress: Progress = silent) -> ModelManifest:
-    """Uploads the model in `folder` and returns its manifest. Pushing again skips what is stored, and resumes.
+    """Upload the model in `folder` and return its manifest. Pushing again skips stored files, and so resumes.
 
-    Raises InvalidRequest for a folder that is no model or a file too large for one put, Conflict if the location holds
-    another model, StoreUnavailable if the store fails.
+    Raises InvalidRequest if `folder` is not a model folder or a file is too large for one PUT, Conflict if the
+    location holds another model, StoreUnavailable if the store fails.
     """
     manifest = describe(folder)
-    there = _find(store)
-    if there is None:
+    existing = _find(store)
+    if existing is None:
         stored = {info.key: info.size for info in store.list(manifest.prefix)}
 
         def upload(file: FileEntry) -> int:
@@ -89,30 +89,30 @@ def push(store: AdapterStore, folder: Path, *, progress: Progress = silent) -> M
             return file.size
 
         in_parallel(upload, manifest.files, lambda size: size, manifest.size, progress)
-        with suppress(Conflict):  # somebody else pushed meanwhile; what they pushed is read back
+        with suppress(Conflict):  # a concurrent push; its manifest is read back
             store.put(MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n", if_none_match=True)
-        there = load(store)
-    if there.digest != manifest.digest:
-        raise Conflict(f"{store.uri} holds another model ({there.name}, {there.digest}); choose another location")
-    return there
+        existing = load(store)
+    if existing.digest != manifest.digest:
+        raise Conflict(f"{store.uri} holds another model ({existing.name}, {existing.digest}); choose another location")
+    return existing
 
 
 def pull(store: AdapterStore, folder: Path, *, progress: Progress = silent) -> tuple[ModelManifest, bool]:
-    """Makes `folder` the model in the store; returns its manifest, and whether anything had to be fetched.
+    """Download the model in the store to `folder`; return its manifest, and whether anything was fetched.
 
-    The folder appears whole, after every digest was checked. One that has the model already is left as it is. Files
-    that an interrupted call had fetched are used; concurrent calls for one folder wait for each other.
+    The folder appears complete, after every digest was verified. A folder that has the model already is left unchanged.
+    Files from an interrupted call are reused; concurrent calls for one folder wait for each other.
 
-    Raises NotFound if no model was pushed there, InvalidRequest if `folder` is something else already or cannot be
-    written, DiskFull or LocalDiskError if the disk fails, DigestMismatch if the store holds other bytes than were
-    pushed, StoreUnavailable if the store fails.
+    Raises NotFound if the store has no model, InvalidRequest if `folder` has other content or cannot be written,
+    DiskFull or LocalDiskError if the disk fails, DigestMismatch if the store's bytes differ from those pushed,
+    StoreUnavailable if the store fails.
     """
     manifest = load(store)
     if _holds(folder, manifest):
         return manifest, False
     partial = folder.with_name(f".{folder.name}.{version_of(manifest.digest)}.part")
-    wants = "it needs a writable folder around it, and cannot itself be a mount point"
-    with disk_errors(f"{folder} cannot be written", action=wants):
+    action = "it needs a writable folder around it, and cannot itself be a mount point"
+    with disk_errors(f"{folder} cannot be written", action=action):
         partial.mkdir(parents=True, exist_ok=True)
         with FileLock(partial, folder=True):
             if _holds(folder, manifest):  # fetched by another process while this one waited for the lock
@@ -175,7 +175,7 @@ def load(store: AdapterStore) -> ModelManifest:
 
 
 def _find(store: AdapterStore) -> ModelManifest | None:
-    """`load`, or None if nothing was pushed yet."""
+    """`load`, or None if there is no model yet."""
     try:
         return load(store)
     except NotFound:
@@ -183,17 +183,17 @@ def _find(store: AdapterStore) -> ModelManifest | None:
 
 
 def _holds(folder: Path, manifest: ModelManifest) -> bool:
-    """Whether a folder has this model: by the manifest it was pulled with and the sizes, which takes no time.
+    """Whether a folder has this model, judging by the manifest it was pulled with and the file sizes.
 
-    Raises InvalidRequest if it is something else, which is left alone.
+    Raises InvalidRequest if it has other content, which is left unchanged.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     with suppress(OSError, ValidationError):
-        found = ModelManifest.model_validate_json((folder / MANIFEST).read_bytes())
-        sizes = [(folder / file.path).stat().st_size for file in found.files]
-        if found.digest == manifest.digest and sizes == [file.size for file in found.files]:
+        pulled = ModelManifest.model_validate_json((folder / MANIFEST).read_bytes())
+        sizes = [(folder / file.path).stat().st_size for file in pulled.files]
+        if pulled.digest == manifest.digest and sizes == [file.size for file in pulled.files]:
             return True
     raise InvalidRequest(
-        f"{folder} is there and is not the model {manifest.name} ({manifest.digest}); remove it or choose another"
+        f"{folder} exists and is not the model {manifest.name} ({manifest.digest}); remove it or choose another"
     )

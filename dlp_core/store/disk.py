@@ -1,4 +1,4 @@
-"""The disk of this machine: bytes written to it and checked on the way, and what its errors mean."""
+"""Local disk: verified writes, and the mapping of its errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dlp_core.errors import DigestMismatch, DiskFull, DLPError, InvalidRequest, 
 CHUNK_BYTES = 1024 * 1024
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_OF_THE_PATH = frozenset(
+_PATH_ERRORS = frozenset(
     {
         errno.EACCES,
         errno.EBUSY,  # a mount point
@@ -29,16 +29,16 @@ _OF_THE_PATH = frozenset(
         errno.ENOTEMPTY,
         errno.EPERM,
         errno.EROFS,
-        None,  # raised by what reads the content, such as gzip
+        None,  # raised by readers of the content, such as gzip
     }
 )
 
 
 def save_stream(chunks: Iterable[bytes], target: Path, *, source: str, size: int, sha256: str) -> None:
-    """Writes `chunks` to `target` through a temporary file beside it, checking size and digest on the way.
+    """Write `chunks` to `target` through a temporary file beside it, verifying size and digest.
 
-    Whether the bytes survive a power loss is the caller's business: see `sync`. Raises DigestMismatch, naming
-    `source`; then, as after any error, no file is left behind.
+    The file is not synced: see `sync`. Raises DigestMismatch, naming `source`. After any error no file is left
+    behind.
     """
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
     digest, received = hashlib.sha256(), 0
@@ -47,9 +47,7 @@ def save_stream(chunks: Iterable[bytes], target: Path, *, source: str, size: int
             for chunk in chunks:
                 received += len(chunk)
                 if received > size:
-                    raise DigestMismatch(
-                        f"{source} is longer than the {size} bytes its manifest promises; publish it again"
-                    )
+                    raise DigestMismatch(f"{source} is longer than the {size} bytes in its manifest; publish it again")
                 digest.update(chunk)
                 file.write(chunk)
             if received != size or digest.hexdigest() != sha256:
@@ -63,7 +61,7 @@ def save_stream(chunks: Iterable[bytes], target: Path, *, source: str, size: int
 
 
 def sync(path: Path) -> None:
-    """Returns when a file's bytes, or the renames in a folder, would survive a power loss."""
+    """Sync a file's bytes, or the renames in a folder, to disk: they then survive a power loss."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -72,29 +70,29 @@ def sync(path: Path) -> None:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether the disk, or the user's share of it, has no space left."""
+    """Whether the disk or the user's quota is full."""
     return error.errno in _FULL
 
 
 def disk_error(
     error: OSError, what: str, *, mistake: type[DLPError] = InvalidRequest, action: str | None = None
 ) -> DLPError:
-    """`error` as one of this library, told as `what` ("<path>: cannot be read") with the system's reason.
+    """`error` as a DLPError: `what` ("<path>: cannot be read") with the system's reason.
 
-    `mistake`, with the `action` that mends it, where another path or other permissions would help; otherwise DiskFull
-    or LocalDiskError.
+    A `mistake`, with the `action` that fixes it, if another path or other permissions would help; otherwise DiskFull or
+    LocalDiskError.
     """
-    told = f"{what} ({error.strerror or error})"
+    message = f"{what} ({error.strerror or error})"
     if is_full(error):
-        return DiskFull(f"{told}; make room on this machine and try again")
-    if error.errno in _OF_THE_PATH:
-        return mistake(told if action is None else f"{told}; {action}")
-    return LocalDiskError(f"{told}; look after this machine, then try again")
+        return DiskFull(f"{message}; free some space on this machine and try again")
+    if error.errno in _PATH_ERRORS:
+        return mistake(message if action is None else f"{message}; {action}")
+    return LocalDiskError(f"{message}; check this machine's disk, then try again")
 
 
 @contextmanager
 def disk_errors(what: str, *, mistake: type[DLPError] = InvalidRequest, action: str | None = None) -> Iterator[None]:
-    """Raises every OSError of the block as `disk_error`."""
+    """Raise every OSError of the block as its `disk_error`."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Files and the size and sha256 they are promised to have."""
+"""File entries: name, size and sha256, and digests over several files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
+from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.records import Record
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -47,3 +48,12 @@ def describe_files(folder: Path, names: Sequence[str]) -> tuple[FileEntry, ...]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             entries.append(FileEntry(path=name, size=file.tell(), sha256=digest))
     return tuple(entries)
+
+
+def put_unchanged(store: AdapterStore, key: str, path: Path, entry: FileEntry) -> bool:
+    """Uploads a file. False if it no longer is what `entry` says; then nothing is left at `key`."""
+    store.put(key, path)
+    if describe_files(path.parent, [path.name]) == (entry,):
+        return True
+    store.delete(key)
+    return False

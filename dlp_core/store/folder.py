@@ -21,8 +21,8 @@ _ABANDONED_S = 24 * 3600.0
 class FolderStore:
     """A local folder as a store; several processes on one machine may share it.
 
-    Writers take a lock file, so conditions hold between processes too; readers take none and work on a
-    read-only folder. Own files live under `.dlp/`. Links that lead out of the folder are refused.
+    Writers lock a file, so conditions also hold between processes; readers do not, and work on a read-only
+    folder. The store's own files are in `.dlp/`. Links that lead out of the folder are refused.
     """
 
     def __init__(self, root: Path) -> None:
@@ -48,16 +48,16 @@ class FolderStore:
 
     def put(self, key: str, body: bytes | Path, *, if_none_match: bool = False, if_match: str | None = None) -> str:
         path = self._path(key)
-        own = self._root / ".dlp"
-        temporary = own / f"{uuid.uuid4().hex}.part"
+        internal = self._root / ".dlp"
+        temporary = internal / f"{uuid.uuid4().hex}.part"
         with self._errors(key):
             try:
-                own.mkdir(parents=True, exist_ok=True)
+                internal.mkdir(parents=True, exist_ok=True)
                 _write(temporary, body)
                 with self._locked():
-                    self._sweep(own)
-                    found = _etag(path.stat()) if path.exists() else None
-                    if (if_none_match and found is not None) or (if_match is not None and found != if_match):
+                    self._sweep(internal)
+                    etag = _etag(path.stat()) if path.exists() else None
+                    if (if_none_match and etag is not None) or (if_match is not None and etag != if_match):
                         raise conflict(key, self.uri, created=if_none_match)
                     path.parent.mkdir(parents=True, exist_ok=True)
                     temporary.replace(path)
@@ -89,9 +89,9 @@ class FolderStore:
                         break
                     folder.rmdir()
 
-    def _sweep(self, own: Path) -> None:
-        """Removes what writers left that were killed long ago."""
-        for partial in own.glob("*.part"):
+    def _sweep(self, internal: Path) -> None:
+        """Remove temporary files of writers that were killed long ago."""
+        for partial in internal.glob("*.part"):
             with suppress(FileNotFoundError):  # its writer has just finished
                 if time.time() - partial.stat().st_mtime > _ABANDONED_S:
                     partial.unlink()
@@ -128,7 +128,7 @@ class FolderStore:
 
 
 def _etag(stat: os.stat_result) -> str:
-    """Every put makes a new file, so inode, size and time tell one write from the next."""
+    """An etag. Every put creates a new file, so inode, size and time distinguish two writes."""
     return f"{stat.st_ino:x}-{stat.st_size:x}-{stat.st_mtime_ns:x}"
 
 

@@ -1,4 +1,4 @@
-"""JSON lines: a file with one object a line, plain or compressed (`.gz`)."""
+"""JSON Lines: one object per line, plain or compressed (`.gz`)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dlp_core.store.disk import disk_error
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each object of a file, with its place: `<path>:<line>`. Blank lines are skipped.
+    """Each object of a file with its location, `<path>:<line>`. Blank lines are skipped.
 
-    Raises InvalidRequest, naming file and line, for a file that cannot be read or is cut off, a line that is not UTF-8,
-    not JSON or not an object, and a file without any.
+    Raises InvalidRequest, naming file and line, for an unreadable or truncated file, a line that is not UTF-8, not JSON
+    or not an object, and a file without objects.
     """
     empty = True
     for where, line in _lines(path):

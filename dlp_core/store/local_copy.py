@@ -1,4 +1,4 @@
-"""What lies at a location, as a folder on this machine: a folder itself, or the objects under an S3 prefix."""
+"""Makes a location available as a local folder: the folder itself, or a copy of the objects under a prefix."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.transfers import Progress, silent
 
 _READ = (".json", ".safetensors")
-"""What is downloaded. Of any other file the name says enough: it is refused, or ignored."""
+"""Files to download. Others are created empty: their name is enough to refuse or ignore them."""
 
 
 @contextmanager
 def local_copy(location: str, *, progress: Progress = silent) -> Iterator[Path]:
-    """A folder with what is at `location`, for the length of the block; named like the last part of the location.
+    """A folder with the content of `location` for the duration of the block, named like the location's last part.
 
     Raises NotFound if there is nothing, StoreUnavailable if the store fails, LocalDiskError if the copy cannot be
     written.
@@ -38,11 +38,11 @@ def local_copy(location: str, *, progress: Progress = silent) -> Iterator[Path]:
 
 
 def _download(store: AdapterStore, folder: Path, progress: Progress) -> None:
-    found = store.list()
-    if not found:
+    objects = store.list()
+    if not objects:
         raise NotFound(f"there is nothing at {store.uri}; check the location", param="folder")
-    total, done = sum(info.size for info in found), 0
-    for info in found:
+    total, done = sum(info.size for info in objects), 0
+    for info in objects:
         target = folder / info.key
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(store.get(info.key).data if info.key.endswith(_READ) else b"")

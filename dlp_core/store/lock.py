@@ -1,4 +1,4 @@
-"""Locks between the processes of one machine (flock). The kernel drops them with the process: a crash leaves none."""
+"""Locks between processes of one machine (flock). The kernel releases them with the process: a crash leaves none."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Self
 
 
 class FileLock:
-    """A lock on `path`, held from construction to the end of its `with` block. It excludes other threads as well.
+    """A lock on `path`, held from construction to the end of its `with` block. It also excludes other threads.
 
-    A missing lock file is created; of a `folder`, the folder itself is locked, which must be there. Raises OSError.
+    A missing lock file is created; with `folder`, an existing folder itself is locked. Raises OSError.
     """
 
     def __init__(self, path: Path, *, shared: bool = False, folder: bool = False, wait: bool = True) -> None:
@@ -32,7 +32,7 @@ class FileLock:
             return None
 
     def share(self) -> None:
-        """Turns an exclusive lock into a shared one. Not atomically (flock(2)): look again at what it protects."""
+        """Turn an exclusive lock into a shared one. Not atomic (flock(2)): check again what it protects."""
         fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
     def __enter__(self) -> None:

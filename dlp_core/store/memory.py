@@ -1,4 +1,4 @@
-"""Objects in the memory of this process as a store."""
+"""An in-memory store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dlp_core.store.protocol import ObjectInfo, StoredObject, check_key, check_p
 
 
 class MemoryStore:
-    """Objects in this process: for tests, and for banks that are built and served in one process."""
+    """Objects in this process's memory: for tests, and for banks built and served in one process."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -28,8 +28,8 @@ class MemoryStore:
         return StoredObject(data, _content_etag(data))
 
     def get_if_changed(self, key: str, etag: str) -> StoredObject | None:
-        found = self.get(key)
-        return None if found.etag == etag else found
+        stored = self.get(key)
+        return None if stored.etag == etag else stored
 
     def download(self, key: str, target: Path, *, size: int, sha256: str) -> None:
         source = f"object {key!r} in {self.uri}"
@@ -39,8 +39,8 @@ class MemoryStore:
         check_key(key)
         data = body.read_bytes() if isinstance(body, Path) else bytes(body)
         with self._lock:
-            found = self._objects.get(key)
-            etag = None if found is None else _content_etag(found)
+            existing = self._objects.get(key)
+            etag = None if existing is None else _content_etag(existing)
             if (if_none_match and etag is not None) or (if_match is not None and etag != if_match):
                 raise conflict(key, self.uri, created=if_none_match)
             self._objects[key] = data
@@ -53,8 +53,8 @@ class MemoryStore:
     def list(self, prefix: str = "") -> Sequence[ObjectInfo]:
         check_prefix(prefix)
         with self._lock:
-            found = sorted((key, data) for key, data in self._objects.items() if key.startswith(prefix))
-        return [ObjectInfo(key, len(data), _content_etag(data)) for key, data in found]
+            objects = sorted((key, data) for key, data in self._objects.items() if key.startswith(prefix))
+        return [ObjectInfo(key, len(data), _content_etag(data)) for key, data in objects]
 
     def delete(self, key: str) -> None:
         check_key(key)
@@ -76,7 +76,7 @@ _memory_lock = threading.Lock()
 
 
 def memory_store(name: str) -> MemoryStore:
-    """One store per name, so that `memory://x` is the same place wherever this process opens it."""
+    """The store of this name: `memory://x` is the same store wherever this process opens it."""
     with _memory_lock:
         return _memory_stores.setdefault(name, MemoryStore(name))
 

@@ -1,4 +1,4 @@
-"""From a URI to a store."""
+"""Opens a store by its URI."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 def open_store(uri: str) -> AdapterStore:
-    """Opens `s3://bucket/prefix/`, a folder (`/path`, `path`, `file:///path`) or `memory://name`.
+    """Open `s3://bucket/prefix/`, a folder (`/path`, `path`, `file:///path`) or `memory://name`.
 
-    Nothing is contacted or created yet. Raises InvalidRequest for anything else.
+    Nothing is contacted or created. Raises InvalidRequest for anything else.
     """
     scheme, separator, rest = uri.partition("://")
     if not uri or CONTROL_CHARACTERS.search(uri):

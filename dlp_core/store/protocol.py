@@ -1,11 +1,10 @@
-"""Where a bank's bytes live: one small protocol over S3, a local folder and memory.
+"""The object store that holds banks: one small protocol for S3, a local folder and memory.
 
-A key is a relative path of plain segments (`check_key`); nothing a caller passes leaves the store's root.
-Writes are atomic: a reader sees the old object or the new one, never half of one. `put` can be conditional,
-and two conditional writers of one key never both succeed. Errors are those of dlp_core.errors, whatever the
-store is made of.
+A key is a relative path of plain segments (`check_key`); no key can leave the store's root. Writes are
+atomic: a reader sees the old object or the new one, never a mixture. `put` can be conditional, and two
+conditional writers of one key never both succeed. Every kind of store raises errors of dlp_core.errors.
 
-A store is used from any number of threads. It is not sent between processes: send its `uri` and open it there.
+A store is thread-safe. Do not send it to another process: send its `uri` and open it there.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """One object's bytes, and the etag they had when they were read."""
+    """An object's bytes and their etag."""
 
     data: bytes
     etag: str
@@ -35,7 +34,7 @@ class StoredObject:
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What a store knows of an object without reading it. `size` is in bytes."""
+    """An object's metadata. `size` is in bytes."""
 
     key: str
     size: int
@@ -45,47 +44,47 @@ class ObjectInfo:
 class AdapterStore(Protocol):
     """A flat set of objects under one root.
 
-    Every method raises InvalidRequest for a bad key and StoreUnavailable when the store does not answer or
-    refuses access; reading a missing object raises NotFound.
+    Every method raises InvalidRequest for an invalid key and StoreUnavailable if the store does not respond or
+    denies access; reading a missing object raises NotFound.
     """
 
     @property
     def uri(self) -> str:
-        """What `open_store` takes to open this store again, and what errors call it."""
+        """The URI to open this store with `open_store`, also used in errors."""
 
     def get(self, key: str) -> StoredObject:
-        """Reads a small object whole."""
+        """Read a small object completely."""
 
     def get_if_changed(self, key: str, etag: str) -> StoredObject | None:
-        """As `get`, or None if the object still has this etag: no byte of it is sent then."""
+        """Like `get`; None, without a transfer, if the object still has this etag."""
 
     def download(self, key: str, target: Path, *, size: int, sha256: str) -> None:
-        """Streams an object into the file `target`, replacing it.
+        """Stream an object into the file `target`, replacing it.
 
-        The file is not synced to the disk. Raises DigestMismatch as soon as the bytes cannot be the promised ones,
-        and OSError if `target` cannot be written; `target` is then untouched.
+        The file is not synced to disk. Raises DigestMismatch as soon as the bytes cannot match `size` and `sha256`,
+        and OSError if `target` cannot be written; `target` then stays unchanged.
         """
 
     def put(self, key: str, body: bytes | Path, *, if_none_match: bool = False, if_match: str | None = None) -> str:
-        """Writes an object and returns its etag.
+        """Write an object and return its etag.
 
-        `if_none_match` creates only; `if_match` replaces only the object of that etag. Raises Conflict
-        otherwise. After a lost answer a store may retry, and then find its own write in the way: who gets
-        Conflict reads the object back before giving up.
+        `if_none_match` only creates; `if_match` only replaces the object with that etag. Raises Conflict
+        otherwise. After a lost response a store may retry and conflict with its own write: on Conflict, read
+        the object back before giving up.
         """
 
     def head(self, key: str) -> ObjectInfo:
-        """Size and etag of an object."""
+        """The metadata of an object."""
 
     def list(self, prefix: str = "") -> Sequence[ObjectInfo]:
-        """Every object whose key starts with `prefix`, by key. `prefix` is empty or ends in '/'."""
+        """All objects whose key starts with `prefix`, sorted by key. `prefix` is empty or ends in '/'."""
 
     def delete(self, key: str) -> None:
-        """Removes an object; a missing one is fine."""
+        """Delete an object; a missing one is not an error."""
 
 
 def check_key(key: str) -> str:
-    """Returns `key` if it names an object inside a store's root.
+    """Return `key` if it names an object inside a store's root.
 
     Raises InvalidRequest for an empty, absolute or overlong key, one with `\\`, control characters, an empty
     segment, or a segment that starts with a dot (`..` climbs out; the folder store keeps its own files under a
@@ -97,13 +96,13 @@ def check_key(key: str) -> str:
         )
     if any(not segment or segment.startswith(".") for segment in key.split("/")):
         raise InvalidRequest(
-            f"object key {key[:80]!r} must be relative, without empty segments and segments that start with '.'"
+            f"object key {key[:80]!r} must be relative, without empty segments or segments that start with '.'"
         )
     return key
 
 
 def check_prefix(prefix: str) -> str:
-    """Returns `prefix` if it is empty or a valid key followed by '/'; raises InvalidRequest otherwise."""
+    """Return `prefix` if it is empty or a valid key followed by '/'; raise InvalidRequest otherwise."""
     if prefix:
         if not prefix.endswith("/"):
             raise InvalidRequest(f"prefix {prefix!r} must end in '/'")
@@ -118,4 +117,4 @@ def not_found(key: str, uri: str) -> NotFound:
 def conflict(key: str, uri: str, *, created: bool) -> Conflict:
     if created:
         return Conflict(f"object {key!r} is already in {uri}")
-    return Conflict(f"object {key!r} in {uri} was changed by somebody else; read it again and retry")
+    return Conflict(f"object {key!r} in {uri} was changed by another writer; read it again and retry")

@@ -1,11 +1,11 @@
-"""S3 as a store. The only file of the library that imports boto3, and the one place where its errors become ours.
+"""S3 as a store. The only file of the library that imports boto3 and maps its errors.
 
-Everything is configured the way boto3 documents it: `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_REGION`,
+Configure it as boto3 documents: `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_REGION`,
 and the usual credentials chain (variables, profile, web identity, container or instance role). MinIO,
-SeaweedFS and the like are an endpoint, not a mode.
+SeaweedFS and the like need an endpoint and no other setting.
 
-Conditional writes are S3's own (`If-None-Match: *`, `If-Match`). A server too old to know them answers as
-if they had been met; `dlp_core.bank.manifest` finds that out before it moves a pointer, and refuses.
+Conditional writes are S3's own (`If-None-Match: *`, `If-Match`). A server too old for them ignores the
+conditions; `dlp_core.bank.pointer` detects that before it moves a pointer, and refuses.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 20.0
-"""Longest silence on an open connection, not the length of a download."""
+"""Maximum silence on an open connection, not the duration of a download."""
 ATTEMPTS = 3
 
 _SETTINGS = Config(
@@ -58,22 +58,22 @@ _CUT_OFF = (HTTPClientError, IncompleteReadError)
 def make_client(settings: Config | None = None) -> S3Client:
     """A boto3 client from the standard variables; `settings` overrides timeouts and retries.
 
-    Raises StoreUnavailable if the configuration itself is wrong: an unknown profile, a malformed endpoint.
+    Raises StoreUnavailable if the configuration is invalid: an unknown profile, a malformed endpoint.
     """
     config = _SETTINGS.merge(settings) if settings else _SETTINGS
     try:
-        # A session of its own: boto3's default session must not be shared by threads that create clients.
+        # Its own session: threads that create clients must not share boto3's default session.
         session = boto3.session.Session()
         client: S3Client = session.client("s3", config=config)
         if _is_aws(client.meta.endpoint_url):
             return client
         client.close()
-        # bucket.minio:9000 resolves nowhere; only AWS is known to have a host name for each bucket.
+        # bucket.minio:9000 does not resolve; only AWS is known to have a host name per bucket.
         client = session.client("s3", config=config.merge(_PATH_STYLE))
         return client
     except (BotoCoreError, ValueError) as error:
         raise StoreUnavailable(
-            f"the S3 settings cannot be used: {error}; check AWS_ENDPOINT_URL_S3, AWS_PROFILE and AWS_REGION"
+            f"invalid S3 settings: {error}; check AWS_ENDPOINT_URL_S3, AWS_PROFILE and AWS_REGION"
         ) from error
 
 
@@ -96,13 +96,13 @@ class S3Store:
         path = self._path(key)
         with self._errors(key):
             try:
-                answer = self._client.get_object(Bucket=self._bucket, Key=path, IfNoneMatch=etag)
+                response = self._client.get_object(Bucket=self._bucket, Key=path, IfNoneMatch=etag)
             except ClientError as error:
                 if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == HTTPStatus.NOT_MODIFIED:
                     return None
                 raise
-            with closing(answer["Body"]) as body:
-                return StoredObject(body.read(), answer["ETag"])
+            with closing(response["Body"]) as body:
+                return StoredObject(body.read(), response["ETag"])
 
     def download(self, key: str, target: Path, *, size: int, sha256: str) -> None:
         source = f"object {key!r} in {self.uri}"
@@ -124,19 +124,19 @@ class S3Store:
     def head(self, key: str) -> ObjectInfo:
         path = self._path(key)
         with self._errors(key):
-            answer = self._client.head_object(Bucket=self._bucket, Key=path)
-        return ObjectInfo(key, answer["ContentLength"], answer["ETag"])
+            response = self._client.head_object(Bucket=self._bucket, Key=path)
+        return ObjectInfo(key, response["ContentLength"], response["ETag"])
 
     def list(self, prefix: str = "") -> Sequence[ObjectInfo]:
         start = self._prefix + check_prefix(prefix)
-        found = []
+        objects = []
         with self._errors(prefix):
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start):
                 for item in page.get("Contents", []):
                     if not item["Key"].endswith("/"):  # a console's marker for an empty folder
                         key = item["Key"].removeprefix(self._prefix)
-                        found.append(ObjectInfo(key, item["Size"], item["ETag"]))
-        return sorted(found, key=lambda info: info.key)
+                        objects.append(ObjectInfo(key, item["Size"], item["ETag"]))
+        return sorted(objects, key=lambda info: info.key)
 
     def delete(self, key: str) -> None:
         path = self._path(key)
@@ -144,16 +144,16 @@ class S3Store:
             self._client.delete_object(Bucket=self._bucket, Key=path)
 
     def _read(self, key: str, consume: Callable[[StreamingBody, str], T]) -> T:
-        """Hands an object's body and etag to `consume`. botocore retries requests, not bodies: here a stream that
-        was cut off starts again."""
+        """Pass an object's body and etag to `consume`. botocore retries requests, not bodies: a stream that is cut off
+        starts again here."""
         path = self._path(key)
         attempt = 1
         while True:
             with self._errors(key):
-                answer = self._client.get_object(Bucket=self._bucket, Key=path)
+                response = self._client.get_object(Bucket=self._bucket, Key=path)
                 try:
-                    with closing(answer["Body"]) as body:
-                        return consume(body, answer["ETag"])
+                    with closing(response["Body"]) as body:
+                        return consume(body, response["ETag"])
                 except _CUT_OFF:
                     if attempt == ATTEMPTS:
                         raise
@@ -174,14 +174,14 @@ class S3Store:
 def map_error(
     error: BotoCoreError | ClientError, *, key: str, uri: str, endpoint: str, conditional: bool = False
 ) -> DLPError:
-    """What botocore raised for object `key` of the store `uri`, as an error of this library.
+    """The DLPError for a botocore error about object `key` of the store `uri`.
 
-    `conditional` says that the request was a conditional write: AWS answers If-Match on a missing object
-    with 404, others with 412; both mean that somebody else moved it.
+    `conditional` means that the request was a conditional write: AWS answers If-Match on a missing object
+    with 404, others with 412; both mean that another writer changed it.
     """
     where = f"object {key!r} in {uri} at {endpoint}" if key else f"{uri} at {endpoint}"
     if isinstance(error, ClientError):
-        return _map_answer(error, where=where, uri=uri, conditional=conditional)
+        return _map_client_error(error, where=where, uri=uri, conditional=conditional)
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return StoreUnavailable(
             f"{where}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or attach a role"
@@ -194,20 +194,20 @@ def map_error(
     return StoreUnavailable(f"{where}: {error}; check the AWS_* settings")
 
 
-def _map_answer(error: ClientError, *, where: str, uri: str, conditional: bool) -> DLPError:
+def _map_client_error(error: ClientError, *, where: str, uri: str, conditional: bool) -> DLPError:
     code = str(error.response.get("Error", {}).get("Code", ""))
     text = str(error.response.get("Error", {}).get("Message", ""))
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if code == "NoSuchBucket":
         return StoreUnavailable(f"{where}: the bucket does not exist; create it or correct the URI")
     if conditional and (status in (404, 409, 412)):
-        return Conflict(f"{where} was written by somebody else; read it again and retry")
+        return Conflict(f"{where} was changed by another writer; read it again and retry")
     if status == 404:
-        return NotFound(f"{where} is not there")
+        return NotFound(f"{where} does not exist")
     if status in (401, 403):
         return StoreUnavailable(
             f"{where}: access denied ({code}: {text}); check the credentials and their policy "
-            "(S3 also says this of a missing object when s3:ListBucket is not allowed)"
+            "(S3 also reports this for a missing object if s3:ListBucket is not allowed)"
         )
     if 300 <= status < 500:
         return StoreUnavailable(

@@ -1,36 +1,23 @@
-"""Many uploads or downloads, a few at once, and how long work of any kind says how far it is."""
+"""Parallel uploads and downloads, and progress reports of long work."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
 from typing import TypeVar
-
-from dlp_core.store.files import FileEntry, describe_files
-from dlp_core.store.protocol import AdapterStore
 
 J = TypeVar("J")
 R = TypeVar("R")
 
 _TRANSFERS = 8
-"""Uploads or downloads at once: enough to hide a store's latency behind its bandwidth."""
+"""Concurrent uploads or downloads: enough to hide a store's latency."""
 
 Progress = Callable[[int, int], None]
-"""Called with how much is done and how much there is in all: bytes of transfers, objects, jobs, steps."""
+"""Called with the amount done and the total: bytes, objects, jobs or steps."""
 
 
 def silent(done: int, total: int) -> None:
-    """The Progress that nobody is told."""
-
-
-def put_unchanged(store: AdapterStore, key: str, path: Path, entry: FileEntry) -> bool:
-    """Uploads a file. False if it no longer is what `entry` says; then nothing is left at `key`."""
-    store.put(key, path)
-    if describe_files(path.parent, [path.name]) == (entry,):
-        return True
-    store.delete(key)
-    return False
+    """A Progress that reports nothing."""
 
 
 def in_parallel(
@@ -40,9 +27,9 @@ def in_parallel(
     total: int,
     progress: Progress = silent,
 ) -> list[R]:
-    """Does all jobs, a few at once. The first error stops those not begun and is raised.
+    """Run all jobs, a few at a time. The first error cancels those not started and is raised.
 
-    `size` of a result, and `total` of them all, are what `progress` is told.
+    `progress` receives the sum of `size(result)` so far, and `total`.
     """
     results: list[R] = []
     done = 0

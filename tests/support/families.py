@@ -79,3 +79,6 @@ FAMILIES = {
         lambda: hf.MixtralConfig(**_LLAMA, num_local_experts=4, num_experts_per_tok=2, sliding_window=None), QKVO
     ),
 }
+
+BIASED = ["qwen2", "gpt2", "gpt_neox"]
+"""The families whose layers have biases."""

@@ -23,6 +23,7 @@ from dlp_core.bank import pointer
 from dlp_core.bank.publish import publish, rollback, verify
 from dlp_core.bank.reading import current, list_versions
 from dlp_core.bank.retention import collect, pin
+from dlp_core.store.memory import MemoryStore
 from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore
 from tests.support.banks import ADAPTERS, write_bank
@@ -89,11 +90,14 @@ def killed_at(step: int, uri: str, work: Work) -> bool:
 
 def every_step(uri: str, prepare: Callable[[AdapterStore], object], work: Work, done: Callable[[Any], bool]) -> int:
     """Kills `work` at each of its steps, each time in a new place where `prepare` was done; how many there are."""
+    prepared = MemoryStore(work.__name__)
+    prepare(prepared)
     step = 0
     while True:
         place = f"{uri.rstrip('/')}/{work.__name__}-{step}/"
         store = open_store(place)
-        prepare(store)
+        for info in prepared.list():
+            store.put(info.key, prepared.get(info.key).data)
         before = current(store)[0].version
         killed = killed_at(step, place, work)
         after = current(store)[0].version

@@ -1,0 +1,1 @@
+"""What only training a router needs. Serving never imports it."""

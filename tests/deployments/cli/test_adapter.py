@@ -65,7 +65,7 @@ def test_the_layers_of_a_base_model_are_checked_where_it_is_given(tmp_path: Path
     (folder / CONFIG_FILE).write_text(json.dumps(config | {"base_model_name_or_path": "org/tiny-llama"}))
     assert check(str(folder), "--base-model", str(tmp_path / "tiny-llama"))["fits"]
     tiny_llama(layers=1).save_pretrained(tmp_path / "small" / "tiny-llama")
-    with pytest.raises(AdapterRefused, match="no layer of the base model"):
+    with pytest.raises(AdapterRefused, match="not a layer of the base model"):
         check(str(folder), "--base-model", str(tmp_path / "small" / "tiny-llama"))
     tiny_llama().save_pretrained(tmp_path / "other")
     with pytest.raises(AdapterRefused, match="this bank serves 'other'"):

@@ -67,7 +67,7 @@ def test_what_is_there_is_not_moved_again(dlp: Run, uri: str, tmp_path: Path, mo
     monkeypatch.setattr(base_model, "in_parallel", lambda *_: pytest.fail("files were moved"))
     assert json_of(dlp("push", str(source), uri, "--json"))["files"] == len(MOVED)
     assert json_of(dlp("pull", uri, str(target), "--json"))["fetched"] is False
-    assert "as it was" in dlp("pull", uri, str(target))[1]
+    assert "unchanged" in dlp("pull", uri, str(target))[1]
 
 
 def test_the_environment_names_both_ends(dlp: Run, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,7 +171,7 @@ def test_route_wants_one_source_of_text(dlp: Run, router: str, tmp_path: Path) -
     for extra in ([], ["a text", "--file", str(tmp_path / "rows.jsonl")]):
         code, out, err = dlp("route", *extra, "--router", router)
         assert (code, out) == (2, "")
-        assert "one of the two" in err
+        assert "give either" in err
 
 
 BAD_FILES = {

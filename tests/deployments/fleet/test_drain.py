@@ -16,7 +16,7 @@ from tests.support.waiting import wait_for
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drain, "LOOK_S", 0.05)
+    monkeypatch.setattr(drain, "POLL_S", 0.05)
     monkeypatch.setattr(drain, "SETTLE_S", 0.0)
 
 
@@ -61,12 +61,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_it_waits_no_longer_than_the_pod_lives(clock: SimpleNamespace) -> None:
     assert not drain.wait_until_empty(lambda: 1, lambda: True, deadline=clock.now + 30)
-    assert clock.now == pytest.approx(130, abs=2 * drain.LOOK_S)
+    assert clock.now == pytest.approx(130, abs=2 * drain.POLL_S)
 
 
 def test_it_waits_for_a_head_that_is_replaced_but_not_for_a_cluster_that_is_gone(clock: SimpleNamespace) -> None:
     assert not drain.wait_until_empty(lambda: 1, lambda: False, deadline=math.inf)
-    assert clock.now == pytest.approx(100 + drain.GONE_S, abs=2 * drain.LOOK_S)
+    assert clock.now == pytest.approx(100 + drain.GONE_S, abs=2 * drain.POLL_S)
     until = clock.now + drain.GONE_S - 1
     assert drain.wait_until_empty(lambda: clock.now < until, lambda: False, deadline=math.inf)
 

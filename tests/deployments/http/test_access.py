@@ -14,7 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from deployments.args import RoutingArgs
-from deployments.http.access import ANYBODY, TOKEN_VARIABLE, Access
+from deployments.http.access import ANONYMOUS, TOKEN_VARIABLE, Access
 from deployments.http.app import create_app
 from deployments.http.errors import Unauthorized
 from dlp_core.bank.follower import Refusal
@@ -52,8 +52,8 @@ def bearer(key: str) -> dict[str, str]:
 def test_without_a_file_everybody_may_use_everything() -> None:
     access = Access()
     for header in (None, "Bearer whatever", "Basic x"):
-        assert access.caller(header) == ANYBODY
-    assert ANYBODY.allowed(NAMES) is None
+        assert access.caller(header) == ANONYMOUS
+    assert ANONYMOUS.allowed(NAMES) is None
 
 
 def test_a_key_has_its_adapters(keys: Path) -> None:

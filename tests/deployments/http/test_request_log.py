@@ -297,7 +297,7 @@ def test_every_answer_has_an_id(http: TestClient) -> None:
 
 
 def test_a_server_in_front_answers_with_the_id_itself(service: EchoService, lines: Lines) -> None:
-    answer = client_of(service, answers_id=False).post(
+    answer = client_of(service, sets_id_header=False).post(
         "/v1/route", json={"text": "sql"}, headers={"x-request-id": "mine-1"}
     )
     assert "x-request-id" not in answer.headers

@@ -106,9 +106,12 @@ async def test_an_answer_that_is_not_streamed_is_one_object() -> None:
     generations = [Generation(Delta("a"), Delta("b"), END), Generation(Delta("c"), END)]
     for generation in generations:
         generation.go_on(4)
-    whole = await answer_of(generations).whole()
-    assert [said(whole | {"choices": [choice]}) for choice in whole["choices"]] == [(0, "ab", "stop"), (1, "c", "stop")]
-    assert whole["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    response = await answer_of(generations).collect()
+    assert [said(response | {"choices": [choice]}) for choice in response["choices"]] == [
+        (0, "ab", "stop"),
+        (1, "c", "stop"),
+    ]
+    assert response["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
 
 
 async def test_the_first_error_ends_all_choices() -> None:
@@ -154,15 +157,15 @@ async def test_the_deadline_ends_it_and_closes_what_it_cuts_off(streamed: bool) 
         assert last["error"]["code"] == "deadline_exceeded"
     else:
         with pytest.raises(DeadlineExceeded):
-            await answer.whole()
+            await answer.collect()
     assert generation.closed
 
 
 async def test_a_generation_that_ends_without_saying_why_is_an_error() -> None:
     generation = Generation(Delta("a"))
     generation.go_on()
-    with pytest.raises(DLPError, match="without saying why"):
-        await answer_of([generation]).whole()
+    with pytest.raises(DLPError, match="without a finish reason"):
+        await answer_of([generation]).collect()
 
 
 async def test_closing_ends_generations_that_nobody_asked_for_an_event_yet() -> None:

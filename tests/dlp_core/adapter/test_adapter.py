@@ -153,7 +153,7 @@ def test_weights_whose_sum_overflows_are_finite_all_the_same(folder: Path) -> No
 def test_a_truncated_file_is_refused(folder: Path, keep: int) -> None:
     data = (folder / WEIGHTS_FILE).read_bytes()
     (folder / WEIGHTS_FILE).write_bytes(data[:keep])
-    with pytest.raises(AdapterRefused, match="not a whole safetensors file"):
+    with pytest.raises(AdapterRefused, match="not a complete safetensors file"):
         read_adapter(folder, name="sql")
 
 
@@ -165,7 +165,7 @@ def test_a_pickle_is_refused_and_never_opened(folder: Path) -> None:
 
 def test_a_pickle_under_the_right_name_is_refused(folder: Path) -> None:
     torch.save({"x": torch.ones(1)}, folder / WEIGHTS_FILE)
-    with pytest.raises(AdapterRefused, match="not a whole safetensors file"):
+    with pytest.raises(AdapterRefused, match="not a complete safetensors file"):
         read_adapter(folder, name="sql")
 
 
@@ -188,7 +188,7 @@ def test_an_adapter_of_another_shape_does_not_fit(folder: Path) -> None:
     with pytest.raises(AdapterRefused, match="the base model has 32 -> 64"):
         check_fits(adapter, shapes | {Q0: LayerShape(32, 64, lora=True, bias=False)})
     del shapes[Q0]
-    with pytest.raises(AdapterRefused, match="no layer of the base model that LoRA is served on"):
+    with pytest.raises(AdapterRefused, match="not a layer of the base model that LoRA is served on"):
         check_fits(adapter, shapes)
 
 

@@ -194,7 +194,7 @@ def test_of_two_publishers_one_wins_and_the_other_is_told(store: AdapterStore, t
     winners = [result for result in results if isinstance(result, BankManifest)]
     assert len(winners) == 1
     assert load_manifest(store) == winners[0]
-    assert all("changed by somebody else" in r.message for r in results if isinstance(r, Conflict))
+    assert all("changed by another writer" in r.message for r in results if isinstance(r, Conflict))
 
 
 def test_a_publisher_whose_answer_got_lost_has_still_won(store: AdapterStore, folder: Path) -> None:
@@ -372,15 +372,15 @@ def adapter(manifest: Any) -> Any:
         (lambda m: adapter(m)["files"][1].update(size="1"), "size"),
         (lambda m: adapter(m).update(digest="sha256:" + "0" * 64), "digest"),
         (lambda m: adapter(m).update(extra=1), "extra"),
-        (lambda m: m["adapters"].reverse(), "order"),
-        (lambda m: m["adapters"].append(m["adapters"][-1]), "order"),
+        (lambda m: m["adapters"].reverse(), "sorted by name"),
+        (lambda m: m["adapters"].append(m["adapters"][-1]), "sorted by name"),
         (lambda m: m["adapters"].clear(), "adapters"),
         (lambda m: m["adapters"].pop(), "labels"),
         (lambda m: m["router"]["files"][0].update(path="/etc/passwd"), "files must be exactly"),
         (lambda m: m["router"].update(version=".."), "not valid"),
         (lambda m: m.update(router=None), "digest"),
         (lambda m: m["base_model"].update(id="another"), "digest"),
-        (lambda m: m.update(version="another"), "calls itself"),
+        (lambda m: m.update(version="another"), "names version"),
         (lambda m: m.update(format=2), "format"),
     ],
 )

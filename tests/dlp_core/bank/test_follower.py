@@ -35,7 +35,7 @@ async def test_the_follower_waits_follows_and_survives(store: AdapterStore, tmp_
             raise EngineFailed("no replica yet")
         prepared.append(bank.version)
 
-    follower = BankFollower(store, poll_s=0.02, prepare=prepare, looked=lambda: looks.append(""))
+    follower = BankFollower(store, poll_s=0.02, prepare=prepare, on_poll=lambda: looks.append(""))
     following = asyncio.create_task(follower.follow())
     await async_wait_for(lambda: looks, "look")
     with pytest.raises(StoreUnavailable, match="no bank is published") as refused:
@@ -99,7 +99,7 @@ async def test_it_is_settled_by_a_bank_or_by_a_reason_not_by_a_lost_replica(
             raise error
 
     looks: list[str] = []
-    follower = BankFollower(store, poll_s=0.02, prepare=prepare, looked=lambda: looks.append(""))
+    follower = BankFollower(store, poll_s=0.02, prepare=prepare, on_poll=lambda: looks.append(""))
     following = asyncio.create_task(follower.follow())
     await async_wait_for(lambda: len(looks) > 1, "second look")
     assert follower.settled.is_set() == known

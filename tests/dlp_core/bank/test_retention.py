@@ -164,7 +164,7 @@ def test_a_claim_that_is_lost_stops_the_deleting(
             overtaken = True
             pin(memory, "v5")
 
-    with pytest.raises(Conflict, match="changed by somebody else"):
+    with pytest.raises(Conflict, match="changed by another writer"):
         collect(memory, keep=0, progress=meanwhile)
     assert current(memory)[0].pinned == ("v5",)
 
@@ -181,7 +181,7 @@ def test_what_must_be_kept_and_cannot_be_read_stops_it_before_anything_is_delete
     assert current(memory)[0].collecting is None
     memory.delete(manifest_key("v4"))
     memory.delete(manifest_key("v5"))
-    with pytest.raises(NotFound, match="v5, which serves"):
+    with pytest.raises(NotFound, match="current bank v5"):
         collect(memory)
 
 

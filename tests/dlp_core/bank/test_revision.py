@@ -96,7 +96,7 @@ def test_a_name_that_is_taken_must_be_replaced_on_purpose(
     store: AdapterStore, bank: BankManifest, tmp_path: Path
 ) -> None:
     folder = write_adapter(tmp_path / "other", seed=77)
-    with pytest.raises(InvalidRequest, match=r"in bank \w+ already"):
+    with pytest.raises(InvalidRequest, match=r"already in bank \w+"):
         with_adapter(store, "word_sorting", folder)
     after = with_adapter(store, "word_sorting", folder, replace=True)
     assert labels(after) == names(after) == names(bank)
@@ -138,5 +138,5 @@ def test_a_folder_may_say_what_its_router_does_not_know(store: AdapterStore, tmp
     bank = publish(store, folder)
     assert [adapter.routed for adapter in bank.adapters] == [False, False, True]
     (folder / "bank.json").write_text('{"base_model": "org/tiny-base", "unrouted": ["delta"]}')
-    with pytest.raises(BankError, match="'delta', which is no adapter"):
+    with pytest.raises(BankError, match="'delta', which is not an adapter"):
         publish(store, folder)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,14 +79,26 @@ def fused(adapters: list[Adapter], dtype: torch.dtype) -> tuple[torch.nn.Module,
     return model, fusion
 
 
-def peft_sum(path: str, x_TD: Tensor, folders: dict[str, Path], dtype: torch.dtype) -> Tensor:
+Served = Callable[[str, torch.dtype], Any]
+
+
+@pytest.fixture(scope="module")
+def served(folders: dict[str, Path]) -> Served:
+    """The plain model of a dtype, and with each adapter, as PEFT itself serves it; loaded once."""
+
+    @cache
+    def model(name: str, dtype: torch.dtype) -> Any:
+        return load_peft(folders[name], dtype).base_model.model if name else tiny_llama(dtype=dtype)
+
+    return model
+
+
+def peft_sum(path: str, x_TD: Tensor, served: Served, dtype: torch.dtype) -> Tensor:
     """W x + sum_i w_i (peft_i(x) - W x) per token, in float64 after PEFT's own layers."""
-    base = tiny_llama(dtype=dtype).get_submodule(path)
-    plain_TO = base(x_TD).double()
+    plain_TO = served("", dtype).get_submodule(path)(x_TD).double()
     result_TO = plain_TO.clone()
     deltas = {
-        slot: load_peft(folders[name], dtype).base_model.model.get_submodule(path)(x_TD).double() - plain_TO
-        for slot, name in enumerate(NAMES)
+        slot: served(name, dtype).get_submodule(path)(x_TD).double() - plain_TO for slot, name in enumerate(NAMES)
     }
     start = 0
     for segment in SEGMENTS:
@@ -97,7 +112,7 @@ def peft_sum(path: str, x_TD: Tensor, folders: dict[str, Path], dtype: torch.dty
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @torch.no_grad()
 def test_every_layer_equals_the_weighted_sum_of_peft_deltas(
-    folders: dict[str, Path], adapters: list[Adapter], dtype: torch.dtype
+    served: Served, adapters: list[Adapter], dtype: torch.dtype
 ) -> None:
     model, fusion = fused(adapters, dtype)
     layers = {path: model.get_submodule(path) for adapter in adapters for path in adapter.modules}
@@ -107,7 +122,7 @@ def test_every_layer_equals_the_weighted_sum_of_peft_deltas(
         x_TD = torch.randn(TOKENS, layer.in_features).to(dtype)
         with fusion.batch(SEGMENTS):
             found = layer(x_TD)
-        expected = peft_sum(path, x_TD, folders, dtype)
+        expected = peft_sum(path, x_TD, served, dtype)
         assert relative_error(found, expected) <= TOLERANCE[dtype], path
         assert found.dtype == dtype
 
@@ -115,24 +130,24 @@ def test_every_layer_equals_the_weighted_sum_of_peft_deltas(
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @torch.no_grad()
 def test_the_reference_equals_the_weighted_sum_of_peft_deltas(
-    folders: dict[str, Path], adapters: list[Adapter], dtype: torch.dtype
+    served: Served, adapters: list[Adapter], dtype: torch.dtype
 ) -> None:
     path = "model.layers.1.self_attn.v_proj"
     x_TD = torch.randn(TOKENS, 64).to(dtype)
     weights = {slot: Delta(a.modules[path]) for slot, a in enumerate(adapters) if path in a.modules}
     y_TO = tiny_llama(dtype=dtype).get_submodule(path)(x_TD)
     found = fused_lora(y_TO, x_TD, SEGMENTS, weights)
-    assert relative_error(found, peft_sum(path, x_TD, folders, dtype)) <= TOLERANCE[dtype]
+    assert relative_error(found, peft_sum(path, x_TD, served, dtype)) <= TOLERANCE[dtype]
 
 
 @torch.no_grad()
-def test_whole_model_equals_peft_for_each_single_adapter(folders: dict[str, Path], adapters: list[Adapter]) -> None:
+def test_whole_model_equals_peft_for_each_single_adapter(served: Served, adapters: list[Adapter]) -> None:
     model, fusion = fused(adapters, torch.float32)
     ids = torch.arange(20).unsqueeze(0) % VOCAB
     for slot, name in enumerate(NAMES):
         with fusion.batch((Segment(20, ((slot, 1.0),)),)):
             found = model(ids).logits
-        assert relative_error(found, load_peft(folders[name])(ids).logits) <= WHOLE_MODEL, name
+        assert relative_error(found, served(name, torch.float32)(ids).logits) <= WHOLE_MODEL, name
 
 
 @torch.no_grad()

@@ -18,10 +18,11 @@ from dlp_core.errors import AdapterRefused
 from dlp_core.fusion.layers import Fusion, install
 from dlp_core.fusion.segments import Segment
 from examples.tiny.model import peft_model
-from tests.support.families import FAMILIES, LLAMA_LINEAR, VOCAB, Family
+from tests.support.cpu_implementations import CPU_IMPLEMENTATIONS, cpu_implementation
+from tests.support.families import BIASED, FAMILIES, LLAMA_LINEAR, VOCAB, Family
 from tests.support.tiny import TOLERANCE, WHOLE_MODEL, relative_error
 
-pytestmark = pytest.mark.usefixtures("each_cpu_implementation")
+each_cpu_implementation = pytest.mark.usefixtures("each_cpu_implementation")
 
 MIX = ((0, 0.6), (1, 0.3), (2, 0.1))
 IDS = torch.tensor([[5, 17, 3, 80, 44, 9, 61, 2, 33, 70, 12, 90, 7]])
@@ -87,8 +88,17 @@ def recorded(model: Any, paths: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
     return seen
 
 
-@pytest.mark.parametrize("bias", ["none", "lora_only", "all"])
-@pytest.mark.parametrize("name", FAMILIES)
+def test_the_families_with_biases() -> None:
+    found = [name for name, family in FAMILIES.items() if any("bias" in key for key in family.build().state_dict())]
+    assert found == BIASED
+
+
+BIASES = [
+    (name, bias) for name in FAMILIES for bias in ("none", "lora_only", "all") if bias == "none" or name in BIASED
+]
+
+
+@pytest.mark.parametrize(("name", "bias"), BIASES)
 @torch.no_grad()
 def test_every_layer_is_the_weighted_sum_of_peft_deltas(name: str, bias: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
@@ -104,9 +114,10 @@ def test_every_layer_is_the_weighted_sum_of_peft_deltas(name: str, bias: str, tm
         expected = plain.double()
         for slot, weight in MIX:
             expected += weight * (oracles[slot].get_submodule(path)(x).double() - plain.double())
-        with fusion.batch((Segment(IDS.shape[1], MIX),)):
-            found = model.get_submodule(path)(x)
-        assert relative_error(found, expected) <= TOLERANCE[torch.float32], path
+        for implementation in CPU_IMPLEMENTATIONS:
+            with cpu_implementation(implementation), fusion.batch((Segment(IDS.shape[1], MIX),)):
+                found = model.get_submodule(path)(x)
+            assert relative_error(found, expected) <= TOLERANCE[torch.float32], (path, implementation)
         assert torch.equal(model.get_submodule(path)(x), plain), path
 
 
@@ -120,13 +131,15 @@ def test_the_whole_model_equals_peft(name: str, tmp_path: Path) -> None:
     fusion = fused(model, folders)
     assert torch.equal(model(IDS).logits, plain)
     for slot, folder in enumerate(folders):
-        with fusion.batch((Segment(IDS.shape[1], ((slot, 1.0),)),)):
-            found = model(IDS).logits
         expected = with_peft(family, folder)(IDS).logits
-        assert relative_error(found, expected) <= WHOLE_MODEL
         assert relative_error(plain, expected) > 1e-2, "the adapter matters"
+        for implementation in CPU_IMPLEMENTATIONS:
+            with cpu_implementation(implementation), fusion.batch((Segment(IDS.shape[1], ((slot, 1.0),)),)):
+                found = model(IDS).logits
+            assert relative_error(found, expected) <= WHOLE_MODEL, implementation
 
 
+@each_cpu_implementation
 @torch.no_grad()
 def test_logits_of_some_tokens_only(tmp_path: Path) -> None:
     """An adapter on the output head, when the model computes logits for the ends of two prompts."""
@@ -147,6 +160,7 @@ def test_logits_of_some_tokens_only(tmp_path: Path) -> None:
         model(IDS, logits_to_keep=torch.tensor(kept))
 
 
+@each_cpu_implementation
 @torch.no_grad()
 def test_logits_of_all_tokens_in_another_order(tmp_path: Path) -> None:
     """As many rows as tokens: each keeps the mix of its own token."""
@@ -163,6 +177,7 @@ def test_logits_of_all_tokens_in_another_order(tmp_path: Path) -> None:
     assert relative_error(found, every[:, reordered]) <= TOLERANCE[torch.float32]
 
 
+@each_cpu_implementation
 def test_layers_with_the_same_input_are_distinguished(tmp_path: Path) -> None:
     """GPT-J and its like feed one hidden state to attention and to the MLP."""
     from transformers import GPTJConfig
@@ -215,6 +230,7 @@ def test_a_bias_the_base_does_not_have_is_refused(tmp_path: Path) -> None:
         install(FAMILIES["llama"].build()).load(0, adapter)
 
 
+@each_cpu_implementation
 @torch.no_grad()
 def test_a_quantised_backbone(tmp_path: Path) -> None:
     """int8 weights: fusion adds to the quantised layer's output, however that layer is implemented."""
@@ -237,6 +253,7 @@ def test_a_quantised_backbone(tmp_path: Path) -> None:
             assert relative_error(model.get_submodule(path)(x), expected) <= 2e-2, path
 
 
+@each_cpu_implementation
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
 @torch.no_grad()
 def test_adapters_initialised_by_changing_the_base_are_served_once_saved_as_plain_lora(

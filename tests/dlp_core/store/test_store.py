@@ -451,9 +451,9 @@ def answer(status: int, code: str = "Code") -> boto.ClientError:
 @pytest.mark.parametrize(
     ("error", "conditional", "expected", "says"),
     [
-        (answer(404, "NoSuchKey"), False, NotFound, "not there"),
-        (answer(404, "404"), False, NotFound, "not there"),  # what HEAD says
-        (answer(404, "NoSuchKey"), True, Conflict, "somebody else"),  # AWS: If-Match on a missing object
+        (answer(404, "NoSuchKey"), False, NotFound, "does not exist"),
+        (answer(404, "404"), False, NotFound, "does not exist"),  # what HEAD says
+        (answer(404, "NoSuchKey"), True, Conflict, "another writer"),  # AWS: If-Match on a missing object
         (answer(404, "NoSuchBucket"), False, StoreUnavailable, "create it"),
         (answer(404, "NoSuchBucket"), True, StoreUnavailable, "create it"),
         (answer(412, "PreconditionFailed"), True, Conflict, "read it again"),
