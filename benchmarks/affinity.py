@@ -1,11 +1,11 @@
-"""Adapter loads and balance of affinity routing against power of two choices, in a discrete-event simulation.
+"""Adapter loads and load balance of affinity routing and of power of two choices, in a discrete-event simulation.
 
     .venv/bin/python -m benchmarks.affinity
 
-The scoring function is the one that serves (dlp_core/fleet/affinity.py). Requests arrive at random (Poisson); each
-wants a mix of one to three adapters of one family, families by Zipf's law; a replica keeps the adapters it used last
-in its slots, runs so many requests at once, and a load delays the request it is for. Prints one JSON object: loads
-per 1,000 requests, and the busiest replica's requests over the mean.
+The scoring function is the one used in production (dlp_core/fleet/affinity.py). Arrivals are Poisson. Each request
+needs a mix of one to three adapters of one family; families follow Zipf's law. A replica keeps its most recently used
+adapters in slots and runs a limited number of requests at once; loading an adapter delays the request that needs it.
+Prints one JSON object: loads per 1,000 requests, and the busiest replica's requests divided by the mean.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from random import Random
 from benchmarks.measure.harness import run
 from dlp_core.fleet.affinity import Replica, rank
 
-LOAD = 0.07  # of a request's mean duration
-WARM_UP = 0.1  # share of the requests that are not counted
+LOAD = 0.07  # duration of a load, relative to a request's mean duration
+WARM_UP = 0.1  # share of requests that are not counted
 
 Choose = Callable[[dict[str, float], list[Replica], Random], int]
 
@@ -43,7 +43,7 @@ class Traffic:
 class Outcome:
     loads_per_1000: float
     busiest: float
-    """Requests of the busiest replica over the mean."""
+    """Requests of the busiest replica divided by the mean."""
 
 
 SMALL = Traffic(replicas=3, families=20, adapters_per_family=3, slots=24)
@@ -51,8 +51,8 @@ LARGE = Traffic(replicas=64, families=250, adapters_per_family=4, slots=24, requ
 
 
 def power_of_two(mix: dict[str, float], replicas: list[Replica], rng: Random) -> int:
-    one, other = rng.sample(range(len(replicas)), 2)
-    return one if replicas[one].running <= replicas[other].running else other
+    first, second = rng.sample(range(len(replicas)), 2)
+    return first if replicas[first].running <= replicas[second].running else second
 
 
 def affinity(mix: dict[str, float], replicas: list[Replica], rng: Random) -> int:
@@ -67,7 +67,7 @@ def simulate(traffic: Traffic, choose: Choose, *, seed: int = 0) -> Outcome:
     running = [0] * traffic.replicas
     counts = [0] * traffic.replicas
     ends: list[tuple[float, int]] = []
-    now, loads, first = 0.0, 0, int(traffic.requests * WARM_UP)
+    now, loads, warm_up = 0.0, 0, int(traffic.requests * WARM_UP)
     for number in range(traffic.requests):
         now += rng.expovariate(rate)
         while ends and ends[0][0] <= now:
@@ -85,20 +85,20 @@ def simulate(traffic: Traffic, choose: Choose, *, seed: int = 0) -> Outcome:
             slots[chosen].popitem(last=False)
         running[chosen] += 1
         heapq.heappush(ends, (now + rng.uniform(0.5, 1.5) + LOAD * len(missing), chosen))
-        if number >= first:
+        if number >= warm_up:
             loads += len(missing)
             counts[chosen] += 1
-    counted = traffic.requests - first
+    counted = traffic.requests - warm_up
     return Outcome(1000 * loads / counted, max(counts) * traffic.replicas / counted)
 
 
 def main() -> None:
     result = {}
     for name, traffic in (("3 replicas, 60 adapters", SMALL), ("64 replicas, 1,000 adapters", LARGE)):
-        found = {choose.__name__: simulate(traffic, choose) for choose in (power_of_two, affinity)}
+        outcomes = {choose.__name__: simulate(traffic, choose) for choose in (power_of_two, affinity)}
         result[name] = {
             policy: {"loads_per_1000": round(outcome.loads_per_1000, 1), "busiest": round(outcome.busiest, 2)}
-            for policy, outcome in found.items()
+            for policy, outcome in outcomes.items()
         }
     print(json.dumps(result, indent=1))
 

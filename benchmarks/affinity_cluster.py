@@ -1,11 +1,11 @@
-"""Adapter loads and balance on a local cluster: affinity routing against Serve's power of two choices.
+"""Adapter loads and load balance on a local cluster: affinity routing against Serve's power of two choices.
 
     .venv/bin/python -m benchmarks.affinity_cluster [--requests 1500] [--clients 16]
 
 Three backbone replicas with a tiny random model and 24 slots each; a bank of 60 adapters in 20 families; every request
-asks for a mix of one to three adapters of one family, families by Zipf's law. What is counted comes from the metrics
-that Ray exports, after a warm-up. Beside it, the simulation of benchmarks/affinity.py. Needs the `train` extra. Prints
-one JSON object.
+needs a mix of one to three adapters of one family; families follow Zipf's law. Counts come from the metrics that Ray
+exports, after a warm-up, next to the simulation of benchmarks/affinity.py. Needs the `train` extra. Prints one JSON
+object.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from dlp_core.store.opening import open_store
 from examples.tiny.build import BASE, write_adapter
 from examples.tiny.model import tiny_backbone, tiny_model
 
-EXPORT_S = 25.0  # Ray exports every ten seconds, and its agent scrapes now and then
+EXPORT_S = 25.0  # Ray exports every ten seconds, and its agent scrapes less often
 WARM_UP = 200
 TOKENS = 12
 
@@ -52,7 +52,7 @@ def published_bank(folder: Path) -> Path:
     return folder / "store"
 
 
-def config_of(policy: str, folder: Path) -> dict[str, Any]:
+def serve_config(policy: str, folder: Path) -> dict[str, Any]:
     config = application_config(folder)
     application = config["applications"][0]
     application["args"]["engine"] |= {"slots": SMALL.slots, "max_requests": SMALL.capacity, "cache_tokens": 8192}
@@ -66,7 +66,7 @@ def config_of(policy: str, folder: Path) -> dict[str, Any]:
 
 
 async def send(url: str, count: int, clients: int, seed: int) -> float:
-    """Mixes of one family each, by so many clients at once; seconds."""
+    """Send `count` requests from `clients` concurrent clients; returns the seconds it took."""
     rng = Random(seed)
     weights = list(accumulate(1 / (number + 1) ** SMALL.zipf for number in range(SMALL.families)))
     bodies = []
@@ -81,27 +81,27 @@ async def send(url: str, count: int, clients: int, seed: int) -> float:
         for body in queue:
             (await http.post(f"{url}/v1/completions", json=body)).raise_for_status()
 
-    began = time.perf_counter()
+    started = time.perf_counter()
     async with httpx.AsyncClient(timeout=120) as http:
         await asyncio.gather(*(client(http) for _ in range(clients)))
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
 def counts() -> dict[str, Counter[str]]:
-    """Loads and requests by replica, as Ray exports them."""
+    """Loads and requests per replica, from Ray's exported metrics."""
     time.sleep(EXPORT_S)
     text = httpx.get(f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics", timeout=30).text
     names = {"loads": "ray_dlp_adapter_loads_total", "requests": "ray_dlp_time_to_first_token_seconds_count"}
-    found: dict[str, Counter[str]] = {what: Counter() for what in names}
-    for what, name in names.items():
+    totals: dict[str, Counter[str]] = {kind: Counter() for kind in names}
+    for kind, name in names.items():
         for labels, value in re.findall(rf"^{name}\{{(.*?)\}} ([\d.e+]+)$", text, flags=re.MULTILINE):
             replica = re.search(r'replica="([^"]+)"', labels)
-            found[what][replica[1] if replica else ""] += int(float(value))
-    return found
+            totals[kind][replica[1] if replica else ""] += int(float(value))
+    return totals
 
 
 def measure(policy: str, store: Path, folder: Path, requests: int, clients: int) -> dict[str, Any]:
-    with LocalApp(config_of(policy, folder), bank=str(store), base_model=folder / BASE) as app:
+    with LocalApp(serve_config(policy, folder), bank=str(store), base_model=folder / BASE) as app:
         app.wait_until_ready()
         asyncio.run(send(app.url, WARM_UP, clients, seed=1))
         before = counts()

@@ -1,11 +1,11 @@
-"""What the backbone's autoscaling policy sees and says on a local cluster under load.
+"""Traces of the backbone's autoscaling policy on a local cluster under load.
 
     .venv/bin/python -m benchmarks.autoscaling > benchmarks/results/autoscaling.json
 
 A tiny random model, at most three replicas, and delays of seconds instead of minutes; each kind of load lasts 40 s and
-ends in 25 s of silence. Prints one JSON object: per kind of load, what all replicas reported together (`requests`,
-`tokens`, `adapters`), what waited at the callers (`queued`), and the number of replicas that Serve aimed at, once a
-second. tests/deployments/fleet/test_autoscaling_traces.py replays them. Needs the `train` extra.
+is followed by 25 s of silence. Prints one JSON object: for each kind of load, once a second, the sums that all replicas
+reported (`requests`, `tokens`, `adapters`), the requests queued at the callers (`queued`), and Serve's target number of
+replicas. tests/deployments/fleet/test_autoscaling_traces.py replays the traces. Needs the `train` extra.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Body = dict[str, Any]
 
 
 class Recorder(BackbonePolicy):
-    """The policy, which writes down what it sees, once a second."""
+    """The policy, which also records its inputs once a second."""
 
     def __init__(self, *, path: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -53,10 +53,10 @@ class Recorder(BackbonePolicy):
     def __call__(self, ctx: AutoscalingContext) -> Decision:
         if ctx.current_time - self._last >= 1:
             self._last = ctx.current_time
-            seen = {key: sum(ctx.aggregated_metrics.get(key, {}).values()) for key in (REQUESTS, TOKENS, ADAPTERS)}
-            seen |= {"time": ctx.current_time, "queued": ctx.total_queued_requests, "target": ctx.target_num_replicas}
+            sample = {key: sum(ctx.aggregated_metrics.get(key, {}).values()) for key in (REQUESTS, TOKENS, ADAPTERS)}
+            sample |= {"time": ctx.current_time, "queued": ctx.total_queued_requests, "target": ctx.target_num_replicas}
             with Path(self._path).open("a") as file:
-                file.write(json.dumps(seen) + "\n")
+                file.write(json.dumps(sample) + "\n")
         return super().__call__(ctx)
 
 
@@ -72,13 +72,13 @@ SCALING = {
 
 @contextmanager
 def clients(url: str, count: int, bodies: Iterator[Body]) -> Iterator[list[int]]:
-    """So many clients, each with one request after another. Yields the statuses of the answers so far."""
-    over, lock = threading.Event(), threading.Lock()
+    """Run `count` clients that send one request after another. Yields the statuses of the answers so far."""
+    done, lock = threading.Event(), threading.Lock()
     statuses: list[int] = []
 
     def client() -> None:
         with httpx.Client(timeout=120) as http:
-            while not over.is_set():
+            while not done.is_set():
                 with lock:
                     body = next(bodies)
                 statuses.append(http.post(f"{url}/v1/completions", json=body).status_code)
@@ -88,13 +88,13 @@ def clients(url: str, count: int, bodies: Iterator[Body]) -> Iterator[list[int]]
         try:
             yield statuses
         finally:
-            over.set()
+            done.set()
             for future in futures:
                 future.result()
 
 
 def steady(url: str) -> list[int]:
-    """Eleven clients with answers of 100 tokens: a step."""
+    """A step: eleven clients with answers of 100 tokens."""
 
     def bodies() -> Iterator[Body]:
         while True:
@@ -106,22 +106,22 @@ def steady(url: str) -> list[int]:
 
 
 def bursts(url: str) -> list[int]:
-    """Twelve requests at once, every eight seconds."""
+    """Bursts: twelve requests at once, every eight seconds."""
     body = {"model": "sql", "prompt": "the user", "max_tokens": 100}
     statuses: list[int] = []
     with ThreadPoolExecutor(12) as pool:
         for _ in range(LOAD_S // 8):
-            began = time.monotonic()
+            started = time.monotonic()
             answers = pool.map(
                 lambda _: httpx.post(f"{url}/v1/completions", json=body, timeout=60).status_code, range(12)
             )
             statuses += answers
-            time.sleep(max(0.0, 8 - (time.monotonic() - began)))
+            time.sleep(max(0.0, 8 - (time.monotonic() - started)))
     return statuses
 
 
 def long_prompts(url: str) -> list[int]:
-    """Six clients with prompts of some 2,000 tokens, each of its own: three fill the cache."""
+    """Six clients with distinct prompts of about 2,000 tokens each: three fill the cache."""
     rng = Random(1)
 
     def bodies() -> Iterator[Body]:
@@ -135,14 +135,14 @@ def long_prompts(url: str) -> list[int]:
 
 
 def mixes(url: str) -> list[int]:
-    """Three clients with mixes of two adapters, three in all, where two fit in the slots."""
+    """Three clients with mixes of two out of three adapters, while the slots hold only two."""
     names = ("cron", "dates", "sql")
 
     def bodies() -> Iterator[Body]:
         number = 0
         while True:
             number += 1
-            mix = [{"name": names[(number + other) % 3], "weight": 0.5} for other in range(2)]
+            mix = [{"name": names[(number + offset) % 3], "weight": 0.5} for offset in range(2)]
             yield {"model": "auto", "prompt": "the user", "max_tokens": 100, "dlp": {"adapters": mix}}
 
     with clients(url, 3, bodies()) as statuses:
@@ -150,7 +150,7 @@ def mixes(url: str) -> list[int]:
     return statuses
 
 
-def config_of(work: Path, seen: Path) -> dict[str, Any]:
+def serve_config(work: Path, seen: Path) -> dict[str, Any]:
     """Settings whose backbone scales by a `Recorder` that writes to `seen`."""
     config = application_config(work)
     application = config["applications"][0]
@@ -175,17 +175,17 @@ def main() -> None:
         path = work / "seen.jsonl"
         write_bank(work)
         publish(open_store(str(work / "store")), work / "bank")
-        with LocalApp(config_of(work, path), bank=str(work / "store"), base_model=work / BASE) as app:
+        with LocalApp(serve_config(work, path), bank=str(work / "store"), base_model=work / BASE) as app:
             app.wait_until_ready()
             for kind in (steady, bursts, long_prompts, mixes):
-                began = time.time()
+                started = time.time()
                 statuses = kind(app.url)
                 time.sleep(SILENCE_S)
-                seen = [json.loads(line) for line in path.read_text().splitlines()]
+                samples = [json.loads(line) for line in path.read_text().splitlines()]
                 rows = [
-                    {key: round(value, 3) for key, value in row.items()} | {"time": round(row["time"] - began)}
-                    for row in seen
-                    if row["time"] >= began
+                    {key: round(value, 3) for key, value in row.items()} | {"time": round(row["time"] - started)}
+                    for row in samples
+                    if row["time"] >= started
                 ]
                 answers = {status: statuses.count(status) for status in sorted(set(statuses))}
                 result["traces"][kind.__name__] = {"answers": answers, "seen": rows}

@@ -1,23 +1,23 @@
-"""What a request pays for an adapter that is not on the device, against what its bytes cost from the same S3 server.
+"""Cost of a cold adapter to a request, compared with downloading its bytes from the same S3 server.
 
     .venv/bin/python -m benchmarks.cold_start MODEL_DIR [--quick] [--out FILE]
 
-Random adapters of two sizes are published to a bank in SeaweedFS on this machine and asked for by an engine that does
-nothing else. Time to the first token of a request, by where its adapter is:
+Random adapters of two sizes are published to a bank in SeaweedFS on this machine; an otherwise idle engine requests
+them. Time to the first token of a request, by the location of its adapter:
 
-    cold      in S3 alone
+    cold      only in S3
     disk      in the disk cache (and so in the kernel's page cache)
     host      in host memory
     device    in a slot
 
 The server is reached over loopback, and over a link with the latency and bandwidth of a store in the same region
-(benchmarks/measure/link.py). Each adapter is cold once. Before or after its cold start, in turn, boto3 reads the same
-object as a plain GET:
+(benchmarks/measure/link.py). Each adapter is cold once. Alternately before and after its cold start, boto3 reads the
+same object with a plain GET:
 
-    ideal = first byte + bytes / bandwidth            bandwidth: of the bytes after the first
-    ratio = (cold - device) / ideal                   of each adapter; the median counts
+    ideal = first byte + bytes / bandwidth            bandwidth of the bytes after the first
+    ratio = (cold - device) / ideal                   per adapter; the median is reported
 
-`fetch_ms` is the part of a cold start from S3 to checked files on disk, `pack_ms` the part from there to host memory.
+`fetch_ms` is the part of a cold start from S3 to verified files on disk, `pack_ms` the part from there to host memory.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from urllib.parse import urlsplit
 
 import typer
 
-from benchmarks.measure.harness import model_folder, over, report, run, spread
+from benchmarks.measure.harness import median_ratio, model_folder, report, run, spread
 from benchmarks.measure.link import Link, Shape
 from benchmarks.measure.peft_folder import write_adapter
 from benchmarks.measure.synthetic import TARGETS, load_model, random_adapter
-from benchmarks.measure.targets import Target, judged
+from benchmarks.measure.targets import Target, target_rows
 from dlp_core.adapter.weights import WEIGHTS_FILE
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.manifest import AdapterEntry, BankManifest
@@ -66,11 +66,11 @@ if TYPE_CHECKING:
 BUCKET = "dlp-bench"
 PROMPT_TOKENS = 32
 TIERS = {"cold": ("disk", "host", "device"), "disk": ("host", "device"), "host": ("device",), "device": ()}
-"""Which loads a request of each kind sets off; anything else is a mistake of the benchmark."""
+"""Tiers that a request of each kind must load into; anything else is a bug in the benchmark."""
 
 
 class Size(NamedTuple):
-    """Of adapters, and how many of them are cold once."""
+    """Target modules and rank of adapters, and how many of them are measured cold."""
 
     targets: str
     rank: int
@@ -81,41 +81,41 @@ class Size(NamedTuple):
 
     @property
     def prefix(self) -> str:
-        """Of its bank in the bucket."""
+        """Prefix of its bank in the bucket."""
         return f"r{self.rank}/"
 
 
 SIZES = (Size("q,v", 8, 40), Size("all-linear", 64, 12))
 LINKS = (None, Shape(latency=0.02, bandwidth=100e6))
-"""Loopback, and what S3 in the same region is like: some 20 ms to the first byte, 100 MB/s for one connection."""
+"""Loopback, and a link like S3 in the same region: about 20 ms to the first byte, 100 MB/s per connection."""
 QUICK = (Size("q,v", 8, 8), Size("all-linear", 64, 4))
 
 
 class Get(NamedTuple):
-    """One plain GET. Seconds to its first byte and from there to its last; bytes."""
+    """One plain GET: seconds to the first byte, seconds from there to the last, and size in bytes."""
 
     first_byte: float
     rest: float
     size: int
 
     def ideal(self, size: int) -> float:
-        """Seconds that so many bytes take at best."""
+        """Ideal download time of `size` bytes in seconds."""
         return self.first_byte + size * self.rest / self.size
 
 
 def plain_get(client: S3Client, key: str) -> Get:
-    began = time.perf_counter()
+    started = time.perf_counter()
     body = client.get_object(Bucket=BUCKET, Key=key)["Body"]
     size = len(body.read(1))
-    first_byte = time.perf_counter() - began
+    first_byte = time.perf_counter() - started
     for chunk in body.iter_chunks(CHUNK_BYTES):
         size += len(chunk)
-    return Get(first_byte, time.perf_counter() - began - first_byte, size)
+    return Get(first_byte, time.perf_counter() - started - first_byte, size)
 
 
 @dataclass
 class Loads:
-    """What the loads since the last look took, in seconds by tier."""
+    """Seconds of the loads since the last `take`, by tier."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -123,12 +123,12 @@ class Loads:
         self.seconds[tier] = seconds
 
     def take(self) -> dict[str, float]:
-        found, self.seconds = self.seconds, {}
-        return found
+        seconds, self.seconds = self.seconds, {}
+        return seconds
 
 
-class Asker:
-    """Asks an engine for one adapter after the other."""
+class Client:
+    """Sends an engine one request at a time."""
 
     def __init__(self, engine: FusedEngine, loads: Loads) -> None:
         self._engine = engine
@@ -136,40 +136,43 @@ class Asker:
         self._numbers = count()
 
     async def first_token(self, kind: str, entry: AdapterEntry) -> tuple[float, dict[str, float]]:
-        """Seconds to the first token of a request, whose adapter is where `kind` says, and of the loads on the way."""
+        """Seconds to the first token of a request whose adapter is at `kind`, and of the loads it caused, by tier."""
         number = next(self._numbers)
-        prompt = [3 + (number * PROMPT_TOKENS + place) % 30_000 for place in range(PROMPT_TOKENS)]  # nothing is shared
+        # distinct prompts, so that no cached prefix is shared
+        prompt = [3 + (number * PROMPT_TOKENS + position) % 30_000 for position in range(PROMPT_TOKENS)]
         mix = Mix.of({entry.qualified_name: 1.0})
         sampling = Sampling(max_tokens=2, ignore_eos=True)
         seconds = 0.0
-        began = time.perf_counter()
+        started = time.perf_counter()
         async for _ in self._engine.submit(prompt, mix, sampling, request_id=str(number)):
-            seconds = seconds or time.perf_counter() - began
+            seconds = seconds or time.perf_counter() - started
         loads = self._loads.take()
         if set(loads) != set(TIERS[kind]):
-            raise RuntimeError(f"{entry.name} was to be {kind}, and the loads were {sorted(loads)}")
+            raise RuntimeError(f"{entry.name} should have been {kind}, but the loads were {sorted(loads)}")
         return seconds, loads
 
 
-async def turns(asker: Asker, entries: Sequence[AdapterEntry], client: S3Client, prefix: str) -> dict[str, list[Any]]:
-    """Every kind of start in turn. With one slot and room for two adapters in host memory, the adapter that was read
-    from disk before an entry's cold start is in host memory after it, and the entry before it on disk alone."""
-    found: dict[str, list[Any]] = defaultdict(list)
-    before, on_host, *measured = entries
-    for entry in (before, on_host):
-        await asker.first_token("cold", entry)
+async def measure_starts(
+    client: Client, entries: Sequence[AdapterEntry], s3: S3Client, prefix: str
+) -> dict[str, list[Any]]:
+    """Measure every kind of start in turn. With one slot and host memory for two adapters, the adapter read from disk
+    before an entry's cold start is in host memory after it, and the previous entry is only on disk."""
+    samples: dict[str, list[Any]] = defaultdict(list)
+    on_disk, on_host, *measured = entries
+    for entry in (on_disk, on_host):
+        await client.first_token("cold", entry)
     for number, entry in enumerate(measured):
         for side in ("get", "cold") if number % 2 else ("cold", "get"):
             if side == "get":
-                found["get"].append(plain_get(client, prefix + entry.key(WEIGHTS_FILE)))
+                samples["get"].append(plain_get(s3, prefix + entry.key(WEIGHTS_FILE)))
             else:
-                seconds, loads = await asker.first_token("cold", entry)
-                found["cold"].append(seconds)
-                found["loads"].append(loads)
-        for kind, other in (("device", entry), ("host", on_host), ("disk", before)):
-            found[kind].append((await asker.first_token(kind, other))[0])
-        on_host, before = before, entry
-    return found
+                seconds, loads = await client.first_token("cold", entry)
+                samples["cold"].append(seconds)
+                samples["loads"].append(loads)
+        for kind, adapter in (("device", entry), ("host", on_host), ("disk", on_disk)):
+            samples[kind].append((await client.first_token(kind, adapter))[0])
+        on_host, on_disk = on_disk, entry
+    return samples
 
 
 async def measure(model: Any, fusion: Fusion, size: Size, manifest: BankManifest, cache: Path) -> dict[str, list[Any]]:
@@ -185,10 +188,10 @@ async def measure(model: Any, fusion: Fusion, size: Size, manifest: BankManifest
         on_load=lambda _, tier, seconds: loads.add(tier, seconds),
     )
     engine = FusedEngine(model, fusion, residency, EngineConfig(slots=1, cache_tokens=2048))
-    os.sync()  # or the first syncs of the disk cache would wait for what the S3 server was just given
+    os.sync()  # or the disk cache's first syncs would wait for the uploads to the S3 server
     engine.start()
     try:
-        return await turns(Asker(engine, loads), manifest.adapters, make_client(), size.prefix)
+        return await measure_starts(Client(engine, loads), manifest.adapters, make_client(), size.prefix)
     finally:
         await engine.stop()
 
@@ -207,26 +210,26 @@ def publish_bank(folder: Path, fusion: Fusion, size: Size) -> BankManifest:
 
 
 def host_bytes(fusion: Fusion, size: Size) -> int:
-    """Of one adapter in host memory."""
+    """Bytes of one adapter in host memory."""
     return fusion.pack(random_adapter("a", fusion.shapes, targets=TARGETS[size.targets], rank=size.rank, seed=0)).nbytes
 
 
-def rows(about: dict[str, Any], size_bytes: int, found: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    """`size_bytes` are those of one adapter, its config included."""
-    gets: list[Get] = found["get"]
+def rows(about: dict[str, Any], size_bytes: int, samples: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """A row for each kind of start. `size_bytes` is the size of one adapter including its config."""
+    gets: list[Get] = samples["get"]
     ideal = [get.ideal(size_bytes) for get in gets]
-    added = [cold - device for cold, device in zip(found["cold"], found["device"], strict=True)]
+    added = [cold - device for cold, device in zip(samples["cold"], samples["device"], strict=True)]
     about = about | {"mb": round(size_bytes / 1e6, 2)}
-    result: list[dict[str, Any]] = []
+    table: list[dict[str, Any]] = []
     for kind in TIERS:
-        row = {**about, "side": kind, "ttft_ms": _ms(found[kind]), "spread": round(spread(found[kind]), 3)}
+        row = {**about, "side": kind, "ttft_ms": _ms(samples[kind]), "spread": round(spread(samples[kind]), 3)}
         if kind == "cold":
-            fetch = [loads["disk"] for loads in found["loads"]]
-            pack = [loads["host"] - loads["disk"] for loads in found["loads"]]
+            fetch = [loads["disk"] for loads in samples["loads"]]
+            pack = [loads["host"] - loads["disk"] for loads in samples["loads"]]
             row |= {"added_ms": _ms(added), "fetch_ms": _ms(fetch), "pack_ms": _ms(pack)}
-            row |= {"ideal_ms": _ms(ideal), "ratio": round(over(added, ideal), 2)}
-        result.append(row)
-    result.append(
+            row |= {"ideal_ms": _ms(ideal), "ratio": round(median_ratio(added, ideal), 2)}
+        table.append(row)
+    table.append(
         {
             **about,
             "side": "plain GET",
@@ -236,7 +239,7 @@ def rows(about: dict[str, Any], size_bytes: int, found: dict[str, list[Any]]) ->
             "ideal_ms": _ms(ideal),
         }
     )
-    return result
+    return table
 
 
 def _ms(seconds: Sequence[float]) -> float:
@@ -257,24 +260,25 @@ def main(
             os.environ |= server.environment
             manifest = publish_bank(Path(temporary, size.prefix), fusion, size)
             for link in LINKS:
-                with reached(server, link):
+                with linked(server, link):
                     cache = Path(temporary, "cache", size.prefix, str(link))
-                    found = asyncio.run(measure(loaded, fusion, size, manifest, cache))
+                    samples = asyncio.run(measure(loaded, fusion, size, manifest, cache))
                 about = {"link": str(link) if link else "loopback", "adapter": str(size)}
-                result += rows(about, manifest.adapters[0].size, found)
-    kept = judged(
+                result += rows(about, manifest.adapters[0].size, samples)
+    targets = target_rows(
         [
             Target(f"cold start over ideal, {row['link']}, adapters of {row['mb']} MB", row["ratio"], 1.3)
             for row in result
             if row["side"] == "cold"
         ]
     )
-    report("cold start", result, out=out, model=model.name, dtype="bfloat16", prompt_tokens=PROMPT_TOKENS, targets=kept)
+    settings = {"model": model.name, "dtype": "bfloat16", "prompt_tokens": PROMPT_TOKENS}
+    report("cold start", result, out=out, **settings, targets=targets)
 
 
 @contextmanager
-def reached(server: LocalS3, shape: Shape | None) -> Iterator[None]:
-    """S3 clients that are made inside reach the server over such a link."""
+def linked(server: LocalS3, shape: Shape | None) -> Iterator[None]:
+    """S3 clients created inside the block reach the server over a link of this shape."""
     if shape is None:
         yield
         return

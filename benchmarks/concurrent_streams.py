@@ -1,9 +1,9 @@
-"""The same prompts one at a time and all at once, over HTTP: are the answers the same, and how fast are they?
+"""The same prompts one at a time and all at once, over HTTP: are the answers identical, and how fast are they?
 
     .venv/bin/python -m benchmarks.concurrent_streams --url http://127.0.0.1:8000 [--streams 32]
 
-Prompts are held-out rows of the demo tasks, in turn, with every ninth one for no adapter. Prints one JSON object;
-exits 1 if an answer or a mix differs. Sides alternate (alone, together, together, alone); times are medians.
+Prompts cycle through held-out rows of the demo tasks; every ninth fits no adapter. Prints one JSON object; exits 1 if
+an answer or a mix differs. Sides alternate (alone, together, together, alone); times are medians.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NO_TASK = ("What is the capital of France?", "Tell me a short joke.", "Why is th
 
 @dataclass(frozen=True, slots=True)
 class Streamed:
-    """One streamed answer. Times in seconds; `mix` is what the reply says served it."""
+    """One streamed answer. Times in seconds; `mix` is the mix reported in the reply."""
 
     text: str
     mix: str
@@ -37,7 +37,7 @@ class Streamed:
 
 
 async def stream(client: AsyncOpenAI, prompt: str, max_tokens: int) -> Streamed:
-    began = time.perf_counter()
+    started = time.perf_counter()
     first = 0.0
     texts: list[str] = []
     last: Any = None
@@ -51,29 +51,29 @@ async def stream(client: AsyncOpenAI, prompt: str, max_tokens: int) -> Streamed:
     async for chunk in chunks:
         last = chunk
         if chunk.choices and chunk.choices[0].delta.content:
-            first = first or time.perf_counter() - began
+            first = first or time.perf_counter() - started
             texts.append(chunk.choices[0].delta.content)
     mix = json.dumps(last.dlp["spans"][0]["mix"], sort_keys=True)
-    return Streamed("".join(texts), mix, first, time.perf_counter() - began, last.usage.completion_tokens)
+    return Streamed("".join(texts), mix, first, time.perf_counter() - started, last.usage.completion_tokens)
 
 
 async def measure(url: str, streams: int, max_tokens: int) -> dict[str, Any]:
     per_task = -(-streams // len(TASKS))
     by_task = [[row["input"] for row in rows(task, "heldout", per_task)] for task in TASKS]
-    in_turn = itertools.chain.from_iterable(zip(*by_task, strict=True))
-    prompts = [NO_TASK[i // 9 % 4] if i % 9 == 8 else next(in_turn) for i in range(streams)]
+    task_prompts = itertools.chain.from_iterable(zip(*by_task, strict=True))
+    prompts = [NO_TASK[i // 9 % 4] if i % 9 == 8 else next(task_prompts) for i in range(streams)]
     sides: dict[str, list[list[Streamed]]] = {"alone": [], "together": []}
     seconds: dict[str, list[float]] = {"alone": [], "together": []}
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-        for prompt in prompts:  # once through, so that no side pays for loading adapters
+        for prompt in prompts:  # warm up, so that no side pays for loading adapters
             await stream(client, prompt, 1)
         for side in ("alone", "together", "together", "alone"):
-            began = time.perf_counter()
+            started = time.perf_counter()
             if side == "alone":
                 answers = [await stream(client, prompt, max_tokens) for prompt in prompts]
             else:
                 answers = list(await asyncio.gather(*(stream(client, prompt, max_tokens) for prompt in prompts)))
-            seconds[side].append(time.perf_counter() - began)
+            seconds[side].append(time.perf_counter() - started)
             sides[side].append(answers)
     reference = [(answer.text, answer.mix) for answer in sides["alone"][0]]
     runs = [run for side in sides.values() for run in side]

@@ -1,11 +1,11 @@
-"""Exact match of the demo bank: the plain backbone, the adapter named, and routed (`auto`).
+"""Exact match of the demo bank: the plain backbone, the named adapter, and routed (`auto`).
 
     python -m benchmarks.demo_quality --url http://127.0.0.1:8000/v1     against a running server
     python -m benchmarks.demo_quality --base .demo/SmolLM2-135M-Instruct   in this process, with PEFT
 
-Greedy decoding; an answer counts when it equals the wanted one but for space around it. Rows: the held-out split
-of the generators in examples/bank/tasks (other people, products, cities, tables, files, dates than in training),
-and examples/bank/handwritten.jsonl, which no generator made. Prints a table, writes every answer as JSON.
+Greedy decoding; an answer is exact if it equals the expected one after stripping whitespace. Rows: the held-out split
+of the generators in examples/bank/tasks (people, products, cities, tables, files and dates that training did not see),
+and the handwritten examples/bank/handwritten.jsonl. Prints a table and writes every answer as JSON.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ Row = Mapping[str, str | None]
 
 
 class Answerer(Protocol):
-    """Something that answers prompts."""
+    """Answers prompts; implemented by `Server` and by `in_process.InProcess`."""
 
     def answer(self, prompts: Sequence[str], models: Sequence[str], max_tokens: int) -> list[tuple[str, str]]:
-        """One (answer, mix) per prompt. Models are `auto`, the base model's name or an adapter's; the mix reads
+        """One (answer, mix) per prompt. A model is `auto`, the base model's name or an adapter's name; a mix reads
         `name=0.80,other=0.20`, or `base`."""
         ...
 
 
 class Server:
-    """A running server, by its OpenAI endpoint."""
+    """A running server, reached through its OpenAI endpoint."""
 
     def __init__(self, url: str, parallel: int) -> None:
         self._client = OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), timeout=600)
         self._parallel = parallel
 
     def answer(self, prompts: Sequence[str], models: Sequence[str], max_tokens: int) -> list[tuple[str, str]]:
-        def one(prompt: str, model: str) -> tuple[str, str]:
+        def complete(prompt: str, model: str) -> tuple[str, str]:
             reply = self._client.chat.completions.with_raw_response.create(
                 model=model,
                 messages=[{"role": "user", "content": prompt}],
@@ -64,22 +64,22 @@ class Server:
             return reply.parse().choices[0].message.content or "", reply.headers["x-dlp-adapters"]
 
         with ThreadPoolExecutor(self._parallel) as pool:
-            return list(pool.map(one, prompts, models))
+            return list(pool.map(complete, prompts, models))
 
 
 def measure(
     answerer: Answerer, suites: Mapping[str, Sequence[Row]], arms: Sequence[str], base: str
 ) -> list[dict[str, Any]]:
-    """One record per suite and arm: the share of exact answers, of prompts routed to their task, and every row."""
+    """One record per suite and arm: the share of exact answers, the share routed to the right task, and all rows."""
     records = []
-    for suite, wanted in suites.items():
-        # A longer answer than any that is wanted cannot be right, so nothing is lost by stopping there.
-        limit = 8 + max(len(row.get("output") or "") for row in wanted) * 2 // 3
+    for suite, suite_rows in suites.items():
+        # An answer longer than every expected one cannot be right, so stopping there loses nothing.
+        limit = 8 + max(len(row.get("output") or "") for row in suite_rows) * 2 // 3
         for arm in arms if suite != NO_TASK else [AUTO] * (AUTO in arms):
             started = time.perf_counter()
-            models = [str(row["task"]) if arm == NAMED else AUTO if arm == AUTO else base for row in wanted]
-            answers = answerer.answer([str(row["input"]) for row in wanted], models, limit)
-            judged = [
+            models = [str(row["task"]) if arm == NAMED else AUTO if arm == AUTO else base for row in suite_rows]
+            answers = answerer.answer([str(row["input"]) for row in suite_rows], models, limit)
+            scored = [
                 {
                     **row,
                     "answer": text,
@@ -87,15 +87,15 @@ def measure(
                     "exact": text.strip() == row.get("output"),
                     "routed": mix.partition("=")[0] == (row["task"] or "base"),
                 }
-                for row, (text, mix) in zip(wanted, answers, strict=True)
+                for row, (text, mix) in zip(suite_rows, answers, strict=True)
             ]
             record = {
                 "suite": suite,
                 "arm": arm,
-                "exact": sum(row["exact"] for row in judged) / len(judged) if suite != NO_TASK else None,
-                "routed": sum(row["routed"] for row in judged) / len(judged) if arm == AUTO else None,
+                "exact": sum(row["exact"] for row in scored) / len(scored) if suite != NO_TASK else None,
+                "routed": sum(row["routed"] for row in scored) / len(scored) if arm == AUTO else None,
                 "seconds": round(time.perf_counter() - started, 2),
-                "rows": judged,
+                "rows": scored,
             }
             records.append(record)
             terminal.err.print(f"{suite} {arm}: exact {record['exact']}, routed {record['routed']}", highlight=False)
@@ -103,13 +103,13 @@ def measure(
 
 
 def table(records: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> Table:
-    """Suites down, arms across."""
-    view = Table("rows", *arms, *(["routed right"] if AUTO in arms else []))
+    """A table with a row for each suite and a column for each arm."""
+    table_ = Table("rows", *arms, *(["routed right"] if AUTO in arms else []))
     for suite in dict.fromkeys(record["suite"] for record in records):
-        found = {record["arm"]: record for record in records if record["suite"] == suite}
-        exact = [_share(found[arm]["exact"]) if arm in found else "" for arm in arms]
-        view.add_row(suite, *exact, *([_share(found[AUTO]["routed"])] if AUTO in found else []))
-    return view
+        by_arm = {record["arm"]: record for record in records if record["suite"] == suite}
+        exact = [_share(by_arm[arm]["exact"]) if arm in by_arm else "" for arm in arms]
+        table_.add_row(suite, *exact, *([_share(by_arm[AUTO]["routed"])] if AUTO in by_arm else []))
+    return table_
 
 
 def _share(value: float | None) -> str:
@@ -136,10 +136,10 @@ def main(
     if (base is None) == (url is None):
         raise typer.BadParameter("give either --url or --base")
     arms = arm or ["base", NAMED, AUTO]
-    written = [row for _, row in read_objects(BANK / "handwritten.jsonl")]
+    handwritten = [row for _, row in read_objects(BANK / "handwritten.jsonl")]
     suites: dict[str, Sequence[Row]] = {task: rows(task, "heldout", count, seed=seed) for task in TASKS}
-    suites[HANDWRITTEN] = [row for row in written if row["task"]]
-    suites[NO_TASK] = [*background_rows("heldout", count, seed=seed), *(row for row in written if not row["task"])]
+    suites[HANDWRITTEN] = [row for row in handwritten if row["task"]]
+    suites[NO_TASK] = [*background_rows("heldout", count, seed=seed), *(row for row in handwritten if not row["task"])]
     suites = {name: suites[name] for name in suite or suites}
     answerer: Answerer
     if url is not None:

@@ -1,19 +1,18 @@
-"""The engine under requests that arrive whether it is done with the others or not, called directly.
+"""The engine under open-loop load, called directly.
 
     .venv/bin/python -m benchmarks.engine MODEL_DIR [--seconds 5] [--quick] [--out FILE]
 
-First 16 clients send one request after the other (`closed`), which says what the machine can do. Then requests arrive
-on their own, at `load` times the requests a second that the plain model answered then. Each cell is one trace of
-requests (benchmarks/measure/traffic.py), played to every side in turn:
+First, 16 clients send one request after another (a closed loop, `closed`), which measures the machine's capacity. Then
+requests arrive in an open loop, at `load` times the request rate of the plain model in the closed loop. Each cell is
+one trace of requests (benchmarks/measure/traffic.py), played to every side in turn:
 
     plain             no adapter
-    one               one of 8 adapters, another one for each request
+    one               one of 8 adapters for each request
     k=3               a mix of 3 of the 8
-    k=3 of 100        a mix of 3 of 100 adapters, of which 32 have a slot: the others are loaded from disk when they are
-                      asked for
+    k=3 of 100        a mix of 3 of 100 adapters, of which 32 have a slot: the others are loaded from disk on demand
 
 `ttft` is the time to the first token from when a request was due, `itl` the time between pieces of an answer, nearly
-always of one token; both in milliseconds, percentiles over all requests of a side. `goodput` is the requests a second
+always of one token; both in milliseconds, as percentiles over all requests of a side. `goodput` is the rate of requests
 that met the objective, `met` their share; rates are medians over the runs. `ratio` is the median itl over plain's.
 """
 
@@ -33,9 +32,9 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import typer
 
-from benchmarks.measure.harness import abba, model_folder, over, report, run, spread
+from benchmarks.measure.harness import abba, median_ratio, model_folder, report, run, spread
 from benchmarks.measure.peft_folder import write_adapter
-from benchmarks.measure.service import Answer, Objective, percentiles, summary
+from benchmarks.measure.service import Answer, Objective, percentiles, summarise
 from benchmarks.measure.synthetic import TARGETS, load_model
 from benchmarks.measure.traffic import Lengths, Request, trace
 from dlp_core.engine.config import EngineConfig
@@ -72,8 +71,8 @@ SIDES = (Side("plain", 0, 0), Side("one", 1, FEW), Side("k=3", 3, FEW), Side(f"k
 
 
 class Cell(NamedTuple):
-    """How requests come. `cv` is the coefficient of variation of the times between them, `load` their rate over what
-    the plain model answered of the closed loop."""
+    """How requests arrive. `cv` is the coefficient of variation of the inter-arrival times, `load` their rate relative
+    to the plain model's in the closed loop."""
 
     process: str
     cv: float
@@ -90,7 +89,7 @@ class Run:
 
 
 class Player:
-    """Plays requests to an engine. No prompt comes twice, so nothing is shared between runs."""
+    """Plays requests to an engine. No prompt repeats, so runs share no cache."""
 
     def __init__(self, engine: FusedEngine, loads: Callable[[], int]) -> None:
         self._engine = engine
@@ -98,43 +97,43 @@ class Player:
         self._numbers = count()
 
     async def play(self, side: Side, requests: Sequence[Request]) -> Run:
-        """Every request when it is due."""
+        """Open loop: send every request when it is due."""
 
-        async def send(request: Request, began: float) -> Answer:
-            await asyncio.sleep(began + request.at - time.perf_counter())
-            return await self._answer(side, request, began, due=request.at)
+        async def send(request: Request, started: float) -> Answer:
+            await asyncio.sleep(started + request.at - time.perf_counter())
+            return await self._answer(side, request, started, due=request.at)
 
-        before = await self._ready(side)
-        began = time.perf_counter()
-        answers = await asyncio.gather(*(send(request, began) for request in requests))
+        before = await self._preload(side)
+        started = time.perf_counter()
+        answers = await asyncio.gather(*(send(request, started) for request in requests))
         return Run(list(answers), self._loads() - before)
 
     async def saturate(self, side: Side, requests: Sequence[Request], seconds: float) -> Run:
-        """STREAMS clients, each with its next request as soon as the last is answered. What ends later than `seconds`
-        does not count: by then fewer are left."""
-        before = await self._ready(side)
+        """Closed loop: STREAMS clients, each sending its next request once the last is answered. Answers that end after
+        `seconds` do not count, because fewer clients are running by then."""
+        before = await self._preload(side)
         answers: list[Answer] = []
         queue = cycle(requests)
-        began = time.perf_counter()
+        started = time.perf_counter()
 
         async def client() -> None:
-            while (now := time.perf_counter() - began) < seconds:
-                answers.append(await self._answer(side, next(queue), began, due=now))
+            while (now := time.perf_counter() - started) < seconds:
+                answers.append(await self._answer(side, next(queue), started, due=now))
 
         await asyncio.gather(*(client() for _ in range(STREAMS)))
         return Run([answer for answer in answers if answer.pieces[-1] <= seconds], self._loads() - before)
 
-    async def _ready(self, side: Side) -> int:
-        """The side's most popular adapters are in the slots; returns how many loads there have been."""
+    async def _preload(self, side: Side) -> int:
+        """Load the side's most popular adapters into the slots; returns the number of loads so far."""
         await self._engine.preload([f"a{number}" for number in range(min(side.adapters, SLOTS))])
         return self._loads()
 
-    async def _answer(self, side: Side, request: Request, began: float, *, due: float) -> Answer:
+    async def _answer(self, side: Side, request: Request, started: float, *, due: float) -> Answer:
         number = next(self._numbers)
         prompt = np.random.default_rng(number).integers(3, self._engine.vocabulary, request.prompt_tokens).tolist()
         sampling = Sampling(max_tokens=request.answer_tokens, ignore_eos=True)
         events = self._engine.submit(prompt, side.mix(request), sampling, request_id=str(number))
-        pieces = [time.perf_counter() - began async for event in events if event.token_ids]
+        pieces = [time.perf_counter() - started async for event in events if event.token_ids]
         return Answer(due, tuple(pieces), request.answer_tokens)
 
 
@@ -164,28 +163,28 @@ async def measure(base: Path, cells: Sequence[Cell], seconds: float, rounds: int
     with TemporaryDirectory(prefix="dlp-engine-") as temporary:
         async with playing(base, Path(temporary)) as player:
             closed = trace(100.0, 10.0, cv=1.0, prompt=PROMPT, answer=ANSWER, seed=SEED)
-            await player.saturate(SIDES[-1], closed, 1.0)  # what is done once is done
+            await player.saturate(SIDES[-1], closed, 1.0)  # warm-up
             runs: dict[str, list[Run]] = {side.name: [] for side in SIDES}
             for side in abba(SIDES, rounds):
                 runs[side.name].append(await player.saturate(side, closed, seconds))
-            capacity = median(summary(found.answers, OBJECTIVE).requests_per_s for found in runs["plain"])
-            result = rows({"process": "closed", "load": None, "rate": None}, runs)
+            capacity = median(summarise(closed_run.answers, OBJECTIVE).requests_per_s for closed_run in runs["plain"])
+            table = rows({"process": "closed", "load": None, "rate": None}, runs)
             for cell in cells:
                 rate = cell.load * capacity
                 requests = trace(rate, seconds, cv=cell.cv, prompt=PROMPT, answer=ANSWER, seed=SEED)
                 runs = {side.name: [] for side in SIDES}
                 for side in abba(SIDES, rounds):
                     runs[side.name].append(await player.play(side, requests))
-                result += rows({"process": cell.process, "load": cell.load, "rate": round(rate, 2)}, runs)
-    return result
+                table += rows({"process": cell.process, "load": cell.load, "rate": round(rate, 2)}, runs)
+    return table
 
 
 def rows(cell: dict[str, Any], runs: dict[str, list[Run]]) -> list[dict[str, Any]]:
-    found = {name: [summary(one.answers, OBJECTIVE) for one in of_side] for name, of_side in runs.items()}
-    gaps = {name: [one.gap_p50 for one in of_side] for name, of_side in found.items()}
+    summaries = {name: [summarise(run.answers, OBJECTIVE) for run in side_runs] for name, side_runs in runs.items()}
+    gaps = {name: [summary.gap_p50 for summary in side] for name, side in summaries.items()}
     result = []
-    for name, of_side in runs.items():
-        answers = [answer for one in of_side for answer in one.answers]
+    for name, side_runs in runs.items():
+        answers = [answer for run in side_runs for answer in run.answers]
         first = percentiles([answer.first_token for answer in answers])
         between = percentiles([gap for answer in answers for gap in answer.gaps])
         result.append(
@@ -197,12 +196,12 @@ def rows(cell: dict[str, Any], runs: dict[str, list[Run]]) -> list[dict[str, Any
                 "ttft_p99": _ms(first[1]),
                 "itl_p50": _ms(between[0]),
                 "itl_p99": _ms(between[1]),
-                "tokens_per_s": round(median(one.tokens_per_s for one in found[name]), 1),
-                "goodput": round(median(one.goodput for one in found[name]), 2),
-                "met": round(median(one.met for one in found[name]), 3),
-                "loads": sum(one.loads for one in of_side),
+                "tokens_per_s": round(median(summary.tokens_per_s for summary in summaries[name]), 1),
+                "goodput": round(median(summary.goodput for summary in summaries[name]), 2),
+                "met": round(median(summary.met_share for summary in summaries[name]), 3),
+                "loads": sum(run.loads for run in side_runs),
                 "spread": round(spread(gaps[name]), 3),
-                "ratio": round(over(gaps[name], gaps["plain"]), 3),
+                "ratio": round(median_ratio(gaps[name], gaps["plain"]), 3),
             }
         )
     return result

@@ -45,8 +45,8 @@ if not torch.cuda.is_available():
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.measure.synthetic import twin
-from benchmarks.measure.timing import Timing, interleaved, on_host
-from benchmarks.peers.loop import Factors, looped
+from benchmarks.measure.timing import Timing, host_clock, time_interleaved
+from benchmarks.peers.loop import Factors, loop_model
 from dlp_core.adapter.weights import Adapter, LoRAWeights
 from dlp_core.fusion.layers import Fusion, install
 from dlp_core.fusion.segments import Segment
@@ -296,7 +296,7 @@ class Bench:
             sides["peft"] = plain(peft)
         if cell.sequences <= LOOP_SEQUENCES:
             slots = {slot for segment in mix for slot, _ in segment.parts}
-            sides["loop"] = plain(looped(self.plain, {slot: self.factors(slot) for slot in slots}, mix))
+            sides["loop"] = plain(loop_model(self.plain, {slot: self.factors(slot) for slot in slots}, mix))
         return sides
 
     @torch.inference_mode()
@@ -306,12 +306,14 @@ class Bench:
         if "loop" in sides:
             ours, theirs = (sides[name]().float().clone() for name in ("mix", "loop"))
             found["error_to_loop"] = float((ours - theirs).abs().max() / theirs.abs().max())
-        times = interleaved(sides, rounds=self.rounds, calls=self.repeats, clock=self.seconds)
+        times = time_interleaved(sides, rounds=self.rounds, calls=self.repeats, clock=self.seconds)
         single = min((name for name in ("one", "peft") if name in times), key=lambda name: times[name].ms)
         found["ms"] = {name: _milliseconds(timing) for name, timing in times.items()}
         found["over"] = {
-            "base": {name: round(timing.over(times["base"]), 4) for name, timing in times.items() if name != "base"},
-            "single": round(times["mix"].over(times[single]), 4),
+            "base": {
+                name: round(timing.ratio_to(times["base"]), 4) for name, timing in times.items() if name != "base"
+            },
+            "single": round(times["mix"].ratio_to(times[single]), 4),
         }
         found["ideal_over_base"] = round(1 + self.adapter_bytes(cell) / self.base_bytes(cell), 4)
         found["plan_us"] = round(1e6 * self.plan_seconds(cell), 1)
@@ -325,7 +327,7 @@ class Bench:
     def seconds(self, run: Run, calls: int) -> float:
         """Of the device, for one run."""
         if self.device.type != "cuda":
-            return on_host(run, calls)
+            return host_clock(run, calls)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         for _ in range(calls):
@@ -342,7 +344,7 @@ class Bench:
             with self.fusion.batch(segments):
                 pass
 
-        return on_host(enter, 20)
+        return host_clock(enter, 20)
 
     def adapter_bytes(self, cell: Cell) -> int:
         slots = {slot for segment in self.segments(cell, cell.k) for slot, _ in segment.parts}
@@ -359,7 +361,9 @@ class Bench:
         on_gpu = self.device.type == "cuda"
         source = torch.zeros(2**30 if on_gpu else 2**22, dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
-        copy = interleaved({"copy": lambda: target.copy_(source)}, rounds=5, calls=self.repeats, clock=self.seconds)
+        copy = time_interleaved(
+            {"copy": lambda: target.copy_(source)}, rounds=5, calls=self.repeats, clock=self.seconds
+        )
         return 2 * source.nbytes / median(copy["copy"].seconds) / 1e9
 
 

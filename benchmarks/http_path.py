@@ -1,17 +1,18 @@
-"""What HTTP and Ray Serve cost over calling the engine directly, with and without Serve's throughput mode.
+"""Cost of HTTP and Ray Serve compared with calling the engine directly, with and without Serve's throughput mode.
 
     .venv/bin/python -m benchmarks.http_path [--base MODEL_DIR --bank BANK_FOLDER --adapter NAME] [--quick] [--out FILE]
 
-Clients stream answers of 32 tokens, each its next request as soon as the last is answered. The sides, each a process of
-its own, in turn and back:
+Clients stream answers of 32 tokens, each sending its next request once the last is answered. The sides, each in a
+separate process, forward and backward:
 
-    engine      the engine and the text codec of a backbone replica, called from this process
-    serve       the application over HTTP: Serve's own proxy, user code on a thread of its own
-    throughput  HAProxy and Serve's throughput mode, by the variables that k8s/ sets
+    engine      the engine and the text codec of a backbone replica, called from within the process
+    serve       the application over HTTP: Serve's own proxy, user code in a separate thread
+    throughput  HAProxy and Serve's throughput mode, with the variables that k8s/ sets
 
-One ingress and one backbone replica; the adapter is named, so no router takes part. Without a model, a tiny random one
-serves: then nearly all there is to see is the path (it needs the `train` extra). Latencies are medians; `added_ms` is
-what the median answer takes longer than the engine's at as many streams, `ratio` the tokens a second over the engine's.
+One ingress and one backbone replica; requests name the adapter, so no router is involved. Without a model, a tiny
+random one is used (needs the `train` extra), and nearly all of the time is the path. Latencies are medians; `added_ms`
+is the median answer's latency minus the engine's at the same number of streams, `ratio` the tokens per second relative
+to the engine's.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ import aiohttp
 import typer
 
 from benchmarks.measure.application import application_config
-from benchmarks.measure.harness import ROOT, abba, model_folder, over, report, run, spread
-from benchmarks.measure.targets import Target, judged
+from benchmarks.measure.harness import ROOT, abba, median_ratio, model_folder, report, run, spread
+from benchmarks.measure.targets import Target, target_rows
 from deployments.args import AppArgs
 from deployments.local.app import LocalApp
 from dlp_core.bank.publish import publish
@@ -55,72 +56,72 @@ SIDES: dict[str, dict[str, str]] = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # half a minute less to wait for at the end of a side
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # saves half a minute at the end of a side
     },
 }
 SIDE = "--side"
-"""Runs what standard input says, in a process with the side's environment."""
+"""Internal flag: run the job on standard input, in a process with the side's environment."""
 
 STREAMS = (1, 8, 16, 32)
-JUDGED = 16
-"""Streams for which there is a target."""
+TARGET_STREAMS = 16
+"""Number of streams that has a target."""
 TOKENS = 32
 PROMPT = "the user and the assistant speak of the adapter"
 WARM_UP_S = 2.0
 
-Ask = Callable[[int], AsyncIterator[object]]
-"""One request, by its number: an item for each piece of its answer."""
+Send = Callable[[int], AsyncIterator[object]]
+"""Sends the request with this number; yields an item for each piece of its answer."""
 
-Found = dict[str, dict[str, float]]
-"""What one run of a side measured, by the number of streams."""
+Measurement = dict[str, dict[str, float]]
+"""Metrics of one run of a side, by the number of streams."""
 
 
 @dataclass
 class Load:
-    """What clients saw. Seconds."""
+    """Client-side latencies of answers and first tokens, and the duration of the load, in seconds."""
 
     totals: list[float] = field(default_factory=list)
     firsts: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
 
-async def load(ask: Ask, streams: int, seconds: float) -> Load:
-    found = Load()
-    began = time.perf_counter()
+async def run_load(send: Send, streams: int, seconds: float) -> Load:
+    load = Load()
+    started = time.perf_counter()
     numbers = iter(range(sys.maxsize))
 
     async def client() -> None:
-        while time.perf_counter() - began < seconds:
+        while time.perf_counter() - started < seconds:
             sent = time.perf_counter()
             first = 0.0
-            async for _ in ask(next(numbers)):
+            async for _ in send(next(numbers)):
                 first = first or time.perf_counter() - sent
-            found.firsts.append(first)
-            found.totals.append(time.perf_counter() - sent)
+            load.firsts.append(first)
+            load.totals.append(time.perf_counter() - sent)
 
     await asyncio.gather(*(client() for _ in range(streams)))
-    found.seconds = time.perf_counter() - began
-    return found
+    load.seconds = time.perf_counter() - started
+    return load
 
 
-async def loads(ask: Ask, streams: Sequence[int], seconds: float) -> Found:
-    await load(ask, max(streams), WARM_UP_S)
+async def run_loads(send: Send, streams: Sequence[int], seconds: float) -> Measurement:
+    await run_load(send, max(streams), WARM_UP_S)
     result = {}
     for number in streams:
-        found = await load(ask, number, seconds)
+        load = await run_load(send, number, seconds)
         result[str(number)] = {
-            "requests_per_s": len(found.totals) / found.seconds,
-            "p50_ms": 1000 * median(found.totals),
-            "first_token_p50_ms": 1000 * median(found.firsts),
+            "requests_per_s": len(load.totals) / load.seconds,
+            "p50_ms": 1000 * median(load.totals),
+            "first_token_p50_ms": 1000 * median(load.firsts),
         }
     return result
 
 
-async def over_http(url: str, adapter: str, streams: Sequence[int], seconds: float) -> Found:
+async def measure_http(url: str, adapter: str, streams: Sequence[int], seconds: float) -> Measurement:
     body = {"model": adapter, "prompt": PROMPT, "max_tokens": TOKENS, "ignore_eos": True, "stream": True}
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
 
-        async def ask(_: int) -> AsyncIterator[object]:
+        async def send(_: int) -> AsyncIterator[object]:
             async with http.post(f"{url}/v1/completions", json=body) as reply:
                 reply.raise_for_status()
                 last = b""
@@ -131,10 +132,10 @@ async def over_http(url: str, adapter: str, streams: Sequence[int], seconds: flo
                 if last.strip() != b"data: [DONE]":
                     raise RuntimeError(f"a stream ended with {last!r}")
 
-        return await loads(ask, streams, seconds)
+        return await run_loads(send, streams, seconds)
 
 
-async def directly(args: AppArgs, adapter: str, streams: Sequence[int], seconds: float) -> Found:
+async def measure_engine(args: AppArgs, adapter: str, streams: Sequence[int], seconds: float) -> Measurement:
     store = open_store(args.bank)
     manifest = load_manifest(store)
     source = BankSource(store, args.cache.open())
@@ -147,32 +148,32 @@ async def directly(args: AppArgs, adapter: str, streams: Sequence[int], seconds:
     sampling = Sampling(max_tokens=TOKENS, ignore_eos=True)
     engine.start()
 
-    async def ask(number: int) -> AsyncIterator[object]:
+    async def send(number: int) -> AsyncIterator[object]:
         async with aclosing(generator.generate(PROMPT, mix, sampling, request_id=str(number))) as pieces:
             async for piece in pieces:
                 yield piece
 
     try:
-        return await loads(ask, streams, seconds)
+        return await run_loads(send, streams, seconds)
     finally:
         await engine.stop()
 
 
-def measure(side: str, config: dict[str, Any], adapter: str, streams: Sequence[int], seconds: float) -> Found:
+def measure(side: str, config: dict[str, Any], adapter: str, streams: Sequence[int], seconds: float) -> Measurement:
     args = config["applications"][0]["args"]
     if side == "engine":
-        return asyncio.run(directly(AppArgs.model_validate(args), adapter, streams, seconds))
+        return asyncio.run(measure_engine(AppArgs.model_validate(args), adapter, streams, seconds))
     with LocalApp(config, bank=args["bank"], base_model=Path(args["base_model"])) as app:
         app.wait_until_ready()
-        return asyncio.run(over_http(app.url, adapter, streams, seconds))
+        return asyncio.run(measure_http(app.url, adapter, streams, seconds))
 
 
-def rows(runs: Mapping[str, Sequence[Found]]) -> list[dict[str, Any]]:
+def rows(runs: Mapping[str, Sequence[Measurement]]) -> list[dict[str, Any]]:
     result = []
     for streams in runs["engine"][0]:
-        rates = {side: [found[streams]["requests_per_s"] for found in of_side] for side, of_side in runs.items()}
-        p50 = {side: median(found[streams]["p50_ms"] for found in of_side) for side, of_side in runs.items()}
-        for side, of_side in runs.items():
+        rates = {side: [run[streams]["requests_per_s"] for run in side_runs] for side, side_runs in runs.items()}
+        p50 = {side: median(run[streams]["p50_ms"] for run in side_runs) for side, side_runs in runs.items()}
+        for side, side_runs in runs.items():
             result.append(
                 {
                     "streams": int(streams),
@@ -180,10 +181,10 @@ def rows(runs: Mapping[str, Sequence[Found]]) -> list[dict[str, Any]]:
                     "requests_per_s": round(median(rates[side]), 2),
                     "tokens_per_s": round(TOKENS * median(rates[side]), 1),
                     "p50_ms": round(p50[side], 1),
-                    "first_token_p50_ms": round(median(found[streams]["first_token_p50_ms"] for found in of_side), 1),
+                    "first_token_p50_ms": round(median(run[streams]["first_token_p50_ms"] for run in side_runs), 1),
                     "added_ms": round(p50[side] - p50["engine"], 1),
                     "spread": round(spread(rates[side]), 3),
-                    "ratio": round(over(rates[side], rates["engine"]), 3),
+                    "ratio": round(median_ratio(rates[side], rates["engine"]), 3),
                 }
             )
     return result
@@ -193,19 +194,19 @@ def main(
     *,
     base: Annotated[Path | None, typer.Option(help="Folder of a model.")] = None,
     bank: Annotated[Path | None, typer.Option(help="Bank folder for it.")] = None,
-    adapter: Annotated[str, typer.Option(help="Of the bank, that serves all requests.")] = "sql",
-    dtype: Annotated[str, typer.Option(help="Of the backbone.")] = "float32",
-    threads: Annotated[int, typer.Option(min=1, help="Of the backbone.")] = 1,
+    adapter: Annotated[str, typer.Option(help="Adapter of the bank that serves all requests.")] = "sql",
+    dtype: Annotated[str, typer.Option(help="Precision of the backbone.")] = "float32",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the backbone.")] = 1,
     streams: Annotated[list[int] | None, typer.Option(min=1, help="May be given several times.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Of each load.")] = 10.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Duration of each load.")] = 10.0,
     quick: Annotated[bool, typer.Option(help="16 streams only, for 3 seconds.")] = False,
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes; standard output by default.")] = None,
 ) -> None:
     os.environ |= {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
-    numbers: Sequence[int] = streams or STREAMS
+    stream_counts: Sequence[int] = streams or STREAMS
     if quick:
-        numbers, seconds = [JUDGED], 3.0
-    runs: dict[str, list[Found]] = {name: [] for name in SIDES}
+        stream_counts, seconds = [TARGET_STREAMS], 3.0
+    runs: dict[str, list[Measurement]] = {name: [] for name in SIDES}
     with TemporaryDirectory(prefix="dlp-http-") as temporary:
         work = Path(temporary)
         if base is None or bank is None:
@@ -219,29 +220,29 @@ def main(
             deployment["autoscaling_config"] |= {"min_replicas": 1, "max_replicas": 1}
         for name in abba(SIDES):
             print(f"{name} ...", file=sys.stderr)
-            job = {"side": name, "config": config, "adapter": adapter, "streams": numbers, "seconds": seconds}
-            runs[name].append(in_a_process(job, SIDES[name]))
-    found = rows(runs)
-    kept = judged(
+            job = {"side": name, "config": config, "adapter": adapter, "streams": stream_counts, "seconds": seconds}
+            runs[name].append(run_side(job, SIDES[name]))
+    result = rows(runs)
+    targets = target_rows(
         [
             Target(f"HTTP ({row['side']}) over the engine, {row['streams']} streams", row["ratio"], 0.75, at_least=True)
-            for row in found
-            if row["streams"] == JUDGED and row["side"] != "engine"
+            for row in result
+            if row["streams"] == TARGET_STREAMS and row["side"] != "engine"
         ]
     )
     settings = {"model": base.name, "dtype": dtype, "tokens": TOKENS, "seconds": seconds}
-    report("http path", found, out=out, **settings, targets=kept)
+    report("http path", result, out=out, **settings, targets=targets)
 
 
-def in_a_process(job: Mapping[str, Any], variables: Mapping[str, str]) -> Found:
-    """`variables` are read when Ray is imported."""
+def run_side(job: Mapping[str, Any], variables: Mapping[str, str]) -> Measurement:
+    """Run a job in a new process, because Ray reads `variables` when it is imported."""
     command = [sys.executable, "-m", "benchmarks.http_path", SIDE]
     environment = {**os.environ, **variables}
-    done = subprocess.run(
+    completed = subprocess.run(
         command, env=environment, input=json.dumps(job), stdout=subprocess.PIPE, check=True, text=True
     )
-    found: Found = json.loads(done.stdout.splitlines()[-1])
-    return found
+    measurement: Measurement = json.loads(completed.stdout.splitlines()[-1])
+    return measurement
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Do streams keep their pace while adapters load? The engine alone, without HTTP.
+"""Does loading adapters slow down running streams? The engine alone, without HTTP.
 
     .venv/bin/python -m benchmarks.load_overlap .demo/SmolLM2-135M-Instruct [--streams 4] [--every 0.1]
 
-Some streams decode under two demo adapters all the time. In half of the phases, other adapters are loaded from disk one
-after the other, host memory being too small to help. Phases alternate (quiet, loading, loading, quiet, and again).
-Prints one JSON object with the times between tokens.
+Some streams decode under two demo adapters throughout. In half of the phases, other adapters load from disk one after
+another; host memory is too small to cache them. Phases alternate (quiet, loading, loading, quiet, twice). Prints one
+JSON object with the times between tokens.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ USED = ("cron", "shell")
 
 
 class Gaps:
-    """Times between the tokens of all streams, in seconds, by the phase they fell into."""
+    """Times between the tokens of all streams in seconds, by phase."""
 
     def __init__(self) -> None:
         self.phase: str | None = None
-        self.found: dict[str, list[float]] = {"quiet": [], "loading": []}
+        self.seconds: dict[str, list[float]] = {"quiet": [], "loading": []}
 
     def add(self, seconds: float) -> None:
         if self.phase is not None:
-            self.found[self.phase].append(seconds)
+            self.seconds[self.phase].append(seconds)
 
 
 async def stream(engine: FusedEngine, number: int, gaps: Gaps) -> None:
@@ -103,8 +103,8 @@ async def measure(base: Path, streams: int, phase: float, every: float) -> dict[
         "streams": streams,
         "loads_per_s": round(len(loads) / (ORDER.count("loading") * phase), 1),
         "load_ms": round(1000 * median(loads), 2),
-        **{name: _summary(found) for name, found in gaps.found.items()},
-        "p99_ratio": round(_p99(gaps.found["loading"]) / _p99(gaps.found["quiet"]), 3),
+        **{name: _summary(seconds) for name, seconds in gaps.seconds.items()},
+        "p99_ratio": round(_p99(gaps.seconds["loading"]) / _p99(gaps.seconds["quiet"]), 3),
     }
 
 

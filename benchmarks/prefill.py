@@ -1,11 +1,11 @@
-"""Prefill of a prompt: the plain model, one adapter, a mix of three, and what else runs LoRA on the same weights.
+"""Prefill of a prompt: the plain model, one adapter, a mix of three, and the peers on the same weights.
 
     .venv/bin/python -m benchmarks.prefill MODEL_DIR [--quick] [--out FILE]
 
-One forward pass over 128 to 2,048 tokens, which all run under one mix, as those of one request do; `three prompts` is
-the same number of tokens of three requests with mixes of their own. `loop` is the mix of three by what the paper
-released (peers/loop.py), `peft ...` are PEFT's ways (peers/peft.py); they take part at 512 tokens, with q,v at rank 8.
-`ratio` is over the plain model. The longest prompts get fewer rounds.
+One forward pass over 128 to 2,048 tokens, all under one mix, like those of one request; `three prompts` is the same
+number of tokens in three requests with different mixes. `loop` is the mix of three in the paper's released code
+(peers/loop.py), `peft ...` are PEFT's ways (peers/peft.py); both run only at 512 tokens with q,v at rank 8. `ratio` is
+relative to the plain model. The longest prompts get fewer rounds.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 
-from benchmarks.measure.harness import compared, interleaved, model_folder, report, run
+from benchmarks.measure.harness import comparison_rows, model_folder, report, run, time_interleaved
 from benchmarks.measure.models import Models, Sides
-from benchmarks.measure.synthetic import under
-from benchmarks.measure.targets import Target, judged
+from benchmarks.measure.synthetic import fused_pass
+from benchmarks.measure.targets import Target, target_rows
 from dlp_core.fusion.segments import Segment
 
 MIX = ((0, 0.5), (1, 0.3), (2, 0.2))
@@ -32,8 +32,8 @@ class Cell(NamedTuple):
     tokens: int
 
     @property
-    def promised(self) -> bool:
-        """Whether there is a target for it, and peers."""
+    def has_target(self) -> bool:
+        """Whether it has a target; only then the peers run."""
         return self == ("q,v", 8, 512)
 
 
@@ -51,19 +51,19 @@ def prefill(tokens: int, model: Any, **options: Any) -> object:
 
 
 def sides(models: Models, tokens: int, *, peers: bool) -> Sides:
-    """What takes turns at this length."""
-    pass_ = partial(prefill, tokens)
-    fused = partial(under, models.fusion, partial(pass_, models.fused), head_rows=[tokens - 1])
+    """The sides at this length."""
+    forward = partial(prefill, tokens)
+    fused = partial(fused_pass, models.fusion, partial(forward, models.fused), head_rows=[tokens - 1])
     third = tokens // 3
-    three = [Segment(third, tuple((slot + shift, weight) for slot, weight in MIX)) for shift in (0, 2)]
-    three.append(Segment(tokens - 2 * third, tuple((slot + 4, weight) for slot, weight in MIX)))
-    found: Sides = {
-        "base": partial(pass_, models.plain),
+    segments = [Segment(third, tuple((slot + shift, weight) for slot, weight in MIX)) for shift in (0, 2)]
+    segments.append(Segment(tokens - 2 * third, tuple((slot + 4, weight) for slot, weight in MIX)))
+    ours: Sides = {
+        "base": partial(forward, models.plain),
         "one": fused([Segment(tokens, ((0, 1.0),))]),
         "k=3": fused([Segment(tokens, MIX)]),
-        "three prompts, k=3": fused(three),
+        "three prompts, k=3": fused(segments),
     }
-    return found | models.peers(pass_, [Segment(tokens, MIX)], rows=1) if peers else found
+    return ours | models.peers(forward, [Segment(tokens, MIX)], rows=1) if peers else ours
 
 
 @torch.inference_mode()
@@ -77,17 +77,17 @@ def main(
     rows: list[dict[str, Any]] = []
     targets: list[Target] = []
     for cell in CELLS:
-        if quick and not cell.promised:
+        if quick and not cell.has_target:
             continue
-        models.hold(cell.targets, (cell.rank,), peers=cell.promised)
-        count = rounds if cell.tokens <= 512 else max(2, rounds // 2)
-        taking_turns = sides(models, cell.tokens, peers=cell.promised)
-        found = interleaved(taking_turns, rounds=count, calls=max(1, 256 // cell.tokens))
-        rows += [{**cell._asdict(), **row} for row in compared(found, "base")]
-        if cell.promised:
-            targets.append(Target("prefill of 512 tokens, k=3 over base", found["k=3"].over(found["base"]), 1.10))
-    kept = judged(targets)
-    report("prefill", rows, out=out, model=model.name, dtype="bfloat16", targets=kept)
+        models.load_adapters(cell.targets, (cell.rank,), peers=cell.has_target)
+        cell_rounds = rounds if cell.tokens <= 512 else max(2, rounds // 2)
+        cell_sides = sides(models, cell.tokens, peers=cell.has_target)
+        timings = time_interleaved(cell_sides, rounds=cell_rounds, calls=max(1, 256 // cell.tokens))
+        rows += [{**cell._asdict(), **row} for row in comparison_rows(timings, "base")]
+        if cell.has_target:
+            ratio = timings["k=3"].ratio_to(timings["base"])
+            targets.append(Target("prefill of 512 tokens, k=3 over base", ratio, 1.10))
+    report("prefill", rows, out=out, model=model.name, dtype="bfloat16", targets=target_rows(targets))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import typer
 from benchmarks.measure.application import application_config
 from benchmarks.measure.harness import ROOT, report, run
 from benchmarks.measure.replicas import idle, replicas, stats
-from benchmarks.measure.targets import Target, judged
+from benchmarks.measure.targets import Target, target_rows
 from deployments.local.app import LocalApp
 from dlp_core.bank.publish import publish, rollback
 from dlp_core.store.opening import open_store
@@ -139,7 +139,7 @@ WHAT: dict[str, Callable[[Application], float]] = {
 }
 
 
-def config_of(work: Path) -> dict[str, Any]:
+def serve_config(work: Path) -> dict[str, Any]:
     config = application_config(work)
     application = config["applications"][0]
     application["args"] |= {"limits": {"request_timeout_s": DEADLINE_S}, "bank_poll_s": 0.5}
@@ -166,13 +166,13 @@ def main(
         write_bank(work)
         store = str(work / "store")
         publish(open_store(store), work / "bank", version="one")
-        with LocalApp(config_of(work), bank=store, base_model=work / BASE) as local:
+        with LocalApp(serve_config(work), bank=store, base_model=work / BASE) as local:
             local.wait_until_ready()
             app = Application(local.url, store, work / "bank")
             measured = {what: [react(app) for _ in range(rounds)] for what, react in WHAT.items()}
     targets = [Target(f"{what}: seconds", max(measured[what]), bound) for what, bound in PROMISED_S.items()]
     rows = [row(what, seconds) for what, seconds in measured.items()]
-    report("reactions", rows, out=out, rounds=rounds, streams=STREAMS, targets=judged(targets))
+    report("reactions", rows, out=out, rounds=rounds, streams=STREAMS, targets=target_rows(targets))
 
 
 if __name__ == "__main__":

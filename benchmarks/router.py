@@ -1,12 +1,12 @@
-"""The router as it grows: an adapter added by 16 examples, a thousand adapters, long prompts.
+"""The router at scale: adding an adapter with 16 examples, a thousand adapters, long prompts.
 
     .venv/bin/python -m benchmarks.router TRAIN.jsonl.gz TEST.jsonl.gz [--quick]
 
-    growth   every task in turn is left out of the training and added by 16 of its rows: is it routed right, and what do
-             the others lose?
-    scale    1,000 adapters: sub-tasks of the tasks (clusters of their rows in the hidden layer) and synthetic ones; 950
-             are trained, 50 added one by one; latency of one prompt on one thread, beside the router of the tasks
-    long     a prompt of 30,000 characters
+    growth   every task in turn is left out of training, then added with 16 of its rows: is it routed correctly, and how
+             much accuracy do the others lose?
+    scale    1,000 adapters: sub-tasks of the tasks (clusters of their rows in the hidden layer) and synthetic tasks;
+             950 are trained, 50 added one by one; latency of one prompt on one thread, next to the tasks' own router
+    long     prompts of 30,000 characters
 
 `dlp router eval --train-data` measures quality, benchmarks/router_latency.py speed without any rows. Prints one JSON
 object.
@@ -23,12 +23,12 @@ from pathlib import Path
 from random import Random
 from typing import Annotated, Any
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before numpy: latencies are those of one thread
+os.environ["OMP_NUM_THREADS"] = "1"  # set before numpy is imported: latencies are for one thread
 
 import numpy as np
 import typer
 
-from benchmarks.measure.harness import run, surroundings
+from benchmarks.measure.harness import environment, run
 from dlp_core.router import Router
 from dlp_core.router.calibration import auroc
 from dlp_core.router.features import featurise
@@ -39,8 +39,8 @@ from dlp_core.router.training.train import train_router
 ADAPTERS = 1000
 ADDED = 50
 LONG = 30_000  # characters
-SUBTASKS = 20  # of each task
-SYNTHETIC_ROWS = 40  # of each synthetic task
+SUBTASKS = 20  # per task
+SYNTHETIC_ROWS = 40  # per synthetic task
 
 VERBS = "Describe Compare Estimate Outline Criticise Defend Rename Price Schedule Illustrate Simulate Budget".split()
 NOUNS = (
@@ -55,42 +55,42 @@ DETAILS = (
 
 def growth(train: list[TaskRow], test: list[TaskRow], workers: int, tasks: Sequence[str]) -> dict[str, Any]:
     with ProcessPoolExecutor(workers) as pool:
-        found = list(pool.map(_grow, tasks, [train] * len(tasks), [test] * len(tasks)))
-    names = ("right", "in_the_mix", "kept", "others_lose", "unseen_auroc_before", "seconds")
+        runs = list(pool.map(_grow, tasks, [train] * len(tasks), [test] * len(tasks)))
+    means = ("right", "in_the_mix", "kept", "others_lose", "unseen_auroc_before", "seconds")
     return {
         "examples": MIN_EXAMPLES,
-        "runs": len(found),
-        **{f"{name}_mean": round(float(np.mean([run[name] for run in found])), 4) for name in names},
-        "right_least": min(run["right"] for run in found),
-        "others_lose_most": max(run["others_lose"] for run in found),
-        "tasks": found,
+        "runs": len(runs),
+        **{f"{name}_mean": round(float(np.mean([run[name] for run in runs])), 4) for name in means},
+        "right_least": min(run["right"] for run in runs),
+        "others_lose_most": max(run["others_lose"] for run in runs),
+        "tasks": runs,
     }
 
 
 def _grow(task: str, train: list[TaskRow], test: list[TaskRow]) -> dict[str, Any]:
     router, _ = train_router([row for row in train if row.task != task])
-    own = [row.input for row in test if row.task == task]
+    own_texts = [row.input for row in test if row.task == task]
     others = [row for row in test if row.task != task]
     examples = Random(0).sample([row.input for row in train if row.task == task], MIN_EXAMPLES)
-    before = _right(router, others)
-    strange = auroc(_none(router, [row.input for row in others]), _none(router, own))
-    began = time.perf_counter()
+    accuracy_before = _accuracy(router, others)
+    unseen_auroc = auroc(_none(router, [row.input for row in others]), _none(router, own_texts))
+    started = time.perf_counter()
     router, summary = add_adapter(router, task, examples)
-    seconds = time.perf_counter() - began
-    routings = router.route(own)
+    seconds = time.perf_counter() - started
+    routings = router.route(own_texts)
     return {
         "task": task,
         "right": round(float(np.mean([routing.best == task for routing in routings])), 4),
         "in_the_mix": round(float(np.mean([task in routing.mix().names for routing in routings])), 4),
         "kept": round(float(np.mean([routing.fits for routing in routings])), 4),
-        "others_lose": round(before - _right(router, others), 4),
-        "unseen_auroc_before": round(strange, 4),
+        "others_lose": round(accuracy_before - _accuracy(router, others), 4),
+        "unseen_auroc_before": round(unseen_auroc, 4),
         "promised": round(summary.right, 4),
         "seconds": round(seconds, 2),
     }
 
 
-def _right(router: Router, rows: list[TaskRow]) -> float:
+def _accuracy(router: Router, rows: list[TaskRow]) -> float:
     routings = router.route([row.input for row in rows])
     return float(np.mean([routing.best == row.task for routing, row in zip(routings, rows, strict=True)]))
 
@@ -110,32 +110,32 @@ def scale(train: list[TaskRow], test: list[TaskRow]) -> dict[str, Any]:
     rng.shuffle(names)
     names = names[:ADAPTERS]
     added = names[:ADDED]
-    held_back = [by_task[name].pop() for name in names for _ in range(2)]
-    began = time.perf_counter()
+    held_out = [by_task[name].pop() for name in names for _ in range(2)]
+    started = time.perf_counter()
     router, _ = train_router([row for name in names[ADDED:] for row in by_task[name]])
-    trained_s = time.perf_counter() - began
-    known = [row for row in held_back if row.task in set(names[ADDED:])]
-    before = _right(router, known)
+    training_s = time.perf_counter() - started
+    known = [row for row in held_out if row.task in set(names[ADDED:])]
+    accuracy_before = _accuracy(router, known)
     seconds = []
     for name in added:
-        began = time.perf_counter()
+        started = time.perf_counter()
         router, _ = add_adapter(router, name, [row.input for row in by_task[name][:MIN_EXAMPLES]])
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - started)
     texts = [row.input for row in test]
     latencies: dict[str, list[float]] = {"tasks": [], "thousand": []}
     for side in ("tasks", "thousand", "thousand", "tasks") * 2:
-        latencies[side] += _alone(small if side == "tasks" else router, texts)
+        latencies[side] += _latencies(small if side == "tasks" else router, texts)
     return {
         "adapters": len(router.labels),
-        "trained_s": round(trained_s, 1),
+        "trained_s": round(training_s, 1),
         "parameters": router.network.parameters,
-        "right": round(before, 4),
-        "right_after_adding": round(_right(router, known), 4),
-        "added_right": round(_right(router, [row for row in held_back if row.task in set(added)]), 4),
+        "right": round(accuracy_before, 4),
+        "right_after_adding": round(_accuracy(router, known), 4),
+        "added_right": round(_accuracy(router, [row for row in held_out if row.task in set(added)]), 4),
         "add_s_most": round(max(seconds), 2),
         **{
-            f"{side}_{name}_ms": round(float(np.quantile(found, share)) * 1e3, 4)
-            for side, found in latencies.items()
+            f"{side}_{name}_ms": round(float(np.quantile(samples, share)) * 1e3, 4)
+            for side, samples in latencies.items()
             for name, share in (("p50", 0.5), ("p99", 0.99))
         },
     }
@@ -143,7 +143,7 @@ def scale(train: list[TaskRow], test: list[TaskRow]) -> dict[str, Any]:
 
 def _subtasks(router: Router, rows: list[TaskRow]) -> list[TaskRow]:
     """Rows of each task, relabelled by the cluster they fall in (k-means in the second hidden layer)."""
-    found = []
+    relabelled = []
     rng = np.random.default_rng(0)
     for task in router.labels:
         members = [row for row in rows if row.task == task]
@@ -159,8 +159,8 @@ def _subtasks(router: Router, rows: list[TaskRow]) -> list[TaskRow]:
             centres = np.stack(
                 [hidden[nearest == n].mean(axis=0) if (nearest == n).any() else c for n, c in enumerate(centres)]
             )
-        found += [TaskRow(f"{task}-{cluster}", row.input) for row, cluster in zip(members, nearest, strict=True)]
-    return found
+        relabelled += [TaskRow(f"{task}-{cluster}", row.input) for row, cluster in zip(members, nearest, strict=True)]
+    return relabelled
 
 
 def _synthetic() -> list[TaskRow]:
@@ -178,13 +178,14 @@ def _synthetic() -> list[TaskRow]:
     return [TaskRow(f"{verb.lower()}-{noun}", text(verb, noun)) for verb, noun in pairs for _ in range(SYNTHETIC_ROWS)]
 
 
-def _alone(router: Router, texts: Sequence[str]) -> list[float]:
+def _latencies(router: Router, texts: Sequence[str]) -> list[float]:
+    """Seconds of each text, one at a time, after a warm-up."""
     router.route(texts[:64])
     seconds = []
     for text in texts:
-        began = time.perf_counter()
+        started = time.perf_counter()
         router.route([text])
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - started)
     return seconds
 
 
@@ -192,7 +193,7 @@ def long(train: list[TaskRow], test: list[TaskRow]) -> dict[str, Any]:
     router, _ = train_router(train)
     text = " ".join(row.input for row in test)
     texts = [text[start : start + LONG] for start in range(0, min(len(text) - LONG, 200 * LONG // 4), LONG // 4)]
-    seconds = _alone(router, texts)
+    seconds = _latencies(router, texts)
     p50, p99 = (round(float(np.quantile(seconds, share)) * 1e3, 3) for share in (0.5, 0.99))
     return {"characters": LONG, "prompts": len(texts), "p50_ms": p50, "p99_ms": p99}
 
@@ -202,13 +203,13 @@ def main(
     test: Annotated[Path, typer.Argument(help="Test rows.")],
     quick: Annotated[bool, typer.Option(help="Two tasks for growth, no thousand adapters.")] = False,
 ) -> None:
-    rows, held_back = read_task_rows([train]), read_task_rows([test])
+    rows, held_out = read_task_rows([train]), read_task_rows([test])
     tasks = sorted({row.task for row in rows if row.task is not None})
     result = {
-        **surroundings(),
-        "long": long(rows, held_back),
-        **({} if quick else {"scale": scale(rows, held_back)}),
-        "growth": growth(rows, held_back, os.cpu_count() or 1, tasks[:2] if quick else tasks),
+        **environment(),
+        "long": long(rows, held_out),
+        **({} if quick else {"scale": scale(rows, held_out)}),
+        "growth": growth(rows, held_out, os.cpu_count() or 1, tasks[:2] if quick else tasks),
     }
     print(json.dumps(result, indent=1))
 

@@ -1,14 +1,14 @@
-"""How long it takes until something runs: imports, commands, the router, the engine, and `dlp serve`.
+"""Startup times: imports, commands, the router, the engine, and `dlp serve`.
 
     .venv/bin/python -m benchmarks.startup MODEL_DIR [--quick] [--out FILE]
 
-Four kinds of rows, milliseconds each, medians over the runs:
+Four kinds of rows in milliseconds, as medians over the runs:
 
-    process   from the start of a Python process to its end, in turn; `ratio` is over an empty one
-    router    reading the demo bank's router, in a process that runs
+    process   a Python process from start to end, in turn; `ratio` is relative to an empty one
+    router    loading the demo bank's router in a running process
     engine    a backbone replica without Ray, phase by phase: benchmarks/measure/first_token.py
-    serve     `dlp serve` from the start of its process to the first streamed token, phase by phase as Serve's own log
-              has them; `at_ms` is where a phase ends
+    serve     `dlp serve` from the start of its process to the first streamed token, phase by phase according to Serve's
+              own logs; `at_ms` is the end of a phase
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import httpx
 import typer
 import yaml
 
-from benchmarks.measure.harness import ROOT, Timing, compared, interleaved, report
+from benchmarks.measure.harness import ROOT, Timing, comparison_rows, report, time_interleaved
 from deployments.local.app import free_port, load_config
 from dlp_core.bank.publish import publish
 from dlp_core.router import Router
@@ -57,7 +57,7 @@ PHASES = {
     "backbone's process": ("replica_dlp_FusedBackbone", "Started initializing replica"),
     "backbone constructed": ("replica_dlp_FusedBackbone", "Finished initializing replica"),
 }
-"""How each phase's end reads in which of Serve's logs, in their order."""
+"""For each phase, in order: the Serve log and the text of the line that mark its end."""
 
 
 def run(command: Sequence[str]) -> None:
@@ -67,23 +67,23 @@ def run(command: Sequence[str]) -> None:
 def engine(base: Path, bank: str) -> dict[str, float]:
     """Seconds of each phase of benchmarks/measure/first_token.py."""
     command = [sys.executable, "-m", "benchmarks.measure.first_token", str(base), bank]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
-    return dict(json.loads(done.stdout))
+    completed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+    return dict(json.loads(completed.stdout))
 
 
 def serve(base: Path, bank: str, config: Path) -> dict[str, float]:
-    """Seconds of each phase of `dlp serve`. Starts a Ray cluster of its own and ends it."""
+    """Seconds of each phase of `dlp serve`. Starts its own Ray cluster and stops it."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     options = ["--bank", bank, "--base-model", str(base), "--port", str(port), "--config", str(config)]
-    began = time.time()
+    started = time.time()
     server = subprocess.Popen([*DLP, "serve", *options], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while not _healthy(url):
             if server.poll() is not None:
-                raise RuntimeError(f"dlp serve ended with {server.returncode}")
+                raise RuntimeError(f"dlp serve exited with {server.returncode}")
             time.sleep(0.02)
-        ends = {"": began, **{name: _logged(*line) for name, line in PHASES.items()}, "ready": time.time()}
+        ends = {"": started, **{name: _logged_at(*line) for name, line in PHASES.items()}, "ready": time.time()}
         _first_token(url)
         ends["first token, routed"] = time.time()
     finally:
@@ -108,26 +108,26 @@ def _first_token(url: str) -> None:
     raise RuntimeError("the stream had no token")
 
 
-def _logged(name: str, text: str) -> float:
-    """When a line with `text` was written to the log of that name, as time.time() has it."""
+def _logged_at(name: str, text: str) -> float:
+    """Unix time at which a line containing `text` was written to the log `name`."""
     for path in sorted(LOGS.glob(f"{name}_*.log")):
         for line in path.read_text().splitlines():
             if text not in line:
                 continue
             stamp = json.loads(line)["asctime"] if line.startswith("{") else " ".join(line.split()[1:3])
             return datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f").timestamp()
-    raise RuntimeError(f"{LOGS} has no {name} log that says {text!r}")
+    raise RuntimeError(f"no {name} log in {LOGS} contains {text!r}")
 
 
 def phases(kind: str, measure: Callable[[], dict[str, float]], runs: int) -> list[dict[str, Any]]:
-    """A row for each phase, and where it ends."""
-    found = [measure() for _ in range(runs)]
-    rows, at = [], 0.0
-    for name in found[0]:
-        timing = Timing(tuple(one[name] for one in found))
-        at += timing.ms
-        rows.append({"kind": kind, "side": name, "ms": round(timing.ms, 1), "at_ms": round(at, 1)})
-    totals = [sum(one.values()) for one in found]
+    """A row for each phase, with its duration and its end."""
+    samples = [measure() for _ in range(runs)]
+    rows, end_ms = [], 0.0
+    for name in samples[0]:
+        timing = Timing(tuple(sample[name] for sample in samples))
+        end_ms += timing.ms
+        rows.append({"kind": kind, "side": name, "ms": round(timing.ms, 1), "at_ms": round(end_ms, 1)})
+    totals = [sum(sample.values()) for sample in samples]
     return [*rows, {"kind": kind, "side": "all", "ms": round(1000 * median(totals), 1)}]
 
 
@@ -138,10 +138,10 @@ def main(
 ) -> None:
     os.environ["PYTHONPATH"] = str(ROOT)
     sides: dict[str, Callable[[], object]] = {name: partial(run, command) for name, command in PROCESSES.items()}
-    found = interleaved(sides, rounds=1 if quick else 3, calls=1)
-    loads = interleaved({"Router.load": partial(Router.load, ROUTER)}, rounds=3, calls=3)
-    rows = [{"kind": "process", **row} for row in compared(found, "python")]
-    rows += [{"kind": "router", **row} for row in compared(loads, "Router.load")]
+    timings = time_interleaved(sides, rounds=1 if quick else 3, calls=1)
+    loads = time_interleaved({"Router.load": partial(Router.load, ROUTER)}, rounds=3, calls=3)
+    rows = [{"kind": "process", **row} for row in comparison_rows(timings, "python")]
+    rows += [{"kind": "router", **row} for row in comparison_rows(loads, "Router.load")]
     with TemporaryDirectory(prefix="dlp-startup-") as temporary:
         work = Path(temporary)
         bank = str(work / "store")

@@ -1,11 +1,11 @@
-"""Every benchmark of this machine, one after the other: what `make bench` runs.
+"""All benchmarks that run on this machine, one after another, as `make bench` runs them.
 
     .venv/bin/python -m benchmarks.suite [--model MODEL_DIR] [--only PART] [--quick] [--results FOLDER]
 
-Under 20 minutes on two cores, a few with --quick. Each part is a process of its own and writes <part>.json into the
-folder of results (<part>_quick.json with --quick, so that a quick look replaces nothing); a part whose needs are not
-installed is skipped. Then come the plot of the decode step's ratios and, on standard output, the table of all targets.
-`python -m benchmarks.figures` fills the pages from the new results. Without --model the demo's backbone is used.
+Takes under 20 minutes on two cores, a few minutes with --quick. Each part is a separate process and writes <part>.json
+to the results folder (<part>_quick.json with --quick, so that a quick run overwrites nothing); a part whose packages
+are not installed is skipped. Then the decode step's ratios are plotted and the table of all targets goes to standard
+output. `python -m benchmarks.figures` fills the pages from the new results. The default --model is the demo's backbone.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ RESULTS = ROOT / "benchmarks/results"
 
 
 class PartFailed(DLPError):
-    """A part ended with an error; the message is its last line."""
+    """A part exited with an error; the message ends with its last line."""
 
 
 class Part(NamedTuple):
-    """A benchmark. `options` stand between its module and --out; MODEL_DIR among them is the model's folder."""
+    """A benchmark. `options` precede --out on its command line; MODEL_DIR in them stands for the model's folder."""
 
     name: str
     options: Sequence[str]
     needs: Sequence[str]
-    """Packages that not every installation has."""
+    """Packages that not every installation includes."""
     minutes: float
 
     @property
@@ -50,17 +50,17 @@ class Part(NamedTuple):
 
     @property
     def command(self) -> str:
-        """What a person would type."""
+        """The command as a user would type it."""
         return " ".join(["python -m", self.module, *self.options])
 
     def missing(self) -> str | None:
-        """What it needs first and is not there: the benchmark itself, or a package."""
+        """The first thing that is missing, the benchmark itself or a package; None if nothing is."""
         if find_spec(self.module) is None:
             return self.module
-        return next((name for name in self.needs if not installed(name)), None)
+        return next((name for name in self.needs if not is_installed(name)), None)
 
 
-def installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
     try:
         importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -82,32 +82,32 @@ PARTS = (
 )
 
 
-def chosen(only: Sequence[str]) -> list[Part]:
-    """The parts of these names, all without any. Raises InvalidRequest."""
+def select_parts(only: Sequence[str]) -> list[Part]:
+    """The parts with these names, or all if there are none. Raises InvalidRequest for an unknown name."""
     names = [part.name for part in PARTS]
     unknown = [name for name in only if name not in names]
     if unknown:
-        raise InvalidRequest(f"there is no part {unknown[0]!r}; there are: {', '.join(names)}")
+        raise InvalidRequest(f"there is no part {unknown[0]!r}; use {', '.join(names)}")
     return [part for part in PARTS if not only or part.name in only]
 
 
-def result_of(part: Part, folder: Path, quick: bool) -> Path:
+def result_path(part: Part, folder: Path, quick: bool) -> Path:
     return folder / f"{part.name}{'_quick' if quick else ''}.json"
 
 
 def measure(part: Part, model: Path, out: Path, quick: bool) -> None:
-    """Runs one part, and shows what it wrote for a person once it is done. Raises PartFailed."""
+    """Run one part and print its stderr once it is done. Raises PartFailed."""
     options = [str(model) if option == MODEL else option for option in part.options]
     command = [sys.executable, "-m", part.module, *options, *(["--quick"] if quick else []), "--out", str(out)]
-    about = "" if quick else f", about {part.minutes:g} min"
-    with terminal.step(f"{part.name}{about}"):
-        done = subprocess.run(
+    duration = "" if quick else f", about {part.minutes:g} min"
+    with terminal.step(f"{part.name}{duration}"):
+        completed = subprocess.run(
             command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
         )
-        if done.returncode:
-            said = done.stderr.strip().splitlines() or ["it said nothing"]
-            raise PartFailed(f"{part.name} failed ({done.returncode}): {said[-1]}; run {part.command} to see why")
-    terminal.err.print(done.stderr.rstrip(), markup=False, highlight=False, soft_wrap=True)
+        if completed.returncode:
+            lines = completed.stderr.strip().splitlines() or ["no output"]
+            raise PartFailed(f"{part.name} failed ({completed.returncode}): {lines[-1]}; run {part.command} to see why")
+    terminal.err.print(completed.stderr.rstrip(), markup=False, highlight=False, soft_wrap=True)
 
 
 def main(
@@ -118,30 +118,30 @@ def main(
     results: Annotated[Path, typer.Option(help="Folder the JSON goes to.")] = RESULTS,
 ) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
-    parts = chosen(only or [])
+    parts = select_parts(only or [])
     folder = model_folder(model).resolve() if model else ensure_backbone(Path(".demo")).resolve()
     failed = False
     for part in parts:
         if missing := part.missing():
-            terminal.err.print(f"  - {part.name} is skipped: there is no {missing} here", highlight=False)
+            terminal.err.print(f"  - {part.name} is skipped: {missing} is not installed", highlight=False)
             continue
         try:
-            measure(part, folder, result_of(part, results, quick).resolve(), quick)
+            measure(part, folder, result_path(part, results, quick).resolve(), quick)
         except PartFailed as error:
             terminal.err.print(f"  [red]✗[/] {error.message}", highlight=False, soft_wrap=True)
             failed = True
-    found = [(part, result_of(part, results, quick)) for part in PARTS]
-    there = [Result(json.loads(path.read_text()), part.command) for part, path in found if path.is_file()]
+    paths = [(part, result_path(part, results, quick)) for part in PARTS]
+    available = [Result(json.loads(path.read_text()), part.command) for part, path in paths if path.is_file()]
     draw(results, quick)
-    print(table(there))
+    print(table(available))
     sys.exit(failed)
 
 
 def draw(results: Path, quick: bool) -> None:
-    """The plot, where there is something to draw it from and with."""
+    """Draw the plot if its result and matplotlib are available."""
     source = results / f"decode_step{'_quick' if quick else ''}.json"
-    if not installed("matplotlib"):
-        terminal.err.print("  - the plot is skipped: there is no matplotlib here", highlight=False)
+    if not is_installed("matplotlib"):
+        terminal.err.print("  - the plot is skipped: matplotlib is not installed", highlight=False)
     elif source.is_file():
         from benchmarks.plot import draw_decode_step  # noqa: PLC0415 - matplotlib is not in every installation
 

@@ -1,4 +1,4 @@
-"""The library alone: one model, three adapters, explicit and routed mixes. No Ray, no S3.
+"""The library on its own, without Ray or S3: one model, three adapters, explicit and routed mixes.
 
 python -m examples.library .demo/SmolLM2-135M-Instruct     (`make demo` unpacks that model)
 """

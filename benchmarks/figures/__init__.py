@@ -1,1 +1,1 @@
-"""The figures in Markdown pages, filled from raw results. `python -m benchmarks.figures` is the command."""
+"""Figures in Markdown pages, filled from raw results by `python -m benchmarks.figures`."""

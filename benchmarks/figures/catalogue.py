@@ -1,4 +1,4 @@
-"""Every figure by the name that pages call it by."""
+"""All figures, by the names used in pages."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from benchmarks.figures.sources import SOURCES, Results
 
 
 def source(name: str) -> Figure:
-    """The figure of a raw result that shows no table, only where others come from."""
+    """A figure that shows only the source of a raw result, without a table."""
 
     def figure(results: Results) -> Lines:
-        """Where the other figures of this result come from."""
+        """The source of the other figures of this result."""
         results[name]
         return []
 

@@ -1,4 +1,4 @@
-"""What the picture of a decode step shows, without drawing it. benchmarks/plot.py draws it."""
+"""The data of the decode step's picture; benchmarks/plot.py draws it."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ _DIGEST = re.compile(r"data-sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Everything a reader of the picture sees but for fonts, places and colours."""
+    """Everything a reader of the picture sees except fonts, positions and colours."""
 
     title: str
     about: str
     panels: tuple[str, ...]
     groups: Mapping[str, Mapping[str, tuple[float, ...]]]
-    """Heading to label to a ratio for each panel."""
+    """Heading to label to one ratio per panel."""
 
     @property
     def digest(self) -> str:
-        """What the SVG carries to say which data it was drawn from."""
+        """Digest of the data, carried by the SVG drawn from them."""
         return f"data-sha256:{hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()}"
 
 
 def decode_chart(result: Result) -> Chart:
-    """The picture of a decode step's result. Sides that were not measured, such as those of a peer that was not
-    installed, are left out. Raises InvalidRequest if the result has no rows for the picture."""
-    found = cells(result)
-    panels = [found.get((TARGETS, RANK, count), {}) for count in TARGETED]
+    """Build the chart of a decode step's result. Sides that were not measured, such as those of a peer that was not
+    installed, are left out. Raises InvalidRequest if the result has no rows for the chart."""
+    by_cell = cells(result)
+    panels = [by_cell.get((TARGETS, RANK, count), {}) for count in TARGETED]
     groups = {
         heading: {
             text: tuple(float(panel[side]["ratio"]) for panel in panels)
@@ -58,7 +58,7 @@ def decode_chart(result: Result) -> Chart:
     }
     if not any(groups.values()):
         raise InvalidRequest(
-            f"no rows for {TARGETS} at rank {RANK} and {', '.join(map(str, TARGETED))} sequences; run decode_step again"
+            f"no rows for {TARGETS} at rank {RANK} with {', '.join(map(str, TARGETED))} sequences; rerun decode_step"
         )
     model = f"{result['model']} in {result['dtype']}"
     return Chart(
@@ -69,7 +69,7 @@ def decode_chart(result: Result) -> Chart:
     )
 
 
-def drawn_from(svg: str) -> str | None:
-    """The digest of the chart that an SVG was drawn from."""
-    found = _DIGEST.search(svg)
-    return found[0] if found else None
+def chart_digest(svg: str) -> str | None:
+    """The digest of the chart that an SVG was drawn from, None if it carries none."""
+    match = _DIGEST.search(svg)
+    return match[0] if match else None

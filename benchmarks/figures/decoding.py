@@ -1,4 +1,4 @@
-"""Figures of one forward pass: decode steps and prompts."""
+"""Figures of single forward passes: decode steps and prompts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from benchmarks.figures.sources import Result, Results
 
 SEQUENCES = (1, 4, 16, 64)
 TARGETED = (1, 4, 16)
-"""Those that have targets."""
+"""Numbers of sequences that have targets."""
 
 PLAIN = "base"
 SIDES = {
@@ -50,15 +50,15 @@ WIDE: Cell = "all-linear", "16", 16
 
 
 def cells(result: Result) -> dict[Cell, dict[str, Result]]:
-    """The rows of a decode step's result: cell to side to row."""
-    found: dict[Cell, dict[str, Result]] = {}
+    """The rows of a decode step's result, as cell to side to row."""
+    by_cell: dict[Cell, dict[str, Result]] = {}
     for row in result["rows"]:
-        found.setdefault((row["targets"], row["rank"], row["sequences"]), {})[row["side"]] = row
-    return found
+        by_cell.setdefault((row["targets"], row["rank"], row["sequences"]), {})[row["side"]] = row
+    return by_cell
 
 
 def decode_step(results: Results) -> Lines:
-    """Every side of a decode step, over the plain model: q,v at rank 8, and all linear layers at rank 16."""
+    """All sides of a decode step relative to the plain model: q,v at rank 8, and all linear layers at rank 16."""
     measured = cells(results["decode_step"])
     headings = {("q,v", "8", count): _sequences(count) for count in SEQUENCES} | {WIDE: "16, all linear at rank 16"}
     columns = [measured[cell] for cell in headings]
@@ -71,59 +71,60 @@ def decode_step(results: Results) -> Lines:
 
 
 def decode_grid(results: Results) -> Lines:
-    """A mix of 3 for each row at every size of adapters, over the plain model."""
-    found = cells(results["decode_step"])
-    sizes = dict.fromkeys((targets, rank) for targets, rank, _ in found)
+    """A mix of 3 for each row at every adapter size, relative to the plain model."""
+    by_cell = cells(results["decode_step"])
+    sizes = dict.fromkeys((targets, rank) for targets, rank, _ in by_cell)
     rows = [
         [f"{targets.replace('-', ' ')} at {'ranks 4 to 32' if rank == 'mixed' else f'rank {rank}'}"]
-        + [f"{found[targets, rank, count]['k=3']['ratio']:.2f}" for count in TARGETED]
+        + [f"{by_cell[targets, rank, count]['k=3']['ratio']:.2f}" for count in TARGETED]
         for targets, rank in sizes
     ]
     return table(["a different mix of 3 for each row", *(_sequences(count) for count in TARGETED)], rows)
 
 
 def decode_mix(results: Results) -> str:
-    """A decode step, every row a different mix of 3 of 8 (q,v at rank 8), over the plain model: 1 to 16 sequences."""
+    """A decode step with a different mix of 3 of 8 for each row (q,v at rank 8), relative to the plain model: 1 to 16
+    sequences."""
     return span(_ratios(results, "k=3"))
 
 
 def decode_idle(results: Results) -> str:
-    """A decode step with fusion installed and no adapter active, over the plain model: 1 to 64 sequences."""
+    """A decode step with fusion installed and no adapter active, relative to the plain model: 1 to 64 sequences."""
     return span(_ratios(results, "idle", SEQUENCES))
 
 
 def decode_peft_rows(results: Results) -> str:
-    """PEFT's decode step with a different adapter for each row, over the plain model: 1 to 16 sequences."""
+    """PEFT's decode step with a different adapter for each row, relative to the plain model: 1 to 16 sequences."""
     return span(_ratios(results, "peft rows"))
 
 
 def decode_loop(results: Results) -> str:
-    """The decode step of the paper's loop, over the plain model: 1 to 16 sequences."""
+    """The decode step of the paper's loop, relative to the plain model: 1 to 16 sequences."""
     return span(_ratios(results, "loop"))
 
 
 def decode_plain_ms(results: Results) -> str:
-    """Milliseconds of the plain model's decode step at 1, 4 and 16 sequences."""
-    found = cells(results["decode_step"])
-    return listed(found["q,v", "8", count][PLAIN]["ms"] for count in TARGETED)
+    """The plain model's decode step in milliseconds, at 1, 4 and 16 sequences."""
+    by_cell = cells(results["decode_step"])
+    return listed(by_cell["q,v", "8", count][PLAIN]["ms"] for count in TARGETED)
 
 
 def prefill(results: Results) -> Lines:
-    """Every side of a prompt's forward pass, over the plain model."""
-    found: dict[tuple[str, int, int], dict[str, Result]] = {cell: {} for cell in PROMPTS}
+    """All sides of a prompt's forward pass, relative to the plain model."""
+    by_cell: dict[tuple[str, int, int], dict[str, Result]] = {cell: {} for cell in PROMPTS}
     for row in results["prefill"]["rows"]:
-        found[row["targets"], row["rank"], row["tokens"]][row["side"]] = row
-    plain = ["plain model, ms", *(f"{sides[PLAIN]['ms']:,.0f}" for sides in found.values())]
+        by_cell[row["targets"], row["rank"], row["tokens"]][row["side"]] = row
+    plain = ["plain model, ms", *(f"{sides[PLAIN]['ms']:,.0f}" for sides in by_cell.values())]
     rows = [
-        [text, *(f"{sides[side]['ratio']:.2f}" if side in sides else "" for sides in found.values())]
+        [text, *(f"{sides[side]['ratio']:.2f}" if side in sides else "" for sides in by_cell.values())]
         for side, text in PROMPT_SIDES.items()
     ]
     return table(["over the plain model", *PROMPTS.values()], [plain, *rows])
 
 
 def _ratios(results: Results, side: str, counts: tuple[int, ...] = TARGETED) -> list[float]:
-    found = cells(results["decode_step"])
-    return [found["q,v", "8", count][side]["ratio"] for count in counts]
+    by_cell = cells(results["decode_step"])
+    return [by_cell["q,v", "8", count][side]["ratio"] for count in counts]
 
 
 def _sequences(count: int) -> str:

@@ -1,4 +1,4 @@
-"""Figures of whole engines: tokens a second beside vLLM and llama.cpp, and requests that arrive by themselves."""
+"""Figures of whole engines: tokens per second next to vLLM and llama.cpp, and open-loop load."""
 
 from __future__ import annotations
 
@@ -25,51 +25,51 @@ TRAFFIC = {
 
 
 def throughput(results: Results) -> Lines:
-    """Tokens a second of every engine, 1, 4 and 16 requests together."""
-    found = _rates(results)
-    rows = [[text, *(f"{found[(*side, count)]:.3g}" for count in COUNTS)] for side, text in ENGINES.items()]
+    """Tokens per second of every engine, with 1, 4 and 16 requests together."""
+    rates = _rates(results)
+    rows = [[text, *(f"{rates[(*side, count)]:.3g}" for count in COUNTS)] for side, text in ENGINES.items()]
     return table(["tokens/s", "1 request", "4", "16"], rows)
 
 
 def vllm_lora(results: Results) -> str:
-    """Our tokens a second under mixes of 2 over those of vLLM under one adapter, 1 to 16 requests."""
+    """Our tokens per second under mixes of 2 relative to vLLM's under one adapter, 1 to 16 requests."""
     return span((target["ratio"] for target in results["throughput"]["targets"]), ".1f")
 
 
 def vllm_plain(results: Results) -> str:
-    """The plain vLLM engine's tokens a second over ours, 1 to 16 requests."""
-    return span(_over(results, ("vllm", "plain"), ("ours", "plain")), ".1f")
+    """The plain vLLM engine's tokens per second relative to ours, 1 to 16 requests."""
+    return span(_ratios(results, ("vllm", "plain"), ("ours", "plain")), ".1f")
 
 
 def llama_cpp_plain(results: Results) -> str:
-    """The plain llama.cpp engine's tokens a second over ours, one request."""
-    return f"{_over(results, ('llama.cpp', 'plain'), ('ours', 'plain'))[0]:.1f}"
+    """The plain llama.cpp engine's tokens per second relative to ours, one request."""
+    return f"{_ratios(results, ('llama.cpp', 'plain'), ('ours', 'plain'))[0]:.1f}"
 
 
 def llama_cpp_mixes(results: Results) -> str:
-    """llama.cpp's tokens a second over ours, both under a mix of 2, one request."""
-    return f"{_over(results, ('llama.cpp', 'k=2'), ('ours', 'k=2'))[0]:.1f}"
+    """llama.cpp's tokens per second relative to ours, both under a mix of 2, one request."""
+    return f"{_ratios(results, ('llama.cpp', 'k=2'), ('ours', 'k=2'))[0]:.1f}"
 
 
 def over_llama_cpp_mixes(results: Results) -> str:
-    """Our tokens a second over llama.cpp's, 16 requests under mixes of 2."""
-    return f"{_over(results, ('ours', 'k=2'), ('llama.cpp', 'k=2'))[-1]:.1f}"
+    """Our tokens per second relative to llama.cpp's, 16 requests under mixes of 2."""
+    return f"{_ratios(results, ('ours', 'k=2'), ('llama.cpp', 'k=2'))[-1]:.1f}"
 
 
 def arrivals(results: Results) -> Lines:
-    """Requests that arrive by themselves: the time between tokens, and how many met the objective."""
+    """Open-loop load: the time between tokens, and the share of requests that met the objective."""
     rows = []
     for row in results["engine"]["rows"]:
         name = "closed loop, 16 clients" if row["process"] == "closed" else f"{row['process']}, load {row['load']}"
-        between = f"{row['itl_p50']:.0f} ms", f"{row['ratio']:.2f}"
-        done = f"{row['met']:.0%}", f"{row['tokens_per_s']:.0f}"
-        rows.append([f"{name}: {TRAFFIC[row['side']]}", row["requests"], *between, *done])
+        latency = f"{row['itl_p50']:.0f} ms", f"{row['ratio']:.2f}"
+        goodput = f"{row['met']:.0%}", f"{row['tokens_per_s']:.0f}"
+        rows.append([f"{name}: {TRAFFIC[row['side']]}", row["requests"], *latency, *goodput])
     columns = ["requests", "time between tokens, median", "over plain", "met the objective", "tokens/s"]
     return table(["load: adapters", *columns], rows)
 
 
 def arrivals_requests(results: Results) -> str:
-    """How many requests a side answered in one cell of the arrivals."""
+    """Range of the number of requests a side answered in one cell of the arrivals."""
     return span((row["requests"] for row in results["engine"]["rows"]), "d")
 
 
@@ -78,7 +78,7 @@ def _rates(results: Results) -> dict[tuple[str, str, int], float]:
     return {(row["engine"], row["side"], row["sequences"]): row["tokens_per_s"] for row in rows}
 
 
-def _over(results: Results, side: tuple[str, str], base: tuple[str, str]) -> list[float]:
-    """One side's tokens a second over another's, at 1, 4 and 16 requests."""
-    found = _rates(results)
-    return [found[(*side, count)] / found[(*base, count)] for count in COUNTS]
+def _ratios(results: Results, side: tuple[str, str], base: tuple[str, str]) -> list[float]:
+    """Ratios of one side's tokens per second to another's, at 1, 4 and 16 requests."""
+    rates = _rates(results)
+    return [rates[(*side, count)] / rates[(*base, count)] for count in COUNTS]

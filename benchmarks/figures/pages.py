@@ -1,12 +1,12 @@
-"""Marks in Markdown pages, and what belongs between them.
+"""Marks in Markdown pages, and the figures between them.
 
 A figure stands between two comments, which a rendered page does not show:
 
     The mix costs <!-- figure:decode_mix -->1.07 to 1.08<!-- / --> times the plain step.
 
-A table is marked the same way, on lines of its own, and names its raw results below it. A figure in a sentence may not
-begin a line, which Markdown would take for HTML. The raw result it comes from has to be named in its section (from one
-`##` to the next): by a table of the same result, or by the figure of that result whose name ends in `_source`.
+A table is marked the same way, on separate lines, and names its raw results below it. A figure in a sentence must not
+start a line, because Markdown would parse the line as HTML. Its raw result must be named in its section (from one `##`
+to the next): by a table of the same result, or by the figure of that result whose name ends in `_source`.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from benchmarks.figures.sources import Results
 from dlp_core.errors import InvalidRequest
 
 Figure = Callable[[Results], str | Lines]
-"""From raw results to a few characters of a sentence, or to the lines of a table."""
+"""A function from raw results to a few characters of a sentence, or to the lines of a table."""
 
 END = "<!-- / -->"
 MARKED = re.compile(rf"<!-- figure:(\w+) -->((?:(?!<!--).)*){END}", re.DOTALL)
 COMMENT = re.compile(r"<!-- *(?:figure|/).*?-->")
-LINE_BEGINS = re.compile(r"[ \t>]*(?:[-*+]|\d+[.)])?[ \t]*")
+LINE_START = re.compile(r"[ \t>]*(?:[-*+]|\d+[.)])?[ \t]*")
 
 
 class Stale(NamedTuple):
-    """A figure that does not show what its raw results say."""
+    """A figure that does not match its raw results."""
 
     page: Path
     line: int
@@ -44,33 +44,33 @@ class Stale(NamedTuple):
 
 
 class Filled(NamedTuple):
-    """A page with its figures as they should be, and those that were not."""
+    """A page with up-to-date figures, and the figures that were stale."""
 
     text: str
     stale: list[Stale]
 
 
 def fill(root: Path, page: Path, figures: Mapping[str, Figure]) -> Filled:
-    """Fills the figures of a page, whose path is below `root`, from the raw results below `root`.
+    """Fill the figures of a page from the raw results. The path of the page and the results are relative to `root`.
 
-    Raises InvalidRequest, naming page and line, for a mark that is not closed or has no figure, a figure in a sentence
-    that begins a line, and one whose raw result its section does not name."""
+    Raises InvalidRequest, naming page and line, for a mark that is not closed or names no figure, for a figure in a
+    sentence that starts a line, and for one whose raw result is not named in its section."""
     text = (root / page).read_text()
     pieces: list[str] = []
     stale: list[Stale] = []
-    # By section: the raw results of figures in sentences, with the first figure of each; those that tables name.
+    # By section: the raw results that sentences use, with the first figure that uses each; those that tables name.
     used: dict[int, dict[str, tuple[str, int]]] = defaultdict(dict)
     named: dict[int, set[str]] = defaultdict(set)
     end = 0
     for name, shown, start, line in _marks(text, page):
         if name not in figures:
-            raise InvalidRequest(f"{page}:{line}: there is no figure {name!r}; python -m benchmarks.figures --list")
+            raise InvalidRequest(f"{page}:{line}: there is no figure {name!r}; see python -m benchmarks.figures --list")
         section = text.count("\n## ", 0, start)
         results = Results(root, page)
         measured = figures[name](results)
         if isinstance(measured, str):
-            if LINE_BEGINS.fullmatch(text[text.rfind("\n", 0, start) + 1 : start]):
-                raise InvalidRequest(f"{page}:{line}: figure {name} begins a line; move a word in front of it")
+            if LINE_START.fullmatch(text[text.rfind("\n", 0, start) + 1 : start]):
+                raise InvalidRequest(f"{page}:{line}: figure {name} starts a line; move a word in front of it")
             used[section] |= {source: (name, line) for source in results.names if source not in used[section]}
         else:
             blocks = ["\n".join(block) for block in (measured, results.origin()) if block]
@@ -91,25 +91,26 @@ def fill(root: Path, page: Path, figures: Mapping[str, Figure]) -> Filled:
 
 
 def _marks(text: str, page: Path) -> Iterator[tuple[str, str, int, int]]:
-    """Name, content, place and line of every mark."""
-    whole = {place for mark in MARKED.finditer(text) for place in (mark.start(), mark.end() - len(END))}
+    """Name, content, offset and line of every mark."""
+    paired = {offset for mark in MARKED.finditer(text) for offset in (mark.start(), mark.end() - len(END))}
     for comment in COMMENT.finditer(text):
-        if comment.start() not in whole:
+        if comment.start() not in paired:
             line = _line(text, comment.start())
-            raise InvalidRequest(f"{page}:{line}: {comment[0]} is not one of a pair <!-- figure:NAME -->...{END}")
+            raise InvalidRequest(f"{page}:{line}: {comment[0]} is not part of a pair <!-- figure:NAME -->...{END}")
     for mark in MARKED.finditer(text):
         yield mark[1], mark[2], mark.start(), _line(text, mark.start())
 
 
 def _first_difference(page: Path, line: int, name: str, shown: str, measured: str) -> Stale:
-    """Of a table, its first line that differs."""
-    pairs = [*shown.split("\n")], [*measured.split("\n")]
-    width = max(map(len, pairs))
-    for offset, (mine, its) in enumerate(zip(*(lines + [""] * (width - len(lines)) for lines in pairs), strict=True)):
-        if mine != its:
-            return Stale(page, line + offset, name, mine, its)
+    """The stale figure, at its first line that differs."""
+    blocks = [*shown.split("\n")], [*measured.split("\n")]
+    count = max(map(len, blocks))
+    padded = (lines + [""] * (count - len(lines)) for lines in blocks)
+    for offset, (shown_line, measured_line) in enumerate(zip(*padded, strict=True)):
+        if shown_line != measured_line:
+            return Stale(page, line + offset, name, shown_line, measured_line)
     raise AssertionError("there is no difference")
 
 
-def _line(text: str, place: int) -> int:
-    return text.count("\n", 0, place) + 1
+def _line(text: str, offset: int) -> int:
+    return text.count("\n", 0, offset) + 1

@@ -1,4 +1,4 @@
-"""Figures of answers: the demo bank's, and those of the 26 BIG-bench tasks. Scores of BIG-bench are points of 100."""
+"""Figures of answer quality: the demo bank and the 26 BIG-bench tasks. BIG-bench scores are points from 0 to 100."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from benchmarks.figures.sources import Result, Results
 
 SERVED, FIRST = "top-p=0.9", "top1"
 TASK_ARMS = ("plain", "oracle", SERVED, "random", "adapter=joint", "sentence=0.9")
-WAYS = ("plain", "by request", "by sentence", "oracle by part")
+METHODS = ("plain", "by request", "by sentence", "oracle by part")
 
 
 def demo_quality(results: Results) -> Lines:
-    """Exact match of every demo adapter on its held-out rows: alone, named, routed."""
+    """Exact match of every demo adapter on its held-out rows: plain backbone, named, routed."""
     suites: dict[str, dict[str, Result]] = {}
     for record in results["demo_quality"]["records"]:
         suites.setdefault(record["suite"], {})[record["arm"]] = record
@@ -25,31 +25,31 @@ def demo_quality(results: Results) -> Lines:
 
 
 def bigbench_arms(results: Results) -> Lines:
-    """Every way of choosing adapters on the 26 tasks, best first."""
+    """All arms on the 26 tasks, best first."""
     arms = results["bigbench26"]["arms"]
-    first = _score(results, FIRST)
+    top1 = _score(results, FIRST)
     rows = []
     for arm in sorted(arms, key=lambda arm: -round(arm["score"]["mean"], 1)):
-        less = "" if arm["name"] == FIRST else _signed(arm["score"]["mean"] - first)
+        difference = "" if arm["name"] == FIRST else _signed(arm["score"]["mean"] - top1)
         shares = [f"{arm['adapters']:.2f}", f"{arm['plain']:.1%}"]
-        rows.append([f"`{arm['name']}`", f"{arm['score']['mean']:.1f}", _interval(arm), less, *shares])
+        rows.append([f"`{arm['name']}`", f"{arm['score']['mean']:.1f}", _interval(arm), difference, *shares])
     return table(["arm", "score", "95% interval", "minus `top1`", "adapters per mix", "backbone alone"], rows)
 
 
 def bigbench_composites(results: Results) -> Lines:
-    """Prompts that hold several questions of different tasks, by how adapters are chosen."""
+    """Prompts with several questions of different tasks, by how adapters are chosen."""
     cells: dict[int, dict[str, Result]] = {}
-    for found in results["bigbench26"]["composites"]:
-        cells.setdefault(found["parts"], {})[found["arm"]] = found
+    for composite in results["bigbench26"]["composites"]:
+        cells.setdefault(composite["parts"], {})[composite["arm"]] = composite
     rows = [
-        [parts, *(f"{ways[way]['score']['mean']:.1f} ({_interval(ways[way])})" for way in WAYS)]
-        for parts, ways in cells.items()
+        [parts, *(f"{row[method]['score']['mean']:.1f} ({_interval(row[method])})" for method in METHODS)]
+        for parts, row in cells.items()
     ]
-    return table(["questions per prompt", *WAYS], rows)
+    return table(["questions per prompt", *METHODS], rows)
 
 
 def bigbench_tasks(results: Results) -> Lines:
-    """Every task under the arms that differ."""
+    """All tasks under the arms that differ."""
     arms = {arm["name"]: arm["tasks"] for arm in results["bigbench26"]["arms"]}
     rows = [[task, *(f"{arms[arm][task]['score']['mean']:.1f}" for arm in TASK_ARMS)] for task in sorted(arms["plain"])]
     return table(["task", *TASK_ARMS], rows)
@@ -66,32 +66,32 @@ def bigbench_oracle(results: Results) -> str:
 
 
 def bigbench_routed(results: Results) -> str:
-    """Mean score of what a server does by default, top-p with p = 0.9, on the 26 tasks."""
+    """Mean score of a server's defaults (top-p with p = 0.9) on the 26 tasks."""
     return f"{_score(results, SERVED):.1f}"
 
 
 def bigbench_routed_less(results: Results) -> str:
-    """What routing scores more than the right adapter."""
+    """Score of routing minus the right adapter's."""
     return _signed(_score(results, SERVED) - _score(results, "oracle"))
 
 
 def bigbench_right_gain(results: Results) -> str:
-    """What the right adapter scores more than the backbone alone."""
+    """Score of the right adapter minus the backbone's alone."""
     return f"{_score(results, 'oracle') - _score(results, 'plain'):.1f}"
 
 
 def bigbench_random_gain(results: Results) -> str:
-    """What a random adapter scores more than the backbone alone."""
+    """Score of a random adapter minus the backbone's alone."""
     return f"{_score(results, 'random') - _score(results, 'plain'):.1f}"
 
 
 def bigbench_joint_loss(results: Results) -> str:
-    """What one joint adapter scores less than routing."""
+    """Score of routing minus one joint adapter's."""
     return f"{_score(results, SERVED) - _score(results, 'adapter=joint'):.1f}"
 
 
 def bigbench_sentence_loss(results: Results) -> str:
-    """What a mix for each sentence scores less than one for each request."""
+    """Score of a mix per request minus a mix per sentence."""
     return f"{_score(results, SERVED) - _score(results, 'sentence=0.9'):.1f}"
 
 
@@ -99,8 +99,8 @@ def _score(results: Results, name: str) -> float:
     return float(next(arm["score"]["mean"] for arm in results["bigbench26"]["arms"] if arm["name"] == name))
 
 
-def _interval(found: Result) -> str:
-    return f"{found['score']['low']:.1f} to {found['score']['high']:.1f}"
+def _interval(scored: Result) -> str:
+    return f"{scored['score']['low']:.1f} to {scored['score']['high']:.1f}"
 
 
 def _signed(points: float) -> str:

@@ -1,4 +1,4 @@
-"""Figures of the router, and of which replica runs a request and how many replicas there are."""
+"""Figures of the router, of affinity routing to replicas, and of autoscaling."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ POLICIES = {"affinity": "affinity", "power_of_two": "power of two choices"}
 
 
 def router_quality(results: Results) -> Lines:
-    """The router on the held-out prompts of the 26 tasks, and on tasks it was trained without."""
-    found = results["router_eval"]
+    """The router on held-out prompts of the 26 tasks, and on tasks left out of its training."""
+    scores = results["router_eval"]
     rows = [
-        ["right adapter ranked first", f"{found['accuracy']:.2%}"],
-        ["calibration error", f"{found['ece']:.3f}"],
-        ['kept (not refused as "none of these")', f"{found['kept']:.1%}"],
-        ["right adapter, with typos", f"{found['typos']:.1%}"],
-        ["right adapter, without instructions", f"{found['bare']:.1%}"],
-        ['trained without 4 tasks at a time: AUROC of "none of these"', f"{found['unseen_auroc']:.3f}"],
-        ["the same: prompts of unseen tasks refused", f"{found['unseen_refused']:.0%}"],
-        ["the same: prompts of the other tasks kept", f"{found['unseen_kept']:.1%}"],
-        ["one prompt, median and 99th percentile", f"{found['p50_ms']:.2f} ms, {found['p99_ms']:.2f} ms"],
-        ["prompts/s in batches", f"{found['prompts_per_s']:,.0f}"],
-        ["parameters", f"{found['parameters'] / 1e6:.1f} million"],
-        ["training", f"{found['training_s']:.0f} s"],
+        ["right adapter ranked first", f"{scores['accuracy']:.2%}"],
+        ["calibration error", f"{scores['ece']:.3f}"],
+        ['kept (not refused as "none of these")', f"{scores['kept']:.1%}"],
+        ["right adapter, with typos", f"{scores['typos']:.1%}"],
+        ["right adapter, without instructions", f"{scores['bare']:.1%}"],
+        ['trained without 4 tasks at a time: AUROC of "none of these"', f"{scores['unseen_auroc']:.3f}"],
+        ["the same: prompts of unseen tasks refused", f"{scores['unseen_refused']:.0%}"],
+        ["the same: prompts of the other tasks kept", f"{scores['unseen_kept']:.1%}"],
+        ["one prompt, median and 99th percentile", f"{scores['p50_ms']:.2f} ms, {scores['p99_ms']:.2f} ms"],
+        ["prompts/s in batches", f"{scores['prompts_per_s']:,.0f}"],
+        ["parameters", f"{scores['parameters'] / 1e6:.1f} million"],
+        ["training", f"{scores['training_s']:.0f} s"],
     ]
-    return table([f"{found['rows']:,} held-out prompts", "measured"], rows)
+    return table([f"{scores['rows']:,} held-out prompts", "measured"], rows)
 
 
 def router_right(results: Results) -> str:
@@ -40,19 +40,19 @@ def router_right(results: Results) -> str:
 
 
 def router_p50(results: Results) -> str:
-    """The router's time for a prompt on one thread, median."""
+    """The router's median time per prompt on one thread."""
     return f"{results['router_eval']['p50_ms']:.2f} ms"
 
 
 def router_p99(results: Results) -> str:
-    """The router's time for a prompt on one thread, 99th percentile."""
+    """The router's 99th percentile time per prompt on one thread."""
     return f"{results['router_eval']['p99_ms']:.2f} ms"
 
 
 def router_growth(results: Results) -> Lines:
-    """An adapter added by 16 examples, a router of 1,000 adapters, and long prompts."""
-    found = results["router"]
-    growth, scale, long = found["growth"], found["scale"], found["long"]
+    """An adapter added with 16 examples, a router of 1,000 adapters, and long prompts."""
+    router = results["router"]
+    growth, scale, long = router["growth"], router["scale"], router["long"]
     rows = [
         ["right adapter on the new task, mean", f"{growth['right_mean']:.1%}"],
         ["the same, worst task", f"{growth['right_least']:.0%}"],
@@ -71,7 +71,7 @@ def router_growth(results: Results) -> Lines:
 
 
 def router_latency(results: Results) -> Lines:
-    """The demo bank's router, and the same widened to more adapters."""
+    """Latency of the demo bank's router, and of the same router widened to more adapters."""
     rows = [
         [f"{row['adapters']:,}", _percentiles(row), f"{row['prompts_per_s']:,}", f"{row['load_ms']:.0f} ms"]
         for row in results["router_latency"]["rows"]
@@ -80,34 +80,34 @@ def router_latency(results: Results) -> Lines:
 
 
 def affinity(results: Results) -> Lines:
-    """Adapter loads and balance, by affinity and by power of two choices: on a cluster and simulated."""
+    """Adapter loads and load balance under affinity and power of two choices: on a cluster and simulated."""
     cluster = {"measured, 3 replicas, 60 adapters": results["affinity_cluster"]}
-    simulated = {f"simulated, {name}": found for name, found in results["affinity"].items()}
+    simulated = {f"simulated, {name}": outcomes for name, outcomes in results["affinity"].items()}
     rows = [
-        [f"{name}: {text}", f"{found[policy]['loads_per_1000']:,.0f}", f"{found[policy]['busiest']:.2f}"]
-        for name, found in (cluster | simulated).items()
+        [f"{name}: {text}", f"{outcomes[policy]['loads_per_1000']:,.0f}", f"{outcomes[policy]['busiest']:.2f}"]
+        for name, outcomes in (cluster | simulated).items()
         for policy, text in POLICIES.items()
     ]
     return table(["setup: policy", "loads per 1,000 requests", "busiest replica over the mean"], rows)
 
 
 def autoscaling(results: Results) -> Lines:
-    """How many replicas Serve aimed at under each kind of load, and how soon."""
+    """Serve's target number of replicas under each kind of load, and how fast it changes."""
     rows = []
-    for name, found in results["autoscaling"]["traces"].items():
-        seen = found["seen"]
-        most = max(point["target"] for point in seen)
-        last_busy = max(point["time"] for point in seen if point["requests"])
+    for name, trace in results["autoscaling"]["traces"].items():
+        samples = trace["seen"]
+        max_target = max(sample["target"] for sample in samples)
+        last_busy = max(sample["time"] for sample in samples if sample["requests"])
         up = down = "stays at 1"
-        if most > 1:
-            first = next(point["time"] for point in seen if point["target"] == most)
-            again = next(point["time"] for point in seen if point["time"] > last_busy and point["target"] == 1)
-            up, down = f"{first} s", f"{again - last_busy} s"
-        answered = f"{found['answers'].get('200', 0)} of {sum(found['answers'].values())}"
-        rows.append([LOADS[name], most, up, down, answered])
+        if max_target > 1:
+            reached = next(sample["time"] for sample in samples if sample["target"] == max_target)
+            back = next(sample["time"] for sample in samples if sample["time"] > last_busy and sample["target"] == 1)
+            up, down = f"{reached} s", f"{back - last_busy} s"
+        answered = f"{trace['answers'].get('200', 0)} of {sum(trace['answers'].values())}"
+        rows.append([LOADS[name], max_target, up, down, answered])
     columns = ["peak target", "reached after", "back to 1 after the last request", "answered"]
     return table(["load", *columns], rows)
 
 
-def _percentiles(found: dict[str, float], prefix: str = "") -> str:
-    return f"{found[f'{prefix}p50_ms']:.2f} ms, {found[f'{prefix}p99_ms']:.2f} ms"
+def _percentiles(latencies: dict[str, float], prefix: str = "") -> str:
+    return f"{latencies[f'{prefix}p50_ms']:.2f} ms, {latencies[f'{prefix}p99_ms']:.2f} ms"

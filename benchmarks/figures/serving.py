@@ -1,4 +1,4 @@
-"""Figures of what surrounds the engine: cold adapters, HTTP, starts, streams beside each other and beside loads."""
+"""Figures of serving: cold adapters, HTTP, startup, concurrent streams, and streams while adapters load."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks.figures.sources import Result, Results
 HTTP = {"engine": "the engine, called directly", "serve": "Serve's own proxy", "throughput": "throughput mode"}
 HTTP_RESULTS = ("http_path", "http_path_one_thread")
 SMALL, LARGE = 0.94, 39.13
-"""Megabytes of the two adapters of a cold start."""
+"""Sizes of the two adapters of the cold starts, in megabytes."""
 STARTS = {
     "process": "whole process",
     "router": "running process",
@@ -18,7 +18,7 @@ STARTS = {
 
 
 def cold_start(results: Results) -> Lines:
-    """The first token by where its adapter is, and what a cold one adds."""
+    """Time to the first token by the location of its adapter, and the time that a cold one adds."""
     cells: dict[tuple[str, float], dict[str, Result]] = {}
     for row in results["cold_start"]["rows"]:
         cells.setdefault((row["link"], row["mb"]), {})[row["side"]] = row
@@ -33,37 +33,37 @@ def cold_start(results: Results) -> Lines:
 
 
 def cold_added(results: Results) -> str:
-    """What a cold adapter of 0.94 MB adds to the first token, over 20 ms and 100 MB/s."""
+    """Time that a cold adapter of 0.94 MB adds to the first token, over a link of 20 ms and 100 MB/s."""
     return _ms(_cold(results, "20 ms, 100 MB/s", SMALL)["added_ms"])
 
 
 def cold_small(results: Results) -> str:
-    """That over the first byte and the bytes at the bandwidth of a plain GET."""
+    """The same relative to the ideal: the first byte plus the bytes at the bandwidth of a plain GET."""
     return f"{_cold(results, '20 ms, 100 MB/s', SMALL)['ratio']:.2f}"
 
 
 def cold_large(results: Results) -> str:
-    """The same for an adapter of 39 MB."""
+    """The same ratio for an adapter of 39 MB."""
     return f"{_cold(results, '20 ms, 100 MB/s', LARGE)['ratio']:.2f}"
 
 
 def cold_loopback(results: Results) -> str:
-    """The same over loopback, for both adapters."""
+    """The same ratio over loopback, for both adapters."""
     return " and ".join(f"{_cold(results, 'loopback', mb)['ratio']:.1f}" for mb in (SMALL, LARGE))
 
 
 def cold_pack(results: Results) -> str:
-    """From checked files of 39 MB on disk to host memory."""
+    """Time from verified files of 39 MB on disk to host memory."""
     return _ms(_cold(results, "loopback", LARGE)["pack_ms"])
 
 
 def cold_fetch(results: Results) -> str:
-    """From S3 over loopback to checked files on disk, 39 MB."""
+    """Time from S3 over loopback to verified files on disk, 39 MB."""
     return _ms(_cold(results, "loopback", LARGE)["fetch_ms"])
 
 
 def http(results: Results) -> Lines:
-    """Tokens a second over HTTP beside the engine's, with two threads for the model and with one."""
+    """Tokens per second over HTTP next to the engine's, with two threads for the model and with one."""
     rows = []
     for name in HTTP_RESULTS:
         for row in results[name]["rows"]:
@@ -74,7 +74,7 @@ def http(results: Results) -> Lines:
 
 
 def http_two_threads(results: Results) -> str:
-    """HTTP in throughput mode over the engine at 16 streams, tokens a second, two threads for the model."""
+    """Tokens per second over HTTP in throughput mode relative to the engine, 16 streams, two threads for the model."""
     return f"{_http(results, 'http_path')['ratio']:.2f}"
 
 
@@ -84,12 +84,12 @@ def http_one_thread(results: Results) -> str:
 
 
 def http_token_ms(results: Results) -> str:
-    """What HTTP in throughput mode adds to a token of a single stream, two threads for the model."""
+    """Time that HTTP in throughput mode adds to each token of a single stream, two threads for the model."""
     return f"{_http(results, 'http_path', 1)['added_ms'] / results['http_path']['tokens']:.0f}"
 
 
 def http_throughput_mode(results: Results) -> Lines:
-    """Requests a second and the latency added by HTTP, without throughput mode and with it."""
+    """Requests per second and the latency added by HTTP, without throughput mode and with it."""
     rows = []
     for name, model in (("http_path_tiny", "tiny random model"), ("http_path_smollm2", "SmolLM2-135M bf16")):
         for streams, sides in results[name]["streams"].items():
@@ -101,7 +101,7 @@ def http_throughput_mode(results: Results) -> Lines:
 
 
 def start(results: Results) -> Lines:
-    """Where the time of a start goes, phase by phase."""
+    """Startup time, phase by phase."""
     rows = [
         [f"{STARTS[row['kind']]}: {'**total**' if row['side'] == 'all' else row['side']}", _ms(row["ms"])]
         for row in results["startup"]["rows"]
@@ -111,33 +111,33 @@ def start(results: Results) -> Lines:
 
 def streams(results: Results) -> Lines:
     """The same prompts one at a time and all at once."""
-    found = results["concurrent_streams"]
+    result = results["concurrent_streams"]
     rows = [
-        [name, f"{found[side]['tokens_per_s']:.1f}", f"{found[side]['first_token_s']:.2f} s"]
-        for name, side in (("one at a time", "alone"), (f"{found['streams']} streams", "together"))
+        [name, f"{result[side]['tokens_per_s']:.1f}", f"{result[side]['first_token_s']:.2f} s"]
+        for name, side in (("one at a time", "alone"), (f"{result['streams']} streams", "together"))
     ]
     return table(["", "tokens/s", "first token, median"], rows)
 
 
 def streams_same(results: Results) -> str:
-    """How many of the prompts had the same text and mix in both ways."""
-    found = results["concurrent_streams"]
-    return f"{found['streams'] - len(found['different'])} of {found['streams']}"
+    """Number of prompts with the same text and mix both ways."""
+    result = results["concurrent_streams"]
+    return f"{result['streams'] - len(result['different'])} of {result['streams']}"
 
 
 def streams_mixes(results: Results) -> str:
-    """How many mixes those prompts had."""
+    """Number of different mixes among those prompts."""
     return str(results["concurrent_streams"]["mixes"])
 
 
 def loads(results: Results) -> Lines:
-    """The time between tokens while nothing loads, and while adapters do."""
-    found = results["load_overlap"]
+    """Time between tokens while nothing loads, and while adapters load."""
+    result = results["load_overlap"]
     rows = [
-        [name, _ms(found[side]["p50_ms"]), _ms(found[side]["p99_ms"])]
-        for name, side in (("nothing loads", "quiet"), (f"{found['loads_per_s']:.1f} loads a second", "loading"))
+        [name, _ms(result[side]["p50_ms"]), _ms(result[side]["p99_ms"])]
+        for name, side in (("nothing loads", "quiet"), (f"{result['loads_per_s']:.1f} loads a second", "loading"))
     ]
-    return table([f"time between tokens, {found['streams']} streams", "median", "99th percentile"], rows)
+    return table([f"time between tokens, {result['streams']} streams", "median", "99th percentile"], rows)
 
 
 def _cold(results: Results, link: str, mb: float) -> Result:
@@ -152,5 +152,5 @@ def _http(results: Results, name: str, streams: int = 16) -> Result:
 
 
 def _ms(value: float) -> str:
-    """Two digits at least: 6.1 ms, 43 ms, 1,100 ms."""
+    """Milliseconds with at least two digits: 6.1 ms, 43 ms, 1,100 ms."""
     return f"{value:.1f} ms" if abs(value) < 10 else f"{value:,.0f} ms"

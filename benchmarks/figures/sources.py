@@ -1,4 +1,4 @@
-"""The raw results: where each lies, which command made it, and what it says of the machine it was made on."""
+"""The raw results: their files, the commands that produced them, and the machines they record."""
 
 from __future__ import annotations
 
@@ -16,61 +16,61 @@ from dlp_core.errors import InvalidRequest
 Result = Mapping[str, Any]
 
 WIDTH = 100
-"""Columns of a line of prose."""
+"""Columns at which prose wraps."""
 MEASUREMENTS = Path("docs/performance.md"), "measure-again"
 """Page and heading of `Results.measurements`: the command and the machine behind every raw result."""
 NOT_RECORDED = "not recorded"
 
 
 class Source(NamedTuple):
-    """A file of raw results. `path` is below the checkout."""
+    """A file of raw results. `path` is relative to the checkout."""
 
     path: str
     command: str
-    """What made it, as a person would type it."""
+    """The command that produced it, as a user would type it."""
 
 
-def _measured(name: str, options: str = "", *, module: str = "") -> Source:
+def _benchmark(name: str, options: str = "", *, module: str = "") -> Source:
     command = f"python -m benchmarks.{module or name} {options}".rstrip()
     return Source(f"benchmarks/results/{name}.json", command)
 
 
 _SMOLLM2 = "--base MODEL_DIR --bank examples/bank --adapter cron --dtype bfloat16"
 SOURCES = {
-    "affinity": _measured("affinity"),
-    "affinity_cluster": _measured("affinity_cluster"),
-    "autoscaling": _measured("autoscaling"),
+    "affinity": _benchmark("affinity"),
+    "affinity_cluster": _benchmark("affinity_cluster"),
+    "autoscaling": _benchmark("autoscaling"),
     "bigbench26": Source(
         "docs/bigbench26/results.json",
         "dlp eval --suite examples/bigbench26/suite.yaml --data rows --bank bank26 --base-model MODEL_DIR",
     ),
-    "cold_start": _measured("cold_start", "MODEL_DIR"),
-    "concurrent_streams": _measured("concurrent_streams", "--url http://127.0.0.1:8000"),
-    "decode_step": _measured("decode_step", "MODEL_DIR"),
-    "demo_quality": _measured("demo_quality", "--url http://127.0.0.1:8000/v1"),
-    "engine": _measured("engine", "MODEL_DIR"),
-    "http_path": _measured("http_path", f"{_SMOLLM2} --threads 2 --streams 1 --streams 16 --seconds 5"),
-    "http_path_one_thread": _measured(
+    "cold_start": _benchmark("cold_start", "MODEL_DIR"),
+    "concurrent_streams": _benchmark("concurrent_streams", "--url http://127.0.0.1:8000"),
+    "decode_step": _benchmark("decode_step", "MODEL_DIR"),
+    "demo_quality": _benchmark("demo_quality", "--url http://127.0.0.1:8000/v1"),
+    "engine": _benchmark("engine", "MODEL_DIR"),
+    "http_path": _benchmark("http_path", f"{_SMOLLM2} --threads 2 --streams 1 --streams 16 --seconds 5"),
+    "http_path_one_thread": _benchmark(
         "http_path_one_thread", f"{_SMOLLM2} --threads 1 --streams 16 --seconds 4", module="http_path"
     ),
-    "http_path_smollm2": _measured("http_path_smollm2", _SMOLLM2, module="http_path"),
-    "http_path_tiny": _measured("http_path_tiny", "--seconds 8", module="http_path"),
-    "load_overlap": _measured("load_overlap", "MODEL_DIR"),
-    "prefill": _measured("prefill", "MODEL_DIR"),
-    "router": _measured("router", "TRAIN.jsonl.gz TEST.jsonl.gz"),
+    "http_path_smollm2": _benchmark("http_path_smollm2", _SMOLLM2, module="http_path"),
+    "http_path_tiny": _benchmark("http_path_tiny", "--seconds 8", module="http_path"),
+    "load_overlap": _benchmark("load_overlap", "MODEL_DIR"),
+    "prefill": _benchmark("prefill", "MODEL_DIR"),
+    "router": _benchmark("router", "TRAIN.jsonl.gz TEST.jsonl.gz"),
     "router_eval": Source(
         "benchmarks/results/router_eval.json",
         "dlp router eval --router ROUTER --data test.jsonl.gz --train-data train.jsonl.gz --json",
     ),
-    "router_latency": _measured("router_latency"),
-    "startup": _measured("startup", "MODEL_DIR"),
-    "throughput": _measured("throughput", "MODEL_DIR --vllm-python PYTHON --llama-server BINARY"),
+    "router_latency": _benchmark("router_latency"),
+    "startup": _benchmark("startup", "MODEL_DIR"),
+    "throughput": _benchmark("throughput", "MODEL_DIR --vllm-python PYTHON --llama-server BINARY"),
 }
 
 
 class Results:
-    """The raw results of a checkout, for a page whose path is below `root`. Remembers which were read: that is where a
-    figure comes from."""
+    """The raw results of a checkout, for a page whose path is below `root`. Records which were read, because they are
+    the sources of a figure."""
 
     def __init__(self, root: Path, page: Path = MEASUREMENTS[0]) -> None:
         self._root = root
@@ -78,14 +78,14 @@ class Results:
         self._read: dict[str, Result] = {}
 
     def __getitem__(self, name: str) -> Result:
-        """A result by its name in SOURCES. Raises InvalidRequest if its file cannot be read."""
+        """The result with this name in SOURCES. Raises InvalidRequest if its file cannot be read."""
         if name not in self._read:
             self._read[name] = self._load(name)
         return self._read[name]
 
     @property
     def names(self) -> list[str]:
-        """Of the results that were read, in that order."""
+        """Names of the results that were read, in order."""
         return list(self._read)
 
     def origin(self) -> Lines:
@@ -102,7 +102,7 @@ class Results:
         by_machine: dict[str, Lines] = {}
         for name, source in SOURCES.items():
             item = _wrapped(f"- {self._link(name)}: `{source.command}`", indent="  ")
-            by_machine.setdefault(_surroundings(self._load(name)), []).extend(item)
+            by_machine.setdefault(_environment(self._load(name)), []).extend(item)
         lines: Lines = []
         for heading in sorted(by_machine, key=lambda heading: NOT_RECORDED in heading):
             lines += ["", *_wrapped(f"{heading}:"), "", *by_machine[heading]]
@@ -133,12 +133,12 @@ def machine(result: Result) -> str:
 
 
 def _wrapped(text: str, indent: str = "") -> Lines:
-    """Lines of a paragraph; all but the first are indented. Commands and links are not broken."""
+    """Wrap a paragraph into lines, indenting all but the first, without breaking commands and links."""
     unbroken = re.sub(r"`[^`]*`|\[[^]]*\]", lambda span: span[0].replace(" ", "\0"), text)
     lines = textwrap.wrap(unbroken, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return [line.replace("\0", " ") for line in lines]
 
 
-def _surroundings(result: Result) -> str:
+def _environment(result: Result) -> str:
     commit = f", commit {result['commit']}" if result.get("commit") else ""
     return f"{machine(result)}{commit}" if machine(result) else f"Hardware {NOT_RECORDED}"

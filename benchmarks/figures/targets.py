@@ -1,4 +1,4 @@
-"""The targets beside what was measured, and the five figures for the front page."""
+"""Figures of the targets and their measured ratios, and the five figures of the front page."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from benchmarks.figures.routing import router_p50, router_p99
 from benchmarks.figures.serving import http_two_threads
 from benchmarks.figures.sources import Result, Results
 
-JUDGED = ("decode_step", "prefill", "throughput", "cold_start", "http_path", "http_path_one_thread")
+WITH_TARGETS = ("decode_step", "prefill", "throughput", "cold_start", "http_path", "http_path_one_thread")
 """Results with targets."""
 
-WORDS = {
+DESCRIPTIONS = {
     "idle over base": "decode step, no adapter active, over the plain model",
     "k=3 over base": "decode step, a different mix of 3 for each row, over the plain model",
     "k=3 over k=1": "decode step, mixes of 3 over one adapter for each row",
@@ -27,27 +27,27 @@ WORDS = {
     "HTTP (throughput) over the engine": "tokens/s over HTTP, throughput mode, over the engine's",
 }
 COUNTS = (1, 4, 16)
-_COUNTED = re.compile(r"(.*), (\d+) (?:sequences?|streams)")
+_WITH_COUNT = re.compile(r"(.*), (\d+) (?:sequences?|streams)")
 
 
 def targets(results: Results) -> Lines:
-    """Every target and what was measured, by the number of sequences or streams. What missed is bold."""
+    """All targets and measured ratios, by the number of sequences or streams. Misses are bold."""
     cells: dict[tuple[str, str], dict[int, str]] = {}
-    for name in JUDGED:
+    for name in WITH_TARGETS:
         for target in results[name]["targets"]:
-            what, count = _counted(target["what"])
-            text = WORDS.get(what, what)
+            what, count = _split_count(target["what"])
+            text = DESCRIPTIONS.get(what, what)
             if name.startswith("http_path"):
                 text += f", {results[name]['threads']} thread{'s' * (results[name]['threads'] > 1)}"
-            cells.setdefault((text, _bound(target)), {})[count] = _judged(target)
-    rows = [[text, *(found.get(count, "") for count in COUNTS), bound] for (text, bound), found in cells.items()]
+            cells.setdefault((text, _bound(target)), {})[count] = _measured(target)
+    rows = [[text, *(ratios.get(count, "") for count in COUNTS), bound] for (text, bound), ratios in cells.items()]
     return table(["ratio", "1", "4", "16", "target"], rows)
 
 
 def targets_missed(results: Results) -> str:
-    """How many targets were missed, of how many."""
-    found = [target["met"] for name in JUDGED for target in results[name]["targets"]]
-    return f"{found.count(False)} of {len(found)}"
+    """Number of missed targets, out of how many."""
+    met = [target["met"] for name in WITH_TARGETS for target in results[name]["targets"]]
+    return f"{met.count(False)} of {len(met)}"
 
 
 def headline(results: Results) -> Lines:
@@ -55,9 +55,9 @@ def headline(results: Results) -> Lines:
     vllm = f"{vllm_lora(results)} (plain engines: {vllm_plain(results)} in vLLM's favour)"
     quality = " / ".join(figure(results) for figure in (bigbench_plain, bigbench_routed, bigbench_oracle))
     http = http_two_threads(results)
-    decode_target = _kept(results["decode_step"], "k=3 over base")
-    vllm_target = _kept(results["throughput"], "tokens/s, k=2 over vLLM's one adapter")
-    http_target = _kept(results["http_path"], "HTTP (throughput) over the engine")
+    decode_target = _verdict(results["decode_step"], "k=3 over base")
+    vllm_target = _verdict(results["throughput"], "tokens/s, k=2 over vLLM's one adapter")
+    http_target = _verdict(results["http_path"], "HTTP (throughput) over the engine")
     rows = [
         ["a decode step, a different mix of 3 for each row, over the plain model", decode_mix(results), decode_target],
         ["tokens/s with mixes of 2, over vLLM for CPUs with one adapter", vllm, vllm_target],
@@ -68,23 +68,23 @@ def headline(results: Results) -> Lines:
     return table(["", "measured", "target"], rows)
 
 
-def _counted(what: str) -> tuple[str, int]:
-    counted = _COUNTED.fullmatch(what)
-    return (counted[1], int(counted[2])) if counted else (what, 1)
+def _split_count(what: str) -> tuple[str, int]:
+    match = _WITH_COUNT.fullmatch(what)
+    return (match[1], int(match[2])) if match else (what, 1)
 
 
 def _bound(target: Result) -> str:
     return f"at {'least' if target['at_least'] else 'most'} {target['bound']:.2f}"
 
 
-def _kept(result: Result, what: str) -> str:
-    """The bound of a ratio, and whether it was kept for every number of sequences or streams."""
-    found = [target for target in result["targets"] if _counted(target["what"])[0] == what]
-    return f"{_bound(found[0])}: {'met' if all(target['met'] for target in found) else '**missed**'}"
+def _verdict(result: Result, what: str) -> str:
+    """The bound of a ratio, and whether it was met for every number of sequences or streams."""
+    matching = [target for target in result["targets"] if _split_count(target["what"])[0] == what]
+    return f"{_bound(matching[0])}: {'met' if all(target['met'] for target in matching) else '**missed**'}"
 
 
-def _judged(target: Result) -> str:
-    """Three digits where two would hide on which side of the bound it is."""
+def _measured(target: Result) -> str:
+    """The ratio with two digits, or three where two would hide on which side of the bound it lies."""
     digits = 2 if round(target["ratio"], 2) != target["bound"] or target["met"] else 3
     text = f"{target['ratio']:.{digits}f}"
     return text if target["met"] else f"**{text}**"

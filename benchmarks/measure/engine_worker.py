@@ -1,4 +1,4 @@
-"""Our engine as a worker (worker.py): the library alone, without Ray and HTTP.
+"""Our engine as a worker (benchmarks/measure/worker.py): only the library, without Ray and HTTP.
 
 python -m benchmarks.measure.engine_worker MODEL_DIR ADAPTERS_DIR
 """
@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.measure.synthetic import load_model
-from benchmarks.measure.worker import Batch, Done, answer
+from benchmarks.measure.worker import Batch, BatchResult, serve
 from dlp_core.engine.config import EngineConfig
 from dlp_core.engine.engine import FusedEngine
 from dlp_core.engine.request import Sampling
@@ -25,7 +25,7 @@ from dlp_core.residency.sources import FolderSource
 
 
 class Engine:
-    """The engine on its event loop, which runs while a batch does."""
+    """The engine on its own event loop, which runs only during a batch."""
 
     def __init__(self, base: Path, adapters: Path) -> None:
         folders = {folder.name: folder for folder in sorted(adapters.iterdir())}
@@ -37,14 +37,14 @@ class Engine:
         self._numbers = itertools.count()
         self._loop = asyncio.Runner()
 
-    def run(self, batch: Batch) -> Done:
+    def run(self, batch: Batch) -> BatchResult:
         return self._loop.run(self._run(batch))
 
-    async def _run(self, batch: Batch) -> Done:
-        began = time.perf_counter()
+    async def _run(self, batch: Batch) -> BatchResult:
+        started = time.perf_counter()
         requests = zip(batch.prompts, batch.mixes, strict=True)
         tokens = await asyncio.gather(*(self._generate(*request, batch.tokens) for request in requests))
-        return Done(time.perf_counter() - began, tokens)
+        return BatchResult(time.perf_counter() - started, tokens)
 
     async def _generate(self, prompt: Sequence[int], mix: Mapping[str, float], tokens: int) -> list[int]:
         sampling = Sampling(max_tokens=tokens, ignore_eos=True)
@@ -52,10 +52,10 @@ class Engine:
         return [token async for event in events for token in event.token_ids]
 
 
-def load() -> tuple[Callable[[Batch], Done], Mapping[str, str]]:
+def load() -> tuple[Callable[[Batch], BatchResult], Mapping[str, str]]:
     engine = Engine(*map(Path, sys.argv[1:]))
     return engine.run, {name: version(name) for name in ("torch", "transformers")}
 
 
 if __name__ == "__main__":
-    answer(load)
+    serve(load)

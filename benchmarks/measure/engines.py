@@ -1,4 +1,4 @@
-"""Starts the engines of benchmarks/throughput.py, all with the same adapters, and ends them."""
+"""Start and stop the engines of benchmarks/throughput.py, all with the same adapters."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import NamedTuple, Protocol
 
 from benchmarks.measure.peft_folder import write_adapter
 from benchmarks.measure.synthetic import TARGETS
-from benchmarks.measure.worker import Batch, Done, Worker, WorkerFailed
-from benchmarks.peers import installed, left_out
+from benchmarks.measure.worker import Batch, BatchResult, Worker, WorkerFailed
+from benchmarks.peers import is_installed, report_skipped
 from dlp_core.fusion.layers import read_shapes
 
 ADAPTERS = tuple(f"a{number}" for number in range(8))
@@ -23,13 +23,13 @@ class Engine(Protocol):
 
     versions: Mapping[str, str]
 
-    def run(self, batch: Batch) -> Done: ...
+    def run(self, batch: Batch) -> BatchResult: ...
 
     def close(self) -> None: ...
 
 
 class Side(NamedTuple):
-    """An engine under mixes of k adapters; k is 0 for the plain model."""
+    """An engine running mixes of k adapters; k is 0 for the plain model."""
 
     engine: str
     k: int
@@ -40,10 +40,10 @@ class Side(NamedTuple):
 
 
 @contextmanager
-def started(
+def start_engines(
     model: Path, scratch: Path, *, vllm_python: Path | None, llama_server: Path | None
 ) -> Iterator[dict[Side, Engine]]:
-    """The engines, loaded, by the sides they run. A peer that is not named or does not start is left out."""
+    """Start the engines and yield them by the sides they run. A peer that is not given or does not start is skipped."""
     adapters = scratch / "adapters"
     shapes = read_shapes(model)
     for seed, name in enumerate(ADAPTERS):
@@ -64,25 +64,25 @@ def started(
 
         start("ours", (0, 1, 2, 3), lambda: worker(Path(sys.executable), "measure.engine_worker", model, adapters))
         if vllm_python is None:
-            left_out("vllm", "name the Python that has it by --vllm-python or VLLM_PYTHON")
+            report_skipped("vllm", "give the Python that has it with --vllm-python or VLLM_PYTHON")
         else:
-            with _left_out_if_it_fails("vllm"):
+            with _skip_on_failure("vllm"):
                 start("vllm", (0,), lambda: worker(vllm_python, "peers.vllm", model))
                 start("vllm", (1,), lambda: worker(vllm_python, "peers.vllm", model, adapters))
         if llama_server is None:
-            left_out("llama.cpp", "name its server's binary by --llama-server or LLAMA_SERVER")
-        elif installed("gguf"):
+            report_skipped("llama.cpp", "give its server's binary with --llama-server or LLAMA_SERVER")
+        elif is_installed("gguf"):
             from benchmarks.peers.llama_cpp import LlamaServer  # noqa: PLC0415
 
             threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or os.cpu_count() or 1
-            with _left_out_if_it_fails("llama.cpp"):
+            with _skip_on_failure("llama.cpp"):
                 start("llama.cpp", (0, 2), lambda: LlamaServer(llama_server, model, adapters, threads, scratch))
         yield engines
 
 
 @contextmanager
-def _left_out_if_it_fails(peer: str) -> Iterator[None]:
+def _skip_on_failure(peer: str) -> Iterator[None]:
     try:
         yield
     except (WorkerFailed, OSError, ValueError) as error:
-        left_out(peer, str(error))
+        report_skipped(peer, str(error))

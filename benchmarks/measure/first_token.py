@@ -1,8 +1,8 @@
-"""From a new process to the engine's first token, phase by phase: what the constructor of a backbone replica does.
+"""From a new process to the engine's first token, phase by phase, as in the constructor of a backbone replica.
 
     .venv/bin/python -m benchmarks.measure.first_token MODEL_DIR BANK_URI
 
-Prints one JSON object, seconds of each phase. The first token is the base model's.
+Prints one JSON object with the seconds of each phase. The first token comes from the base model.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ async def phases(model: str, bank: str) -> dict[str, float]:
     seconds: dict[str, float] = {}
     last = time.perf_counter()
 
-    def ended(phase: str) -> None:
+    def end_phase(phase: str) -> None:
         nonlocal last
         now = time.perf_counter()
         seconds[phase], last = now - last, now
@@ -44,20 +44,20 @@ async def phases(model: str, bank: str) -> dict[str, float]:
     with lasting_imports():
         for name in MODULES:
             module = import_module(name)
-            ended(f"import {name}")
+            end_phase(f"import {name}")
     args = AppArgs(bank=bank, base_model=model)
     source = BankSource(open_store(bank), args.cache.open())
     loaded = module.load(Path(model), source, args.engine, dtype=args.dtype, device="cpu", threads=args.threads)
     engine, codec = loaded.engine, loaded.codec
-    ended("model and tokenizer")
+    end_phase("model and tokenizer")
     engine.start()
-    ended("engine")
+    end_phase("engine")
     try:
         ids = codec.encode("every weekday at 8:30 in the morning").ids
         sampling = import_module("dlp_core.engine.request").Sampling(max_tokens=2)
         async with aclosing(engine.submit(ids, EMPTY_MIX, sampling, request_id="first")) as events:
             await anext(events)
-        ended("first token")
+        end_phase("first token")
     finally:
         await engine.stop()
     return seconds
@@ -65,7 +65,7 @@ async def phases(model: str, bank: str) -> dict[str, float]:
 
 def main(
     model: Annotated[str, typer.Argument(help="Folder of a model.")],
-    bank: Annotated[str, typer.Argument(help="A bank that was published for it.")],
+    bank: Annotated[str, typer.Argument(help="A bank published for it.")],
 ) -> None:
     logging.disable(logging.WARNING)  # metrics without Ray
     print(json.dumps(asyncio.run(phases(model, bank))))

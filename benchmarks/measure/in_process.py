@@ -1,4 +1,4 @@
-"""The demo bank without the server: transformers' `generate` and PEFT's own LoRA layers, an independent check of it."""
+"""The demo bank without the server, as an independent check of it: transformers' `generate` and PEFT's LoRA layers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BATCH = 25
 
 
 class InProcess:
-    """Answers like the server does: same chat template, same router, greedy; bf16 instead of fp32."""
+    """Answers as the server does: same chat template, same router, greedy decoding; bf16 instead of fp32."""
 
     def __init__(self, base: Path, adapters: Sequence[Path], router: Path | None) -> None:
         with quiet_transformers():
@@ -39,10 +39,10 @@ class InProcess:
         mixes = [self._mix(prompt, model) for prompt, model in zip(prompts, models, strict=True)]
         answers = [""] * len(prompts)
         for mix in dict.fromkeys(mixes):
-            # Alike lengths together: padding is most of the cost on a CPU.
-            chosen = sorted((i for i, other in enumerate(mixes) if other == mix), key=lambda i: len(prompts[i]))
-            for start in range(0, len(chosen), BATCH):
-                batch = chosen[start : start + BATCH]
+            # Batch prompts of similar length: padding is most of the cost on a CPU.
+            indices = sorted((i for i, other in enumerate(mixes) if other == mix), key=lambda i: len(prompts[i]))
+            for start in range(0, len(indices), BATCH):
+                batch = indices[start : start + BATCH]
                 texts = self._generate([prompts[i] for i in batch], mix, max_tokens)
                 for i, text in zip(batch, texts, strict=True):
                     answers[i] = text

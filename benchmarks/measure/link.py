@@ -1,10 +1,10 @@
-"""A link to a server on this machine that is as long and as narrow as asked: loopback has no latency to hide.
+"""A relay that adds latency and limits bandwidth, because loopback has neither.
 
     with Link(port, Shape(latency=0.02, bandwidth=100e6)) as link:
-        ...  # 127.0.0.1:link.port is the server at the other end
+        ...  # 127.0.0.1:link.port is the server at the far end
 
-What the server sends arrives `latency` seconds later, all connections together at most `bandwidth` bytes a second. What
-it is sent arrives at once. Relays in a process of its own.
+Bytes from the server arrive `latency` seconds later; all connections together get `bandwidth` bytes a second. Bytes to
+the server arrive at once. The relay runs in a separate process.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ class Shape(NamedTuple):
 
 
 class Pace:
-    """When bytes arrive that share one link."""
+    """Arrival times of bytes on a link shared by all connections."""
 
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
-        self._free = 0.0  # when all that has been sent so far will be through
+        self._free_at = 0.0  # when the link has sent everything received so far
 
-    def through(self, size: int, now: float) -> float:
-        """When `size` bytes arrive that are sent `now`. Seconds."""
-        self._free = max(self._free, now) + size / self._shape.bandwidth
-        return self._free + self._shape.latency
+    def arrival_time(self, size: int, now: float) -> float:
+        """When `size` bytes that the link receives at `now` arrive, both in seconds on one clock."""
+        self._free_at = max(self._free_at, now) + size / self._shape.bandwidth
+        return self._free_at + self._shape.latency
 
 
 class Link:
-    """Listens on a free port of 127.0.0.1 while it is entered."""
+    """Listens on a free port of 127.0.0.1 inside a `with` block."""
 
     def __init__(self, server_port: int, shape: Shape) -> None:
         self._command = [sys.executable, "-m", __name__, str(server_port), *map(str, shape)]
@@ -55,18 +55,18 @@ class Link:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate()  # it ends with its standard input
+        self._process.communicate()  # closing its standard input ends it
 
 
-async def listen(server_port: int, shape: Shape) -> None:
-    """Relays until standard input ends; prints the port."""
+async def relay(server_port: int, shape: Shape) -> None:
+    """Print the port and relay until standard input ends."""
     pace = Pace(shape)
 
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", server_port, limit=_CHUNK)
         await asyncio.gather(_copy(reader, server_writer), _delay(server_reader, writer, pace))
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await asyncio.to_thread(sys.stdin.read)
     server.close()
@@ -81,14 +81,14 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def _delay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pace: Pace) -> None:
-    """Copies what comes, each piece when it is through; what is under way meanwhile waits in the queue."""
+    """Copy each chunk at its arrival time; chunks in flight wait in a queue."""
     queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
     clock = asyncio.get_running_loop().time
 
     async def read() -> None:
         with suppress(ConnectionError):
             while data := await reader.read(_CHUNK):
-                await queue.put((pace.through(len(data), clock()), data))
+                await queue.put((pace.arrival_time(len(data), clock()), data))
         await queue.put((0.0, b""))
 
     async def write() -> None:
@@ -105,4 +105,4 @@ async def _delay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pac
 
 if __name__ == "__main__":
     port, latency, bandwidth = sys.argv[1:]
-    asyncio.run(listen(int(port), Shape(float(latency), float(bandwidth))))
+    asyncio.run(relay(int(port), Shape(float(latency), float(bandwidth))))

@@ -1,4 +1,4 @@
-"""Random adapters as the folders PEFT writes: what a bank is published from, and what a disk holds."""
+"""Random adapters written as PEFT folders, to publish a bank from or to load from disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dlp_core.adapter.weights import WEIGHTS_FILE
 def write_adapter(
     folder: Path, shapes: Mapping[str, LayerShape], *, targets: Sequence[str], rank: int, seed: int
 ) -> None:
-    """A LoRA in bfloat16 of that rank on every layer whose name ends in one of the targets."""
+    """Write a bfloat16 LoRA of rank `rank` on every layer whose name ends in one of `targets`."""
     folder.mkdir(parents=True)
     adapter = random_adapter(folder.name, shapes, targets=targets, rank=rank, seed=seed)
     tensors = {}

@@ -1,7 +1,7 @@
-"""What users saw of a run: times to the first token and between tokens, and how many were served well enough.
+"""Service metrics of a run: time to the first token, time between tokens, and goodput.
 
 Goodput is the rate of requests that met both bounds of a service level objective, as DistServe (arXiv 2401.09670) and
-vLLM's benchmarks define it: time to the first token, and a request's mean time for each token after it.
+vLLM's benchmarks define it: time to the first token, and a request's mean time per token after it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One request. `due` is when it had to be sent, `pieces` when something of its answer came; seconds."""
+    """One request. `due` is when it had to be sent, `pieces` when each piece of its answer arrived; seconds."""
 
     due: float
     pieces: tuple[float, ...]
@@ -23,7 +23,7 @@ class Answer:
 
     @property
     def first_token(self) -> float:
-        """From when it was due: a client that is late does not make the server faster."""
+        """Seconds from when the request was due, so that a late client does not make the server look faster."""
         return self.pieces[0] - self.due
 
     @property
@@ -32,22 +32,22 @@ class Answer:
 
     @property
     def per_token(self) -> float:
-        """Mean time of a token after the first."""
+        """Mean seconds per token after the first."""
         return (self.pieces[-1] - self.pieces[0]) / max(self.tokens - 1, 1)
 
 
 class Objective(NamedTuple):
-    """The most that users accept, in seconds."""
+    """Service level objective: upper bounds in seconds."""
 
     first_token: float
     per_token: float
 
-    def met(self, answer: Answer) -> bool:
+    def is_met_by(self, answer: Answer) -> bool:
         return answer.first_token <= self.first_token and answer.per_token <= self.per_token
 
 
 class Summary(NamedTuple):
-    """Of one run. Rates are over the time from its start to the last token."""
+    """Metrics of one run, in seconds. Rates are over the time from its start to the last token."""
 
     first_token_p50: float
     first_token_p99: float
@@ -56,27 +56,27 @@ class Summary(NamedTuple):
     requests_per_s: float
     tokens_per_s: float
     goodput: float
-    met: float
+    met_share: float
     """Share of the requests that met the objective."""
 
 
-def summary(answers: Sequence[Answer], objective: Objective) -> Summary:
-    """`answers` are those of one run, which began at 0."""
+def summarise(answers: Sequence[Answer], objective: Objective) -> Summary:
+    """Metrics of the answers of one run, which started at 0."""
     seconds = max(answer.pieces[-1] for answer in answers)
-    met = sum(map(objective.met, answers))
+    met = sum(map(objective.is_met_by, answers))
     return Summary(
         *percentiles([answer.first_token for answer in answers]),
         *percentiles([gap for answer in answers for gap in answer.gaps]),
         requests_per_s=len(answers) / seconds,
         tokens_per_s=sum(answer.tokens for answer in answers) / seconds,
         goodput=met / seconds,
-        met=met / len(answers),
+        met_share=met / len(answers),
     )
 
 
 def percentiles(values: Sequence[float]) -> tuple[float, float]:
-    """The 50th and the 99th; of no values 0."""
+    """The 50th and 99th percentile; zeros if there are no values."""
     if not values:
         return 0.0, 0.0
-    middle, high = np.percentile(values, (50, 99))
-    return float(middle), float(high)
+    p50, p99 = np.percentile(values, (50, 99))
+    return float(p50), float(p99)

@@ -1,4 +1,4 @@
-"""Random adapters for a real model: what they say is noise, what they cost is not."""
+"""Random adapters for a real model: their outputs are noise, but their cost is real."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TARGETS = {
 def random_adapter(
     name: str, shapes: Mapping[str, LayerShape], *, targets: Sequence[str], rank: int, seed: int
 ) -> Adapter:
-    """A LoRA of that rank on every layer whose name ends in one of the targets."""
+    """A LoRA of rank `rank` on every layer whose name ends in one of `targets`."""
     random = torch.Generator().manual_seed(seed)
 
     def factor(*shape: int) -> torch.Tensor:
@@ -40,7 +40,7 @@ def random_adapter(
 
 
 def twin(model: Any) -> Any:
-    """The same weights, in modules of their own."""
+    """A copy of the model with its own modules that share the weights."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)
 
@@ -50,14 +50,14 @@ def load_model(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
-def under(
+def fused_pass(
     fusion: Fusion,
     forward: Callable[[], object],
     segments: Sequence[Segment],
     *,
     head_rows: Sequence[int] | None = None,
 ) -> Callable[[], None]:
-    """A forward pass whose tokens run under these mixes."""
+    """A forward pass whose tokens run under `segments`."""
 
     def call() -> None:
         with fusion.batch(tuple(segments), head_rows=head_rows):

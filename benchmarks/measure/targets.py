@@ -1,4 +1,4 @@
-"""The ratios the project promises, beside what was measured."""
+"""The project's performance targets and the measured ratios."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One promise and the ratio that was measured for it."""
+    """A target and the ratio measured for it."""
 
     what: str
     ratio: float
     bound: float
     at_least: bool = False
-    """Whether the ratio has to reach the bound; by default it must not exceed it."""
+    """Whether the bound is a minimum; by default it is a maximum."""
 
     @property
     def met(self) -> bool:
@@ -27,8 +27,8 @@ class Target:
         return f"{self.what}: {self.ratio:.3f}, target {sign} {self.bound:g}: {'met' if self.met else 'MISSED'}"
 
 
-def judged(targets: Sequence[Target]) -> list[dict[str, Any]]:
-    """The targets for a result; on stderr, a line for each."""
+def target_rows(targets: Sequence[Target]) -> list[dict[str, Any]]:
+    """Print a line for each target on stderr and return the targets as rows of a result."""
     for target in targets:
         print(target, file=sys.stderr)
     return [{**asdict(target), "ratio": round(target.ratio, 3), "met": target.met} for target in targets]

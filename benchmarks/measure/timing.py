@@ -1,7 +1,8 @@
-"""How benchmarks take turns and what they make of the values. Needs nothing but Python: a bare GPU machine has no more.
+"""Interleaved timing and its statistics. Needs only the standard library, because a bare GPU machine has nothing else.
 
-Sides run in turn, forward and backward (ABBA), so that what drifts drifts for all of them. A side's value is the median
-over the rounds; a ratio is the median of the rounds' own ratios, which a noisy neighbour moves less than two medians.
+Sides run in turn, forward and backward (ABBA), so that drift affects all of them alike. A side's value is the median
+over the rounds; a ratio is the median of the per-round ratios, which a noisy neighbour disturbs less than the ratio of
+two medians.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One side: seconds of one call, a value for each round."""
+    """One side: seconds per call, one value for each round."""
 
     seconds: tuple[float, ...]
 
@@ -31,63 +32,63 @@ class Timing:
     def spread(self) -> float:
         return spread(self.seconds)
 
-    def over(self, other: Timing) -> float:
-        return over(self.seconds, other.seconds)
+    def ratio_to(self, base: Timing) -> float:
+        return median_ratio(self.seconds, base.seconds)
 
 
 def spread(values: Sequence[float]) -> float:
-    """Half the distance between the quartiles, over the median."""
+    """Half the interquartile range, divided by the median."""
     if len(values) < 2 or not median(values):
         return 0.0
     low, _, high = quantiles(values, n=4)
     return (high - low) / 2 / median(values)
 
 
-def over(values: Sequence[float], base: Sequence[float]) -> float:
-    """Median of the rounds' ratios."""
-    return median(mine / its for mine, its in zip(values, base, strict=True))
+def median_ratio(values: Sequence[float], base: Sequence[float]) -> float:
+    """Median of the per-round ratios of `values` to `base`."""
+    return median(value / base_value for value, base_value in zip(values, base, strict=True))
 
 
 def abba(sides: Iterable[T], rounds: int = 1) -> Iterator[T]:
-    """All sides forward and then backward, so many times."""
-    there = list(sides)
+    """All sides forward and then backward, `rounds` times."""
+    forward = list(sides)
     for _ in range(rounds):
-        yield from there
-        yield from reversed(there)
+        yield from forward
+        yield from reversed(forward)
 
 
-def on_host(call: Call, calls: int) -> float:
-    """Seconds of one call by this machine's clock."""
-    began = time.perf_counter()
+def host_clock(call: Call, calls: int) -> float:
+    """Mean seconds per call over `calls` calls in a row, by the host's clock."""
+    started = time.perf_counter()
     for _ in range(calls):
         call()
-    return (time.perf_counter() - began) / calls
+    return (time.perf_counter() - started) / calls
 
 
-def interleaved(
-    sides: Mapping[str, Call], *, rounds: int, calls: int, clock: Callable[[Call, int], float] = on_host
+def time_interleaved(
+    sides: Mapping[str, Call], *, rounds: int, calls: int, clock: Callable[[Call, int], float] = host_clock
 ) -> dict[str, Timing]:
-    """Times `calls` calls of each side twice a round, each time after one that does not count: whatever a side has to
-    set up when it takes over from another is not what it costs to go on. `clock` times calls in a row."""
+    """Time `calls` calls of each side twice a round, each time after an untimed warm-up call: switching sides may cost
+    setup that steady state does not. `clock` returns the mean seconds of consecutive calls."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
-        found = dict.fromkeys(sides, 0.0)
+        round_seconds = dict.fromkeys(sides, 0.0)
         for name in abba(sides):
             sides[name]()
-            found[name] += clock(sides[name], calls) / 2
-        for name, value in found.items():
+            round_seconds[name] += clock(sides[name], calls) / 2
+        for name, value in round_seconds.items():
             seconds[name].append(value)
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
-def compared(found: Mapping[str, Timing], base: str) -> list[dict[str, Any]]:
-    """A row for each side: its time, its spread, and its ratio over `base`."""
+def comparison_rows(timings: Mapping[str, Timing], base: str) -> list[dict[str, Any]]:
+    """A row for each side: its time, its spread, and its ratio to `base`."""
     return [
         {
             "side": name,
             "ms": round(timing.ms, 2),
             "spread": round(timing.spread, 3),
-            "ratio": round(timing.over(found[base]), 3),
+            "ratio": round(timing.ratio_to(timings[base]), 3),
         }
-        for name, timing in found.items()
+        for name, timing in timings.items()
     ]

@@ -1,8 +1,8 @@
-"""Requests as users might send them: when they arrive, how long they are, which adapters they want.
+"""Synthetic traffic: arrival times, lengths and adapters of requests.
 
-Arrivals are a renewal process: independent times between them, from a Gamma distribution with a given coefficient of
-variation (standard deviation over mean). 1 makes it the Poisson process; above 1 arrivals come in bursts. Lengths are
-log-normal within bounds. Adapters are drawn by Zipf's law: the n-th most popular one with a weight of 1 / n^s.
+Arrivals are a renewal process with independent, Gamma-distributed inter-arrival times of a given coefficient of
+variation (standard deviation over mean): 1 is the Poisson process, above 1 arrivals are bursty. Lengths are log-normal
+within bounds. Adapters follow Zipf's law: the n-th most popular has a weight of 1 / n^s.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 
 class Lengths(NamedTuple):
-    """In tokens. `sigma` is that of the logarithm."""
+    """A clipped log-normal distribution of lengths in tokens. `sigma` is the standard deviation of the logarithm."""
 
     median: float
     sigma: float
@@ -29,28 +29,28 @@ class Lengths(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request of a trace. `at` is in seconds from its start, `seed` what its adapters are drawn by."""
+    """One request of a trace. `at` is in seconds from the trace's start; `seed` draws its adapters."""
 
     at: float
     prompt_tokens: int
     answer_tokens: int
     seed: int
 
-    def adapters(self, k: int, of: int, zipf: float) -> list[int]:
-        """Which k of so many adapters it wants, all different; 0 is the most popular one."""
+    def adapters(self, k: int, total: int, zipf: float) -> list[int]:
+        """Draw k distinct adapters out of `total`; 0 is the most popular."""
         random = np.random.default_rng(self.seed)
-        return [int(number) for number in random.choice(of, k, replace=False, p=popularity(of, zipf))]
+        return [int(number) for number in random.choice(total, k, replace=False, p=popularity(total, zipf))]
 
 
 def popularity(adapters: int, zipf: float) -> NDArray[np.float64]:
-    """Share of each adapter, the most popular one first."""
+    """Probability of each adapter, the most popular first."""
     weights = 1 / np.arange(1, adapters + 1) ** zipf
     return weights / weights.sum()
 
 
 def arrivals(rate: float, seconds: float, *, cv: float, seed: int) -> list[float]:
-    """Times of arrivals, `rate` a second, until `seconds` have passed. The same seed gives the same times, and another
-    rate the same pattern, stretched."""
+    """Arrival times in seconds, `rate` per second on average, up to `seconds`. The same seed gives the same times, and
+    another rate gives the same pattern, stretched."""
     random = np.random.default_rng(seed)
     shape = 1 / cv**2
     times: list[float] = []
@@ -62,7 +62,7 @@ def arrivals(rate: float, seconds: float, *, cv: float, seed: int) -> list[float
 
 
 def trace(rate: float, seconds: float, *, cv: float, prompt: Lengths, answer: Lengths, seed: int) -> list[Request]:
-    """The requests of so many seconds."""
+    """The requests of `seconds` seconds."""
     times = arrivals(rate, seconds, cv=cv, seed=seed)
     random = np.random.default_rng([seed, 1])
     prompts, answers = prompt.draw(random, len(times)), answer.draw(random, len(times))

@@ -1,7 +1,7 @@
-"""A Llama model and its LoRA adapters as the GGUF files llama.cpp reads, the model in bfloat16.
+"""Write a Llama model and its LoRA adapters as GGUF files for llama.cpp, the model in bfloat16.
 
-llama.cpp rotates neighbouring elements where transformers rotates halves, so the rows of q and k change places, in the
-base's weights and in the adapters' B. Shape letters: D in, O out, R rank.
+llama.cpp's rotary embedding rotates neighbouring elements where transformers rotates halves, so the rows of q and k are
+permuted, in the base weights and in the adapters' B. Shape letters: D in, O out, R rank.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ ARCH = gguf.MODEL_ARCH.LLAMA
 
 
 def write_model(folder: Path, file: Path) -> None:
-    """Raises ValueError if the folder holds another architecture."""
+    """Write the model in `folder`. Raises ValueError if it is not a Llama model."""
     config = json.loads((folder / "config.json").read_text())
     if config["model_type"] != "llama":
-        raise ValueError(f"{folder} is a {config['model_type']} model; only llama is written as GGUF here")
+        raise ValueError(f"{folder} is a {config['model_type']} model; only llama models can be written as GGUF here")
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[ARCH])
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
@@ -41,12 +41,12 @@ def write_model(folder: Path, file: Path) -> None:
     _add_tokenizer(writer, folder, config["vocab_size"])
     names = gguf.get_tensor_name_map(ARCH, config["num_hidden_layers"])
     for path, weight in load_file(folder / "model.safetensors").items():
-        _add(writer, names.get_name(path, (".weight",)), _rotated(path, weight, config), exact=weight.ndim == 1)
+        _add(writer, names.get_name(path, (".weight",)), _permuted(path, weight, config), exact=weight.ndim == 1)
     _close(writer)
 
 
 def write_adapter(folder: Path, base: Path, file: Path) -> None:
-    """`base` is the folder of the model the adapter is for; all its modules have one scaling and one rank."""
+    """Write the adapter in `folder`, made for the model in `base`. All its modules must share one scaling and rank."""
     config = json.loads((base / "config.json").read_text())
     names = gguf.get_tensor_name_map(ARCH, config["num_hidden_layers"])
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[ARCH])
@@ -58,11 +58,11 @@ def write_adapter(folder: Path, base: Path, file: Path) -> None:
     for path, lora in modules.items():
         name = names.get_name(path)
         _add(writer, f"{name}.weight.lora_a", lora.a_RD, exact=True)
-        _add(writer, f"{name}.weight.lora_b", _rotated(path, lora.b_OR, config), exact=True)
+        _add(writer, f"{name}.weight.lora_b", _permuted(path, lora.b_OR, config), exact=True)
     _close(writer)
 
 
-def _rotated(path: str, weight_OX: Tensor, config: Mapping[str, Any]) -> Tensor:
+def _permuted(path: str, weight_OX: Tensor, config: Mapping[str, Any]) -> Tensor:
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     count = heads.get(path.removesuffix(".weight").rpartition(".")[2])
     if count is None:
@@ -72,7 +72,7 @@ def _rotated(path: str, weight_OX: Tensor, config: Mapping[str, Any]) -> Tensor:
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path, size: int) -> None:
-    """Requests come as token ids, but llama.cpp loads no model without the words."""
+    """Add the vocabulary: requests carry token ids, but llama.cpp loads no model without it."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     special = set(tokenizer.all_special_ids)
     writer.add_tokenizer_model("gpt2")

@@ -1,6 +1,6 @@
 """llama.cpp's server, with the scales of its adapters in each request.
 
-Requests whose scales differ are not batched together, says its documentation: each runs by itself.
+According to its documentation, requests with different scales are not batched together: each runs alone.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-from benchmarks.measure.worker import Batch, Done, WorkerFailed
+from benchmarks.measure.worker import Batch, BatchResult, WorkerFailed
 from benchmarks.peers.gguf_files import write_adapter, write_model
 from deployments.local.app import free_port
 
 SEQUENCES, CONTEXT = 16, 256
-LOAD_SECONDS = 120
+LOAD_TIMEOUT_S = 120
 
 
 class LlamaServer:
-    """A server process and what `worker.Worker` has: versions, run, close."""
+    """A server process with the interface of `worker.Worker`: versions, run, close."""
 
     def __init__(self, binary: Path, model: Path, adapters: Path, threads: int, scratch: Path) -> None:
-        """Returns when it has loaded. GGUF files and its log go to `scratch`. Raises WorkerFailed."""
+        """Start the server and wait until it has loaded. `scratch` gets GGUF files and the log. Raises WorkerFailed."""
         write_model(model, base := scratch / "base.gguf")
         files = [scratch / f"{folder.name}.gguf" for folder in sorted(adapters.iterdir())]
         for file in files:
@@ -45,18 +45,18 @@ class LlamaServer:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self._clients = ThreadPoolExecutor(SEQUENCES)
         try:
-            self._wait()
+            self._wait_until_ready()
         except BaseException:
             self.close()
             raise
-        said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True)
-        self.versions = {"llama.cpp": re.search(r"version: (.*)", said.stdout + said.stderr)[1]}
+        version = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True)
+        self.versions = {"llama.cpp": re.search(r"version: (.*)", version.stdout + version.stderr)[1]}
 
-    def run(self, batch: Batch) -> Done:
-        began = time.perf_counter()
-        tokens = self._clients.map(self._complete, batch.prompts, batch.mixes, [batch.tokens] * len(batch.prompts))
-        answers = list(tokens)
-        return Done(time.perf_counter() - began, answers)
+    def run(self, batch: Batch) -> BatchResult:
+        started = time.perf_counter()
+        answers = self._clients.map(self._complete, batch.prompts, batch.mixes, [batch.tokens] * len(batch.prompts))
+        tokens = list(answers)
+        return BatchResult(time.perf_counter() - started, tokens)
 
     def close(self) -> None:
         self._clients.shutdown()
@@ -73,19 +73,19 @@ class LlamaServer:
             "return_tokens": True,
             "lora": [{"id": number, "scale": mix.get(name, 0.0)} for name, number in self._slots.items()],
         }
-        found: list[int] = self._ask("/completion", body)["tokens"]
-        return found
+        generated: list[int] = self._request("/completion", body)["tokens"]
+        return generated
 
-    def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def _request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         with urlopen(Request(self._url + path, data, {"Content-Type": "application/json"})) as reply:
             return json.load(reply)
 
-    def _wait(self) -> None:
-        end = time.monotonic() + LOAD_SECONDS
-        while self._process.poll() is None and time.monotonic() < end:
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + LOAD_TIMEOUT_S
+        while self._process.poll() is None and time.monotonic() < deadline:
             try:
-                self._ask("/health")
+                self._request("/health")
                 return
             except (URLError, ConnectionError):  # not listening yet, or still loading
                 time.sleep(0.2)

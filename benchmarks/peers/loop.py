@@ -1,10 +1,10 @@
-"""What the paper released (DLP-LoRA, arXiv 2410.01497): in each layer, one adapter after the other for the whole batch.
+"""The paper's released code (DLP-LoRA, arXiv 2410.01497): each layer applies one adapter after another to the batch.
 
     y = W x + sum_i w_i * B_i (A_i x)
 
-This is `ParallelSpdUp` of its code, with three changes in its favour. It empties CUDA's cache in every layer; here
-nothing does. It knows one mix for the whole batch; here w_i is a column of one weight a token, zero where the token
-does not use the adapter. It scales all adapters by the scaling of one; here each has its own, in B.
+This is its `ParallelSpdUp` with three changes in its favour. The original empties CUDA's cache in every layer; this
+does not. The original supports one mix for the whole batch; here w_i is a column of one weight per token, zero where
+the token does not use the adapter. The original scales all adapters by one scaling; here each has its own, folded in B.
 
 Shape letters: T tokens, D in, O out, R rank.
 """
@@ -23,11 +23,11 @@ from dlp_core.adapter.weights import Adapter
 from dlp_core.fusion.segments import Segment
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
-"""Of one adapter: module path to (A_RD, B_OR), the scaling in B."""
+"""Factors of one adapter: module path to (A_RD, B_OR), with the scaling folded into B."""
 
 
 class Loop(nn.Module):
-    """A layer and the adapters it loops over, each with the weights of the batch's tokens for it."""
+    """A layer that loops over its adapters, each with one weight per token of the batch."""
 
     def __init__(self, layer: nn.Module, parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
         super().__init__()
@@ -41,8 +41,8 @@ class Loop(nn.Module):
         return y
 
 
-def looped(model: Any, adapters: Mapping[int, Factors], segments: Sequence[Segment]) -> Any:
-    """A model of the same weights that runs a batch of these segments and no other."""
+def loop_model(model: Any, adapters: Mapping[int, Factors], segments: Sequence[Segment]) -> Any:
+    """A model with the same weights that runs only batches of these segments."""
     lengths = [segment.length for segment in segments]
     slots = sorted({slot for segment in segments for slot, _ in segment.parts})
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
@@ -51,10 +51,10 @@ def looped(model: Any, adapters: Mapping[int, Factors], segments: Sequence[Segme
         w_T = weights.repeat_interleave(torch.tensor(lengths))
         for path, (a_RD, b_OR) in adapters[slot].items():
             parts.setdefault(path, []).append((a_RD, b_OR, w_T.to(a_RD)))
-    other = twin(model)
-    for path, those in parts.items():
-        other.set_submodule(path, Loop(other.get_submodule(path), those))
-    return other
+    looped = twin(model)
+    for path, layer_parts in parts.items():
+        looped.set_submodule(path, Loop(looped.get_submodule(path), layer_parts))
+    return looped
 
 
 def factors(adapter: Adapter, dtype: torch.dtype) -> Factors:

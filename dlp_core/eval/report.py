@@ -29,7 +29,7 @@ class Contrast:
 
     @property
     def verdict(self) -> str:
-        """ "better" or "worse" only if the whole interval lies on that side of zero."""
+        """One of "better", "worse" and "no significant difference", depending on where the interval lies."""
         overall = self.difference.overall
         if overall.low > 0:
             return "better"

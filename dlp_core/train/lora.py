@@ -1,9 +1,9 @@
-"""Trains one LoRA adapter on one task and writes it as a PEFT folder.
+"""Train one LoRA adapter on one task and write it as a PEFT folder.
 
-The frozen backbone and the LoRA matrices run in bf16, as they will be served; the optimizer updates fp32
-copies of the matrices, because steps this small vanish in bf16. Part of the rows is held back: the weights
-with the lowest loss on them are the ones saved, and training stops early when that loss no longer falls.
-Same rows, settings and number of threads: same adapter, bit for bit.
+The frozen backbone and the LoRA matrices run in bf16, as they are served; the optimizer updates fp32 master copies of
+the matrices, because updates this small vanish in bf16. Some rows are held out for validation: the weights with the
+lowest validation loss are saved, and training stops early when that loss stops falling. The same rows, settings and
+number of threads give the same adapter, bit for bit.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ class TrainSettings:
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     steps: int = 300
     lr: float = 2e-3
-    """Peak learning rate of AdamW: reached after a twentieth of the steps, then a cosine down to 5%."""
+    """Peak learning rate of AdamW: linear warmup over a twentieth of the steps, then cosine decay to 5% of it."""
     batch_rows: int = 4
     row_tokens: int = 192
     """Examples are packed into `batch_rows` rows of `row_tokens` tokens."""
     validation_rows: int = 64
     validate_every: int = 50
     patience: int = 3
-    """Validations without a new lowest loss after which training stops."""
+    """Training stops after this many validations without a new lowest loss."""
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class TrainProgress:
-    """Where training stands; handed to the caller after every step."""
+    """Progress of a training run, reported after every step."""
 
     step: int
     steps: int
@@ -60,7 +60,7 @@ class TrainProgress:
 
 @dataclass(frozen=True, slots=True)
 class TrainSummary:
-    """What came out."""
+    """Outcome of a training run."""
 
     steps: int
     best_step: int
@@ -84,10 +84,10 @@ def train_adapter(
     device: str = "cpu",
     report: Callable[[TrainProgress], None] = lambda _: None,
 ) -> TrainSummary:
-    """Trains an adapter for the model folder `base` on `rows`, on `device`, and writes it to the folder `out`.
+    """Train an adapter for the model folder `base` on `rows`, on `device`, and write it to the folder `out`.
 
     Raises InvalidRequest if `base` is not a model folder, a target module does not exist, there are too few rows to
-    hold some back, an example is longer than a packed row, or `out` cannot be written; LocalDiskError if the disk
+    hold some out, an example is longer than a packed row, or `out` cannot be written; LocalDiskError if the disk
     fails.
     """
     from peft import LoraConfig, get_peft_model
@@ -96,18 +96,19 @@ def train_adapter(
     check_model_folder(base)
     if len(rows) < 2 * settings.validation_rows:
         raise InvalidRequest(
-            f"{len(rows)} rows are too few to hold {settings.validation_rows} back; give at least twice as many"
+            f"{len(rows)} rows are too few to hold out {settings.validation_rows} for validation; "
+            f"provide at least {2 * settings.validation_rows}"
         )
     started = time.perf_counter()
-    order = random.Random(settings.seed)
+    rng = random.Random(settings.seed)
     torch.manual_seed(settings.seed)
 
     examples = encode(rows, AutoTokenizer.from_pretrained(base))
-    order.shuffle(examples)
+    rng.shuffle(examples)
     prefix = common_prefix(examples)
-    held_back, training = examples[: settings.validation_rows], examples[settings.validation_rows :]
+    held_out, training = examples[: settings.validation_rows], examples[settings.validation_rows :]
     shape = {"prefix": prefix, "rows": settings.batch_rows, "row_tokens": settings.row_tokens}
-    validation = list(batches(held_back, **shape))
+    validation = list(batches(held_out, **shape))
 
     config = LoraConfig(
         r=settings.rank,
@@ -124,13 +125,13 @@ def train_adapter(
     lora = [parameter for parameter in model.parameters() if parameter.requires_grad]
     masters = [parameter.detach().float() for parameter in lora]
     optimizer = torch.optim.AdamW(masters, lr=settings.lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, settings.steps))
 
     best_loss, best_step, best = math.inf, 0, _copy(lora)
     step = tokens = 0
-    stream = _forever(training, shape, order)
+    training_batches = _endless_batches(training, shape, rng)
     while step < settings.steps and step - best_step < settings.patience * settings.validate_every:
-        batch = next(stream).to(backbone.device)
+        batch = next(training_batches).to(backbone.device)
         loss = _loss(backbone, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         for parameter, master in zip(lora, masters, strict=True):
@@ -162,22 +163,22 @@ def train_adapter(
     )
 
 
-def _rate(step: int, steps: int) -> float:
-    warm = max(1, steps // 20)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+def _lr_factor(step: int, steps: int) -> float:
+    warmup = max(1, steps // 20)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def _forever(examples: Sequence[Example], shape: dict[str, int], order: random.Random) -> Iterator[PackedBatch]:
-    """Batches without end, in a new order each time round."""
+def _endless_batches(examples: Sequence[Example], shape: dict[str, int], rng: random.Random) -> Iterator[PackedBatch]:
+    """Endless batches, shuffled anew for each epoch."""
     while True:
-        yield from batches(order.sample(examples, len(examples)), **shape)
+        yield from batches(rng.sample(examples, len(examples)), **shape)
 
 
 def _loss(backbone: Any, batch: PackedBatch) -> torch.Tensor:
-    """Mean cross-entropy over the answers' tokens. Logits are computed at those positions only: the
-    vocabulary is most of a small model's last matrix."""
+    """Mean cross-entropy over the answer tokens. Logits are computed at those positions only, because the output
+    matrix is a large part of a small model."""
     hidden_BTD = backbone.base_model(
         input_ids=batch.input_ids_BT,
         attention_mask=batch.mask_B1TT,
@@ -191,9 +192,9 @@ def _loss(backbone: Any, batch: PackedBatch) -> torch.Tensor:
 
 @torch.no_grad()
 def _validate(backbone: Any, validation: Sequence[PackedBatch]) -> float:
-    answers = [int((batch.labels_BT != IGNORED).sum()) for batch in validation]
+    counts = [int((batch.labels_BT != IGNORED).sum()) for batch in validation]
     losses = [_loss(backbone, batch.to(backbone.device)).item() for batch in validation]
-    return sum(loss * count for loss, count in zip(losses, answers, strict=True)) / sum(answers)
+    return sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
 
 
 @torch.no_grad()
@@ -207,13 +208,14 @@ def _copy(parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
 
 
 def _save(model: Any, base_name: str, out: Path) -> int:
-    """Writes weights, then config: a folder without its config is no adapter. Returns the weights' bytes."""
+    """Write weights, then config: a folder without its config is not an adapter. Returns the size of the weights in
+    bytes."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save
 
     weights = {name: value.cpu().contiguous() for name, value in get_peft_model_state_dict(model).items()}
     config = model.peft_config["default"].to_dict()
-    # The name, not the path: the path means nothing on the machine that serves the adapter.
+    # The name rather than the path, which means nothing on the machine that serves the adapter.
     config |= {"base_model_name_or_path": base_name, "inference_mode": True}
     config["target_modules"] = sorted(config["target_modules"])
     text = json.dumps({key: config[key] for key in sorted(config)}, indent=2, default=str)

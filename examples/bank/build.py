@@ -1,8 +1,8 @@
-"""Rebuilds the demo bank from nothing but the generators and the recipe beside it.
+"""Rebuild the demo bank from the generators in tasks/ and the recipe in recipe.py.
 
-python -m examples.bank.build rows OUT         the data, as `dlp adapter train` and `dlp router train` take it
+python -m examples.bank.build rows OUT         the data, in the format of `dlp adapter train` and `dlp router train`
 python -m examples.bank.build adapters BASE    all adapters, about five minutes each on two idle cores
-python -m examples.bank.build router           the router, a minute
+python -m examples.bank.build router           the router, about a minute
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Rebuild the 
 
 @app.command()
 def rows(
-    out: Annotated[Path, typer.Argument(help="Folder that gets one .jsonl per task, and router.jsonl.")],
+    out: Annotated[Path, typer.Argument(help="Folder for one .jsonl per task, and router.jsonl.")],
 ) -> None:
     """Write the training rows as JSON lines."""
     out.mkdir(parents=True, exist_ok=True)
@@ -42,17 +42,17 @@ def rows(
 @app.command()
 def adapters(
     base: Annotated[Path, typer.Argument(help="Folder of SmolLM2-135M-Instruct.")],
-    only: Annotated[list[str] | None, typer.Option(help="Train these only.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder that gets one folder per adapter.")] = HERE / "adapters",
+    only: Annotated[list[str] | None, typer.Option(help="Train only these.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for one folder per adapter.")] = HERE / "adapters",
 ) -> None:
-    """Train the adapters, one after the other; prints a JSON line for each."""
+    """Train the adapters one after another and print a JSON line for each."""
     for name in only or ADAPTERS:
         settings = ADAPTERS[name]
         training = [Row(row["input"], row["output"]) for row in task_rows(name, "train", ROWS)]
         with terminal.progress(f"train {name}", total=settings.steps) as bar:
 
-            def report(now: TrainProgress, name: str = name) -> None:
-                bar.update(now.step, title=f"train {name} loss {now.loss:.3f}")
+            def report(progress: TrainProgress, name: str = name) -> None:
+                bar.update(progress.step, title=f"train {name} loss {progress.loss:.3f}")
 
             summary = train_adapter(base, training, out / name, settings, report=report)
         terminal.print_json({"adapter": name, **summary.as_dict()})
@@ -62,7 +62,7 @@ def adapters(
 def router(
     out: Annotated[Path, typer.Option(help="Folder of the router.")] = HERE / "router",
 ) -> None:
-    """Train the router; prints a JSON line."""
+    """Train the router and print a JSON line."""
     training = [TaskRow(row["task"], str(row["input"])) for row in router_rows("train", ROWS, BACKGROUND_ROWS)]
     with terminal.progress("train router") as bar:
         trained, summary = train_router(training, ROUTER, report=bar.report)

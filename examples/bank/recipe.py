@@ -1,4 +1,4 @@
-"""How the demo bank was made: every number that shapes it, in one place."""
+"""The recipe of the demo bank: every number that shapes it, in one place."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ ADAPTERS: dict[str, TrainSettings] = {
     "ticket_triage": replace(DEFAULT, steps=150),
     "tool_call": replace(ATTENTION, steps=250),
 }
-"""The adapters and their settings. Ranks and targets differ on purpose: a bank is seldom uniform."""
+"""The adapters and their settings. Ranks and targets differ on purpose, because real banks are seldom uniform."""
 
 BACKGROUND_ROWS = 17_000
-"""Prompts of no task that the router learns from."""
+"""Number of prompts of no task in the router's training data."""
 
 ROUTER = RouterSettings()

@@ -1,9 +1,9 @@
-"""Trains the bank of the paper's evaluation: an adapter for each task, one for all of them, and the router.
+"""Train the bank of the paper's evaluation: an adapter for each task, one for all tasks, and the router.
 
     python -m examples.bigbench26.build BASE_MODEL DATA OUT [--workers 2] [--only TASK]
 
-Every adapter comes from `dlp adapter train`, with what is printed before it. What is there already is kept, so a run
-that was stopped goes on. Three minutes each on two cores, an hour and a half for all, and an hour for the joint one.
+Every adapter comes from `dlp adapter train`, with the options printed before it. Existing adapters are kept, so an
+interrupted run resumes. On two cores: three minutes per adapter, an hour and a half for all, an hour for the joint one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ JOINT_STEPS = 1200
 SHORT, MEDIUM, LONG = (
     ("--batch-rows", str(1216 // tokens), "--row-tokens", str(tokens)) for tokens in (384, 608, 1152)
 )
-"""About as many tokens a step, in rows that hold the longest question."""
+"""About the same number of tokens per step, in rows long enough for the longest question."""
 ROWS = {
     "abstract_narrative_understanding": MEDIUM,
     "contextual_parametric_knowledge_conflicts": LONG,
@@ -60,11 +60,11 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // workers)
     with ThreadPoolExecutor(workers) as pool:
-        trained = [
+        jobs = [
             pool.submit(_train, base, rows, out / "adapters" / task, ("--task", task, *_recipe(task, STEPS)), threads)
             for task in only or tasks
         ]
-        for job in trained:
+        for job in jobs:
             job.result()
     if only:
         return
@@ -77,15 +77,16 @@ def main(
 
 
 def _recipe(task: str, steps: int) -> tuple[str, ...]:
-    """Rank 8 on q and v, as `dlp adapter train` has it."""
+    """Options of one adapter: rank 8 on q and v, the defaults of `dlp adapter train`."""
     return ("--steps", str(steps), *ROWS.get(task, LONG if task == JOINT else SHORT))
 
 
 def _joint(tasks: int, steps: int) -> tuple[str, ...]:
-    """As many parameters as `tasks` adapters have together. Alpha is what it is at rank 8: at twice the rank, the loss
-    on held-back rows rose after 50 steps. A few rows of each task say what it is, less often, as it takes longer."""
-    looks = ("--validation-rows", str(5 * tasks), "--validate-every", str(max(1, steps // 8)))
-    return ("--joint", *_recipe(JOINT, steps), "--rank", str(8 * tasks), *looks)
+    """Options of the joint adapter, which has as many parameters as `tasks` adapters together. Alpha stays at its value
+    for rank 8: with twice the rank as alpha, the validation loss rose after 50 steps. Validation uses a few rows of
+    each task and runs less often, because it takes longer."""
+    validation = ("--validation-rows", str(5 * tasks), "--validate-every", str(max(1, steps // 8)))
+    return ("--joint", *_recipe(JOINT, steps), "--rank", str(8 * tasks), *validation)
 
 
 def _train(base: Path, rows: Path, folder: Path, options: Sequence[str], threads: int) -> None:

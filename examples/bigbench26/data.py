@@ -1,10 +1,10 @@
-"""Makes the rows of the 26 tasks from a checkout of BIG-bench (Apache-2.0).
+"""Build the rows of the 26 tasks from a checkout of BIG-bench (Apache-2.0).
 
     git clone --depth 1 https://github.com/google/BIG-bench
     python -m examples.bigbench26.data BIG-bench/bigbench/benchmark_tasks OUT
 
-Writes train.jsonl.gz (at most 900 rows a task) and test.jsonl.gz (at most 100), drawn with a seed. A multiple choice
-ends in its options, at most eight, as lines `(A) ...` in an order of chance; its output is the right one, written so.
+Writes train.jsonl.gz (at most 900 rows per task) and test.jsonl.gz (at most 100), drawn with a seed. A multiple-choice
+question ends in at most eight options as lines `(A) ...` in random order; its output is the right option's line.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ TASKS = """
     tracking_shuffled_objects unit_conversion vitaminc_fact_verification winowhy word_sorting
 """.split()
 FOLDERS = {"gem_xsum": "gem/xsum"}
-"""Of tasks that are part of another."""
+"""Folders of tasks that are subtasks of another task."""
 
 TRAIN, TEST = 900, 100
-MOST_CHARS = 1800
-MOST_OPTIONS = 8
+MAX_CHARS = 1800
+MAX_OPTIONS = 8
 
 
 def main(
@@ -41,48 +41,48 @@ def main(
     train: list[dict[str, str]] = []
     test: list[dict[str, str]] = []
     for task in TASKS:
-        chance = Random(f"{seed} {task}")
-        rows = list({row["input"]: row for row in _rows(task, source / FOLDERS.get(task, task), chance)}.values())
+        rng = Random(f"{seed} {task}")
+        rows = list({row["input"]: row for row in _rows(task, source / FOLDERS.get(task, task), rng)}.values())
         if not rows:
             raise typer.BadParameter(f"{source} has no examples of {task}")
-        chance.shuffle(rows)
+        rng.shuffle(rows)
         held_out = min(TEST, len(rows) // 7)
         test += rows[:held_out]
         train += rows[held_out : held_out + TRAIN]
     out.mkdir(parents=True, exist_ok=True)
-    for name, found in (("train", train), ("test", test)):
+    for name, rows in (("train", train), ("test", test)):
         with gzip.open(out / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
-        typer.echo(f"{name}: {len(found)} rows")
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        typer.echo(f"{name}: {len(rows)} rows")
 
 
-def _rows(task: str, folder: Path, chance: Random) -> Iterator[dict[str, str]]:
+def _rows(task: str, folder: Path, rng: Random) -> Iterator[dict[str, str]]:
     for path in sorted(folder.rglob("task.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         for example in content.get("examples", ()):
-            row = _row(task, content.get("task_prefix", "").strip(), example, chance)
+            row = _row(task, content.get("task_prefix", "").strip(), example, rng)
             if row is not None:
                 yield row
 
 
-def _row(task: str, prefix: str, example: dict[str, Any], chance: Random) -> dict[str, str] | None:
-    """None for an example that is too long, or has no single answer."""
-    asked = example["input"].strip()
+def _row(task: str, prefix: str, example: dict[str, Any], rng: Random) -> dict[str, str] | None:
+    """The row of an example; None if it is too long or has no answer."""
+    question = example["input"].strip()
     if prefix:
-        asked = f"{prefix}\n{asked}"
+        question = f"{prefix}\n{question}"
     if "target_scores" in example:
         scores = example["target_scores"]
         right = max(scores, key=scores.__getitem__)
         options = [option for option in scores if option != right]
-        options = [right, *chance.sample(options, min(len(options), MOST_OPTIONS - 1))]
-        chance.shuffle(options)
+        options = [right, *rng.sample(options, min(len(options), MAX_OPTIONS - 1))]
+        rng.shuffle(options)
         lines = [f"({chr(ord('A') + number)}) {option}" for number, option in enumerate(options)]
-        row = {"type": "mcq", "input": "\n".join([asked, *lines]), "output": lines[options.index(right)]}
+        row = {"type": "mcq", "input": "\n".join([question, *lines]), "output": lines[options.index(right)]}
     else:
         target = example["target"]
         answer = (target[0] if isinstance(target, list) else str(target)).strip()
-        row = {"type": "qa", "input": asked, "output": answer}
-    return {"task": task, **row} if row["output"] and len(row["input"]) <= MOST_CHARS else None
+        row = {"type": "qa", "input": question, "output": answer}
+    return {"task": task, **row} if row["output"] and len(row["input"]) <= MAX_CHARS else None
 
 
 if __name__ == "__main__":

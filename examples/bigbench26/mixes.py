@@ -1,8 +1,8 @@
-"""Where routing mixes several adapters, and what they score there; what the router makes of single sentences.
+"""Scores of the rows on which routing mixes several adapters, and the routing of single sentences.
 
     python -m examples.bigbench26.mixes DATA BANK RESULTS
 
-RESULTS is the results.json of an evaluation with `--out`.
+RESULTS is the results.json that `dlp eval --out` wrote.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ def main(
 ) -> None:
     suite = load_suite(SUITE, data=data)
     router = Router.load(bank / "router")
-    found = Results.model_validate_json(results.read_text(encoding="utf-8"))
-    wanted = {"top1", *(f"top-p={p}{weights}" for p in SWEEP for weights in ("", ":softmax"))}
-    if missing := wanted - {arm.name for arm in found.arms}:
-        raise typer.BadParameter(f"{results} has no {', '.join(sorted(missing))}", param_hint="RESULTS")
-    rows = [row for row in suite.rows if row.id in found.rows]
+    evaluation = Results.model_validate_json(results.read_text(encoding="utf-8"))
+    required = {"top1", *(f"top-p={p}{weights}" for p in SWEEP for weights in ("", ":softmax"))}
+    if missing := required - {arm.name for arm in evaluation.arms}:
+        raise typer.BadParameter(f"{results} has no arm {', '.join(sorted(missing))}", param_hint="RESULTS")
+    rows = [row for row in suite.rows if row.id in evaluation.rows]
     if not rows:
-        raise typer.BadParameter(f"{results} is of other rows than {data} has", param_hint="RESULTS")
+        raise typer.BadParameter(f"{results} and {data} have no rows in common", param_hint="RESULTS")
     max_adapters = suite.settings.max_adapters
-    Console().print(several(rows, router, found, max_adapters), sentences(rows, router, max_adapters))
+    Console().print(mixed_rows(rows, router, evaluation, max_adapters), sentences(rows, router, max_adapters))
 
 
-def several(rows: Sequence[EvalRow], router: Router, found: Results, max_adapters: int) -> Table:
-    """Rows whose mix has two adapters or more, at each p, and their mean score under some arms."""
+def mixed_rows(rows: Sequence[EvalRow], router: Router, evaluation: Results, max_adapters: int) -> Table:
+    """At each p, the number of rows whose mix has two adapters or more, and their mean score under three arms."""
     routings = router.route([row.input for row in rows])
     table = Table(
         "p", "rows with a mix", "top-p", "softmax", "top1", title="Mixes of two adapters or more, mean points"
     )
     for p in SWEEP:
         mixed = [
-            found.rows[row.id].scores
+            evaluation.rows[row.id].scores
             for row, routing in zip(rows, routings, strict=True)
             if len(routing.mix(top_p=float(p), max_adapters=max_adapters).names) > 1
         ]
@@ -63,7 +63,7 @@ def several(rows: Sequence[EvalRow], router: Router, found: Results, max_adapter
 
 
 def sentences(rows: Sequence[EvalRow], router: Router, max_adapters: int) -> Table:
-    """How much of each task's prompts runs under its own adapter, and how much under none, by sentence at p = 0.9."""
+    """Share of each task's prompt characters under its own adapter, and under none, by sentence at p = 0.9."""
     characters: Counter[str] = Counter()
     own: Counter[str] = Counter()
     none: Counter[str] = Counter()

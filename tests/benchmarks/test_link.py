@@ -1,4 +1,4 @@
-"""The link of the cold starts is as long and as narrow as asked, and loses nothing."""
+"""The relay of the cold starts has the latency and bandwidth it is given, and loses nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DATA = random.Random(1).randbytes(2_000_000)
 
 @pytest.fixture
 def server_port():  # type: ignore[no-untyped-def]
-    """A server that answers whatever it is sent with DATA."""
+    """A server that answers any request with DATA."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -31,9 +31,9 @@ def server_port():  # type: ignore[no-untyped-def]
         thread.join()
 
 
-def test_bytes_go_one_after_the_other_at_the_bandwidth_and_arrive_late() -> None:
+def test_bytes_queue_for_the_bandwidth_and_arrive_after_the_latency() -> None:
     pace = Pace(Shape(latency=0.5, bandwidth=100))
-    assert [pace.through(100, now) for now in (10.0, 10.0, 11.0, 20.0)] == [11.5, 12.5, 13.5, 21.5]
+    assert [pace.arrival_time(100, now) for now in (10.0, 10.0, 11.0, 20.0)] == [11.5, 12.5, 13.5, 21.5]
 
 
 def test_a_link_loses_nothing_and_is_no_faster_than_asked(server_port: int) -> None:

@@ -1,4 +1,4 @@
-"""What is timed beside ours computes what ours computes."""
+"""The peers compute the same outputs as ours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.decode_step import Cell
 from benchmarks.measure.models import Models
 from benchmarks.measure.peft_folder import write_adapter
 from benchmarks.measure.synthetic import TARGETS, twin
-from benchmarks.peers.loop import factors, looped
+from benchmarks.peers.loop import factors, loop_model
 from benchmarks.peers.peft import Peft
 from dlp_core.adapter.weights import Adapter, read_adapter
 from dlp_core.fusion.layers import install
@@ -28,7 +28,7 @@ IDS = torch.randint(3, VOCAB, (ROWS, LENGTH), generator=torch.Generator().manual
 
 
 class Bench:
-    """One tiny model with three adapters that matter, as ours and as the peers have it."""
+    """One tiny model with three adapters of visible effect, for ours and for the peers."""
 
     def __init__(self, root: Path, targets: str) -> None:
         self.plain = tiny_llama()
@@ -78,14 +78,16 @@ def test_peft_computes_the_same_mixes_whatever_ran_before(
         peft_sides[before]()
         found = side()
         assert relative_error(found, expected[name]) <= WHOLE_MODEL, name
-        assert relative_error(found, plain) > 1e-2, name  # the adapters matter, or this says nothing
+        assert relative_error(found, plain) > 1e-2, name  # or the adapters have no effect and the test proves nothing
 
 
 def test_the_loop_computes_a_mix_for_each_row(bench: Bench) -> None:
     mixes = [MIX, {"a1": 1.0}, {}, {"a0": 10.0, "a2": 30.0}]
     slots = {name: slot for slot, name in enumerate(MIX)}
     segments = [Segment(LENGTH, tuple((slots[name], w) for name, w in mix.items())) for mix in mixes]
-    loop = looped(bench.plain, {slots[name]: factors(a, torch.float32) for name, a in bench.adapters.items()}, segments)
+    loop = loop_model(
+        bench.plain, {slots[name]: factors(a, torch.float32) for name, a in bench.adapters.items()}, segments
+    )
     with torch.inference_mode():
         found = loop(IDS).logits
         assert relative_error(found, bench.fused(*mixes)) <= WHOLE_MODEL
@@ -100,13 +102,13 @@ def test_every_side_of_the_benchmarks_runs(tmp_path: Path) -> None:
         for side in decoding.sides(cell).values():
             side()
     models = Models(tmp_path)
-    models.hold("q,v", (8,), peers=True)
+    models.load_adapters("q,v", (8,), peers=True)
     for side in prefill.sides(models, 12, peers=True).values():
         side()
 
 
 def test_a_missing_peer_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert peers.installed("torch")
+    assert peers.is_installed("torch")
     assert capsys.readouterr().err == ""
-    assert not peers.installed("no_such_peer")
-    assert capsys.readouterr().err == "no_such_peer is left out: it is not installed\n"
+    assert not peers.is_installed("no_such_peer")
+    assert capsys.readouterr().err == "no_such_peer is skipped: it is not installed\n"

@@ -1,4 +1,4 @@
-"""The suite: what it skips, what it says of a failure, the table and the picture it makes of results."""
+"""The suite: skipped parts, failures, and the table and plot of its results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks import cold_start, suite
 from benchmarks.cold_start import Get, rows
 from benchmarks.measure.harness import ROOT, run
 from benchmarks.measure.table import Result, table
-from benchmarks.suite import PARTS, Part, PartFailed, chosen, main, measure, result_of
+from benchmarks.suite import PARTS, Part, PartFailed, main, measure, result_path, select_parts
 from dlp_core.errors import InvalidRequest
 
 RESULT = {
@@ -28,7 +28,7 @@ RESULT = {
 }
 
 
-def test_ideal_is_the_first_byte_and_the_bytes_at_the_bandwidth_behind_it() -> None:
+def test_ideal_time_is_first_byte_plus_bytes_at_the_bandwidth() -> None:
     assert Get(first_byte=0.01, rest=0.02, size=2_000_000).ideal(3_000_000) == pytest.approx(0.04)
 
 
@@ -45,7 +45,7 @@ def test_a_cold_start_is_judged_by_what_it_adds_to_a_warm_one() -> None:
     assert (cold["added_ms"], cold["fetch_ms"], cold["pack_ms"], cold["ratio"]) == (300.0, 100.0, 50.0, 2.0)
 
 
-def test_every_part_that_is_there_takes_the_options_it_is_given() -> None:
+def test_every_available_part_accepts_its_options() -> None:
     there = [part for part in PARTS if part.missing() is None]
     assert {"decode_step", "engine", "cold_start", "router_latency", "http_path"} <= {part.name for part in there}
     for part in there:
@@ -55,17 +55,17 @@ def test_every_part_that_is_there_takes_the_options_it_is_given() -> None:
 
 
 def test_only_some_parts() -> None:
-    assert [part.name for part in chosen(["engine"])] == ["engine"]
-    assert chosen([]) == list(PARTS)
-    with pytest.raises(InvalidRequest, match="no part 'engines'; there are: decode_step"):
-        chosen(["engines"])
+    assert [part.name for part in select_parts(["engine"])] == ["engine"]
+    assert select_parts([]) == list(PARTS)
+    with pytest.raises(InvalidRequest, match="no part 'engines'; use decode_step"):
+        select_parts(["engines"])
 
 
-def test_a_quick_look_replaces_nothing() -> None:
-    assert result_of(PARTS[0], Path("r"), quick=True) != result_of(PARTS[0], Path("r"), quick=False)
+def test_a_quick_run_overwrites_nothing() -> None:
+    assert result_path(PARTS[0], Path("r"), quick=True) != result_path(PARTS[0], Path("r"), quick=False)
 
 
-def test_a_part_without_its_needs_is_skipped_in_one_line(
+def test_a_part_with_missing_packages_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(suite, "PARTS", (Part("engine", (), ("no-such-package",), 1),))
@@ -73,7 +73,7 @@ def test_a_part_without_its_needs_is_skipped_in_one_line(
     with pytest.raises(SystemExit) as ended:
         main(model=tmp_path, results=tmp_path)
     assert not ended.value.code
-    assert "engine is skipped: there is no no-such-package here" in capsys.readouterr().err
+    assert "engine is skipped: no-such-package is not installed" in capsys.readouterr().err
 
 
 def test_a_part_that_fails_says_why(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_the_table_has_a_row_for_each_target_and_says_where_it_comes_from() -> N
     ]
 
 
-def test_the_picture_shows_every_side_and_is_the_same_each_time(tmp_path: Path) -> None:
+def test_the_plot_shows_every_side_and_is_reproducible(tmp_path: Path) -> None:
     plot = pytest.importorskip("benchmarks.plot", reason="the bench extra is not installed")
     result = json.loads((ROOT / "benchmarks/results/decode_step.json").read_text())
     one, two = tmp_path / "one.svg", tmp_path / "two.svg"
@@ -102,11 +102,11 @@ def test_the_picture_shows_every_side_and_is_the_same_each_time(tmp_path: Path) 
     plot.draw_decode_step(result, two)
     assert one.read_bytes() == two.read_bytes()
     assert "a different mix of 3 for each row" in one.read_text()  # matplotlib leaves the text beside its outlines
-    with pytest.raises(InvalidRequest, match="run decode_step again"):
+    with pytest.raises(InvalidRequest, match="rerun decode_step"):
         plot.draw_decode_step(result | {"rows": []}, one)
 
 
-def test_a_folder_without_a_model_is_one_line(
+def test_a_folder_without_a_model_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["cold_start", str(tmp_path)])

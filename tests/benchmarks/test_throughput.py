@@ -1,4 +1,4 @@
-"""Engines as workers, and what is made of their answers."""
+"""Engines as workers, and the rows computed from their answers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.measure.engines import ADAPTERS, Side, started
-from benchmarks.measure.targets import Target, judged
+from benchmarks.measure.engines import ADAPTERS, Side, start_engines
+from benchmarks.measure.targets import Target, target_rows
 from benchmarks.measure.worker import Batch, Worker, WorkerFailed
-from benchmarks.throughput import Turns, measure, mixes, promises, rows
+from benchmarks.throughput import Turns, measure, mixes, rows, targets_of
 from tests.support.tiny import VOCAB, tiny_llama
 
 
-def test_every_request_has_a_mix_of_its_own() -> None:
+def test_every_request_has_a_different_mix() -> None:
     assert mixes(4, 0) == [{}] * 4
     assert [list(mix.values()) for mix in mixes(3, 1)] == [[1.0]] * 3
     for k in (2, 3):
@@ -42,50 +42,50 @@ def test_ratios_are_of_rounds_and_against_vllms_single_adapter() -> None:
         "over_plain": 0.4,
         "same_first": 0.5,
     }
-    (target,) = promises(found, 2)
+    (target,) = targets_of(found, 2)
     assert (target.ratio, target.met) == (1.5, True)
 
 
-def test_a_target_is_an_upper_bound_unless_said_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
-    kept = judged([Target("slow-down", 1.2, 1.1), Target("speed-up", 1.2, 1.1, at_least=True)])
+def test_a_target_is_an_upper_bound_by_default(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = target_rows([Target("slow-down", 1.2, 1.1), Target("speed-up", 1.2, 1.1, at_least=True)])
     assert [target["met"] for target in kept] == [False, True]
     assert capsys.readouterr().err == ("slow-down: 1.200, target <= 1.1: MISSED\nspeed-up: 1.200, target >= 1.1: met\n")
 
 
 ECHO = """
-from benchmarks.measure.worker import Done, answer
+from benchmarks.measure.worker import BatchResult, serve
 
 def load():
     print("loading")
-    return lambda batch: print("running") or Done(0.5, batch.prompts), {"echo": "1"}
+    return lambda batch: print("running") or BatchResult(0.5, batch.prompts), {"echo": "1"}
 
-answer(load)
+serve(load)
 """
 
 
-def test_a_worker_answers_whatever_it_prints(tmp_path: Path) -> None:
+def test_a_worker_may_print_without_breaking_its_answers(tmp_path: Path) -> None:
     worker = Worker([sys.executable, "-c", ECHO], tmp_path / "log")
     assert worker.versions == {"echo": "1"}
     assert worker.run(Batch([[1, 2]], [{}], 4)).tokens == [[1, 2]]
     worker.close()
 
 
-def test_a_worker_that_cannot_start_says_its_last_line(tmp_path: Path) -> None:
+def test_a_worker_that_cannot_start_reports_its_last_line(tmp_path: Path) -> None:
     with pytest.raises(WorkerFailed, match=r"^ModuleNotFoundError: No module named 'no_such_engine'$"):
         Worker([sys.executable, "-c", "import no_such_engine"], tmp_path / "log")
 
 
-def test_ours_alone_when_no_peer_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ours_runs_alone_when_no_peer_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_llama().save_pretrained(tmp_path / "model")
     capsys.readouterr()  # its progress bar
-    with started(tmp_path / "model", tmp_path, vllm_python=tmp_path / "none", llama_server=None) as engines:
+    with start_engines(tmp_path / "model", tmp_path, vllm_python=tmp_path / "none", llama_server=None) as engines:
         assert capsys.readouterr().err.splitlines() == [
             "loading ours: plain, k=1, k=2, k=3",
             "loading vllm: plain",
-            f"vllm is left out: [Errno 2] No such file or directory: '{tmp_path / 'none'}'",
-            "llama.cpp is left out: name its server's binary by --llama-server or LLAMA_SERVER",
+            f"vllm is skipped: [Errno 2] No such file or directory: '{tmp_path / 'none'}'",
+            "llama.cpp is skipped: give its server's binary with --llama-server or LLAMA_SERVER",
         ]
         found = measure(engines, 2, 1, VOCAB)
     assert [side.name for side in found] == ["plain", "k=1", "k=2", "k=3"]
     assert all(row["same_first"] == 1 for row in rows(found, 2))
-    assert promises(found, 2) == []
+    assert targets_of(found, 2) == []

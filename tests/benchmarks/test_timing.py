@@ -1,4 +1,4 @@
-"""Benchmarks take turns, and what they make of the values is what they say."""
+"""Interleaved timing and its statistics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks.measure.timing import Timing, abba, interleaved, over, spread
+from benchmarks.measure.timing import Timing, abba, median_ratio, spread, time_interleaved
 
 
 def test_sides_run_forward_and_backward() -> None:
@@ -16,7 +16,7 @@ def test_sides_run_forward_and_backward() -> None:
 
 def test_a_ratio_is_the_median_of_the_rounds_and_not_of_the_times() -> None:
     mine, base = Timing((2.0, 20.0, 3.0)), Timing((1.0, 10.0, 3.0))
-    assert mine.over(base) == over(mine.seconds, base.seconds) == 2.0
+    assert mine.ratio_to(base) == median_ratio(mine.seconds, base.seconds) == 2.0
 
 
 def test_spread_is_half_the_distance_of_the_quartiles_over_the_median() -> None:
@@ -24,7 +24,7 @@ def test_spread_is_half_the_distance_of_the_quartiles_over_the_median() -> None:
     assert spread([5.0]) == spread([0.0, 0.0]) == 0.0
 
 
-def test_every_turn_begins_with_a_call_that_does_not_count() -> None:
+def test_every_turn_begins_with_an_untimed_call() -> None:
     calls: list[str] = []
     clocked: list[int] = []
 
@@ -32,7 +32,7 @@ def test_every_turn_begins_with_a_call_that_does_not_count() -> None:
         clocked.append(len(calls))
         return float(count)
 
-    found = interleaved(
+    found = time_interleaved(
         {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=1, calls=7, clock=clock
     )
     assert "".join(calls) == "abba"

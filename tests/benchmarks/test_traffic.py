@@ -1,4 +1,4 @@
-"""Requests of the benchmarks come as they are said to, and what is counted of them is what the words mean."""
+"""Synthetic traffic follows its distributions, and service metrics match their definitions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from benchmarks.measure.service import Answer, Objective, percentiles, summary
+from benchmarks.measure.service import Answer, Objective, percentiles, summarise
 from benchmarks.measure.traffic import Lengths, Request, arrivals, popularity, trace
 
 PROMPT, ANSWER = Lengths(48, 0.6, 8, 192), Lengths(16, 0.5, 4, 48)
@@ -64,8 +64,8 @@ def test_goodput_counts_requests_that_met_both_bounds() -> None:
         Answer(0.0, (0.1, 0.6), 2),  # slow
         Answer(1.0, (1.1, 2.0), 10),  # many tokens in one piece are not slow
     ]
-    found = summary(answers, Objective(first_token=0.5, per_token=0.1))
-    assert found.met == 0.5
+    found = summarise(answers, Objective(first_token=0.5, per_token=0.1))
+    assert found.met_share == 0.5
     assert found.goodput == pytest.approx(1.0)
     assert found.requests_per_s == pytest.approx(2.0)
     assert found.tokens_per_s == pytest.approx(8.0)

@@ -154,12 +154,12 @@ ROWS = "\n\n<!-- figure:rows --><!-- / -->\n"
     ("text", "wrong"),
     [
         (f"All <!-- figure:numbr -->7<!-- / -->.{ROWS}", r"page\.md:1: there is no figure 'numbr'"),
-        (f"One\n\nAll <!-- figure:number -->7.{ROWS}", r"page\.md:3: <!-- figure:number --> is not one of a pair"),
-        ("All <!-- figure:number -->7.\n", r"page\.md:1: <!-- figure:number --> is not one of a pair"),
-        (f"All 7<!-- / -->.{ROWS}", r"page\.md:1: <!-- / --> is not one of a pair"),
-        (f"All <!-- figure: number -->7<!-- / -->.{ROWS}", r"page\.md:1: <!-- figure: number --> is not one"),
-        (f"- <!-- figure:number -->7<!-- / --> of them.{ROWS}", r"page\.md:1: figure number begins a line"),
-        (f"All\n  <!-- figure:number -->7<!-- / -->.{ROWS}", r"page\.md:2: figure number begins a line"),
+        (f"One\n\nAll <!-- figure:number -->7.{ROWS}", r"page\.md:3: <!-- figure:number --> is not part of a pair"),
+        ("All <!-- figure:number -->7.\n", r"page\.md:1: <!-- figure:number --> is not part of a pair"),
+        (f"All 7<!-- / -->.{ROWS}", r"page\.md:1: <!-- / --> is not part of a pair"),
+        (f"All <!-- figure: number -->7<!-- / -->.{ROWS}", r"page\.md:1: <!-- figure: number --> is not part"),
+        (f"- <!-- figure:number -->7<!-- / --> of them.{ROWS}", r"page\.md:1: figure number starts a line"),
+        (f"All\n  <!-- figure:number -->7<!-- / -->.{ROWS}", r"page\.md:2: figure number starts a line"),
         (
             f"All <!-- figure:number -->7<!-- / -->.\n\n## Next{ROWS}",
             r"page\.md:1: .* add the figure affinity_cluster_",

@@ -1,4 +1,4 @@
-"""The demo bank: rows that are right, splits that share no values, files small enough to live in git."""
+"""The demo bank: rows are correct, splits share no values, files are small enough for git."""
 
 import json
 import re
@@ -31,7 +31,7 @@ MAX_BANK_BYTES = 16_000_000
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_rows_repeat_and_their_inputs_differ(task: str) -> None:
+def test_rows_are_reproducible_and_their_inputs_distinct(task: str) -> None:
     first = rows(task, "train", 200, seed=1)
     assert first == rows(task, "train", 200, seed=1)
     assert first != rows(task, "train", 200, seed=2)
@@ -169,7 +169,7 @@ def test_every_answer_is_right(task: str) -> None:
         CHECKS[task](row["input"], row["output"])
 
 
-def test_background_prompts_are_of_no_task_and_split() -> None:
+def test_background_prompts_have_no_task_and_are_split() -> None:
     training, held_out = background_rows("train", 1500), background_rows("heldout", 200)
     assert all(row["task"] is None for row in training + held_out)
     assert not {row["input"] for row in training} & {row["input"] for row in held_out}

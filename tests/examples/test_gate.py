@@ -1,4 +1,4 @@
-"""The gate where a team would put it: the Job under k8s/ and the workflow for GitHub Actions."""
+"""The gate as a team would deploy it: the Job under k8s/ and the GitHub Actions workflow."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ SETTINGS = {"DLP_BANK", "DLP_BASE_MODEL", "DLP_BASE_MODEL_URI"}
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The component in an overlay beside the base, as its head shows."""
+    """The component in an overlay on top of the base, as its header comment shows."""
     if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed, and renders the kustomizations")
+        pytest.skip("kubectl, which renders the kustomizations, is not installed")
     folder = tmp_path_factory.mktemp("mine-gate")
     k8s = os.path.relpath(ROOT / "k8s", folder.resolve())
     overlay = {
@@ -39,8 +39,8 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def job(rendered: list[dict[str, Any]]) -> dict[str, Any]:
-    [found] = [o for o in rendered if o["kind"] == "Job"]
-    return found
+    [gate_job] = [o for o in rendered if o["kind"] == "Job"]
+    return gate_job
 
 
 def test_the_job_is_selected_by_its_label_and_finds_the_settings_of_the_overlay(
@@ -59,7 +59,7 @@ def test_the_job_is_selected_by_its_label_and_finds_the_settings_of_the_overlay(
     }
 
 
-def test_the_job_is_confined_as_everything_else(job: dict[str, Any]) -> None:
+def test_the_job_is_confined_like_all_pods(job: dict[str, Any]) -> None:
     spec = job["spec"]["template"]["spec"]
     [container] = spec["containers"]
     assert spec["securityContext"]["runAsNonRoot"]
@@ -69,14 +69,14 @@ def test_the_job_is_confined_as_everything_else(job: dict[str, Any]) -> None:
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    assert job["spec"]["backoffLimit"] == 0, "a bank that failed is not tried again until it passes"
+    assert job["spec"]["backoffLimit"] == 0, "a bank that failed the gate must not be retried until it passes by chance"
     written = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
     assert {"/tmp", "/models", next(e["value"] for e in container["env"] if e["name"] == "HOME")} <= written
 
 
 def test_the_job_judges_before_it_publishes(job: dict[str, Any]) -> None:
     [container] = job["spec"]["template"]["spec"]["containers"]
-    assert container["command"] == ["/bin/bash", "-ec"], "it ends at the first command that fails"
+    assert container["command"] == ["/bin/bash", "-ec"], "the script must stop at the first command that fails"
     [script] = container["args"]
     assert [check(line, "k8s/gate", environment=SETTINGS) for line in script.splitlines()] == [
         "model pull",

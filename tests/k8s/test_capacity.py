@@ -1,4 +1,4 @@
-"""Every replica of the serve config has a pod to run in, and its memory and disk hold what the config may fill."""
+"""Every replica of the serve config has a pod to run in, with enough memory and disk for the config's limits."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.support.manifests import (
 )
 
 Capacity = dict[str, dict[str, float]]
-"""By group: what Ray may give away in one of its pods."""
+"""By group: the resources that Ray may allocate in one of its pods."""
 
 
 def capacity(overlay: str) -> Capacity:
-    """As KubeRay tells Ray: the group's own `resources`, and what they leave open from the container's limits."""
+    """Capacity as KubeRay passes it to Ray: the group's own `resources`, and the rest from the container's limits."""
     found: Capacity = {}
     for group in ray_cluster(overlay)["workerGroupSpecs"]:
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -32,7 +32,7 @@ def capacity(overlay: str) -> Capacity:
 
 
 def needs(overlay: str, bound: str) -> list[dict[str, float]]:
-    """What each replica asks for when every deployment has `bound` of them, largest first."""
+    """Resources of each replica if every deployment has `bound` replicas, largest first."""
     replicas = []
     for deployment in deployments(overlay).values():
         options = deployment["ray_actor_options"]
@@ -42,8 +42,8 @@ def needs(overlay: str, bound: str) -> list[dict[str, float]]:
 
 
 def pods_needed(replicas: list[dict[str, float]], offers: Capacity) -> dict[str, int]:
-    """Pods of each group when every replica goes to the first one with room. Raises LookupError for one that no pod
-    could ever take."""
+    """Pods needed in each group if every replica goes to the first pod with room (first fit). Raises LookupError for a
+    replica that no pod can hold."""
     opened: list[tuple[str, dict[str, float]]] = []
 
     def fits(need: dict[str, float], free: dict[str, float]) -> bool:
@@ -91,21 +91,21 @@ def test_a_backbone_pod_takes_one_replica_and_no_other_deployment(overlay: str) 
     assert "gpu_backbone" not in offers["router"]
 
 
-def test_a_resource_that_nobody_offers_is_noticed() -> None:
+def test_a_resource_that_no_group_offers_is_detected() -> None:
     offers = capacity("base")
     del offers["router"]["cpu_router"]
     with pytest.raises(LookupError, match="cpu_router"):
         pods_needed(needs("base", "min_replicas"), offers)
 
 
-def test_gpus_are_asked_for_where_they_are_offered() -> None:
+def test_gpus_are_requested_where_they_are_offered() -> None:
     assert capacity("overlays/gpu")["backbone"]["GPU"] == 1
     assert deployments("overlays/gpu")["FusedBackbone"]["ray_actor_options"]["num_gpus"] == 1
     assert all(offer["GPU"] == 0 for overlay in ("base", "overlays/local") for offer in capacity(overlay).values())
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_memory_and_disk_hold_what_the_config_may_fill(overlay: str) -> None:
+def test_memory_and_disk_are_large_enough_for_the_config(overlay: str) -> None:
     [application] = serve_config(overlay)["applications"]
     for name, container, spec in ray_containers(overlay):
         if not name.endswith("backbone ray-worker"):
@@ -133,11 +133,11 @@ def test_the_object_store_fits_in_shared_memory(overlay: str) -> None:
 
 
 def test_the_laptop_overlay_fits_a_laptop() -> None:
-    """4 CPUs and 8 GiB, with a fifth left to Kubernetes and KubeRay."""
+    """4 CPUs and 8 GiB, of which a fifth is left for Kubernetes and KubeRay."""
     requests = {
         name: [quantity(container["resources"]["requests"][kind]) for kind in ("cpu", "memory")]
         for name, container, _ in containers("overlays/local")
-        if not name.endswith(" base-model")  # ends before the container it shares the pod with begins
+        if not name.endswith(" base-model")  # an init container, which ends before its pod's main container starts
     }
     assert sum(cpu for cpu, _ in requests.values()) <= 4 * 0.8
     assert sum(memory for _, memory in requests.values()) <= 8 * 2**30 * 0.8

@@ -1,4 +1,4 @@
-"""The Dockerfile agrees with what is tested and with what the manifests ask for. It is not built here."""
+"""The Dockerfile agrees with the tested versions and with the manifests. It is not built here."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().
 REDIS, MINIO = "redis:7.4.0", "quay.io/minio/minio:RELEASE.2025-05-24T17-08-30Z"
 
 
-def test_python_is_the_one_that_is_tested() -> None:
+def test_the_python_version_is_the_tested_one() -> None:
     used = {re.fullmatch(r"python:(\d+\.\d+)-slim-bookworm", base)[1] for base, _ in BASES if ":" in base}  # type: ignore[index]
     [default] = re.findall(r"^PYTHONS := python(\S+) ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert used == {default, PROJECT["tool"]["mypy"]["python_version"]}
 
 
-def test_every_stage_is_made_from_one_there_is() -> None:
+def test_every_stage_builds_on_an_existing_one() -> None:
     for number, (base, name) in enumerate(BASES):
         assert ":" in base or base in NAMES[:number], name
     for source in re.findall(r"(?:--from=|from=)(\w[\w-]*)", DOCKERFILE):
         assert source in NAMES
-    assert NAMES[-1] == "cpu", "what a build without --target makes"
+    assert NAMES[-1] == "cpu", "the target of a build without --target"
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_manifests_name_targets_and_versions_there_are(overlay: str) -> None:
+def test_manifests_name_existing_targets_and_versions(overlay: str) -> None:
     seen = set()
     for name, container, _ in containers(overlay):
-        if name.endswith(" autoscaler"):  # takes the head's
+        if name.endswith(" autoscaler"):  # uses the head's image
             continue
         if (image := container["image"]) in (REDIS, MINIO):
             continue
@@ -47,26 +47,26 @@ def test_manifests_name_targets_and_versions_there_are(overlay: str) -> None:
         assert (repository, version) == ("dlp-serve", PROJECT["project"]["version"]), name
         assert target in NAMES, name
         assert f"docker build --target {target} " in DOCKERFILE
-        assert container["imagePullPolicy"] == "IfNotPresent", "kind and minikube have it loaded"
+        assert container["imagePullPolicy"] == "IfNotPresent", "kind and minikube load the image beforehand"
         seen.add(target)
     assert seen == {"base": {"cpu"}, "overlays/gpu": {"cpu", "cuda"}, "overlays/local": {"cpu", "demo"}}[overlay]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_ray_of_the_operator_is_the_ray_of_the_image(overlay: str) -> None:
+def test_the_manifests_name_the_ray_version_of_the_image(overlay: str) -> None:
     assert ray_cluster(overlay)["rayVersion"] == PINS["ray"]
 
 
-def test_every_installation_is_constrained() -> None:
+def test_every_pip_install_is_constrained() -> None:
     installs = re.findall(r"pip install [^&\n]*", DOCKERFILE)
     assert len(installs) == 6
     assert all("--constraint constraints.txt" in line for line in installs)
     cpu = [line for line in installs if "/whl/cpu" in line]
     assert len(cpu) == 1
-    assert cpu[0].split()[-1] == "torch", "nothing but torch comes from torch's own index"
+    assert cpu[0].split()[-1] == "torch", "only torch comes from torch's own index"
 
 
-def test_the_user_is_the_one_of_the_manifests() -> None:
+def test_the_user_matches_the_manifests() -> None:
     [user] = set(re.findall(r"^USER (\d+):(\d+)$", DOCKERFILE, flags=re.MULTILINE))
     assert user == ("1000", "1000")
     for where, spec, _ in pods("base"):
@@ -87,12 +87,12 @@ def test_no_image_runs_as_root() -> None:
             stage = parents[stage]  # noqa: PLW2901
 
 
-def test_the_image_for_gpus_can_compile_what_launches_kernels() -> None:
+def test_the_gpu_image_has_a_compiler_for_kernel_launchers() -> None:
     cuda = DOCKERFILE.split(" AS cuda\n")[1].split("\nFROM ")[0]
     assert re.search(r"apt-get install .* gcc libc6-dev", cuda)
 
 
-def test_what_is_copied_exists_and_is_not_ignored() -> None:
+def test_copied_files_exist_and_are_not_ignored() -> None:
     ignore = (ROOT / ".dockerignore").read_text().splitlines()
     allowed = [line[1:] for line in ignore if line.startswith("!")]
     assert "*" in ignore
@@ -108,7 +108,7 @@ def test_what_is_copied_exists_and_is_not_ignored() -> None:
     assert set(allowed) == copied
 
 
-def test_the_demo_image_has_what_the_demo_job_publishes() -> None:
+def test_the_demo_image_contains_what_the_demo_job_publishes() -> None:
     [container] = [c for name, c, _ in containers("overlays/local") if name.endswith(" publish")]
     [script] = container["args"]
     for path in re.findall(r"/opt/dlp/[\w./-]+", script):

@@ -22,8 +22,8 @@ from tests.support.manifests import (
     OVERLAYS,
     containers,
     deployments,
+    find_object,
     objects,
-    one,
     ray_cluster,
     ray_containers,
     ray_service,
@@ -34,7 +34,7 @@ from tests.support.paths import ROOT
 
 CONFIG = (ROOT / "serve_config.yaml").read_text()
 CUSTOM = {"RayService", "PodMonitor", "PrometheusRule"}
-"""Kinds that Kubernetes has no schema of; other tests look at them."""
+"""Kinds without a Kubernetes schema; other tests check them."""
 
 ENGINE = "applications.dlp.args.engine"
 BACKBONE = "applications.dlp.deployments.FusedBackbone"
@@ -70,14 +70,14 @@ MAY_DIFFER = {
 
 
 @pytest.mark.parametrize("overlay", [*OVERLAYS, "monitoring"])
-def test_every_object_is_what_kubernetes_expects(overlay: str) -> None:
+def test_every_object_matches_its_kubernetes_schema(overlay: str) -> None:
     for found in objects(overlay):
         if found["kind"] not in CUSTOM:
             kubernetes_validate.validate(found, kubernetes_validate.latest_version(), strict=True)
 
 
-def test_the_strict_schema_notices_a_typo() -> None:
-    broken = json.loads(json.dumps(one("base", "StatefulSet", "dlp-redis")))
+def test_the_strict_schema_detects_a_typo() -> None:
+    broken = json.loads(json.dumps(find_object("base", "StatefulSet", "dlp-redis")))
     broken["spec"]["template"]["spec"]["containers"][0]["imagePullPolice"] = "Always"
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(broken, kubernetes_validate.latest_version(), strict=True)
@@ -92,14 +92,14 @@ def rayservice_schema() -> Schema:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_rayservice_is_what_kuberay_expects(overlay: str, rayservice_schema: Schema) -> None:
+def test_the_rayservice_matches_kuberays_schema(overlay: str, rayservice_schema: Schema) -> None:
     problems = [
         f"{list(error.path)}: {error.message[:200]}" for error in rayservice_schema.iter_errors(ray_service(overlay))
     ]
     assert problems == []
 
 
-def test_the_rayservice_schema_notices_a_typo(rayservice_schema: Schema) -> None:
+def test_the_rayservice_schema_detects_a_typo(rayservice_schema: Schema) -> None:
     broken = json.loads(json.dumps(ray_service("base")))
     broken["spec"]["rayClusterConfig"]["autoscalerOptions"]["idleTimeout"] = 60
     assert list(rayservice_schema.iter_errors(broken))
@@ -110,28 +110,28 @@ def test_the_rayservice_schema_notices_a_typo(rayservice_schema: Schema) -> None
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.parent.name)
 def test_manifests_hold_the_serve_config_word_for_word(path: Path) -> None:
-    wanted = with_values(CONFIG, MANIFESTS[path])
-    assert embedded(path.read_text()) == wanted, "run: python -m k8s.embed"
-    assert embed(path.read_text(), wanted) == path.read_text()
+    expected = with_values(CONFIG, MANIFESTS[path])
+    assert embedded(path.read_text()) == expected, "run: python -m k8s.embed"
+    assert embed(path.read_text(), expected) == path.read_text()
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_serve_config_differs_only_where_it_may(overlay: str) -> None:
     ours, theirs = dict(flat(yaml.safe_load(CONFIG))), dict(flat(serve_config(overlay)))
     assert ours.keys() == theirs.keys()
-    assert {place for place in ours if ours[place] != theirs[place]} == MAY_DIFFER[overlay]
+    assert {path for path in ours if ours[path] != theirs[path]} == MAY_DIFFER[overlay]
 
 
-def flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value by its place; items of lists by their names."""
+def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value by its path; items of lists by their names."""
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from flat(item, f"{place}.{key}".lstrip("."))
+            yield from flat(item, f"{path}.{key}".lstrip("."))
     elif isinstance(value, list) and value:
         for number, item in enumerate(value):
-            yield from flat(item, f"{place}.{item.get('name', number) if isinstance(item, dict) else number}")
+            yield from flat(item, f"{path}.{item.get('name', number) if isinstance(item, dict) else number}")
     else:
-        yield place, value
+        yield path, value
 
 
 def test_values_go_to_their_places_and_nowhere_else() -> None:
@@ -156,21 +156,21 @@ def test_limits_agree(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
 # drain times
 
 REPLACEMENT_S = 240
-"""A pod, its base model, and a replica in it."""
+"""Time to start a pod, fetch its base model, and start a replica in it."""
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_a_request_ends_before_what_serves_it(overlay: str) -> None:
+def test_requests_end_before_their_replicas_and_pods(overlay: str) -> None:
     [application] = serve_config(overlay)["applications"]
-    longest = application["args"]["limits"]["request_timeout_s"]
+    request_timeout_s = application["args"]["limits"]["request_timeout_s"]
     graceful = max(deployment.get("graceful_shutdown_timeout_s", 20) for deployment in deployments(overlay).values())
-    assert longest < graceful < ray_service(overlay)["spec"]["rayClusterDeletionDelaySeconds"]
+    assert request_timeout_s < graceful < ray_service(overlay)["spec"]["rayClusterDeletionDelaySeconds"]
     workers = [item for item in ray_containers(overlay) if item[0].endswith("ray-worker")]
     assert len(workers) == 2
     for name, container, spec in workers:
         command = container["lifecycle"]["preStop"]["exec"]["command"]
         assert command[:4] == ["python", "-m", "deployments.fleet.drain", "--seconds"], name
-        # Serve stops a replica this long before the node ends at the latest, whether there is another by then or not
+        # Serve stops a replica at the latest this long before its node ends, whether or not a new one is up by then
         assert graceful + REPLACEMENT_S <= int(command[4]) < spec["terminationGracePeriodSeconds"] - SETTLE_S
     for name, container, _ in ray_containers(overlay):
         reload = next(e["value"] for e in container["env"] if e["name"] == "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S")
@@ -181,8 +181,8 @@ def test_a_request_ends_before_what_serves_it(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_head_and_workers_have_one_environment(overlay: str) -> None:
-    """Serve builds the application on any of them, and its flags must be the same wherever it runs."""
+def test_head_and_workers_have_the_same_environment(overlay: str) -> None:
+    """Serve may build the application on any of them, so its flags must be the same everywhere."""
     found = list(ray_containers(overlay))
     assert len(found) == 4
     for name, container, _ in found:
@@ -190,7 +190,7 @@ def test_head_and_workers_have_one_environment(overlay: str) -> None:
     env = {entry["name"]: entry for entry in found[0][1]["env"]}
     assert env["RAY_SERVE_ENABLE_HA_PROXY"]["value"] == env["RAY_SERVE_THROUGHPUT_OPTIMIZED"]["value"] == "1"
     assert {"DLP_BANK", "DLP_BASE_MODEL", "DLP_BASE_MODEL_URI", "AWS_REGION"} <= settings(overlay).keys()
-    assert not settings(overlay).keys() & env.keys(), "env would hide what the settings say"
+    assert not settings(overlay).keys() & env.keys(), "env would override the settings"
     assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "DLP_ADMIN_TOKEN"} <= env.keys()
 
 
@@ -203,7 +203,7 @@ def test_the_settings_that_pods_name_exist(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_base_model_is_fetched_by_a_command_there_is(overlay: str) -> None:
+def test_the_base_model_is_fetched_by_an_existing_command(overlay: str) -> None:
     [(container, spec)] = [(c, s) for name, c, s in ray_containers(overlay) if name.endswith(" base-model")]
     program, *words = container["command"]
     command: Any = typer.main.get_command(app)

@@ -1,4 +1,4 @@
-"""Alerts and panels ask for metrics that exist; every alert says what to do, and where more is written."""
+"""Alerts and panels query metrics that exist; every alert names an action and a page with details."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import ray.serve
 
-from tests.support.manifests import objects, one, pods
+from tests.support.manifests import find_object, objects, pods
 from tests.support.paths import ROOT
 
 HISTOGRAM_PARTS = ("_bucket", "_sum", "_count")
@@ -44,12 +44,12 @@ STRICT: dict[str, Any] = {
         },
     },
 }
-"""The keys of the Prometheus operator's kinds that we know; None: anything below."""
+"""The known keys of the Prometheus operator's kinds; None allows anything below."""
 
 
 @lru_cache
-def ours() -> dict[str, str]:
-    """Names in deployments/observe/metrics.py as Prometheus sees them, with their kinds."""
+def our_metrics() -> dict[str, str]:
+    """Our metrics, from the source of deployments/observe/metrics.py: Prometheus name to kind."""
     tree = ast.parse((ROOT / "deployments/observe/metrics.py").read_text())
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     return {
@@ -60,19 +60,19 @@ def ours() -> dict[str, str]:
 
 
 @lru_cache
-def serves() -> dict[str, str]:
-    """Those of Ray Serve, read in its source."""
-    found = {}
+def serve_metrics() -> dict[str, str]:
+    """Ray Serve's metrics, from its source: Prometheus name to kind."""
+    metrics = {}
     for path in (Path(ray.serve.__file__).parent / "_private").rglob("*.py"):
         for kind, name in re.findall(
             r'(Counter|Gauge|Histogram)\(\s*(?:name=)?f?"(serve_\w[\w{}]*)"', path.read_text()
         ):
-            found[f"ray_{name.replace('{protocol_name}', 'http')}"] = kind
-    return found
+            metrics[f"ray_{name.replace('{protocol_name}', 'http')}"] = kind
+    return metrics
 
 
 def exported(name: str, kind: str) -> set[str]:
-    """What Ray makes of a metric: a counter gets `_total` unless it ends so, a histogram its three parts."""
+    """The names under which Ray exports a metric: a counter gets `_total` if missing, a histogram its three parts."""
     if kind == "Counter":
         return {name if name.endswith("_total") else f"{name}_total"}
     return {f"{name}{part}" for part in HISTOGRAM_PARTS} if kind == "Histogram" else {name}
@@ -80,7 +80,7 @@ def exported(name: str, kind: str) -> set[str]:
 
 @lru_cache
 def known() -> frozenset[str]:
-    return frozenset().union(*(exported(name, kind) for name, kind in (ours() | serves()).items()))
+    return frozenset().union(*(exported(name, kind) for name, kind in (our_metrics() | serve_metrics()).items()))
 
 
 def metrics_of(expression: str) -> set[str]:
@@ -88,34 +88,34 @@ def metrics_of(expression: str) -> set[str]:
 
 
 def rules() -> list[dict[str, Any]]:
-    [group] = one("monitoring", "PrometheusRule", "dlp")["spec"]["groups"]
+    [group] = find_object("monitoring", "PrometheusRule", "dlp")["spec"]["groups"]
     found: list[dict[str, Any]] = group["rules"]
     return found
 
 
 def panels() -> list[dict[str, Any]]:
-    dashboard = json.loads(one("monitoring", "ConfigMap", "dlp-dashboard")["data"]["dlp.json"])
+    dashboard = json.loads(find_object("monitoring", "ConfigMap", "dlp-dashboard")["data"]["dlp.json"])
     found: list[dict[str, Any]] = dashboard["panels"]
     return found
 
 
 def test_metrics_are_read_from_the_source() -> None:
-    assert ours()["ray_dlp_bank_refused"] == "Gauge"
-    assert serves()["ray_serve_num_http_requests"] == "Counter"
+    assert our_metrics()["ray_dlp_bank_refused"] == "Gauge"
+    assert serve_metrics()["ray_serve_num_http_requests"] == "Counter"
     assert "ray_dlp_time_to_first_token_seconds_bucket" in known()
     assert "ray_dlp_time_to_first_token_seconds" not in known()
     assert "ray_dlp_tokens_total_total" not in known()
     assert metrics_of('sum by (ray_io_cluster) (rate(ray_x_total{a="b"}[5m])) / ray_y') == {"ray_x_total", "ray_y"}
 
 
-def test_every_alert_asks_for_metrics_there_are() -> None:
+def test_every_alert_queries_existing_metrics() -> None:
     for rule in rules():
         asked = metrics_of(rule["expr"])
         assert asked, rule["alert"]
         assert asked <= known(), rule["alert"]
 
 
-def test_every_panel_asks_for_metrics_there_are() -> None:
+def test_every_panel_queries_existing_metrics() -> None:
     for panel in panels():
         for target in panel["targets"]:
             asked = metrics_of(target["expr"])
@@ -123,8 +123,8 @@ def test_every_panel_asks_for_metrics_there_are() -> None:
             assert asked <= known(), panel["title"]
 
 
-def test_labels_that_are_asked_for_are_recorded() -> None:
-    """Of our own metrics; application and deployment come from Serve, cluster and component from the monitor."""
+def test_queried_labels_are_recorded() -> None:
+    """Checks our own metrics; Serve adds application and deployment, the monitor adds cluster and component."""
     source = (ROOT / "deployments/observe/metrics.py").read_text()
     everywhere = {"application", "deployment", "le", "ray_io_cluster", "component"}
     for expression in [rule["expr"] for rule in rules()] + [t["expr"] for p in panels() for t in p["targets"]]:
@@ -146,14 +146,14 @@ def test_every_alert_names_an_action_and_a_page_that_exists() -> None:
         path, _, anchor = notes["runbook"].partition("#")
         assert path == "docs/operations.md"
         assert anchor in anchors, f"{rule['alert']}: docs/operations.md has no section #{anchor}"
-        assert rule["alert"] in page, "the page says which alert a section is about"
+        assert rule["alert"] in page, "the page names the alert"
         assert rule["labels"]["severity"] in ("critical", "warning", "info")
         assert re.fullmatch(r"\d+m", rule["for"])
 
 
 @pytest.mark.parametrize("kind", STRICT)
 def test_no_key_is_unknown_to_the_prometheus_operator(kind: str) -> None:
-    found = one("monitoring", kind, "dlp")
+    found = find_object("monitoring", kind, "dlp")
     assert found["apiVersion"] == "monitoring.coreos.com/v1"
     assert unknown(found["spec"], STRICT[kind]) == []
     assert unknown({**found["spec"], "selectors": {}}, STRICT[kind]) == ["selectors"]
@@ -169,7 +169,7 @@ def unknown(value: Any, keys: dict[str, Any] | None, place: str = "") -> list[st
 
 
 def test_the_monitor_finds_the_pods_and_their_ports() -> None:
-    spec = one("monitoring", "PodMonitor", "dlp")["spec"]
+    spec = find_object("monitoring", "PodMonitor", "dlp")["spec"]
     [namespace] = spec["namespaceSelector"]["matchNames"]
     assert all(o["metadata"].get("namespace", namespace) == namespace for o in objects("base"))
     [rule] = spec["selector"]["matchExpressions"]
@@ -188,11 +188,11 @@ def test_the_monitor_finds_the_pods_and_their_ports() -> None:
 
 def test_prometheus_may_come_in() -> None:
     numbers = {p["name"]: p["containerPort"] for _, pod, _ in pods("base") for p in pod["containers"][0]["ports"]}
-    asked = {e["port"] for e in one("monitoring", "PodMonitor", "dlp")["spec"]["podMetricsEndpoints"]}
-    namespace = one("monitoring", "PodMonitor", "dlp")["metadata"]["namespace"]
+    asked = {e["port"] for e in find_object("monitoring", "PodMonitor", "dlp")["spec"]["podMetricsEndpoints"]}
+    namespace = find_object("monitoring", "PodMonitor", "dlp")["metadata"]["namespace"]
     open_ = {
         port["port"]
-        for rule in one("base", "NetworkPolicy", "dlp-ray")["spec"]["ingress"]
+        for rule in find_object("base", "NetworkPolicy", "dlp-ray")["spec"]["ingress"]
         for peer in rule.get("from", [])
         if peer.get("namespaceSelector", {}).get("matchLabels", {}).get("kubernetes.io/metadata.name") == namespace
         for port in rule["ports"]
@@ -201,7 +201,7 @@ def test_prometheus_may_come_in() -> None:
 
 
 def test_grafana_finds_the_dashboard() -> None:
-    labels = one("monitoring", "ConfigMap", "dlp-dashboard")["metadata"]["labels"]
+    labels = find_object("monitoring", "ConfigMap", "dlp-dashboard")["metadata"]["labels"]
     assert labels["grafana_dashboard"] == "1"
     assert len({panel["id"] for panel in panels()}) == len(panels()) >= 10
     assert all(panel["datasource"]["uid"] == "${datasource}" for panel in panels())

@@ -1,4 +1,4 @@
-"""The operator's rules hold for what we ship, and each of them notices when it is broken."""
+"""Our manifests satisfy the operator's rules, and each rule detects a violation."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ BROKEN: dict[str, tuple[str, Change]] = {
     ),
     "resources twice": ("both set", lambda s, c: group(c)["rayStartParams"].update({"num-cpus": "1"})),
     "labels for ray start": ("labels belong", lambda s, c: group(c)["rayStartParams"].update(labels="a=b")),
-    "a bad label": ("no Kubernetes label", lambda s, c: group(c).update(labels={"a b": "c"})),
+    "a bad label": ("not a Kubernetes label", lambda s, c: group(c).update(labels={"a b": "c"})),
     "a group without container": ("no container", lambda s, c: group(c)["template"]["spec"].update(containers=[])),
-    "no maxReplicas": ("must be written", lambda s, c: group(c).pop("maxReplicas")),
+    "no maxReplicas": ("must be set", lambda s, c: group(c).pop("maxReplicas")),
     "minReplicas above maxReplicas": ("between 0", lambda s, c: group(c).update(minReplicas=9)),
     "a suspended group": ("suspended", lambda s, c: group(c).update(suspend=True)),
     "a Redis user": ("Redis user", lambda s, c: head(c)["env"].extend(env("REDIS_USERNAME"))),
-    "a Redis password twice": ("alone", lambda s, c: head(c)["env"].extend(env("REDIS_PASSWORD"))),
+    "a Redis password twice": ("only in", lambda s, c: head(c)["env"].extend(env("REDIS_PASSWORD"))),
     "Redis by the environment": (
         "without gcs",
         lambda s, c: (c.pop("gcsFaultToleranceOptions"), head(c)["env"].extend(env("RAY_REDIS_ADDRESS"))),
@@ -97,7 +97,7 @@ BROKEN: dict[str, tuple[str, Change]] = {
     ),
     "a negative idle timeout": ("negative", lambda s, c: c["autoscalerOptions"].update(idleTimeoutSeconds=-1)),
     "KubeRay's command": (
-        "KubeRay's",
+        "reserved for KubeRay",
         lambda s, c: c["autoscalerOptions"].update(env=env("KUBERAY_GEN_AUTOSCALER_START_CMD")),
     ),
     "pods that restart": ("restartPolicy", lambda s, c: group(c)["template"]["spec"].update(restartPolicy="Always")),
@@ -108,7 +108,10 @@ BROKEN: dict[str, tuple[str, Change]] = {
     "priority with an old Ray": ("2.56", lambda s, c: (c.update(rayVersion="2.55.0"), group(c).update(priority=1))),
     "token auth with an old Ray": ("2.52", lambda s, c: c.update(rayVersion="2.51.0")),
     "token auth with no Ray version": ("2.52", lambda s, c: c.pop("rayVersion")),
-    "Kubernetes tokens": ("not for a RayService", lambda s, c: c["authOptions"].update(enableK8sTokenAuth=True)),
+    "Kubernetes tokens": (
+        "not supported for a RayService",
+        lambda s, c: c["authOptions"].update(enableK8sTokenAuth=True),
+    ),
     "KubeRay's network policy": ("networkPolicy", lambda s, c: c.update(networkPolicy={})),
     "KubeRay's TLS": ("tlsOptions", lambda s, c: c.update(tlsOptions={})),
     "the history server": ("historyServerOptions", lambda s, c: c.update(historyServerOptions={})),
@@ -116,12 +119,12 @@ BROKEN: dict[str, tuple[str, Change]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_what_the_operator_refuses_is_noticed(case: str) -> None:
-    says, change = BROKEN[case]
+def test_violations_of_the_operators_rules_are_detected(case: str) -> None:
+    expected, change = BROKEN[case]
     service = copy.deepcopy(ray_service("base"))
     change(service, service["spec"]["rayClusterConfig"])
     found = problems(service)
-    assert any(says in line for line in found), found
+    assert any(expected in line for line in found), found
 
 
 def test_a_good_incremental_upgrade_passes() -> None:

@@ -1,4 +1,4 @@
-"""Containers are confined, secrets are named and not shipped, and nobody reaches what they need not."""
+"""Containers are confined, secrets are referenced and not shipped, and pods reach only what they need."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.manifests import OVERLAYS, containers, objects, one, pods, ray_cluster, settings
+from tests.support.manifests import OVERLAYS, containers, find_object, objects, pods, ray_cluster, settings
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -31,12 +31,12 @@ def test_every_container_is_confined(overlay: str) -> None:
         assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys(), where
         assert all("hostPath" not in volume for volume in spec["volumes"]), where
         assert spec["automountServiceAccountToken"] is where.endswith(" head"), where
-    labels = one(overlay, "Namespace", "dlp")["metadata"]["labels"]
+    labels = find_object(overlay, "Namespace", "dlp")["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_secrets_come_by_reference(overlay: str) -> None:
+def test_secrets_are_referenced(overlay: str) -> None:
     for name, container, _ in containers(overlay):
         for entry in container.get("env", []):
             if re.search("TOKEN|SECRET|PASSWORD|ACCESS_KEY|AUTH|ROOT_USER", entry["name"]):
@@ -50,14 +50,14 @@ def test_no_secret_is_shipped(overlay: str) -> None:
     assert not [o for o in objects(overlay) if o["kind"] == "Secret"]
 
 
-def test_secrets_of_the_laptop_overlay_are_those_that_pods_name() -> None:
+def test_the_laptop_overlay_ships_the_secrets_its_pods_name() -> None:
     shipped = {o["metadata"]["name"]: set(o["data"]) for o in objects("overlays/local") if o["kind"] == "Secret"}
     assert shipped == {"dlp-s3": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}, "dlp-redis": {"password"}}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_accounts_that_pods_name_exist(overlay: str) -> None:
-    """KubeRay makes none for a head that names one."""
+    """KubeRay creates no account for a head that names one."""
     accounts = {o["metadata"]["name"] for o in objects(overlay) if o["kind"] == "ServiceAccount"}
     named = {spec["serviceAccountName"] for _, spec, _ in pods(overlay) if "serviceAccountName" in spec}
     assert named == accounts == {"dlp", "dlp-head"}
@@ -119,14 +119,14 @@ def labels_of(overlay: str, component: str) -> dict[str, str]:
     ],
 )
 def test_who_reaches_whom(source: str, target: str, port: int, open_: bool) -> None:
-    one_, other = labels_of("overlays/local", source), labels_of("overlays/local", target)
-    way_out = allowed("overlays/local", "egress", one_, other, port)
-    way_in = allowed("overlays/local", "ingress", other, one_, port)
-    assert (way_out and way_in) is open_
+    source_labels, target_labels = labels_of("overlays/local", source), labels_of("overlays/local", target)
+    egress = allowed("overlays/local", "egress", source_labels, target_labels, port)
+    ingress = allowed("overlays/local", "ingress", target_labels, source_labels, port)
+    assert (egress and ingress) is open_
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_budgets_and_policies_select_pods_there_are(overlay: str) -> None:
+def test_budgets_and_policies_select_existing_pods(overlay: str) -> None:
     labels = [labels for _, _, labels in pods(overlay)]
     for found in objects(overlay):
         if found["kind"] == "NetworkPolicy":
@@ -134,7 +134,7 @@ def test_budgets_and_policies_select_pods_there_are(overlay: str) -> None:
         if found["kind"] == "PodDisruptionBudget":
             chosen = [each for each in labels if selects(found["spec"]["selector"], each)]
             assert len(chosen) == 1, found["metadata"]["name"]
-            # pods of a RayCluster have no scale subresource behind them: Kubernetes takes nothing else
+            # a RayCluster has no scale subresource, so Kubernetes accepts nothing else for its pods
             assert isinstance(found["spec"]["minAvailable"], int)
             assert "maxUnavailable" not in found["spec"]
         if found["kind"] == "Service":

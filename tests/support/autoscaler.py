@@ -1,7 +1,7 @@
-"""Serve's autoscaler over simulated time: its own averaging, delays and bounds around a policy, replicas made up here.
+"""Serve's autoscaler over simulated time: its own averaging, delays and bounds around a policy, simulated replicas.
 
-A trace says what all requests together ask for. They spread evenly over the replicas that are up; what these cannot
-take waits at the callers. A replica comes up START_S after it was asked for.
+A trace gives the total load of all requests. It spreads evenly over the replicas that are up; the excess queues at the
+callers. A replica comes up START_S seconds after it was requested.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from ray.serve._private.common import (
 
 START_S = 20.0
 CAPACITY = 64
-"""Requests one replica takes (max_ongoing_requests)."""
+"""Maximum number of requests per replica (max_ongoing_requests)."""
 
 Trace = Callable[[float], dict[str, float]]
-"""Time in seconds to the sums of what replicas report by `record_autoscaling_stats`, and requests among them."""
+"""Time in seconds to the sums of what all replicas report in `record_autoscaling_stats`, including `requests`."""
 
 
 @dataclass
 class Replicas:
-    """What became of a deployment: the number Serve aimed at, and how many were up, second by second."""
+    """Replicas of a deployment, second by second: Serve's target, and the number that was up."""
 
     target: list[int] = field(default_factory=list)
     up: list[int] = field(default_factory=list)
 
     @property
     def turns(self) -> int:
-        """How often the target went the other way than at its last change."""
-        ways = [after > before for before, after in pairwise(self.target) if after != before]
-        return sum(one != other for one, other in pairwise(ways))
+        """Number of times the target reversed its direction."""
+        increases = [after > before for before, after in pairwise(self.target) if after != before]
+        return sum(previous != current for previous, current in pairwise(increases))
 
     def first(self, number: int) -> float:
-        """The second at which the target was first `number`."""
+        """The second at which the target first was `number`; infinity if it never was."""
         return self.target.index(number) if number in self.target else math.inf
 
 
@@ -71,9 +71,9 @@ def simulated_time() -> Iterator[Clock]:
 
 
 def replay(trace: Trace, seconds: float, config: Any, *, start_s: float = START_S) -> Replicas:
-    """What Serve makes of a trace, with the AutoscalingConfig `config`."""
+    """Run Serve's autoscaler on a trace with the AutoscalingConfig `config`."""
     deployment = DeploymentID(name="deployment", app_name="app")
-    found = Replicas()
+    replicas = Replicas()
     with simulated_time() as clock:
         serve = autoscaling_state.DeploymentAutoscalingState(deployment)
         info = SimpleNamespace(
@@ -82,20 +82,20 @@ def replay(trace: Trace, seconds: float, config: Any, *, start_s: float = START_
             target_capacity=None,
             target_capacity_direction=None,
         )
-        began, target = clock.now, serve.register(info, config.min_replicas)
-        up = [_Replica(ReplicaID(f"r{number}", deployment), began) for number in range(target)]
+        started, target = clock.now, serve.register(info, config.min_replicas)
+        up = [_Replica(ReplicaID(f"r{number}", deployment), started) for number in range(target)]
         queue: list[TimeStampedValue] = []
         for second in range(int(seconds)):
-            clock.now = began + second
-            asked = trace(second)
+            clock.now = started + second
+            load = trace(second)
             ready = [replica for replica in up if replica.ready <= clock.now]
-            taken = min(1.0, CAPACITY * len(ready) / asked["requests"]) if asked["requests"] else 1.0
-            share = {key: taken * value / max(1, len(ready)) for key, value in asked.items()}
-            queued = (1 - taken) * asked["requests"]
+            accepted = min(1.0, CAPACITY * len(ready) / load["requests"]) if load["requests"] else 1.0
+            share = {key: accepted * value / max(1, len(ready)) for key, value in load.items()}
+            queued = (1 - accepted) * load["requests"]
             queue = [*_recent(queue, clock.now, config), TimeStampedValue(clock.now, queued)]
             serve.update_running_replica_ids([replica.id for replica in ready])
             for replica in ready:
-                replica.note(share, clock.now, config)
+                replica.record(share, clock.now, config)
             if second % config.metrics_interval_s == 0:
                 for replica in ready:
                     serve.record_request_metrics_for_replica(
@@ -105,12 +105,12 @@ def replay(trace: Trace, seconds: float, config: Any, *, start_s: float = START_
             target = serve.get_decision_num_replicas(target)
             for number in range(len(up), target):
                 up.append(_Replica(ReplicaID(f"r{second}-{number}", deployment), clock.now + start_s))
-            for gone in up[target:]:
-                serve.on_replica_stopped(gone.id)
+            for stopped in up[target:]:
+                serve.on_replica_stopped(stopped.id)
             del up[target:]
-            found.target.append(target)
-            found.up.append(len(ready))
-    return found
+            replicas.target.append(target)
+            replicas.up.append(len(ready))
+    return replicas
 
 
 @dataclass
@@ -119,7 +119,7 @@ class _Replica:
     ready: float
     points: dict[str, list[TimeStampedValue]] = field(default_factory=dict)
 
-    def note(self, share: dict[str, float], now: float, config: Any) -> None:
+    def record(self, share: dict[str, float], now: float, config: Any) -> None:
         for key, value in share.items():
             self.points[key] = [*_recent(self.points.get(key, []), now, config), TimeStampedValue(now, value)]
 

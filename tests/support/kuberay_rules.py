@@ -1,7 +1,7 @@
-"""What KubeRay 1.7.0 refuses although its schema lets it pass: ray-operator/controllers/ray/utils/validation.go.
+"""What KubeRay 1.7.0 rejects although its schema accepts it: ray-operator/controllers/ray/utils/validation.go.
 
-Feature gates are at their defaults. Where the operator is content with less than we want (replica bounds, a named
-port), our rule stands here as well.
+Feature gates have their defaults. Where the operator requires less than we do (replica bounds, a named port), our own
+rule is included.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-MOST_NAME_CHARACTERS = 47
+MAX_NAME_CHARACTERS = 47
 UPGRADES = ("NewCluster", "NewClusterWithIncrementalUpgrade", "None")
 
 _DNS_1035 = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
@@ -21,13 +21,13 @@ _DURATION = re.compile(r"[1-9][0-9]*|([0-9]+(\.[0-9]+)?(ms|s|m|h))+")
 
 
 def problems(service: dict[str, Any]) -> list[str]:
-    """One line for each rule a RayService breaks."""
+    """A line for each rule that a RayService breaks."""
     cluster = service["spec"]["rayClusterConfig"]
     return [
         *_metadata(service["metadata"]),
         *_service(service["spec"]),
         *_groups(cluster),
-        *_state(cluster, service["metadata"].get("annotations", {})),
+        *_fault_tolerance(cluster, service["metadata"].get("annotations", {})),
         *_autoscaler(cluster),
         *_auth(cluster),
         *_gates(cluster),
@@ -35,13 +35,13 @@ def problems(service: dict[str, Any]) -> list[str]:
 
 
 def _metadata(metadata: dict[str, Any]) -> Iterator[str]:
-    if len(metadata["name"]) > MOST_NAME_CHARACTERS:
-        yield f"name has more than {MOST_NAME_CHARACTERS} characters"
+    if len(metadata["name"]) > MAX_NAME_CHARACTERS:
+        yield f"name has more than {MAX_NAME_CHARACTERS} characters"
     if not _DNS_1035.fullmatch(metadata["name"]):
-        yield "name is no DNS-1035 label"
+        yield "name is not a DNS-1035 label"
     timeout = metadata.get("annotations", {}).get("ray.io/initializing-timeout")
     if timeout is not None and not _DURATION.fullmatch(timeout):
-        yield "ray.io/initializing-timeout is no positive duration"
+        yield "ray.io/initializing-timeout is not a positive duration"
 
 
 def _service(spec: dict[str, Any]) -> Iterator[str]:
@@ -49,7 +49,7 @@ def _service(spec: dict[str, Any]) -> Iterator[str]:
     if cluster["headGroupSpec"].get("headService", {}).get("metadata", {}).get("name"):
         yield "headService must not be named"
     if not any(port.get("name") == "serve" for port in _container(cluster["headGroupSpec"]).get("ports", [])):
-        yield "the head has no port named serve: no service is made"
+        yield "the head has no port named serve, so no service is created"
     if spec.get("rayClusterDeletionDelaySeconds", 0) < 0:
         yield "rayClusterDeletionDelaySeconds is negative"
     if strategy.get("type", "NewCluster") not in UPGRADES:
@@ -84,21 +84,21 @@ def _groups(cluster: dict[str, Any]) -> Iterator[str]:
             yield f"{name}: labels belong in the group's labels, not in rayStartParams"
         for key, value in group.get("labels", {}).items():
             if not (_LABEL_KEY.fullmatch(key) and _LABEL_VALUE.fullmatch(value)):
-                yield f"{name}: {key}={value} is no Kubernetes label"
+                yield f"{name}: {key}={value} is not a Kubernetes label"
         if not group["template"]["spec"].get("containers"):
             yield f"{name}: no container"
     for group in cluster.get("workerGroupSpecs", []):
-        name, least, most = group["groupName"], group.get("minReplicas"), group.get("maxReplicas")
-        if least is None or most is None:
-            yield f"{name}: minReplicas and maxReplicas must be written"
-        elif not 0 <= least <= most:
+        name, min_replicas, max_replicas = group["groupName"], group.get("minReplicas"), group.get("maxReplicas")
+        if min_replicas is None or max_replicas is None:
+            yield f"{name}: minReplicas and maxReplicas must be set"
+        elif not 0 <= min_replicas <= max_replicas:
             yield f"{name}: minReplicas must be between 0 and maxReplicas"
         if group.get("suspend"):
             yield f"{name}: a group cannot be suspended"
 
 
-def _state(cluster: dict[str, Any], annotations: dict[str, str]) -> Iterator[str]:
-    """Of GCS fault tolerance."""
+def _fault_tolerance(cluster: dict[str, Any], annotations: dict[str, str]) -> Iterator[str]:
+    """Rules of GCS fault tolerance."""
     options, head = cluster.get("gcsFaultToleranceOptions"), cluster["headGroupSpec"]
     start, env = head.get("rayStartParams", {}), environment(_container(head))
     if start.get("redis-username") or "REDIS_USERNAME" in env:
@@ -108,7 +108,7 @@ def _state(cluster: dict[str, Any], annotations: dict[str, str]) -> Iterator[str
             yield "RAY_REDIS_ADDRESS without gcsFaultToleranceOptions"
         return
     if start.get("redis-password") or "REDIS_PASSWORD" in env or "RAY_REDIS_ADDRESS" in env:
-        yield "Redis belongs in gcsFaultToleranceOptions alone"
+        yield "Redis belongs only in gcsFaultToleranceOptions"
     for annotation in ("ray.io/ft-enabled", "ray.io/external-storage-namespace"):
         if annotations.get(annotation):
             yield f"{annotation} beside gcsFaultToleranceOptions"
@@ -120,30 +120,30 @@ def _state(cluster: dict[str, Any], annotations: dict[str, str]) -> Iterator[str
 
 def _autoscaler(cluster: dict[str, Any]) -> Iterator[str]:
     options = cluster.get("autoscalerOptions", {})
-    on = bool(cluster.get("enableInTreeAutoscaling"))
-    second = on and options.get("version") == "v2"
-    switch = environment(_container(cluster["headGroupSpec"])).get("RAY_enable_autoscaler_v2")
-    if switch is not None and on and "version" in options:
+    enabled = bool(cluster.get("enableInTreeAutoscaling"))
+    is_v2 = enabled and options.get("version") == "v2"
+    v2_variable = environment(_container(cluster["headGroupSpec"])).get("RAY_enable_autoscaler_v2")
+    if v2_variable is not None and enabled and "version" in options:
         yield "RAY_enable_autoscaler_v2 beside autoscalerOptions.version"
-    if switch is not None and not on and switch.get("value") in ("1", "true"):
+    if v2_variable is not None and not enabled and v2_variable.get("value") in ("1", "true"):
         yield "RAY_enable_autoscaler_v2 without the autoscaler"
     if options.get("idleTimeoutSeconds", 0) < 0:
         yield "autoscalerOptions.idleTimeoutSeconds is negative"
     if "KUBERAY_GEN_AUTOSCALER_START_CMD" in environment(options):
-        yield "KUBERAY_GEN_AUTOSCALER_START_CMD is KubeRay's"
+        yield "KUBERAY_GEN_AUTOSCALER_START_CMD is reserved for KubeRay"
     for name, group in named_groups(cluster):
-        if second and group["template"]["spec"].get("restartPolicy", "Never") != "Never":
+        if is_v2 and group["template"]["spec"].get("restartPolicy", "Never") != "Never":
             yield f"{name}: restartPolicy must be Never or unset with autoscaler v2"
-        if group.get("idleTimeoutSeconds") is not None and (group["idleTimeoutSeconds"] < 0 or not second):
+        if group.get("idleTimeoutSeconds") is not None and (group["idleTimeoutSeconds"] < 0 or not is_v2):
             yield f"{name}: idleTimeoutSeconds must not be negative, and needs autoscaler v2"
-        if group.get("priority") and (not second or version(cluster) < (2, 56, 0)):
+        if group.get("priority") and (not is_v2 or version(cluster) < (2, 56, 0)):
             yield f"{name}: priority needs autoscaler v2 and Ray 2.56"
 
 
 def _auth(cluster: dict[str, Any]) -> Iterator[str]:
     options = cluster.get("authOptions", {})
     if options.get("enableK8sTokenAuth"):
-        yield "enableK8sTokenAuth is not for a RayService"
+        yield "enableK8sTokenAuth is not supported for a RayService"
     if options.get("mode") == "token" and version(cluster) < (2, 52, 0):
         yield "authOptions.mode token needs a rayVersion of 2.52.0 or later"
 
@@ -155,7 +155,7 @@ def _gates(cluster: dict[str, Any]) -> Iterator[str]:
 
 
 def named_groups(cluster: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The head as `head`, and the worker groups."""
+    """The worker groups by name, preceded by the head as `head`."""
     return [
         ("head", cluster["headGroupSpec"]),
         *((group["groupName"], group) for group in cluster.get("workerGroupSpecs", [])),
@@ -171,5 +171,5 @@ def version(cluster: dict[str, Any]) -> tuple[int, ...]:
 
 
 def _container(group: dict[str, Any]) -> dict[str, Any]:
-    """Ray's own is the first."""
+    """The Ray container, which is the first."""
     return next(iter(group["template"]["spec"].get("containers", [])), {})

@@ -1,4 +1,4 @@
-"""The manifests under k8s/, as `kubectl apply -k` would send them."""
+"""The manifests under k8s/, rendered as `kubectl apply -k` would send them."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def _rendered(folder: str) -> tuple[dict[str, Any], ...]:
 
 
 def objects(folder: str) -> tuple[dict[str, Any], ...]:
-    """Every object of a kustomization under k8s/; do not change them."""
+    """All objects of a kustomization under k8s/. Callers must not change them."""
     if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed, and renders the kustomizations")
+        pytest.skip("kubectl, which renders the kustomizations, is not installed")
     return _rendered(folder)
 
 
-def one(folder: str, kind: str, name: str) -> dict[str, Any]:
-    [found] = [o for o in objects(folder) if (o["kind"], o["metadata"]["name"]) == (kind, name)]
-    return found
+def find_object(folder: str, kind: str, name: str) -> dict[str, Any]:
+    [match] = [o for o in objects(folder) if (o["kind"], o["metadata"]["name"]) == (kind, name)]
+    return match
 
 
 def ray_service(folder: str) -> dict[str, Any]:
-    return one(folder, "RayService", "dlp")
+    return find_object(folder, "RayService", "dlp")
 
 
 def ray_cluster(folder: str) -> dict[str, Any]:
@@ -55,53 +55,53 @@ def serve_config(folder: str) -> dict[str, Any]:
 
 
 def deployments(folder: str) -> dict[str, dict[str, Any]]:
-    """Those of the serve config, by name."""
+    """The deployments of the serve config, by name."""
     [application] = serve_config(folder)["applications"]
     return {deployment["name"]: deployment for deployment in application["deployments"]}
 
 
 def settings(folder: str) -> dict[str, str]:
-    """What every Ray container gets by envFrom."""
-    [found] = [
+    """The settings that every Ray container gets through envFrom."""
+    [data] = [
         o["data"]
         for o in objects(folder)
         if o["kind"] == "ConfigMap" and o["metadata"]["name"].startswith("dlp-settings")
     ]
-    return dict(found)
+    return dict(data)
 
 
 def pods(folder: str) -> Iterator[tuple[str, dict[str, Any], dict[str, str]]]:
-    """Whose they are, their spec and their labels, for every pod that an object of this kustomization makes."""
-    for found in objects(folder):
-        where = f"{found['kind']} {found['metadata']['name']}"
-        if found["kind"] in ("Deployment", "StatefulSet", "Job"):
-            template = found["spec"]["template"]
-            yield where, template["spec"], template["metadata"]["labels"]
-        elif found["kind"] == "RayService":
+    """Owner, spec and labels of every pod that an object of this kustomization creates."""
+    for item in objects(folder):
+        owner = f"{item['kind']} {item['metadata']['name']}"
+        if item["kind"] in ("Deployment", "StatefulSet", "Job"):
+            template = item["spec"]["template"]
+            yield owner, template["spec"], template["metadata"]["labels"]
+        elif item["kind"] == "RayService":
             cluster = ray_cluster(folder)
             for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
                 template = group["template"]
                 name = group.get("groupName", "head")
-                yield f"{where} {name}", template["spec"], template["metadata"]["labels"]
+                yield f"{owner} {name}", template["spec"], template["metadata"]["labels"]
 
 
 def containers(folder: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Name, container and pod, the autoscaler that KubeRay adds to the head included."""
-    for where, spec, _ in pods(folder):
+    """Name, container and pod spec of every container, including the autoscaler that KubeRay adds to the head."""
+    for owner, spec, _ in pods(folder):
         for container in (*spec.get("initContainers", []), *spec["containers"]):
-            yield f"{where} {container['name']}", container, spec
-        if where.endswith(" head"):
-            yield f"{where} autoscaler", ray_cluster(folder)["autoscalerOptions"], spec
+            yield f"{owner} {container['name']}", container, spec
+        if owner.endswith(" head"):
+            yield f"{owner} autoscaler", ray_cluster(folder)["autoscalerOptions"], spec
 
 
 def ray_containers(folder: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Those of our image: head, workers, and what runs before the workers."""
+    """The containers with our image: head, workers, and the workers' init containers."""
     for name, container, spec in containers(folder):
         if name.startswith("RayService") and not name.endswith(" autoscaler"):
             yield name, container, spec
 
 
 def quantity(value: str | float) -> float:
-    """Of a Kubernetes quantity."""
+    """The value of a Kubernetes quantity."""
     number, unit = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(value)).groups()  # type: ignore[union-attr]
     return float(number) * _UNITS[unit]

@@ -1,7 +1,7 @@
-"""The demo tasks: pure, seeded generators of prompts and answers. No data of anybody else is in them.
+"""The demo tasks: pure, seeded generators of prompts and answers, without any third-party data.
 
 A task is a module with `row(rng, split) -> (text, answer)` and `frame(rng, text) -> prompt`; the table below is the
-one place that lists them.
+only place that lists them.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from examples.bank.tasks.pools import Split
 
 
 class Task(NamedTuple):
-    """How rows of a task are made."""
+    """The generators of a task's rows."""
 
     row: Callable[[random.Random, Split], tuple[str, str]]
-    """What is to be handled, and the answer wanted."""
+    """Generates an input text and its expected answer."""
     frame: Callable[[random.Random, str], str]
-    """The prompt that asks for it."""
+    """Wraps a text in a prompt."""
 
 
 TASKS: Mapping[str, Task] = {
@@ -46,19 +46,19 @@ TASKS: Mapping[str, Task] = {
 
 
 def rows(task: str, split: Split, count: int, *, seed: int = 0) -> list[dict[str, str]]:
-    """`count` rows of a task with inputs that are all different. Same arguments, same rows."""
+    """`count` rows of a task with distinct inputs. The same arguments give the same rows."""
     rng = random.Random(f"{task}/{split}/{seed}")
-    found: dict[str, str] = {}
-    while len(found) < count:
+    answers: dict[str, str] = {}
+    while len(answers) < count:
         text, answer = TASKS[task].row(rng, split)
-        found.setdefault(TASKS[task].frame(rng, text), answer)
-    return [{"task": task, "input": text, "output": answer} for text, answer in found.items()]
+        answers.setdefault(TASKS[task].frame(rng, text), answer)
+    return [{"task": task, "input": text, "output": answer} for text, answer in answers.items()]
 
 
 def background_rows(split: Split, count: int, *, seed: int = 0) -> list[dict[str, str | None]]:
     """`count` prompts that fit no adapter, as rows whose task is null."""
     rng = random.Random(f"background/{split}/{seed}")
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found.setdefault(background.row(rng, split))
-    return [{"task": None, "input": text, "output": ""} for text in found]
+    prompts: dict[str, None] = {}
+    while len(prompts) < count:
+        prompts.setdefault(background.row(rng, split))
+    return [{"task": None, "input": text, "output": ""} for text in prompts]

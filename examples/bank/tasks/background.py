@@ -1,4 +1,4 @@
-"""Prompts that no demo adapter fits: the router learns from them when to leave the backbone alone.
+"""Prompts that fit no demo adapter: they teach the router when to use the backbone alone.
 
 Questions, chit-chat, poems, explanations, sums, translations, code, advice; among them prompts that use the
 adapters' own words (dates, JSON, SQL, orders, reviews, files, schedules) without asking for their task.
@@ -192,32 +192,32 @@ I read about {t} yesterday and liked it|my friend {n} is interested in {t}|tell 
 
 
 def row(rng: random.Random, split: Split) -> str:
-    """One prompt. The held-out ones use other forms as well as other topics, names and numbers."""
+    """One prompt. Held-out prompts use other forms, topics, names and numbers."""
 
-    def one(words: Sequence[str]) -> str:
+    def pick(words: Sequence[str]) -> str:
         return rng.choice(pool(split, words))
 
     draw = rng.random()
     if draw < 0.08:
-        text = one(CHAT)
+        text = pick(CHAT)
     elif draw < 0.15:
-        text = one(FACTS)
+        text = pick(FACTS)
     elif draw < 0.24:
-        text = one(NEAR)
+        text = pick(NEAR)
     else:
         low = rng.randrange(2, 12)
-        job = one([job for job in JOBS if job[0] not in "aeiou"])
-        text = one(FORMS).format(
-            t=one(TOPICS), t2=one(TOPICS), h=one(THEMES), h2=one(THEMES), c=one(COUNTRIES), c2=one(COUNTRIES),
-            l=one(LANGUAGES), p=one(PHRASES), d=one(DISHES), s=one(SKILLS), s2=one(SKILLS), u=one(SUBJECTS),
-            n=one(FIRST_NAMES), j=job, j2=one(JOBS), i=one(PRODUCTS), y=one(CITIES), k=one(KINDS),
+        job = pick([job for job in JOBS if job[0] not in "aeiou"])
+        text = pick(FORMS).format(
+            t=pick(TOPICS), t2=pick(TOPICS), h=pick(THEMES), h2=pick(THEMES), c=pick(COUNTRIES), c2=pick(COUNTRIES),
+            l=pick(LANGUAGES), p=pick(PHRASES), d=pick(DISHES), s=pick(SKILLS), s2=pick(SKILLS), u=pick(SUBJECTS),
+            n=pick(FIRST_NAMES), j=job, j2=pick(JOBS), i=pick(PRODUCTS), y=pick(CITIES), k=pick(KINDS),
             m=rng.choice(UNITS), m2=rng.choice(UNITS),
             a=rng.randrange(12, 200), b=rng.randrange(200, 1000), b2=low,
         )  # fmt: skip
-    return _typed(rng, text)
+    return _vary_typing(rng, text)
 
 
-def _typed(rng: random.Random, text: str) -> str:
+def _vary_typing(rng: random.Random, text: str) -> str:
     draw = rng.random()
     if draw < 0.3:
         text = text[0].upper() + text[1:]

@@ -23,12 +23,12 @@ NUMBER_WORDS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 8: "eight"
 
 
 def row(rng: random.Random, split: Split) -> tuple[str, str]:
-    """What is to be handled, and its expression."""
+    """A schedule in words, and its cron expression."""
     while True:
         words, expression = rng.choices(
             (_interval, _hourly, _daily, _days, _monthly, _yearly), weights=(3, 1.5, 3, 5, 3, 2)
         )[0](rng)
-        # The short expressions (*/5 * * * *) are few, so both splits must share them.
+        # Short expressions (*/5 * * * *) are few, so both splits share them.
         if expression.startswith("*") or belongs(split, expression):
             break
     words = _job(rng, words)
@@ -36,7 +36,7 @@ def row(rng: random.Random, split: Split) -> tuple[str, str]:
 
 
 def frame(rng: random.Random, text: str) -> str:
-    """The prompt around `text`."""
+    """Wrap `text` in a prompt."""
     return ask(rng, INSTRUCTIONS, text, bare=0.18)
 
 
@@ -91,8 +91,8 @@ def _interval(rng: random.Random) -> tuple[str, str]:
         return rng.choice(("every minute", "once a minute", "each minute")), "* * * * *"
     if draw < 0.6:
         step = rng.choice((2, 3, 4, 5, 6, 10, 12, 15, 20, 30))
-        said = _count(rng, step)
-        start = rng.choice((f"every {said} minutes", f"every {said} min", f"each {said} minutes"))
+        phrase = _count(rng, step)
+        start = rng.choice((f"every {phrase} minutes", f"every {phrase} min", f"each {phrase} minutes"))
         if rng.random() < 0.25:
             return (
                 f"{start} {rng.choice(('on weekdays', 'Monday to Friday', 'on working days'))}",
@@ -101,12 +101,12 @@ def _interval(rng: random.Random) -> tuple[str, str]:
         if rng.random() < 0.25:
             first, last = rng.randrange(6, 12), rng.randrange(13, 22)
             words = rng.choice(("between {} and {}", "from {} to {}"))
-            said = (
+            phrase = (
                 words.format(f"{first}:00", f"{last}:00")
                 if rng.random() < 0.5
                 else words.format(f"{first}am", f"{last - 12}pm")
             )
-            return f"{start} {said}", f"*/{step} {first}-{last} * * *"
+            return f"{start} {phrase}", f"*/{step} {first}-{last} * * *"
         return start, f"*/{step} * * * *"
     if draw < 0.7:
         return rng.choice(("every hour", "hourly", "once an hour", "at the start of every hour")), "0 * * * *"
@@ -123,14 +123,14 @@ def _hourly(rng: random.Random) -> tuple[str, str]:
 
 
 def _daily(rng: random.Random) -> tuple[str, str]:
-    said, fields = _time(rng)
-    forms = (f"every day {said}", f"daily {said}", f"{said} every day", f"each day {said}", f"once a day {said}",
-             f"{said} daily", f"{said}")  # fmt: skip
+    time, fields = _time(rng)
+    forms = (f"every day {time}", f"daily {time}", f"{time} every day", f"each day {time}", f"once a day {time}",
+             f"{time} daily", f"{time}")  # fmt: skip
     return rng.choice(forms), f"{fields} * * *"
 
 
 def _days(rng: random.Random) -> tuple[str, str]:
-    said, fields = _time(rng)
+    time, fields = _time(rng)
     draw = rng.random()
     if draw < 0.25:
         days, field = rng.choice(("every weekday", "on weekdays", "Monday to Friday", "Mon-Fri", "on working days",
@@ -149,7 +149,7 @@ def _days(rng: random.Random) -> tuple[str, str]:
         names = [DAYS[day] + rng.choice(("s", "")) if rng.random() < 0.8 else DAYS[day][:3] for day in chosen]
         days = "on " + ", ".join(names[:-1]) + " and " + names[-1]
         field = ",".join(map(str, chosen))
-    return rng.choice((f"{days} {said}", f"{said} {days}")), f"{fields} * * {field}"
+    return rng.choice((f"{days} {time}", f"{time} {days}")), f"{fields} * * {field}"
 
 
 def _ordinal(number: int) -> str:
@@ -159,24 +159,24 @@ def _ordinal(number: int) -> str:
 
 
 def _monthly(rng: random.Random) -> tuple[str, str]:
-    said, fields = _time(rng)
+    time, fields = _time(rng)
     day = rng.choice((1, 1, 15, rng.randrange(1, 29), rng.randrange(1, 29)))
-    which = (
+    day_words = (
         rng.choice((_ordinal(day), _ordinal(day), f"day {day}"))
         if day > 1
         else rng.choice(("1st", "first", "first day"))
     )
-    forms = (f"on the {which} of every month {said}", f"{said} on the {which} of each month",
-             f"monthly on the {which} {said}", f"every month on the {which} {said}",
-             f"on the {which} of the month {said}")  # fmt: skip
+    forms = (f"on the {day_words} of every month {time}", f"{time} on the {day_words} of each month",
+             f"monthly on the {day_words} {time}", f"every month on the {day_words} {time}",
+             f"on the {day_words} of the month {time}")  # fmt: skip
     words = rng.choice(forms)
     return words.replace("the day", "day"), f"{fields} {day} * *"
 
 
 def _yearly(rng: random.Random) -> tuple[str, str]:
-    said, fields = _time(rng)
+    time, fields = _time(rng)
     month, day = rng.randrange(12), rng.randrange(1, 29)
     date = rng.choice((f"{MONTHS[month]} {day}", f"{_ordinal(day)} of {MONTHS[month]}", f"{day} {MONTHS[month]}",
                        f"{MONTHS[month]} {_ordinal(day)}"))  # fmt: skip
-    forms = (f"every year on {date} {said}", f"{said} on {date}", f"yearly on {date} {said}", f"on {date} {said}")
+    forms = (f"every year on {date} {time}", f"{time} on {date}", f"yearly on {date} {time}", f"on {date} {time}")
     return rng.choice(forms), f"{fields} {day} {month + 1} *"

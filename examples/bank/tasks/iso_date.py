@@ -28,7 +28,7 @@ OCCASIONS = ("born on {}", "The meeting is on {}", "due {}", "Delivered on {}", 
 
 
 def row(rng: random.Random, split: Split) -> tuple[str, str]:
-    """What is to be handled, and its date."""
+    """A text with a date, and the date in ISO 8601."""
     while True:
         span = (date(1940, 1, 1), date(2039, 12, 31)) if rng.random() < 0.6 else (date(2005, 1, 1), date(2030, 12, 31))
         day = span[0] + timedelta(days=rng.randrange((span[1] - span[0]).days))
@@ -41,7 +41,7 @@ def row(rng: random.Random, split: Split) -> tuple[str, str]:
 
 
 def frame(rng: random.Random, text: str) -> str:
-    """The prompt around `text`."""
+    """Wrap `text` in a prompt."""
     return ask(rng, INSTRUCTIONS, text, bare=0.2)
 
 

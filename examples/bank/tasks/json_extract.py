@@ -1,4 +1,4 @@
-"""A sentence about a person or an order to one line of JSON with the facts it states, keys in a fixed order."""
+"""A sentence about a person or an order to one line of JSON with its facts, keys in a fixed order."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ INSTRUCTIONS = (
 
 
 def row(rng: random.Random, split: Split) -> tuple[str, str]:
-    """What is to be handled, and its JSON."""
+    """A sentence, and its facts as JSON."""
     sentence, facts = (_person if rng.random() < 0.55 else _order)(rng, split)
     return loosen(rng, sentence), json.dumps(facts)
 
 
 def frame(rng: random.Random, text: str) -> str:
-    """The prompt around `text`."""
+    """Wrap `text` in a prompt."""
     return ask(rng, INSTRUCTIONS, text, bare=0.12)
 
 

@@ -1,4 +1,4 @@
-"""How strangers put the same request: instruction before, after or missing; polite, terse, shouted, unpunctuated."""
+"""Phrasings of the same request: instruction before, after or missing; polite, terse, shouted, unpunctuated."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _FORMS = (
 
 
 def ask(rng: random.Random, instructions: Sequence[str], text: str, *, bare: float) -> str:
-    """A prompt for `text`: with one of `instructions`, or with probability `bare` without any.
+    """A prompt for `text`: with one of `instructions` or, with probability `bare`, without any.
 
-    Only the instruction changes its case: an answer copies names out of `text` as they stand there.
+    Only the instruction's case varies, because answers copy names from `text` verbatim.
     """
     if rng.random() < bare:
         return text
@@ -47,7 +47,7 @@ def _tone(rng: random.Random, instruction: str) -> str:
 
 
 def loosen(rng: random.Random, sentence: str) -> str:
-    """The sentence with the punctuation people leave out or add at its end."""
+    """The sentence with its final punctuation kept, dropped or turned into an exclamation mark."""
     draw = rng.random()
     if draw < 0.30:
         return sentence.rstrip(".")

@@ -1,8 +1,8 @@
-"""Names and things the demo tasks speak of, split so that held-out rows share none of them with training.
+"""Names and things in the demo tasks, split so that held-out rows share none of them with training.
 
-`split_of(word)` decides who belongs where, whatever list the word stands in: about a quarter is held out.
-Lists alone are not enough: an adapter that sees 66 cities learns the 66 cities, and writes "Rottemart" for
-Rotterdam. Half of the names in training are therefore invented on the spot, so that only copying is right.
+`split_of(word)` assigns a word to a split, whatever list it is in; about a quarter is held out. Lists alone are not
+enough: an adapter that sees 66 cities memorises the 66 cities, and writes "Rottemart" for Rotterdam. Half of the names
+in training are therefore invented on the fly, so that only copying works.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Literal
 
 Split = Literal["train", "heldout"]
 
-_SALT = 169  # chosen so that every list below and in the tasks gives both splits a fair share
+_SALT = 169  # chosen so that both splits get a fair share of every list here and in the tasks
 
 
 def entries(text: str) -> list[str]:
-    """The entries of a list written with `|` and line ends between them."""
+    """The entries of a list separated by `|` and line breaks."""
     return [entry for line in text.split("\n") for entry in line.split("|") if entry]
 
 
@@ -120,12 +120,12 @@ _ENDINGS = "ra na ton berg ville dal sen ski mann ley ford ia is us o a ez ov ha
 
 
 def split_of(word: str) -> Split:
-    """The split that may use `word`, in any case."""
+    """The split that may use `word`, ignoring case."""
     return "heldout" if zlib.crc32(f"{_SALT}{word.lower()}".encode()) % 4 == 0 else "train"
 
 
 def pool(split: Split, words: Sequence[str]) -> Sequence[str]:
-    """The words of `words` that rows of `split` may use."""
+    """Those of `words` that rows of `split` may use."""
     return _pool(split, tuple(words))
 
 
@@ -135,15 +135,15 @@ def _pool(split: Split, words: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def belongs(split: Split, answer: str) -> bool:
-    """For answers made of numbers alone (dates, times): whether the whole answer belongs to `split`.
+    """Whether an answer made only of numbers (dates, times) belongs to `split`.
 
-    The digits cannot be split by value, since every split needs all hours and months; whole answers can.
+    Single values cannot be split, since every split needs all hours and months; complete answers can.
     """
     return (zlib.crc32(answer.encode()) % 6 == 0) == (split == "heldout")
 
 
 def invented(rng: random.Random, split: Split) -> str:
-    """A name nobody bears, of `split`."""
+    """An invented name that belongs to `split`."""
     while True:
         name = "".join(rng.choices(_SYLLABLES, k=rng.choice((1, 1, 2)))) + rng.choice(_ENDINGS)
         if len(name) > 3 and split_of(name) == split:
@@ -151,19 +151,19 @@ def invented(rng: random.Random, split: Split) -> str:
 
 
 def name_of(rng: random.Random, split: Split, words: Sequence[str]) -> str:
-    """One of `words`; half the time in training, an invented name instead."""
+    """One of `words`; in training, half the time an invented name instead."""
     if split == "train" and rng.random() < 0.5:
         return invented(rng, split)
     return rng.choice(pool(split, words))
 
 
 def noun(rng: random.Random, split: Split) -> str:
-    """An everyday word without a role in any task."""
+    """An everyday word that has no role in any task."""
     return rng.choice(pool(split, NOUNS))
 
 
 def job(rng: random.Random, split: Split) -> str:
-    """A job; in training also one put together from two words, or a word that is none."""
+    """A job; in training also a compound of two words, or a word that is not a job."""
     draw = rng.random() if split == "train" else 1.0
     if draw < 0.3:
         return f"{noun(rng, split)} {rng.choice(MAKERS)}"
@@ -173,14 +173,14 @@ def job(rng: random.Random, split: Split) -> str:
 
 
 def product(rng: random.Random, split: Split) -> str:
-    """A thing to buy; half the time in training, any noun or two."""
+    """A thing to buy; in training, half the time one or two arbitrary nouns."""
     if split == "train" and rng.random() < 0.5:
         return noun(rng, split) if rng.random() < 0.5 else f"{noun(rng, split)} {noun(rng, split)}"
     return rng.choice(pool(split, PRODUCTS))
 
 
 def plural(thing: str) -> str:
-    """`box` -> `boxes`, `knife` -> `knives`; what ends in s stays."""
+    """`box` -> `boxes`, `knife` -> `knives`; words that end in s stay the same."""
     if thing.endswith("s"):
         return thing
     if thing.endswith(("x", "sh", "ch")):

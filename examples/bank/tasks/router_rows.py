@@ -1,7 +1,7 @@
-"""What the router learns from: the adapters' rows, the same asked in other words, the same about other things.
+"""The router's training rows: the adapters' rows, some reworded, some about other things.
 
-An adapter sees a prompt only when the router picked it, so the router has to know more ways to ask than the
-adapters were trained with. And it must not learn that songs mean music: any task may be about any thing.
+An adapter sees a prompt only if the router picks it, so the router must know more phrasings than the adapters were
+trained with. And it must not learn that songs mean music: any task may be about anything.
 """
 
 from __future__ import annotations
@@ -40,33 +40,33 @@ OPENINGS = ("hi,", "hello,", "ok,", "so", "well,", "next:", "another one:", "and
             "I want",
             "can you", "could you", "would you", "please", "hey", "yo", "user:", "quick question:")  # fmt: skip
 
-_RARE = 0.03
-"""A word that fewer of a task's prompts have is about a thing, not about the task."""
+_RARE_SHARE = 0.03
+"""A word in a smaller share of a task's prompts belongs to a thing, not to the task."""
 
 
 def router_rows(split: Split, count: int, background: int, *, seed: int = 0) -> list[dict[str, str | None]]:
-    """`count` rows of each task and `background` rows of none."""
+    """`count` rows of each task and `background` rows of no task."""
     rng = random.Random(f"router/{split}/{seed}")
     prompts: dict[str | None, list[str]] = {
         task: [row["input"] for row in rows(task, split, count, seed=seed)] for task in TASKS
     }
     prompts[None] = [str(row["input"]) for row in background_rows(split, background, seed=seed)]
     things = {task: _things(texts) for task, texts in prompts.items()}
-    # As often as they occur: a word that one task uses much must turn up much in the others, too.
-    any_thing = [
+    # With repetitions, so that a word that is frequent in one task becomes frequent in the others, too.
+    all_things = [
         word for task, texts in prompts.items() for text in texts for word in _words(text) if word in things[task]
     ]
-    made: list[dict[str, str | None]] = []
+    result: list[dict[str, str | None]] = []
     for task, texts in prompts.items():
         for prompt in texts:
-            text = prompt if task is None or rng.random() < 0.5 else _reworded(rng, task, split)
+            text = prompt if task is None or rng.random() < 0.5 else _reword(rng, task, split)
             if rng.random() < 0.5:
-                text = _about_others(rng, text, things[task], any_thing)
-            made.append({"task": task, "input": text})
-    return made
+                text = _swap_things(rng, text, things[task], all_things)
+            result.append({"task": task, "input": text})
+    return result
 
 
-def _reworded(rng: random.Random, task: str, split: Split) -> str:
+def _reword(rng: random.Random, task: str, split: Split) -> str:
     text, _ = TASKS[task].row(rng, split)
     if rng.random() < 0.5:
         text = text[0].lower() + text[1:].rstrip(".")
@@ -79,15 +79,15 @@ def _reworded(rng: random.Random, task: str, split: Split) -> str:
 
 def _things(prompts: Sequence[str]) -> set[str]:
     """The rare words of a task's prompts."""
-    seen = Counter(word for prompt in prompts for word in set(_words(prompt)))
-    return {word for word, times in seen.items() if times < _RARE * len(prompts)}
+    counts = Counter(word for prompt in prompts for word in set(_words(prompt)))
+    return {word for word, count in counts.items() if count < _RARE_SHARE * len(prompts)}
 
 
 def _words(text: str) -> list[str]:
     return re.findall(r"[A-Za-z]{3,}", text)
 
 
-def _about_others(rng: random.Random, text: str, things: set[str], any_thing: Sequence[str]) -> str:
-    """`text` with most of its things replaced by what any other prompt might be about."""
-    swapped = {word: rng.choice(any_thing) for word in sorted(set(_words(text)) & things) if rng.random() < 0.6}
-    return re.sub(r"[A-Za-z]{3,}", lambda found: swapped.get(found[0], found[0]), text)
+def _swap_things(rng: random.Random, text: str, things: set[str], all_things: Sequence[str]) -> str:
+    """`text` with most of its things replaced by random things of all prompts."""
+    swapped = {word: rng.choice(all_things) for word in sorted(set(_words(text)) & things) if rng.random() < 0.6}
+    return re.sub(r"[A-Za-z]{3,}", lambda match: swapped.get(match[0], match[0]), text)

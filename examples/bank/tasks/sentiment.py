@@ -131,34 +131,34 @@ WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", 
 
 
 def row(rng: random.Random, split: Split) -> tuple[str, str]:
-    """What is to be handled, and its label."""
+    """A remark, and its label."""
     label = rng.choice(list(REMARKS))
     thing = rng.choice(pool(split, THINGS)) if rng.random() < 0.75 else product(rng, split)
-    said = (_remark if rng.random() < 0.4 else _composed)(rng, split, label, thing)
+    remark = (_remark if rng.random() < 0.4 else _composed)(rng, split, label, thing)
     if rng.random() < 0.3:
         again = thing if rng.random() < 0.5 else "whole thing"
-        said = f"{said}{rng.choice(('. ', '. ', ', ', ' and '))}{_composed(rng, split, label, again)}"
+        remark = f"{remark}{rng.choice(('. ', '. ', ', ', ' and '))}{_composed(rng, split, label, again)}"
     if rng.random() < 0.15:
-        said = f"{rng.choice(OPENINGS)}, {said}"
+        remark = f"{rng.choice(OPENINGS)}, {remark}"
     if rng.random() < 0.2:
-        said = f"{said}{rng.choice(('. ', ', ', ' - '))}{rng.choice(TAILS[label])}"
+        remark = f"{remark}{rng.choice(('. ', ', ', ' - '))}{rng.choice(TAILS[label])}"
     if rng.random() < 0.7:
-        said = said[0].upper() + said[1:]
+        remark = remark[0].upper() + remark[1:]
     draw = rng.random()
     if draw < 0.6:
-        said += "."
+        remark += "."
     elif draw < 0.75 and label != "neutral":
-        said += rng.choice(("!", "!!", "!!!"))
+        remark += rng.choice(("!", "!!", "!!!"))
     draw = rng.random()
     if draw < 0.2:
-        said = said.lower()
+        remark = remark.lower()
     elif draw < 0.25:
-        said = said.upper()
-    return said, label
+        remark = remark.upper()
+    return remark, label
 
 
 def frame(rng: random.Random, text: str) -> str:
-    """The prompt around `text`."""
+    """Wrap `text` in a prompt."""
     return ask(rng, INSTRUCTIONS, text, bare=0.25)
 
 

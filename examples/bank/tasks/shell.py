@@ -44,8 +44,8 @@ EXTENSIONS = "txt log csv json py md jpg png sh yaml html mp3 pdf xml cfg sql".s
 
 
 def row(rng: random.Random, split: Split) -> tuple[str, str]:
-    """What is to be handled, and its command."""
-    # What names nothing ("free disk space") reads the same in both splits, so only training has it.
+    """A request in words, and its shell command."""
+    # Requests without names ("free disk space") are the same in both splits, so only training has them.
     phrasings, command = rng.choice([form for form in _FORMS if split == "train" or "{" in form[1]])
     other = _file(rng, split)
     values = {
@@ -72,12 +72,12 @@ def row(rng: random.Random, split: Split) -> tuple[str, str]:
 
 
 def frame(rng: random.Random, text: str) -> str:
-    """The prompt around `text`."""
+    """Wrap `text` in a prompt."""
     return ask(rng, INSTRUCTIONS, text, bare=0.2)
 
 
 def _word(rng: random.Random, split: Split, words: Sequence[str]) -> str:
-    """One of `words`; half the time in training, something nobody foresees."""
+    """One of `words`; in training, half the time an arbitrary word."""
     if split == "heldout" or rng.random() < 0.5:
         return rng.choice(pool(split, words))
     while True:
@@ -97,7 +97,7 @@ def _file(rng: random.Random, split: Split) -> str:
 
 
 def _read_forms(text: str) -> list[tuple[list[str], str]]:
-    """(phrasings, command) from blocks of a command and, indented below it, how people ask for it."""
+    """(phrasings, command) pairs from blocks of a command and, indented below it, its phrasings."""
     forms: list[tuple[list[str], str]] = []
     for line in text.strip("\n").split("\n"):
         if line.startswith(" "):

@@ -1,4 +1,5 @@
-"""A question about one table to one SQL query. The columns are given; text is compared with `=`, single-quoted."""
+"""A question about one table to one SQL query. The prompt lists the columns; text is compared with `=` and quoted with
+single quotes."""
 
 from __future__ import annotations
 
@@ -84,14 +85,14 @@ def row(rng: random.Random, split: Split) -> tuple[str, str]:
 
 
 def frame(rng: random.Random, text: str) -> str:
-    """The prompt around a question and, on a second line, the table it is about."""
+    """Wrap a question and, on its second line, the table it is about in a prompt."""
     question, schema = text.rsplit("\n", 1)
     table, _, names = schema.removesuffix(")").partition("(")
     return _framed(rng, table, names, question)
 
 
 def _table(rng: random.Random, split: Split) -> tuple[str, list[str], list[str]]:
-    """A table's name, its numeric and its textual columns; half the time in training, put together at random."""
+    """A table's name, its numeric and its text columns; in training, half the time composed at random."""
     name, columns = rng.choice(pool(split, TABLES)).split(": ")
     numeric, textual = (part.split(", ") for part in columns.split(" | "))
     if split == "heldout" or rng.random() < 0.5:
@@ -133,7 +134,7 @@ def _value(rng: random.Random, split: Split, column: str) -> str:
 
 
 def _condition(rng: random.Random, split: Split, numeric: list[str], textual: list[str]) -> tuple[str, str]:
-    """A restriction in words that can follow `users`, and the WHERE expression."""
+    """A condition in words that can follow `users`, and its WHERE expression."""
     if rng.random() < 0.45:
         column = rng.choice(textual)
         value = _value(rng, split, column)
@@ -187,46 +188,46 @@ def _count(rng: random.Random, split: Split, table: str, numeric: list[str], tex
 def _select(rng: random.Random, split: Split, table: str, numeric: list[str], textual: list[str]) -> tuple[str, str]:
     words, where = _where(rng, split, numeric, textual, 0.85)
     chosen = rng.sample(textual + numeric, rng.choice((1, 1, 1, 2)))
-    said = " and ".join(chosen)
+    columns = " and ".join(chosen)
     distinct = len(chosen) == 1 and rng.random() < 0.12
     if distinct:
         forms: tuple[str, ...] = (
-            f"list the distinct {said} of {table}{words}",
-            f"which different {said} do the {table}{words} have?",
+            f"list the distinct {columns} of {table}{words}",
+            f"which different {columns} do the {table}{words} have?",
         )
     else:
-        forms = (f"show the {said} of {table}{words}.", f"list the {said} of all {table}{words}",
-        f"get {said} from {table}{words}",
-                 f"what is the {said} of {table}{words}?", f"{said} of {table}{words}",
-                 f"find the {said} of {table}{words}.",
-                 f"give me the {said} for {table}{words}")  # fmt: skip
+        forms = (f"show the {columns} of {table}{words}.", f"list the {columns} of all {table}{words}",
+        f"get {columns} from {table}{words}",
+                 f"what is the {columns} of {table}{words}?", f"{columns} of {table}{words}",
+                 f"find the {columns} of {table}{words}.",
+                 f"give me the {columns} for {table}{words}")  # fmt: skip
     return rng.choice(forms), f"SELECT {'DISTINCT ' if distinct else ''}{', '.join(chosen)} FROM {table}{where}"
 
 
 def _top(rng: random.Random, split: Split, table: str, numeric: list[str], textual: list[str]) -> tuple[str, str]:
-    by, what = rng.choice(numeric), rng.choice(textual)
+    by, column = rng.choice(numeric), rng.choice(textual)
     words, where = _where(rng, split, [by], textual, 0.2)
     count = rng.choice((1, 2, 3, 3, 5, 5, 10, 10, 20, rng.randrange(2, 50)))
     if rng.random() < 0.25:
         down = rng.random() < 0.5
-        forms = (f"list the {what} of {table}{words} sorted by {by} {'descending' if down else 'ascending'}",
-                 f"{what} of {table}{words} ordered by {by} "
+        forms = (f"list the {column} of {table}{words} sorted by {by} {'descending' if down else 'ascending'}",
+                 f"{column} of {table}{words} ordered by {by} "
                  f"{'from high to low' if down else 'from low to high'}")  # fmt: skip
-        return rng.choice(forms), f"SELECT {what} FROM {table}{where} ORDER BY {by} {'DESC' if down else 'ASC'}"
+        return rng.choice(forms), f"SELECT {column} FROM {table}{where} ORDER BY {by} {'DESC' if down else 'ASC'}"
     down = rng.random() < 0.65
-    most = rng.choice(("highest", "largest") if down else ("lowest", "smallest"))
+    extreme = rng.choice(("highest", "largest") if down else ("lowest", "smallest"))
     if count == 1:
         forms = (
-            f"which of the {table}{words} has the {most} {by}? show the {what}",
-            f"{what} of the {table}{words} with the {most} {by}",
+            f"which of the {table}{words} has the {extreme} {by}? show the {column}",
+            f"{column} of the {table}{words} with the {extreme} {by}",
         )
     else:
-        forms = (f"{what} of the {count} {table}{words} with the {most} {by}",
-        f"show the {what} of the {count} {table}{words} with the {most} {by}.",
-                 f"{'top' if down else 'bottom'} {count} {table}{words} by {by}, show {what}")  # fmt: skip
+        forms = (f"{column} of the {count} {table}{words} with the {extreme} {by}",
+        f"show the {column} of the {count} {table}{words} with the {extreme} {by}.",
+                 f"{'top' if down else 'bottom'} {count} {table}{words} by {by}, show {column}")  # fmt: skip
     return rng.choice(
         forms
-    ), f"SELECT {what} FROM {table}{where} ORDER BY {by} {'DESC' if down else 'ASC'} LIMIT {count}"
+    ), f"SELECT {column} FROM {table}{where} ORDER BY {by} {'DESC' if down else 'ASC'} LIMIT {count}"
 
 
 _AGGREGATES = {
@@ -241,10 +242,10 @@ def _aggregate(rng: random.Random, split: Split, table: str, numeric: list[str],
     column = rng.choice(numeric)
     words, where = _where(rng, split, numeric, textual, 0.5)
     function = rng.choice(list(_AGGREGATES))
-    said = rng.choice(_AGGREGATES[function])
-    forms = (f"what is the {said} {column} of {table}{words}?", f"{said} {column} of {table}{words}",
-    f"find the {said} {column} of all {table}{words}.",
-             f"give the {said} {column} in {table}{words}")  # fmt: skip
+    phrase = rng.choice(_AGGREGATES[function])
+    forms = (f"what is the {phrase} {column} of {table}{words}?", f"{phrase} {column} of {table}{words}",
+    f"find the {phrase} {column} of all {table}{words}.",
+             f"give the {phrase} {column} in {table}{words}")  # fmt: skip
     return rng.choice(forms), f"SELECT {function}({column}) FROM {table}{where}"
 
 
@@ -258,9 +259,9 @@ def _group(rng: random.Random, split: Split, table: str, numeric: list[str], tex
         )
         return words, f"SELECT {by}, COUNT(*) FROM {table} GROUP BY {by}"
     column, function = rng.choice(numeric), rng.choice(list(_AGGREGATES))
-    said = rng.choice(_AGGREGATES[function])
+    phrase = rng.choice(_AGGREGATES[function])
     words = rng.choice(
-        (f"{said} {column} of {table} {per} {by}", f"what is the {said} {column} {per} {by} in {table}?")
+        (f"{phrase} {column} of {table} {per} {by}", f"what is the {phrase} {column} {per} {by} in {table}?")
     )
     return words, f"SELECT {by}, {function}({column}) FROM {table} GROUP BY {by}"
 

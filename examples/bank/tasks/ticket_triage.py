@@ -238,7 +238,7 @@ CLOSINGS = (
 
 
 def row(rng: random.Random, split: Split) -> tuple[str, str]:
-    """What is to be handled, and its label."""
+    """A ticket, and its label."""
     category = rng.choice(list(CAUSES))
     priority = rng.choices(("normal", "high", "low"), weights=(4, 3, 3))[0]
     facts = {
@@ -252,7 +252,7 @@ def row(rng: random.Random, split: Split) -> tuple[str, str]:
     }
     text = _cause(rng, category, facts)
     if priority != "normal":
-        text = _pressed(rng, text, rng.choice(URGENT if priority == "high" else RELAXED))
+        text = _with_pressure(rng, text, rng.choice(URGENT if priority == "high" else RELAXED))
     if rng.random() < 0.25:
         text = f"{rng.choice(GREETINGS)}, {text}"
     if rng.random() < 0.2:
@@ -265,7 +265,7 @@ def row(rng: random.Random, split: Split) -> tuple[str, str]:
 
 
 def frame(rng: random.Random, text: str) -> str:
-    """The prompt around `text`."""
+    """Wrap `text` in a prompt."""
     return ask(rng, INSTRUCTIONS, text, bare=0.3)
 
 
@@ -281,8 +281,8 @@ def _cause(rng: random.Random, category: str, facts: dict[str, object]) -> str:
     return cause + (rng.choice(("?", "?", "")) if question else rng.choice((".", ".", "!", "")))
 
 
-def _pressed(rng: random.Random, text: str, pressure: str) -> str:
-    """The ticket with its urgency, or the lack of it, before or after."""
+def _with_pressure(rng: random.Random, text: str, pressure: str) -> str:
+    """The ticket with a phrase of urgency, or of its lack, before or after it."""
     form = rng.random()
     if form < 0.6:
         return f"{text if text[-1] in '.!?' else text + '.'} {pressure}{rng.choice(('.', '!', ''))}"

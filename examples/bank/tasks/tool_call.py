@@ -1,4 +1,4 @@
-"""A request to an assistant to the one function call that fulfils it, as JSON, from a fixed set of tools."""
+"""A request to an assistant to the function call that fulfils it, as JSON, from a fixed set of tools."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def row(rng: random.Random, split: Split) -> tuple[str, str]:
     name = rng.choice(list(TOOLS))
     while True:
         request, arguments = _MAKERS[name](rng, split)
-        # Calls made of numbers alone are split by the whole call.
+        # Calls that contain only numbers are split by the complete call.
         if name not in ("set_timer", "set_alarm", "convert_currency") or belongs(split, json.dumps(arguments)):
             break
     spoken = _spoken(rng, request, free_text=name in ("send_message", "play_music"))
@@ -74,7 +74,7 @@ def row(rng: random.Random, split: Split) -> tuple[str, str]:
 
 
 def _spoken(rng: random.Random, request: str, *, free_text: bool) -> str:
-    """The request with the politeness of speech; behind a free text it would belong to the text."""
+    """The request with polite phrases, but not after free text, where they would become part of it."""
     draw = rng.random()
     if draw < 0.12:
         request = f"please {request}"
@@ -88,7 +88,7 @@ def _spoken(rng: random.Random, request: str, *, free_text: bool) -> str:
 
 
 def frame(rng: random.Random, request: str) -> str:
-    """The request with an instruction, with the list of tools, or as it is."""
+    """Wrap a request in a prompt: with an instruction, with the list of tools, or as it is."""
     draw = rng.random()
     if draw < 0.40:
         return request
@@ -114,17 +114,17 @@ def _get_weather(rng: random.Random, split: Split) -> tuple[str, dict[str, objec
 def _set_timer(rng: random.Random, split: Split) -> tuple[str, dict[str, object]]:
     del split
     minutes = rng.choice((*MINUTES, *range(1, 60)))
-    said = f"{minutes} minutes" if minutes > 1 else "1 minute"
+    duration = f"{minutes} minutes" if minutes > 1 else "1 minute"
     if minutes in MINUTES and rng.random() < 0.4:
-        said = MINUTES[minutes] if minutes >= 30 else f"{MINUTES[minutes]} minutes"
+        duration = MINUTES[minutes] if minutes >= 30 else f"{MINUTES[minutes]} minutes"
     forms = ("set a timer for {}", "timer {}", "start a timer for {}", "remind me in {}", "count down {}",
              "wake me in {}", "set timer to {}", "I need a timer for {}", "let me know when {} are over")  # fmt: skip
     forms += (f"set a {minutes} minute timer", f"{minutes} minute timer", f"start a {minutes}-minute timer")
-    return rng.choice(forms).format(said), {"minutes": minutes}
+    return rng.choice(forms).format(duration), {"minutes": minutes}
 
 
 def _clock(rng: random.Random) -> str:
-    """A time of day as people say it; the call repeats it as said."""
+    """A time of day in words; the call repeats it verbatim."""
     hour, minute = rng.randrange(24), rng.choice((0, 0, 15, 30, 45, rng.randrange(60)))
     twelve, half = hour % 12 or 12, "am" if hour < 12 else "pm"
     forms = [
@@ -212,10 +212,10 @@ def _convert_currency(rng: random.Random, split: Split) -> tuple[str, dict[str, 
     del split
     source, target = rng.sample(list(CURRENCIES), 2)
     amount = rng.choice((rng.randrange(1, 1000), rng.randrange(1, 50) * 10, rng.randrange(1, 20) * 100))
-    said, goal = rng.choice(CURRENCIES[source]), rng.choice(CURRENCIES[target])
+    source_name, target_name = rng.choice(CURRENCIES[source]), rng.choice(CURRENCIES[target])
     forms = ("convert {} {} to {}", "how much is {} {} in {}?", "{} {} to {}", "what are {} {} in {}?",
              "change {} {} into {}", "exchange {} {} for {}", "{} {} in {}")  # fmt: skip
-    return rng.choice(forms).format(amount, said, goal), {"amount": amount, "from": source, "to": target}
+    return rng.choice(forms).format(amount, source_name, target_name), {"amount": amount, "from": source, "to": target}
 
 
 def _book_table(rng: random.Random, split: Split) -> tuple[str, dict[str, object]]:

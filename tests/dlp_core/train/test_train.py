@@ -1,4 +1,4 @@
-"""Training one adapter: packing equals training alone, the loss falls, the folder is what PEFT and the server read."""
+"""Training one adapter: packing equals training on each example alone, the loss falls, PEFT and the server read it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_same_seed_same_bytes(base: Path, tmp_path: Path) -> None:
     assert weights("a", 0) == weights("b", 0) != weights("c", 1)
 
 
-def test_training_stops_when_the_held_back_loss_no_longer_falls(base: Path, tmp_path: Path) -> None:
+def test_training_stops_when_the_validation_loss_stops_falling(base: Path, tmp_path: Path) -> None:
     settings = replace(SETTINGS, steps=100, lr=0.0, validate_every=2, patience=2)
     assert train_adapter(base, ROWS, tmp_path / "a", settings).steps == 6  # best at 2, and 2 x 2 steps of patience
 
@@ -123,8 +123,8 @@ def test_batches_hold_every_example_once_within_the_row(base: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"input": "a"}', "'output' must be a text"),
-        ('{"input": " ", "output": "b"}', "'input' must be a text"),
+        ('{"input": "a"}', "'output' must be a non-empty string"),
+        ('{"input": " ", "output": "b"}', "'input' must be a non-empty string"),
         ('{"task": "a", "input": "x", "output": "y"}\n{"task": "b", "input": "x", "output": "y"}', "tasks a, b"),
     ],
 )
@@ -136,14 +136,14 @@ def test_bad_rows_are_refused_by_name(tmp_path: Path, content: str, message: str
     assert str(path) in raised.value.message
 
 
-def test_of_a_file_with_several_tasks_one_is_named_or_all_are_joint(tmp_path: Path) -> None:
+def test_a_file_with_several_tasks_needs_a_task_or_joint(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(f'{{"task": "{task}", "input": "x{task}", "output": "y"}}\n' for task in "aba"))
     assert [row.input for row in read_rows(path, task="a")] == ["xa", "xa"]
     assert [row.input for row in read_rows(path, joint=True)] == ["xa", "xb", "xa"]
-    with pytest.raises(InvalidRequest, match="no rows of 'c'; its tasks are a, b"):
+    with pytest.raises(InvalidRequest, match="no rows of task 'c'; its tasks are a, b"):
         read_rows(path, task="c")
-    with pytest.raises(InvalidRequest, match="name it with --task, or say --joint"):
+    with pytest.raises(InvalidRequest, match="choose one with --task, or train on all with --joint"):
         read_rows(path)
 
 
@@ -164,5 +164,5 @@ def test_settings_that_cannot_work_are_refused(
 
 
 def test_a_missing_base_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="not a model folder"):
+    with pytest.raises(InvalidRequest, match="is not a model folder"):
         train_adapter(tmp_path / "nowhere", ROWS, tmp_path / "a", SETTINGS)
