@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dlp_core.decision import AUTO, Decision
 from dlp_core.generation.messages import Completion, Delta, Finished, Logprob, TokenText
 from dlp_core.mix import Mix
-from dlp_core.router.routing import NONE_DECISION
+from dlp_core.router.routing import NONE_THRESHOLD
 
 if TYPE_CHECKING:
     from dlp_core.bank.manifest import BankManifest
@@ -81,7 +81,7 @@ def route_json(decision: Decision) -> dict[str, Any]:
         "top_p": decision.options.top_p,
         "max_adapters": decision.options.max_adapters,
         "min_confidence": decision.options.min_confidence,
-        "none_threshold": NONE_DECISION,
+        "none_threshold": NONE_THRESHOLD,
     }
 
 
