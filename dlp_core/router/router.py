@@ -36,7 +36,7 @@ FORMAT = 2
 
 _LAYERS = 4
 MAX_LOG_ODDS = 50.0
-"""Log-odds are clipped to this value either way."""
+"""Log-odds are clipped to plus or minus this value."""
 _CHUNK = 64  # texts whose features are in memory at once
 
 
