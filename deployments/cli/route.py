@@ -82,20 +82,20 @@ def _open(router: Path | None, bank: str | None) -> Router:
 
 def _as_dict(routing: Routing, mix: Mix) -> dict[str, Any]:
     from deployments.http.replies import weights_json
-    from dlp_core.router.routing import NONE_DECISION
+    from dlp_core.router.routing import NONE_THRESHOLD
 
     return {
         "confidence": routing.confidence,
         "none": routing.none,
-        "none_threshold": NONE_DECISION,
+        "none_threshold": NONE_THRESHOLD,
         "mix": weights_json(mix),
         "probabilities": routing.probabilities,
     }
 
 
 def _table(routing: Routing, mix: Mix) -> Table:
-    """A bar per adapter, likeliest first, and one for "none of these" with its threshold."""
-    from dlp_core.router.routing import NONE_DECISION
+    """A bar per adapter, the likeliest ones first, and one for "none of these" with its threshold."""
+    from dlp_core.router.routing import NONE_THRESHOLD
 
     weights = {part.name: f"{part.weight:.2f}" for part in mix.adapters}
     table = Table("adapter", "probability", "", "weight in the mix", box=None)
@@ -109,7 +109,7 @@ def _table(routing: Routing, mix: Mix) -> Table:
         row(name, mass, chosen=name in weights, note=weights.get(name, ""))
     if len(likely) > SHOWN:
         row(f"the other {len(likely) - SHOWN}", sum(mass for _, mass in likely[SHOWN:]), chosen=False, note="")
-    threshold = f"threshold {NONE_DECISION:.2f}"
+    threshold = f"threshold {NONE_THRESHOLD:.2f}"
     row("none of these", routing.none, chosen=not routing.fits, note=threshold)
     return table
 

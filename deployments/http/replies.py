@@ -16,7 +16,7 @@ from dlp_core.adapter.names import AUTO
 from dlp_core.decision import Decision
 from dlp_core.generation.messages import Completion, Delta, Finished, Logprob, TokenText
 from dlp_core.mix import Mix
-from dlp_core.router.routing import NONE_DECISION
+from dlp_core.router.routing import NONE_THRESHOLD
 
 if TYPE_CHECKING:
     from dlp_core.bank.manifest import BankManifest
@@ -87,7 +87,7 @@ def route_json(decision: Decision) -> dict[str, Any]:
         "max_adapters": decision.options.max_adapters,
         "weights": decision.options.weights,
         "min_confidence": decision.options.min_confidence,
-        "none_threshold": NONE_DECISION,
+        "none_threshold": NONE_THRESHOLD,
     }
 
 

@@ -79,7 +79,7 @@ class _Request:
     notify: Callable[[Output | NeedsAdapters], object]
     follow: Callable[[int], Mix | None] | None
     followed_tokens: int
-    """Tokens that `follow` does not get any more: the prompt's, and those it has already got."""
+    """Tokens that are not passed to `follow` any more: the prompt's, and those it has seen."""
     parked: tuple[RequestState, int, Mix] | None = None
     """While it is out of the batch: its state, the position where its mix changes, and the new mix."""
 

@@ -2,7 +2,7 @@
 
     score = resident share of the mix's weight - QUEUE_PENALTY * (running - min running) / capacity
 
-A replica whose lead in running requests exceeds IMBALANCE of its capacity ranks after all others: overload overrides
+A replica whose lead in running requests exceeds IMBALANCE of its capacity ranks after all below it: overload overrides
 affinity, so a hot adapter spreads over as many replicas as its traffic needs. Ties, most of all between replicas that
 hold nothing of a mix, are broken by rendezvous hashing of its heaviest adapter (Thaler and Ravishankar 1998): all
 callers agree without coordination, and adding or removing a replica moves only the adapters assigned to it.

@@ -118,9 +118,9 @@ def _prefetch(table, modules, slot_start, factor, width, size):
 def shrink(like, x, tokens, d_in, table, modules, rows, weights, by_slot, slot_start, z):
     """z_NPR = weight_P * (x_TD A_RD^T), with 1 as the product of a bias row.
 
-    `x` is an address, `table` [S, M, 6], `modules` [N] its second indices, `rows` [P] each part's token and `weights`
-    [P]; `by_slot` [P] sorts the parts by adapter and `slot_start` [S + 1] is where each adapter's parts begin, so that
-    each A is read once for all its tokens.
+    `x` is an address, `table` [S, M, 6], `modules` [N] indices of its second dimension, `rows` [P] each part's token
+    and `weights` [P]; `by_slot` [P] sorts the parts by adapter and `slot_start` [S + 1] is where each adapter's parts
+    begin, so that each A is read once for all its tokens.
     """
     x_TD = carray(_pointer(x, like), (tokens, d_in))
     _prefetch(table, modules, slot_start, A, D_IN, x_TD.itemsize)

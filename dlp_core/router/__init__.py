@@ -1,7 +1,7 @@
-"""Text to probabilities over a bank's adapters, with a mass for "none of these".
+"""Turns text into probabilities over a bank's adapters and "none of these".
 
-Routing and Router need numpy, training needs torch: `Routing` can be sent between processes, and `Router` can
-serve, where torch is not installed or not wanted.
+Router needs numpy and Routing not even that, so both work where torch is not installed or should not be loaded. Only
+training needs torch.
 """
 
 from dlp_core.router.router import Router, restricted

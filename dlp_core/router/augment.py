@@ -1,6 +1,6 @@
-"""Training texts that users will type and no data set has: worn, joined, and belonging to no task.
+"""Data augmentation: texts that users type but data sets lack. They are degraded, joined or out of scope.
 
-Everything is made from the training rows and the few words below.
+All are made from the training rows and the word lists below.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from random import Random
 JOINERS = ("\n\n", "\n", " ", "\nThen: ", " Also, ")
 
 _OPTION = re.compile(r"\([A-H]\) |choice:")
-_BARE_AT_LEAST = 20
-_CROP_AT_LEAST = 12  # words
+_MIN_BARE_CHARS = 20
+_MIN_CROP_WORDS = 12
 
 _OPENINGS = ("", "please ", "can you ", "could you ", "hey, ", "i need you to ", "help me ", "i want to ", "hi! ")
 _REQUESTS = tuple(
@@ -33,13 +33,13 @@ _SYLLABLES = "ba ke li mo nu ra si to ve wa za chi sho pre tran ver dis con ing 
 
 
 def strip_instruction(text: str) -> str:
-    """`text` without its first line and its answer options, unless almost nothing would remain."""
+    """Remove the first line and the answer options, unless almost nothing would remain."""
     kept = "\n".join(line for line in text.split("\n")[1:] if not _OPTION.match(line)).strip()
-    return kept if len(kept) >= _BARE_AT_LEAST else text
+    return kept if len(kept) >= _MIN_BARE_CHARS else text
 
 
 def mistype(text: str, rng: Random, rate: float) -> str:
-    """Replaces about `rate` of the characters by random letters; one in six is dropped instead."""
+    """Replace about `rate` of the characters by random letters; one in six of those is dropped instead."""
     letters = list(text)
     for position in range(len(letters)):
         if rng.random() < rate:
@@ -48,17 +48,17 @@ def mistype(text: str, rng: Random, rate: float) -> str:
 
 
 def crop(text: str, rng: Random) -> str:
-    """At least half of the words of `text`, in one piece."""
+    """Pick a contiguous part of `text` with at least half of its words."""
     words = text.split(" ")
-    if len(words) < _CROP_AT_LEAST:
+    if len(words) < _MIN_CROP_WORDS:
         return text
     length = rng.randint(len(words) // 2, len(words))
     start = rng.randrange(len(words) - length + 1)
     return " ".join(words[start : start + length])
 
 
-def wear(text: str, rng: Random) -> str:
-    """The text as a hurried user sends it: without its instruction, cut, mistyped, or several of these."""
+def degrade(text: str, rng: Random) -> str:
+    """Make `text` look as if typed in a hurry: without its instruction, cropped, mistyped, or several of these."""
     draw = rng.random()
     if draw < 0.55:
         text = strip_instruction(text)
@@ -73,21 +73,21 @@ def join(first: str, second: str, rng: Random) -> str:
     return first + rng.choice(JOINERS) + second
 
 
-def stray(texts: Sequence[str], rng: Random) -> str:
-    """A text that belongs to no task: an everyday request, invented words, or pieces of rows out of their place."""
+def out_of_scope(texts: Sequence[str], rng: Random) -> str:
+    """Make a text that belongs to no task: an everyday request, invented words, or shuffled pieces of rows."""
     kind = rng.randrange(4)
     if kind == 0:
         request = f"{rng.choice(_OPENINGS)}{rng.choice(_REQUESTS)} {rng.choice(_TOPICS)}{rng.choice(_CLOSINGS)}"
         return request.capitalize() if rng.random() < 0.5 else request
     if kind == 1:
-        return " ".join("".join(rng.choices(_SYLLABLES, k=rng.randint(1, 4))) for _ in range(_length(rng)))
+        return " ".join("".join(rng.choices(_SYLLABLES, k=rng.randint(1, 4))) for _ in range(_random_length(rng)))
     if kind == 2:
-        return " ".join(rng.choice(rng.choice(texts).split() or [""]) for _ in range(_length(rng)))
+        return " ".join(rng.choice(rng.choice(texts).split() or [""]) for _ in range(_random_length(rng)))
     return " ".join(_snippet(rng.choice(texts), rng) for _ in range(rng.randint(4, 9)))
 
 
-def _length(rng: Random) -> int:
-    """Words, 2 to 150, short ones as likely as long ones."""
+def _random_length(rng: Random) -> int:
+    """Number of words, 2 to 150, log-uniform."""
     return int(2 * 75 ** rng.random())
 
 

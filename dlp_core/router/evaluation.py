@@ -1,4 +1,4 @@
-"""Judges a router on rows: is it right, is it as sure as it should be, does it refuse strangers, is it quick?"""
+"""Evaluates a router on rows: accuracy, calibration, rejection of out-of-scope texts, speed."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _TYPOS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Filled by evaluate. Shares are of the rows whose task the router knows, unless they say unknown."""
+    """Filled by evaluate. Fractions are of the rows whose task the router knows, unless they say unknown."""
 
     rows: int
     accuracy: float
-    """The likeliest adapter is the row's task."""
+    """Fraction of rows whose likeliest adapter is the row's task."""
     ece: float
     """Expected calibration error of `confidence`, 15 bins."""
     typos: float
@@ -36,15 +36,15 @@ class Evaluation:
     bare: float
     """Accuracy without the first line and the answer options, unless almost nothing would remain."""
     kept: float
-    """Not "none of these"."""
+    """Fraction that is not "none of these"."""
     single: float
-    """The mix is one adapter at weight 1."""
+    """Fraction whose mix is one adapter at weight 1."""
     unknown_rows: int
-    """Rows with task null, or of a task the router was not trained on."""
+    """Rows with task null, or of a task the router does not know."""
     unknown_refused: float | None
-    """Share of the unknown rows that are "none of these"; None where there are none."""
+    """Fraction of the unknown rows that is "none of these"; None if there are no unknown rows."""
     unknown_auroc: float | None
-    """Chance that an unknown row has more none mass than a known one; None where there are none."""
+    """Probability that an unknown row has a higher P(none of these) than a known one; None if there are none."""
     p50_ms: float
     p99_ms: float
     """One prompt at a time, from text to Routing."""
@@ -57,7 +57,7 @@ class Evaluation:
 
 
 def evaluate(router: Router, rows: Sequence[TaskRow]) -> Evaluation:
-    """Routes every row, once alone (timed) and once in a batch.
+    """Route every row, once alone (timed) and once in a batch.
 
     Raises InvalidRequest if no row is of a task the router knows.
     """
@@ -65,12 +65,12 @@ def evaluate(router: Router, rows: Sequence[TaskRow]) -> Evaluation:
     unknown = [row for row in rows if row.task not in router.labels]
     if not known:
         raise InvalidRequest(
-            f"no row is of a task this router knows, such as {', '.join(router.labels[:3])}; give rows of its tasks"
+            f"no row is of a task this router knows, such as {', '.join(router.labels[:3])}; add rows of its tasks"
         )
     routings = router.route([row.input for row in known])
     correct = np.array([routing.best == row.task for routing, row in zip(routings, known, strict=True)])
     mixes = [routing.mix() for routing in routings]
-    strange = router.route([row.input for row in unknown])
+    unknown_routings = router.route([row.input for row in unknown])
     seconds = _time_alone(router, rows)
     rng = Random(0)
     return Evaluation(
@@ -82,8 +82,10 @@ def evaluate(router: Router, rows: Sequence[TaskRow]) -> Evaluation:
         kept=float(np.mean([bool(mix) for mix in mixes])),
         single=float(np.mean([len(mix.names) == 1 for mix in mixes])),
         unknown_rows=len(unknown),
-        unknown_refused=float(np.mean([not routing.mix() for routing in strange])) if strange else None,
-        unknown_auroc=_none_auroc(routings, strange) if strange else None,
+        unknown_refused=float(np.mean([not routing.mix() for routing in unknown_routings]))
+        if unknown_routings
+        else None,
+        unknown_auroc=_none_auroc(routings, unknown_routings) if unknown_routings else None,
         p50_ms=float(np.quantile(seconds, 0.5)) * 1e3,
         p99_ms=float(np.quantile(seconds, 0.99)) * 1e3,
         prompts_per_s=_batched_rate(router, rows),
@@ -91,8 +93,8 @@ def evaluate(router: Router, rows: Sequence[TaskRow]) -> Evaluation:
     )
 
 
-def _accuracy(router: Router, rows: Sequence[TaskRow], damage: Callable[[str], str]) -> float:
-    routings = router.route([damage(row.input) for row in rows])
+def _accuracy(router: Router, rows: Sequence[TaskRow], perturb: Callable[[str], str]) -> float:
+    routings = router.route([perturb(row.input) for row in rows])
     return float(np.mean([routing.best == row.task for routing, row in zip(routings, rows, strict=True)]))
 
 

@@ -1,7 +1,7 @@
-"""Why a text is routed as it is: how much surer or less sure the router would be without each of its words.
+"""Why a text is routed as it is: how the router's confidence would change without each of its words.
 
-Occlusion (Zeiler and Fergus 2014, arXiv 1311.2901, section 4.2): every word is left out once, and the router is asked
-again. What it says holds for this router whatever it is made of.
+Occlusion (Zeiler and Fergus 2014, arXiv 1311.2901, section 4.2): each word is left out once and the text is routed
+again. The result is valid for any router, whatever its model.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from dlp_core.router.features import clip
 from dlp_core.router.router import Router
 
-MOST = 64
-"""Pieces a text is cut into; of a longer one, several words in a row are left out together."""
+MAX_PIECES = 64
+"""Maximum number of pieces to occlude; in longer texts, a piece is several consecutive words."""
 
 _WORD = re.compile(r"\S+")
 
 
 @dataclass(frozen=True, slots=True)
 class WordEffect:
-    """A word, or several in a row, and its effect: the log-odds of the adapter with it less those without it."""
+    """A word, or several consecutive ones, and its effect: the adapter's log-odds with it minus those without it."""
 
     text: str
     effect: float
@@ -29,7 +29,7 @@ class WordEffect:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a request is routed as it is: the text that decided, the adapter it is about, and its words in order."""
+    """Why a request is routed as it is: the deciding text, the adapter it is about, and the text's words in order."""
 
     text: str
     adapter: str
@@ -37,26 +37,26 @@ class Explanation:
 
 
 def explain_first(router: Router, texts: Sequence[str]) -> Explanation:
-    """Of the text that decides (see Router.route_first) and its likeliest adapter."""
+    """Explain the text that decides (see Router.route_first) for its likeliest adapter."""
     routings = router.route(texts)
-    decides = next((n for n, routing in enumerate(routings) if routing.fits), 0)
-    adapter = routings[decides].best
-    return Explanation(texts[decides], adapter, tuple(explain(router, texts[decides], adapter)))
+    deciding = next((n for n, routing in enumerate(routings) if routing.fits), 0)
+    adapter = routings[deciding].best
+    return Explanation(texts[deciding], adapter, tuple(explain(router, texts[deciding], adapter)))
 
 
 def explain(router: Router, text: str, adapter: str) -> list[WordEffect]:
-    """The words of `text` in their order. Positive ones speak for `adapter`, negative ones for another or for none.
+    """The words of `text` in order. Positive effects favour `adapter`, negative ones another adapter or none.
 
-    Of a text that is longer than what the router reads, the part it reads.
+    Covers only the part of a long text that the router reads.
     """
     text = clip(text)
     words = [match.span() for match in _WORD.finditer(text)]
     if not words:
         return []
-    size = -(-len(words) // MOST)
+    size = -(-len(words) // MAX_PIECES)
     pieces = [(group[0][0], group[-1][1]) for group in (words[n : n + size] for n in range(0, len(words), size))]
-    whole, *without = router.log_odds([text, *(text[:start] + text[end:] for start, end in pieces)], adapter)
+    full, *occluded = router.log_odds([text, *(text[:start] + text[end:] for start, end in pieces)], adapter)
     return [
-        WordEffect(text[start:end], round(float(whole - odds), 3))
-        for (start, end), odds in zip(pieces, without, strict=True)
+        WordEffect(text[start:end], round(float(full - odds), 3))
+        for (start, end), odds in zip(pieces, occluded, strict=True)
     ]

@@ -1,13 +1,13 @@
 """Text to hashed features: the same buckets for the same text on every machine. numpy only.
 
-A token is a run of letters (any byte above 127 counts as one), a run of digits (every digit reads as 0), one
-punctuation mark or one line break. Letters are folded to lower case in ASCII only, so no Unicode table of a Python
-version decides a bucket. Each token gives three features: itself, itself with its successor, and its first
-four bytes (what a typo at the end of a word leaves intact). A token's hash is the sum of one table word per
-(position, byte), which numpy finds for all tokens of all texts at once.
+A token is a run of letters (any byte above 127 counts as a letter), a run of digits (every digit is read as 0), one
+punctuation mark or one line break. Only ASCII letters are folded to lower case, so buckets do not depend on the Unicode
+tables of a Python version. Each token gives three features: itself, itself with its successor, and its first four bytes
+(which a typo at the end of a word leaves intact). A token's hash is the sum of one table word per (position, byte),
+which numpy computes for all tokens of all texts at once.
 
-Of a long text the first HEAD and the last TAIL characters are read: instructions and questions stand there, and
-the cost of a prompt is bounded whatever its length.
+Of a long text only the first HEAD and the last TAIL characters are read: that is where instructions and questions are,
+and it bounds the cost of a prompt.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from numpy.typing import NDArray
 BUCKETS = 1 << 16
 HEAD, TAIL = 3072, 1024
 PER_TOKEN = 3
-LONGEST = PER_TOKEN * (HEAD + TAIL + 1)
-"""No text has more features: a character is at most one token."""
+MAX_FEATURES = PER_TOKEN * (HEAD + TAIL + 1)
+"""Upper bound on the features of a text: a character is at most one token."""
 VERSION = 1
-"""Changes with anything above or below that changes a bucket; a saved router names the version it was trained on."""
+"""Must change with anything that changes a bucket. A saved router names the version it was trained with."""
 
-_SHIFT = np.uint64(64 - 16)  # the upper bits of a product are the well mixed ones
+_SHIFT = np.uint64(64 - 16)  # the upper bits of a product are the well-mixed ones
 _PREFIX_BYTES = 4
-_MAX_POSITION = 32  # letters after it count whatever their order
+_MAX_POSITION = 32  # beyond it, the order of letters does not count
 _SPACE, _LETTER, _DIGIT, _MARK = range(4)
 
 
 class Features(NamedTuple):
-    """Features of B texts, one after the other."""
+    """Features of B texts, one after another."""
 
     buckets: NDArray[np.int64]  # (F,), each in [0, BUCKETS)
     starts: NDArray[np.int64]  # (B,): where the features of a text begin; it may have none
 
     def counts(self) -> NDArray[np.int64]:
-        """How many features each text has, (B,)."""
+        """Number of features of each text, (B,)."""
         return _steps(self.starts, len(self.buckets))
 
     @classmethod
     def concatenate(cls, parts: Sequence[Features]) -> Features:
-        """The texts of all parts, in order."""
+        """Concatenate the texts of all parts, in order."""
         offsets = np.cumsum([0, *(len(part.buckets) for part in parts[:-1])])
         starts = [part.starts + offset for part, offset in zip(parts, offsets, strict=True)]
         return cls(np.concatenate([part.buckets for part in parts]), np.concatenate(starts))
 
     def ends(self, count: int) -> Features:
-        """The first `count` features of each text, or the last -`count`; all of a text that has fewer."""
+        """The first `count` features of each text, or the last -`count`; all if a text has fewer."""
         bounds = zip(self.starts, [*self.starts[1:], len(self.buckets)], strict=True)
         pieces = [
             self.buckets[start:end][:count] if count > 0 else self.buckets[start:end][count:] for start, end in bounds
@@ -60,47 +60,47 @@ class Features(NamedTuple):
 
 
 def clip(text: str) -> str:
-    """What the router reads of `text`: all of it, or its head and tail."""
+    """The part of `text` that the router reads: all of it, or its head and tail."""
     return text if len(text) <= HEAD + TAIL else f"{text[:HEAD]}\n{text[-TAIL:]}"
 
 
 def featurise(texts: Sequence[str]) -> Features:
-    """Hashes B texts. Text without a visible character has no features."""
+    """Hash B texts. Text without visible characters has no features."""
     pieces = [clip(text).encode("utf-8", "replace") for text in texts]
     data = b"\0" + b"\0".join(pieces)
     kinds = np.frombuffer(data.translate(_KIND), np.uint8)
     edges = kinds == _MARK
     edges[1:] |= kinds[1:] != kinds[:-1]
     edges &= kinds != _SPACE
-    tokens = np.flatnonzero(edges)  # where each begins
+    tokens = np.flatnonzero(edges)  # where each token begins
     starts = np.zeros(len(pieces), np.int64)
     if not len(tokens):
         return Features(np.zeros(0, np.int64), starts)
 
-    # what follows a token up to the next one is space, whose words are 0
+    # between one token and the next there is only space, whose words are 0
     index = _INDEX[: len(data)] if len(data) <= len(_INDEX) else np.arange(len(data))
     positions = index - np.maximum.accumulate(index * edges)
     words = _TABLE.take((np.minimum(positions, _MAX_POSITION - 1) << 8) + np.frombuffer(data, np.uint8))
-    whole = np.add.reduceat(words, tokens)
+    token_hashes = np.add.reduceat(words, tokens)
     words[positions >= _PREFIX_BYTES] = 0
-    prefix = np.add.reduceat(words, tokens)
-    following = np.empty_like(whole)
-    following[:-1] = whole[1:]
-    following[-1] = _END
+    prefix_hashes = np.add.reduceat(words, tokens)
+    next_hashes = np.empty_like(token_hashes)
+    next_hashes[:-1] = token_hashes[1:]
+    next_hashes[-1] = _END
     if len(pieces) > 1:
         ends = tokens.searchsorted([*accumulate(len(piece) + 1 for piece in pieces)])
-        following[ends - 1] = _END  # again that of the text before, or of the last one, where a text has no token
+        next_hashes[ends - 1] = _END  # for a text without tokens: that of the text before it, or of the last text
         starts[1:] = ends[:-1] * PER_TOKEN
 
-    hashes = np.empty((len(whole), PER_TOKEN), np.uint64)
-    hashes[:, 0] = whole
-    hashes[:, 1] = (whole * _C1 + following) * _C2
-    hashes[:, 2] = (prefix + _C3) * _C4
+    hashes = np.empty((len(token_hashes), PER_TOKEN), np.uint64)
+    hashes[:, 0] = token_hashes
+    hashes[:, 1] = (token_hashes * _C1 + next_hashes) * _C2
+    hashes[:, 2] = (prefix_hashes + _C3) * _C4
     return Features((hashes >> _SHIFT).astype(np.int64).reshape(-1), starts)
 
 
 def _steps(starts: NDArray[np.int64], end: int) -> NDArray[np.int64]:
-    """From each start to the next one, the last one to `end`: np.diff with append, in a third of its time."""
+    """Distances between starts, and from the last one to `end`: np.diff with append, in a third of the time."""
     steps = np.empty_like(starts)
     steps[:-1] = starts[1:] - starts[:-1]
     steps[-1:] = end - starts[-1:]
@@ -128,16 +128,16 @@ def _kinds() -> bytes:
     return kinds.tobytes()
 
 
-def _canonical() -> NDArray[np.int64]:
-    same = np.arange(256)
-    same[ord("A") : ord("Z") + 1] += 32
-    same[ord("0") : ord("9") + 1] = ord("0")
-    return same
+def _canonical_bytes() -> NDArray[np.int64]:
+    canonical = np.arange(256)
+    canonical[ord("A") : ord("Z") + 1] += 32
+    canonical[ord("0") : ord("9") + 1] = ord("0")
+    return canonical
 
 
 def _table() -> NDArray[np.uint64]:
-    """A word per (position, byte), flat; 0 for space."""
-    words = _splitmix64(_MAX_POSITION * 256).reshape(_MAX_POSITION, 256)[:, _canonical()]
+    """One random word per (position, byte), flattened; 0 for space."""
+    words = _splitmix64(_MAX_POSITION * 256).reshape(_MAX_POSITION, 256)[:, _canonical_bytes()]
     words[:, np.frombuffer(_KIND, np.uint8) == _SPACE] = 0
     return words.reshape(-1)
 

@@ -1,5 +1,5 @@
-"""A few of the prompts a router was trained on, as the network's inputs: what an adapter that is added later must not
-take from the others. The sums of embeddings are kept, not the text.
+"""A sample of a router's training prompts, as inputs of the network: an adapter that is added later must not claim
+them. Sums of embeddings are kept, not the text.
 
 Shape letters: M texts, I inputs.
 """
@@ -15,30 +15,30 @@ from numpy.typing import NDArray
 from dlp_core.router.network import Floats
 
 NO_TASK = -1
-SIZE = 4096
-"""Most texts a router remembers, over all of its tasks."""
+MEMORY_SIZE = 4096
+"""Maximum number of texts a router remembers, over all its tasks."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Memory:
-    """Inputs of M texts, and the number of the adapter each belongs to, NO_TASK for those that fit none."""
+    """Inputs of M texts, and the index of each text's adapter, NO_TASK if it fits none."""
 
     inputs_MI: Floats
     tasks_M: NDArray[np.int16]
 
     def only(self, kept: Sequence[int]) -> Memory:
-        """What belongs to these adapters, renumbered in this order, or to none."""
-        numbers = np.full(int(self.tasks_M.max(initial=0)) + 2, NO_TASK - 1, np.int16)  # the last one is NO_TASK's
-        numbers[list(kept)] = np.arange(len(kept))
-        numbers[NO_TASK] = NO_TASK
-        tasks = numbers[self.tasks_M]
-        mine = tasks >= NO_TASK
-        return Memory(self.inputs_MI[mine], tasks[mine])
+        """The texts of these adapters, renumbered in this order, and those of no adapter."""
+        new_index = np.full(int(self.tasks_M.max(initial=0)) + 2, NO_TASK - 1, np.int16)  # the last one is NO_TASK's
+        new_index[list(kept)] = np.arange(len(kept))
+        new_index[NO_TASK] = NO_TASK
+        tasks = new_index[self.tasks_M]
+        kept_texts = tasks >= NO_TASK
+        return Memory(self.inputs_MI[kept_texts], tasks[kept_texts])
 
-    def and_also(self, inputs_MI: Floats, task: int) -> Memory:
-        """With texts of a task. The size stays what it was where it was at its limit: each task gives up its share."""
+    def with_texts(self, inputs_MI: Floats, task: int) -> Memory:
+        """Add texts of a task. At most MEMORY_SIZE remain: every task gives up its share of the older texts."""
         kept = np.arange(len(self.tasks_M))
-        surplus = len(kept) + len(inputs_MI) - SIZE
+        surplus = len(kept) + len(inputs_MI) - MEMORY_SIZE
         if surplus > 0:
             kept = np.delete(kept, np.linspace(0, len(kept) - 1, surplus).astype(np.int64))
         tasks = np.concatenate([self.tasks_M[kept], np.full(len(inputs_MI), task, np.int16)])

@@ -1,4 +1,4 @@
-"""What the router says about one text. No numpy, no torch: it travels from the router's process to the ingress."""
+"""The router's result for one text. No numpy, no torch: it is sent from the router's process to the ingress."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import dataclass
 
 from dlp_core.mix import EMPTY_MIX, Mix, WeightRule, select_top_p
 
-NONE_DECISION = 0.5
-"""The router fits `Routing.none` so that its decision lies here: from this mass on, no adapter fits."""
+NONE_THRESHOLD = 0.5
+"""From this value of `Routing.none` on, no adapter fits. The router is calibrated to it."""
 
 _DECIMALS = 4
-"""What of a probability decides a mix. A batch changes the last bits of a matrix product; the same text shall
-nevertheless get the same mix, alone and beside others."""
-_LEAST = 10**-_DECIMALS / 2
+"""Decimals of a probability that count for a mix. Batching changes the last bits of a matrix product, but a text must
+get the same mix alone and in a batch."""
+_MIN_PROBABILITY = 10**-_DECIMALS / 2
 
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """Probabilities of one text. Filled by Router.route. Picklable, and small: a bank may have a thousand adapters."""
+    """Probabilities of one text. Filled by Router.route. Picklable and compact: a bank may have a thousand adapters."""
 
     labels: tuple[str, ...]
     """The adapters, in bank order."""
-    masses: array[float]
-    """Of each adapter; with `none` they sum to 1."""
+    label_probabilities: array[float]
+    """One for each of `labels`; together with `none` they sum to 1."""
     none: float
-    """Mass of "none of these": the text looks like nothing the bank was trained for."""
+    """Probability of "none of these": the text resembles nothing the bank was trained for."""
 
     @classmethod
     def of(cls, probabilities: Mapping[str, float], *, none: float) -> Routing:
@@ -34,30 +34,30 @@ class Routing:
 
     @property
     def probabilities(self) -> dict[str, float]:
-        """Of every adapter, in bank order."""
-        return dict(zip(self.labels, self.masses, strict=True))
+        """Adapter name to probability, in bank order."""
+        return dict(zip(self.labels, self.label_probabilities, strict=True))
 
     @property
     def confidence(self) -> float:
-        """The highest probability of one adapter. Calibrated: of the texts with 0.8, about 80% belong to it."""
-        return max(self.masses)
+        """The highest probability of an adapter. Calibrated: of the texts at 0.8, about 80% belong to it."""
+        return max(self.label_probabilities)
 
     @property
     def best(self) -> str:
-        """The likeliest adapter, whether or not it fits well enough to serve."""
-        return self.labels[self.masses.index(self.confidence)]
+        """The likeliest adapter, whether or not it fits well enough to serve the text."""
+        return self.labels[self.label_probabilities.index(self.confidence)]
 
     @property
     def fits(self) -> bool:
-        """Whether it is not "none of these"."""
-        return self.none < NONE_DECISION
+        """Whether some adapter fits, that is, the result is not "none of these"."""
+        return self.none < NONE_THRESHOLD
 
     def mix(self, *, top_p: float = 0.9, max_adapters: int = 3, weights: WeightRule = "renormalise") -> Mix:
-        """The adapters that serve this text (see select_top_p); EMPTY_MIX where none fits.
+        """The adapters that serve this text (see select_top_p); EMPTY_MIX if none fits.
 
         Raises InvalidRequest if top_p is not in (0, 1] or max_adapters is below 1.
         """
-        known = zip(self.labels, self.masses, strict=True)
-        probabilities = {name: round(p, _DECIMALS) for name, p in known if p >= _LEAST}
+        pairs = zip(self.labels, self.label_probabilities, strict=True)
+        probabilities = {name: round(p, _DECIMALS) for name, p in pairs if p >= _MIN_PROBABILITY}
         mix = select_top_p(probabilities, top_p=top_p, max_adapters=max_adapters, weights=weights)
         return mix if self.fits else EMPTY_MIX

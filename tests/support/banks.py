@@ -19,7 +19,7 @@ from dlp_core.router.calibration import Calibration
 from dlp_core.router.features import BUCKETS
 from dlp_core.router.memory import Memory
 from dlp_core.router.network import Network
-from dlp_core.router.novelty import PENALTY, Clouds
+from dlp_core.router.novelty import PENALTY, Clusters
 from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore
 
@@ -90,13 +90,13 @@ def write_router(folder: Path, labels: Sequence[str], *, seed: int = 0) -> None:
         (*(floats(out, width) for width, out in pairwise(widths[:-1])), floats(widths[-1], 2 + 1)),
         tuple(floats(out) for out in widths[1:]),
     )
-    ways = len(PENALTY)
+    kinds = len(PENALTY)
     none = np.zeros(len(labels), np.bool_)
-    clouds = Clouds(floats(ways, 2, 2), floats(ways, len(labels), 2), floats(ways, len(labels)), none)
+    clusters = Clusters(floats(kinds, 2, 2), floats(kinds, len(labels), 2), floats(kinds, len(labels)), none)
     Router(
         labels=tuple(labels),
         network=network,
-        clouds=clouds,
+        clusters=clusters,
         calibration=Calibration(1.0, 1.0, 0.0, 1.0),
         memory=Memory(floats(8, 4), np.array([-1, 0] * 4, np.int16)),
         training={},

@@ -1,4 +1,4 @@
-"""Four made-up tasks and the router trained on them, once for all tests that need one."""
+"""Four made-up tasks and a router trained on them, once for all tests that need it."""
 
 from __future__ import annotations
 

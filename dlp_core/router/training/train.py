@@ -1,6 +1,6 @@
-"""Trains a router from rows: the network with torch, then novelty and calibration on what will be saved.
+"""Trains a router on rows: the network with torch, then novelty and calibration on the weights as they are stored.
 
-Same rows and same seed give the same bytes on one machine.
+The same rows and seed give the same bytes on one machine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dlp_core.errors import InvalidRequest
-from dlp_core.router.augment import join, stray, wear
+from dlp_core.router.augment import degrade, join, out_of_scope
 from dlp_core.router.calibration import (
     Calibration,
     expected_calibration_error,
@@ -29,37 +29,36 @@ from dlp_core.router.calibration import (
     fit_temperature,
 )
 from dlp_core.router.features import BUCKETS, Features, featurise
-from dlp_core.router.memory import NO_TASK, Memory
-from dlp_core.router.memory import SIZE as MEMORY_SIZE
+from dlp_core.router.memory import MEMORY_SIZE, NO_TASK, Memory
 from dlp_core.router.network import WINDOW, Floats, Network, softmax
-from dlp_core.router.novelty import Clouds, fit_clouds
+from dlp_core.router.novelty import Clusters, fit_clusters
 from dlp_core.router.router import Router, pack, unpack
 from dlp_core.router.rows import TaskRow
 from dlp_core.store.transfers import Progress, silent
 
 MIN_ROWS = 8
-"""Rows a task must have: fewer cannot be both learnt and held back."""
+"""Minimum rows per task: fewer cannot be both trained on and held back."""
 
-KEEP = {"plain": 0.995, "worn": 0.93, "joined": 0.93}
-"""Share of the held-back texts of each kind that "none of these" must let pass."""
+KEEP = {"plain": 0.995, "degraded": 0.93, "joined": 0.93}
+"""Fraction of the held-back texts of each kind that must not become "none of these"."""
 
-_THREADS = 1  # fixed, because the order of sums depends on it; more of them gain little and lose much on a busy machine
+_THREADS = 1  # fixed, because the order of sums depends on it; more gain little, and lose much on a busy machine
 _HELD_BACK = 1 / 16
-_CLOUD_TEXTS = 8000
-_REMEMBERED = 72  # texts of each task, where there is room
+_CLUSTER_TEXTS = 8000
+_MAX_REMEMBERED = 72  # texts per task, as far as the memory has room
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """Sizes give 4.9 million parameters; rates say how much of each batch is made up."""
+    """The sizes give 4.9 million parameters; the rates are the fractions of a batch that are augmented."""
 
     seed: int = 0
     epochs: int = 6
     min_steps: int = 200
     batch: int = 256
-    strays: float = 0.2
+    out_of_scope: float = 0.2
     joined: float = 0.2
-    worn: float = 0.3
+    degraded: float = 0.3
     lr: float = 3e-3
     embedding: int = 72
     widths: tuple[int, int, int] = (256, 128, 96)
@@ -68,7 +67,7 @@ class TrainSettings:
 
 @dataclass(frozen=True, slots=True)
 class TrainSummary:
-    """Filled by train_router. Shares and errors are over rows that were held back."""
+    """Filled by train_router. Fractions and errors are over held-back rows."""
 
     rows: int
     background_rows: int
@@ -87,7 +86,7 @@ class TrainSummary:
 
 
 class Example(NamedTuple):
-    """A text and its tasks: one, two for joined texts, none for background rows and strays."""
+    """A text and its tasks: one, two for joined texts, none for background rows and other out-of-scope texts."""
 
     text: str
     tasks: tuple[int, ...]
@@ -96,10 +95,10 @@ class Example(NamedTuple):
 def train_router(
     rows: Sequence[TaskRow], settings: TrainSettings | None = None, *, report: Progress = silent
 ) -> tuple[Router, TrainSummary]:
-    """Trains on rows of two or more tasks; `report` gets (steps done, steps in all).
+    """Train on rows of two or more tasks; `report` gets (steps done, total steps).
 
-    Labels are the tasks in order of their names. Raises InvalidRequest for fewer than two tasks or a task with fewer
-    than MIN_ROWS rows.
+    Labels are the sorted task names. Raises InvalidRequest for fewer than two tasks or a task with fewer than MIN_ROWS
+    rows.
     """
     settings = settings or TrainSettings()
     began = time.monotonic()
@@ -109,14 +108,14 @@ def train_router(
     settings = replace(settings, batch=min(settings.batch, len(training)))
     net, steps = _fit_network(training, len(labels), settings, rng, report)
     single = [example for example in training if example.tasks]
-    clouds = _fit_clouds(net, single, len(labels), rng)
-    network, clouds, memory = unpack(pack(net, clouds, _remember(net, training, len(labels), rng)))
+    clusters = _fit_clusters(net, single, len(labels), rng)
+    network, clusters, memory = unpack(pack(net, clusters, _remember(net, training, len(labels), rng)))
     known = [example for example in held_back if example.tasks]
     background = [example for example in held_back if not example.tasks]
-    clouds, calibration = _calibrate(network, clouds, known, background, rng)
+    clusters, calibration = _calibrate(network, clusters, known, background, rng)
 
     router = Router(
-        labels=tuple(labels), network=network, clouds=clouds, calibration=calibration, memory=memory, training={}
+        labels=tuple(labels), network=network, clusters=clusters, calibration=calibration, memory=memory, training={}
     )
     routings = router.route([example.text for example in known])
     correct = np.array(
@@ -149,12 +148,12 @@ def _label(rows: Sequence[TaskRow]) -> tuple[list[str], list[Example]]:
     for task in labels:
         if counts[task] < MIN_ROWS:
             raise InvalidRequest(f"task {task!r} has {counts[task]} rows; give each task at least {MIN_ROWS}")
-    number = {task: index for index, task in enumerate(labels)}
-    return labels, [Example(row.input, () if row.task is None else (number[row.task],)) for row in rows]
+    index_of = {task: index for index, task in enumerate(labels)}
+    return labels, [Example(row.input, () if row.task is None else (index_of[row.task],)) for row in rows]
 
 
 def _split(examples: list[Example], rng: Random) -> tuple[list[Example], list[Example]]:
-    """Training and held-back examples, shuffled; every task gives its share, at least two, to the held-back ones."""
+    """Split into shuffled training examples and held-back ones, which get a share of every task, at least two."""
     by_task: dict[tuple[int, ...], list[Example]] = defaultdict(list)
     for example in examples:
         by_task[example.tasks].append(example)
@@ -170,7 +169,7 @@ def _split(examples: list[Example], rng: Random) -> tuple[list[Example], list[Ex
 
 
 class _Net(nn.Module):
-    """network.Network's formula in torch, with dropout."""
+    """The formula of network.Network in torch, with dropout."""
 
     def __init__(self, outputs: int, settings: TrainSettings) -> None:
         super().__init__()
@@ -184,7 +183,7 @@ class _Net(nn.Module):
         features = featurise(texts)
         views = (features, features.ends(WINDOW), features.ends(-WINDOW))
         counts = torch.from_numpy(np.maximum([view.counts() for view in views], 1)).float().unsqueeze(2)
-        joined = Features.concatenate(views)  # one lookup: each has a dense gradient as large as the table
+        joined = Features.concatenate(views)  # one lookup, because each has a dense gradient of the table's size
         sums = self.table(torch.from_numpy(joined.buckets), torch.from_numpy(joined.starts)).unflatten(0, (3, -1))
         x = torch.cat([*(sums / counts.sqrt()), counts[0].log()], dim=1)
         for layer in self.layers[:-1]:
@@ -198,15 +197,15 @@ class _Net(nn.Module):
 
         linears = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
         weights = [array(layer.weight) for layer in linears]
-        weights[-1] = np.pad(weights[-1], ((0, 0), (0, self.table.embedding_dim)))  # only grown outputs look at x_D
+        weights[-1] = np.pad(weights[-1], ((0, 0), (0, self.table.embedding_dim)))  # only outputs added later use x_D
         return Network(array(self.table.weight), tuple(weights), tuple(array(layer.bias) for layer in linears))
 
 
 def _fit_network(
     examples: list[Example], adapters: int, settings: TrainSettings, rng: Random, report: Progress
 ) -> tuple[Network, int]:
-    real = settings.batch - int(settings.batch * settings.strays)
-    steps = max(settings.min_steps, settings.epochs * len(examples) // real)
+    real_examples = settings.batch - int(settings.batch * settings.out_of_scope)
+    steps = max(settings.min_steps, settings.epochs * len(examples) // real_examples)
     threads = torch.get_num_threads()
     torch.set_num_threads(_THREADS)
     try:
@@ -230,7 +229,7 @@ def _fit_network(
 
 
 class _Batches:
-    """Endless batches: every row once an epoch, some of them worn or joined, and strays."""
+    """Endless batches: every row once per epoch, some of them degraded or joined, plus out-of-scope texts."""
 
     def __init__(self, examples: list[Example], adapters: int, settings: TrainSettings, rng: Random) -> None:
         self._examples = examples
@@ -242,11 +241,11 @@ class _Batches:
 
     def draw(self) -> tuple[list[str], Tensor]:
         """A batch of texts and their target distributions over N + 1 outputs."""
-        strays = int(self._settings.batch * self._settings.strays)
-        examples = [self._next() for _ in range(self._settings.batch - strays)]
-        examples += [Example(stray(self._texts, self._rng), ()) for _ in range(strays)]
-        wanted = [Example(text, tasks or (self._none,)) for text, tasks in examples]
-        return [example.text for example in wanted], torch.from_numpy(_targets(wanted, self._none + 1))
+        out_of_scope_count = int(self._settings.batch * self._settings.out_of_scope)
+        examples = [self._next() for _ in range(self._settings.batch - out_of_scope_count)]
+        examples += [Example(out_of_scope(self._texts, self._rng), ()) for _ in range(out_of_scope_count)]
+        labelled = [Example(text, tasks or (self._none,)) for text, tasks in examples]
+        return [example.text for example in labelled], torch.from_numpy(_targets(labelled, self._none + 1))
 
     def _next(self) -> Example:
         if not self._queue:
@@ -255,39 +254,39 @@ class _Batches:
         draw = self._rng.random()
         if draw < self._settings.joined:
             return _join_any(example, self._examples, self._rng)
-        if draw < self._settings.joined + self._settings.worn:
-            return Example(wear(example.text, self._rng), example.tasks)
+        if draw < self._settings.joined + self._settings.degraded:
+            return Example(degrade(example.text, self._rng), example.tasks)
         return example
 
 
 def _join_any(first: Example, examples: Sequence[Example], rng: Random) -> Example:
-    """`first` and a row of another task in one text, or `first` alone where the draw is of no other task."""
+    """Join `first` with a random row into one text; `first` alone unless both have a task and the tasks differ."""
     second = rng.choice(examples)
     if not first.tasks or not second.tasks or first.tasks == second.tasks:
         return first
     return Example(join(first.text, second.text, rng), first.tasks + second.tasks)
 
 
-def _fit_clouds(network: Network, examples: list[Example], adapters: int, rng: Random) -> Clouds:
-    plain = _sample(examples, _CLOUD_TEXTS, rng)
-    worn = [Example(wear(example.text, rng), example.tasks) for example in plain]
-    return fit_clouds(
+def _fit_clusters(network: Network, examples: list[Example], adapters: int, rng: Random) -> Clusters:
+    plain = _sample(examples, _CLUSTER_TEXTS, rng)
+    degraded = [Example(degrade(example.text, rng), example.tasks) for example in plain]
+    return fit_clusters(
         plain=_hidden(network, plain),
-        worn=_hidden(network, worn),
-        joined=_hidden(network, _joined(examples, _CLOUD_TEXTS, rng)),
+        degraded=_hidden(network, degraded),
+        joined=_hidden(network, _joined(examples, _CLUSTER_TEXTS, rng)),
         adapters=adapters,
     )
 
 
 def _remember(network: Network, examples: list[Example], adapters: int, rng: Random) -> Memory:
-    """Plain and worn prompts of every task, strays, and background rows, which a new task may lie close to."""
+    """Sample plain and degraded prompts of every task and out-of-scope texts, with background rows among them."""
     single = [example for example in examples if example.tasks]
-    strays = [Example(stray([example.text for example in single], rng), ()) for _ in range(MEMORY_SIZE // 16)]
+    no_task = [Example(out_of_scope([example.text for example in single], rng), ()) for _ in range(MEMORY_SIZE // 16)]
     background = [example for example in examples if not example.tasks]
-    strays += rng.sample(background, min(MEMORY_SIZE // 4, len(background)))
-    plain = _sample(single, min(MEMORY_SIZE - len(strays), _REMEMBERED * adapters) * 2 // 3, rng, least=2)
-    worn = [Example(wear(example.text, rng), example.tasks) for example in plain[::2]]
-    chosen = [*plain, *worn, *strays]
+    no_task += rng.sample(background, min(MEMORY_SIZE // 4, len(background)))
+    plain = _sample(single, min(MEMORY_SIZE - len(no_task), _MAX_REMEMBERED * adapters) * 2 // 3, rng, min_rows=2)
+    degraded = [Example(degrade(example.text, rng), example.tasks) for example in plain[::2]]
+    chosen = [*plain, *degraded, *no_task]
     inputs = np.concatenate(
         [network.embed(featurise([example.text for example in chosen[i : i + 64]])) for i in range(0, len(chosen), 64)]
     )
@@ -295,48 +294,48 @@ def _remember(network: Network, examples: list[Example], adapters: int, rng: Ran
 
 
 def _calibrate(
-    network: Network, clouds: Clouds, held_back: list[Example], background: list[Example], rng: Random
-) -> tuple[Clouds, Calibration]:
-    """Spreads, thresholds and temperatures, on texts the network has not seen."""
-    ways = {
+    network: Network, clusters: Clusters, held_back: list[Example], background: list[Example], rng: Random
+) -> tuple[Clusters, Calibration]:
+    """Fit spreads, threshold and temperatures, on texts the network has not seen."""
+    kinds = {
         "plain": held_back,
-        "worn": [Example(wear(example.text, rng), example.tasks) for example in held_back],
+        "degraded": [Example(degrade(example.text, rng), example.tasks) for example in held_back],
         "joined": _joined(held_back, len(held_back), rng),
     }
-    seen = {way: _forward(network, examples) for way, examples in ways.items()}
+    outputs = {kind: _forward(network, examples) for kind, examples in kinds.items()}
     tasks = np.array([example.tasks[0] for example in held_back])
-    clouds = clouds.widened({way: (seen[way][0], tasks) for way in ("plain", "worn")})
-    novelty = {way: clouds.novelty(hidden, softmax(logits))[0] for way, (hidden, logits) in seen.items()}
-    strange = np.zeros(0, np.float32)
+    clusters = clusters.with_spreads({kind: (outputs[kind][0], tasks) for kind in ("plain", "degraded")})
+    novelty = {kind: clusters.novelty(hidden, softmax(logits))[0] for kind, (hidden, logits) in outputs.items()}
+    background_novelty = np.zeros(0, np.float32)
     if background:
         hidden, logits = _forward(network, background)
-        strange = clouds.novelty(hidden, softmax(logits))[0]
-    threshold, slope = fit_none(novelty, KEEP, strange)
-    adapters = seen["plain"][1].shape[1] - 1
-    temperature = fit_temperature(seen["plain"][1][:, :-1], tasks)
-    joined_temperature = fit_joined_temperature(seen["joined"][1][:, :-1], _targets(ways["joined"], adapters))
-    return clouds, Calibration(temperature, joined_temperature, threshold, slope)
+        background_novelty = clusters.novelty(hidden, softmax(logits))[0]
+    threshold, slope = fit_none(novelty, KEEP, background_novelty)
+    adapters = outputs["plain"][1].shape[1] - 1
+    temperature = fit_temperature(outputs["plain"][1][:, :-1], tasks)
+    joined_temperature = fit_joined_temperature(outputs["joined"][1][:, :-1], _targets(kinds["joined"], adapters))
+    return clusters, Calibration(temperature, joined_temperature, threshold, slope)
 
 
 def _targets(examples: Sequence[Example], outputs: int) -> Floats:
-    """The distribution each example asks for, (B, outputs): a joined text asks for half and half."""
+    """The target distribution of each example, (B, outputs): half and half for a joined text."""
     targets = np.zeros((len(examples), outputs), np.float32)
     for row, example in enumerate(examples):
         targets[row, list(example.tasks)] = 1.0 / len(example.tasks)
     return targets
 
 
-def _sample(examples: list[Example], count: int, rng: Random, *, least: int = MIN_ROWS) -> list[Example]:
-    """Some `count` examples, as many of each task, and at least `least`: rare tasks need their cloud too."""
+def _sample(examples: list[Example], count: int, rng: Random, *, min_rows: int = MIN_ROWS) -> list[Example]:
+    """Sample about `count` examples, evenly over tasks, at least `min_rows` of each: rare tasks need a cluster too."""
     by_task: dict[tuple[int, ...], list[Example]] = defaultdict(list)
     for example in examples:
         by_task[example.tasks].append(example)
-    share = max(least, count // len(by_task))
+    share = max(min_rows, count // len(by_task))
     return [e for _, members in sorted(by_task.items()) for e in rng.sample(members, min(share, len(members)))]
 
 
 def _joined(examples: list[Example], count: int, rng: Random) -> list[Example]:
-    """`count` texts of two different tasks each, every task as likely."""
+    """Make `count` texts of two different tasks each, all tasks equally likely."""
     by_task: dict[tuple[int, ...], list[Example]] = defaultdict(list)
     for example in examples:
         by_task[example.tasks].append(example)

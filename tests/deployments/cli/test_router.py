@@ -112,10 +112,10 @@ def test_add_and_remove_an_adapter(dlp: Run, tmp_path: Path, router: str) -> Non
     assert "4 adapters" in out
     code, out, err = dlp(*command)
     assert (code, out) == (2, "")
-    assert "knows 'object_owner' already" in err
+    assert "already knows 'object_owner'" in err
     code, _, err = dlp("router", "add", "--router", router, "--adapter", "other", "--examples", str(examples))
     assert code == 2
-    assert "examples.jsonl:1: a row of task 'object_owner' is no example of 'other'" in err
+    assert "examples.jsonl:1: a row of task 'object_owner' is not an example of 'other'" in err
 
 
 def test_route_by_a_published_bank(dlp: Run, tmp_path: Path, router: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,11 +184,11 @@ BAD_FILES = {
     "missing": (None, "cannot be read"),
     "empty": ("", "holds no rows"),
     "not JSON": ('{"task": "a", "input": "b"}\n{"task"', ":2: not JSON"),
-    "no object": ("[]", ":1: a row is an object"),
+    "no object": ("[]", ":1: a row must be an object"),
     "no task": ('{"input": "b"}', ':1: "task" is missing'),
     "task a number": ('{"task": 3, "input": "b"}', ':1: "task" must be'),
     "task a path": ('{"task": "../a", "input": "b"}', ":1: adapter name '../a'"),
-    "no input": ('{"task": "a"}', ":1: a row is an object"),
+    "no input": ('{"task": "a"}', ":1: a row must be an object"),
     "empty input": ('{"task": "a", "input": " "}', ':1: "input" is empty'),
     "one task": ('{"task": "a", "input": "b"}', "1 task;"),
     "few rows": ('{"task": "a", "input": "b"}\n{"task": "c", "input": "d"}', "'a' has 1 rows"),

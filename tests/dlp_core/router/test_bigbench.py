@@ -15,7 +15,7 @@ from dlp_core.router.training.train import train_router
 FOLDER = os.environ.get("DLP_TEST_BIGBENCH")
 
 pytestmark = [
-    pytest.mark.skipif(FOLDER is None, reason="DLP_TEST_BIGBENCH names no folder with the BIG-bench rows"),
+    pytest.mark.skipif(FOLDER is None, reason="DLP_TEST_BIGBENCH does not name a folder with the BIG-bench rows"),
     pytest.mark.timeout(1800),
 ]
 
@@ -25,7 +25,7 @@ def _rows(split: str) -> list[TaskRow]:
     return read_task_rows([Path(FOLDER) / f"{split}.jsonl.gz"])
 
 
-def test_the_papers_tasks_are_told_apart() -> None:
+def test_the_papers_tasks_are_distinguished() -> None:
     router, _ = train_router(_rows("train"))
     result = evaluate(router, _rows("test"))
     assert result.accuracy >= 0.995
@@ -37,7 +37,7 @@ def test_the_papers_tasks_are_told_apart() -> None:
     assert 4.5e6 <= result.parameters <= 5.5e6
 
 
-def test_tasks_never_seen_are_recognised_as_such() -> None:
+def test_unseen_tasks_are_recognised_as_such() -> None:
     train = _rows("train")
     unseen = Random(0).sample(sorted({row.task for row in train if row.task}), 4)
     router, _ = train_router([row for row in train if row.task not in unseen])

@@ -41,7 +41,7 @@ def test_temperature_undoes_a_scale() -> None:
     assert fit_temperature(logits * np.float32(2.5), tasks) == pytest.approx(2.5, abs=0.15)
 
 
-def test_few_rows_that_are_all_right_leave_some_doubt() -> None:
+def test_a_few_correct_rows_do_not_give_full_confidence() -> None:
     logits = np.eye(3, dtype=np.float32) * 5
     temperature = fit_temperature(logits, np.arange(3))
     assert softmax(logits / np.float32(temperature)).max(axis=1).mean() == pytest.approx(3.5 / 4, abs=0.02)
@@ -56,24 +56,24 @@ def test_joined_texts_keep_both_of_their_tasks() -> None:
 
 def test_joined_texts_have_their_own_temperature() -> None:
     logits = np.array([[2.0, 0.0], [2.0, 0.0]], np.float32)
-    single, joined = Calibration(1.0, 2.0, threshold=0.0, slope=1.0).shares(logits, np.array([False, True]))
+    single, joined = Calibration(1.0, 2.0, threshold=0.0, slope=1.0).probabilities(logits, np.array([False, True]))
     assert single[0] == pytest.approx(1 / (1 + np.exp(-2)))
     assert joined[0] == pytest.approx(1 / (1 + np.exp(-1)))
 
 
 def test_the_threshold_keeps_every_kind_of_known_text() -> None:
-    novelty = {"plain": np.linspace(-3, -1, 1001), "worn": np.linspace(-2, 0, 1001)}
-    threshold, slope = fit_none(novelty, {"plain": 0.99, "worn": 0.95}, np.zeros(0))
+    novelty = {"plain": np.linspace(-3, -1, 1001), "degraded": np.linspace(-2, 0, 1001)}
+    threshold, slope = fit_none(novelty, {"plain": 0.99, "degraded": 0.95}, np.zeros(0))
     assert threshold == pytest.approx(-0.1)
-    none = Calibration(1.0, 1.0, threshold, slope).none_mass(np.array([-2.0, threshold, 2.0], np.float32))
+    none = Calibration(1.0, 1.0, threshold, slope).none_probability(np.array([-2.0, threshold, 2.0], np.float32))
     assert none[0] < 1e-7
     assert none[1] == pytest.approx(0.5, abs=1e-4)
     assert none[2] > 0.999
 
 
-def test_texts_known_not_to_belong_lower_the_threshold_but_not_too_far() -> None:
-    novelty = {"plain": np.linspace(-3, -1, 1001), "worn": np.linspace(-2, 0, 1001)}
-    keep = {"plain": 0.99, "worn": 0.95}
+def test_background_texts_lower_the_threshold_within_a_limit() -> None:
+    novelty = {"plain": np.linspace(-3, -1, 1001), "degraded": np.linspace(-2, 0, 1001)}
+    keep = {"plain": 0.99, "degraded": 0.95}
     assert fit_none(novelty, keep, np.linspace(-0.5, 2, 100))[0] == pytest.approx(-0.5, abs=0.05)
     assert fit_none(novelty, keep, np.linspace(-3, 2, 100))[0] >= np.quantile(novelty["plain"], 0.985) - 1e-9
 

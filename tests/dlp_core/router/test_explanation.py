@@ -1,4 +1,4 @@
-"""Which words moved a routing: they are those that a reader would name, and the numbers are the router's own."""
+"""Which words drive a routing: those a reader would name, with effects that match the router."""
 
 from __future__ import annotations
 
@@ -6,39 +6,39 @@ import math
 
 import pytest
 
-from dlp_core.router.explanation import MOST, explain
+from dlp_core.router.explanation import MAX_PIECES, explain
 from tests.support.router_rows import make_rows, trained
 
 TEXT = "Sort the following words alphabetically:\nriver lamp cabinet engine"
 
 
-def test_every_word_stands_in_its_order() -> None:
+def test_words_are_in_order() -> None:
     words = explain(trained()[0], TEXT, "word_sorting")
     assert [word.text for word in words] == TEXT.split()
     assert all(math.isfinite(word.effect) for word in words)
 
 
-def test_the_instruction_moves_it_most() -> None:
+def test_the_instruction_has_the_largest_effect() -> None:
     words = explain(trained()[0], TEXT, "word_sorting")
     best = max(words, key=lambda word: word.effect)
     assert best.text in {"Sort", "following", "words", "alphabetically:"}
 
 
-def test_the_effect_is_what_the_router_says_without_the_word() -> None:
+def test_the_effect_is_the_change_without_the_word() -> None:
     router, _ = trained()
     text = "Sum the words alphabetically"
-    whole, without = router.log_odds([text, text.removeprefix("Sum")], "word_sorting")
-    assert explain(router, text, "word_sorting")[0].effect == pytest.approx(whole - without, abs=1e-3)
+    full, occluded = router.log_odds([text, text.removeprefix("Sum")], "word_sorting")
+    assert explain(router, text, "word_sorting")[0].effect == pytest.approx(full - occluded, abs=1e-3)
 
 
 @pytest.mark.parametrize("text", ["", " \n", "\0", "x", "word " * 9000])
 def test_any_text_can_be_explained(text: str) -> None:
     words = explain(trained()[0], text, "word_sorting")
-    assert len(words) <= MOST
+    assert len(words) <= MAX_PIECES
     assert all(math.isfinite(word.effect) for word in words)
 
 
-def test_log_odds_are_those_of_the_mass() -> None:
+def test_log_odds_match_the_probabilities() -> None:
     router, _ = trained()
     texts = [row.input for row in make_rows(5, seed=3)] + ["What shall I cook?", ""]
     for label in router.labels:

@@ -29,7 +29,7 @@ GOLDEN = [
 
 
 def test_buckets_are_the_same_on_every_machine() -> None:
-    """A saved router is only right while these hold. Whoever changes them raises features.VERSION."""
+    """Saved routers depend on these. If they change, increase features.VERSION."""
     assert featurise(["Hello world, 42!"]).buckets.tolist() == GOLDEN
 
 
@@ -63,7 +63,7 @@ def test_text_without_a_visible_character_has_no_features(text: str) -> None:
     assert featurise([text]).counts().tolist() == [0]
 
 
-def test_a_long_text_is_read_at_its_head_and_tail_only() -> None:
+def test_only_head_and_tail_of_a_long_text_are_read() -> None:
     head, tail = "alpha " * (HEAD // 6), " omega" * (TAIL // 6 + 1)
     long, longer = head + "x " * 5_000 + tail, head + "y " * 50_000 + tail
     assert _buckets(long) == _buckets(longer)

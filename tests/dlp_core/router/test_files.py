@@ -1,4 +1,4 @@
-"""What a router folder holds, and that a bad one is refused by name."""
+"""The content of a router folder, and that a bad one is refused by name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "router"
 
 
-def test_what_is_loaded_routes_as_what_was_saved(folder: Path) -> None:
+def test_a_loaded_router_routes_like_the_saved_one(folder: Path) -> None:
     texts = [row.input for row in make_rows(3, seed=5)]
     assert Router.load(folder).route(texts) == trained()[0].route(texts)
 
@@ -87,7 +87,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a memory of no task": (
         _tensors(lambda t: t.update({"memory.tasks": t["memory.tasks"] + np.int16(9)})),
-        "memory.tasks has tasks that are none of the 4 labels",
+        "memory.tasks has tasks that are not among the 4 labels",
     ),
     "a memory without inputs": (
         _tensors(lambda t: t.update({"memory.inputs": t["memory.inputs"][:5].copy()})),
@@ -95,7 +95,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "weights not finite": (
         _tensors(lambda t: t.update({"layer4.bias": t["layer4.bias"] * np.float32("nan")})),
-        r"layer4\.bias holds values that are not finite",
+        r"layer4\.bias has values that are not finite",
     ),
 }
 
@@ -110,7 +110,7 @@ def test_a_bad_folder_is_refused_by_name(folder: Path, bad: str) -> None:
     assert "train" in refusal.value.message
 
 
-def test_a_folder_that_cannot_be_written_is_the_users_mistake(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_an_invalid_request(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InvalidRequest, match="cannot be written"):
+    with pytest.raises(InvalidRequest, match="cannot write the router"):
         trained()[0].save(tmp_path / "file")

@@ -1,4 +1,4 @@
-"""An adapter more or fewer, without training. Three made-up tasks are trained, the fourth is added by examples."""
+"""Adding and removing adapters without training. Three made-up tasks are trained, the fourth is added by examples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dlp_core.errors import BankError, InvalidRequest, UnknownModel
 from dlp_core.router import Router, restricted
 from dlp_core.router.features import featurise
 from dlp_core.router.growth import MIN_EXAMPLES, add_adapter, remove_adapter
-from dlp_core.router.memory import NO_TASK, SIZE, Memory
+from dlp_core.router.memory import MEMORY_SIZE, NO_TASK, Memory
 from dlp_core.router.network import join_inputs
 from dlp_core.router.training.train import train_router
 from tests.support.router_rows import QUICK, TASKS, make_rows, trained
@@ -39,7 +39,7 @@ def grown() -> Router:
     return add_adapter(smaller(), NEW, examples())[0]
 
 
-def right(router: Router, tasks: set[str]) -> float:
+def accuracy(router: Router, tasks: set[str]) -> float:
     rows = [row for row in FRESH if row.task in tasks]
     routings = router.route([row.input for row in rows])
     return float(np.mean([r.best == row.task and r.fits for r, row in zip(routings, rows, strict=True)]))
@@ -48,15 +48,15 @@ def right(router: Router, tasks: set[str]) -> float:
 def test_sixteen_examples_are_enough() -> None:
     router, summary = add_adapter(smaller(), NEW, examples())
     assert router.labels == tuple(sorted(TASKS))
-    assert right(router, {NEW}) >= 0.95
+    assert accuracy(router, {NEW}) >= 0.95
     assert (summary.examples, summary.adapters) == (16, 4)
     assert summary.right >= 0.9
     assert summary.kept >= 0.9
 
 
-def test_the_others_lose_next_to_nothing() -> None:
+def test_other_adapters_lose_almost_nothing() -> None:
     others = set(TASKS) - {NEW}
-    assert right(grown(), others) >= right(smaller(), others) - 0.005
+    assert accuracy(grown(), others) >= accuracy(smaller(), others) - 0.005
 
 
 def test_what_fits_no_adapter_still_fits_none() -> None:
@@ -86,10 +86,10 @@ def test_removing_it_gives_the_router_back() -> None:
 
 def test_a_removed_trained_adapter_can_come_back_by_examples() -> None:
     router, _ = add_adapter(remove_adapter(trained()[0], NEW), NEW, examples())
-    assert right(router, set(TASKS)) >= 0.95
+    assert accuracy(router, set(TASKS)) >= 0.95
 
 
-def test_it_is_saved_and_read_like_any_router(tmp_path: Path) -> None:
+def test_a_grown_router_is_saved_and_loaded_like_any_other(tmp_path: Path) -> None:
     grown().save(tmp_path)
     texts = [row.input for row in FRESH[::10]]
     loaded = Router.load(tmp_path).route(texts)
@@ -103,10 +103,10 @@ def test_same_examples_give_the_same_router(tmp_path: Path) -> None:
     assert one == two
 
 
-def test_what_cannot_be_added_or_removed_is_refused() -> None:
+def test_invalid_additions_and_removals_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="15 different examples"):
         add_adapter(smaller(), NEW, [*examples(15), examples(1)[0], " "])
-    with pytest.raises(InvalidRequest, match="knows 'word_sorting' already"):
+    with pytest.raises(InvalidRequest, match="already knows 'word_sorting'"):
         add_adapter(smaller(), "word_sorting", examples())
     with pytest.raises(InvalidRequest, match="a/b"):
         add_adapter(smaller(), "a/b", examples())
@@ -116,13 +116,13 @@ def test_what_cannot_be_added_or_removed_is_refused() -> None:
         remove_adapter(smaller().only(["word_sorting"]), "word_sorting")
 
 
-def test_without_a_memory_nothing_can_be_learnt() -> None:
+def test_without_a_memory_no_adapter_can_be_added() -> None:
     router = replace(smaller(), memory=Memory(np.zeros((0, 217), np.float32), np.zeros(0, np.int16)))
-    with pytest.raises(BankError, match="remembers nothing"):
+    with pytest.raises(BankError, match="no memory of its training"):
         add_adapter(router, NEW, examples())
 
 
-def test_what_may_not_be_used_is_unknown_to_the_router_of_a_request() -> None:
+def test_a_restricted_router_does_not_know_other_adapters() -> None:
     router, _ = trained()
     own = [row.input for row in FRESH if row.task == "word_sorting"]
     assert restricted(router, None) is restricted(router, frozenset([*router.labels, "more"])) is router
@@ -132,11 +132,11 @@ def test_what_may_not_be_used_is_unknown_to_the_router_of_a_request() -> None:
     assert np.mean([routing.mix().names == ("word_sorting",) for routing in masked.route(own)]) >= 0.95
     hidden = [row.input for row in FRESH if row.task == "object_owner"]
     assert np.mean([routing.fits for routing in masked.route(hidden)]) <= 0.1
-    with pytest.raises(ValueError, match="none of the allowed"):
+    with pytest.raises(ValueError, match="any of the allowed"):
         restricted(router, frozenset(["elsewhere"]))
 
 
-def test_a_router_of_one_adapter_tells_it_from_none() -> None:
+def test_a_router_of_one_adapter_distinguishes_it_from_none() -> None:
     router = trained()[0].only(["word_sorting"])
     own = [row.input for row in FRESH if row.task == "word_sorting"]
     others = [row.input for row in FRESH if row.task != "word_sorting"]
@@ -145,9 +145,9 @@ def test_a_router_of_one_adapter_tells_it_from_none() -> None:
 
 
 def test_the_memory_stays_bounded() -> None:
-    memory = Memory(np.zeros((SIZE, 3), np.float32), np.arange(SIZE, dtype=np.int16) % 7 - 1)
-    more = memory.and_also(np.ones((50, 3), np.float32), 6)
-    assert len(more.tasks_M) == SIZE
+    memory = Memory(np.zeros((MEMORY_SIZE, 3), np.float32), np.arange(MEMORY_SIZE, dtype=np.int16) % 7 - 1)
+    more = memory.with_texts(np.ones((50, 3), np.float32), 6)
+    assert len(more.tasks_M) == MEMORY_SIZE
     assert (more.tasks_M == 6).sum() == 50
     assert set(more.tasks_M.tolist()) == set(range(-1, 7))
     fewer = more.only([6, 0])
@@ -155,14 +155,14 @@ def test_the_memory_stays_bounded() -> None:
     assert (fewer.inputs_MI[fewer.tasks_M == 0] == 1).all()
 
 
-def test_inputs_are_joined_as_if_the_texts_were() -> None:
-    """Long texts: all but the seam is exact. Short ones: whole sums are, windows are close."""
+def test_joined_inputs_match_those_of_the_joined_texts() -> None:
+    """Long texts: exact except at the seam. Short ones: full sums are exact, windows close."""
     network = trained()[0].network
     width = network.table_VD.shape[1]
     for repeat, exact in ((4, 3 * width), (1, width)):
         first, second = FRESH[60].input * repeat, FRESH[-60].input * repeat
-        found = join_inputs(*(network.embed(featurise([text])) for text in (first, second)))
-        wanted = network.embed(featurise([f"{first}\n{second}"]))
-        scale = float(np.abs(wanted[:, :-1]).max())
-        np.testing.assert_allclose(found[:, :exact], wanted[:, :exact], atol=0.1 * scale)
-        assert np.corrcoef(found[0, :-1], wanted[0, :-1])[0, 1] > 0.95
+        joined = join_inputs(*(network.embed(featurise([text])) for text in (first, second)))
+        expected = network.embed(featurise([f"{first}\n{second}"]))
+        scale = float(np.abs(expected[:, :-1]).max())
+        np.testing.assert_allclose(joined[:, :exact], expected[:, :exact], atol=0.1 * scale)
+        assert np.corrcoef(joined[0, :-1], expected[0, :-1])[0, 1] > 0.95

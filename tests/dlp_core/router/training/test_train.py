@@ -1,4 +1,4 @@
-"""A trained router does what its users rely on. The made-up tasks are easy; what is hard is what is not theirs."""
+"""A trained router does what its users rely on. The made-up tasks are easy; out-of-scope texts are the hard part."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dlp_core.router.training.train import MIN_ROWS, TrainSettings, _Net, train_
 from tests.support.router_rows import QUICK, TASKS, make_rows, trained
 
 FRESH = make_rows(50, seed=99)
-STRANGE = (
+OUT_OF_SCOPE = (
     "What should I cook tonight for eight guests who do not eat meat?",
     "My landlord refuses to repair the boiler, what are my rights?",
     "Schreibe mir bitte ein kurzes Gedicht ueber den Herbst.",
@@ -37,26 +37,26 @@ def test_fresh_rows_go_to_their_adapter_alone() -> None:
 
 def test_probabilities_are_in_bank_order_and_sum_to_one_with_none() -> None:
     router, _ = trained()
-    for routing in router.route([FRESH[0].input, STRANGE[0], ""]):
+    for routing in router.route([FRESH[0].input, OUT_OF_SCOPE[0], ""]):
         assert tuple(routing.probabilities) == router.labels == tuple(sorted(TASKS))
         assert sum(routing.probabilities.values()) + routing.none == pytest.approx(1.0, abs=1e-5)
         assert routing.confidence == max(routing.probabilities.values())
 
 
-@pytest.mark.parametrize("damage", [strip_instruction, lambda text: mistype(text, Random(1), 0.05)])
-def test_worn_prompts_still_find_their_adapter(damage: object) -> None:
+@pytest.mark.parametrize("perturb", [strip_instruction, lambda text: mistype(text, Random(1), 0.05)])
+def test_degraded_prompts_still_find_their_adapter(perturb: object) -> None:
     router, _ = trained()
-    assert callable(damage)
-    routings = router.route([damage(row.input) for row in FRESH])
+    assert callable(perturb)
+    routings = router.route([perturb(row.input) for row in FRESH])
     assert np.mean([routing.best == row.task for routing, row in zip(routings, FRESH, strict=True)]) >= 0.95
 
 
-def test_what_no_adapter_was_trained_for_is_none_of_these() -> None:
+def test_out_of_scope_texts_are_none_of_these() -> None:
     router, _ = trained()
-    assert [str(routing.mix()) for routing in router.route(STRANGE)] == ["base"] * len(STRANGE)
+    assert [str(routing.mix()) for routing in router.route(OUT_OF_SCOPE)] == ["base"] * len(OUT_OF_SCOPE)
 
 
-def test_empty_text_is_none_of_these_also_in_a_batch() -> None:
+def test_empty_text_is_none_of_these_even_in_a_batch() -> None:
     router, _ = trained()
     first, empty, blank = router.route([FRESH[0].input, "", " \n\t"])
     assert first.mix()
@@ -78,8 +78,8 @@ def test_joined_prompts_get_both_adapters() -> None:
     assert np.mean(both) >= 0.8
 
 
-def test_background_rows_teach_what_fits_no_adapter() -> None:
-    """Rows close to a task, which nothing but a label can tell apart."""
+def test_background_rows_teach_what_is_out_of_scope() -> None:
+    """Rows close to a task, which only labels can distinguish."""
     rng = Random(5)
 
     def background(count: int) -> list[TaskRow]:
@@ -116,7 +116,7 @@ def test_numpy_computes_what_torch_trained() -> None:
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_size_is_that_of_the_design() -> None:
+def test_the_router_has_the_designed_size() -> None:
     router, summary = trained()
     assert summary.parameters == router.network.parameters
     assert 4.5e6 <= summary.parameters <= 5.5e6
@@ -130,7 +130,7 @@ def test_too_few_tasks_or_rows_are_refused_by_name() -> None:
         train_router(rows[:-1], QUICK)
 
 
-def test_evaluation_wants_rows_of_known_tasks() -> None:
+def test_evaluation_needs_rows_of_known_tasks() -> None:
     router, _ = trained()
     with pytest.raises(InvalidRequest, match="flight_json"):
         evaluate(router, [TaskRow("elsewhere", "Hello")])
