@@ -157,7 +157,7 @@ async def test_an_adapter_of_another_model_is_refused_and_leaves_the_slot_free(
 ) -> None:
     deep = tiny_llama(layers=1)
     residency = Residency(source, install(deep), 1)
-    with pytest.raises(AdapterRefused, match="no layer of the base model that LoRA is served on"):
+    with pytest.raises(AdapterRefused, match="not a layer of the base model that LoRA is served on"):
         async with residency.pinned(["a"]):
             pass
     assert residency.resident == []
