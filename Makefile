@@ -19,7 +19,8 @@ help: ## list the targets
 demo: $(INSTALLED) ## serve the demo bank on this machine until Ctrl-C
 	@exec $(BIN)/dlp demo
 
-quick cluster-tests other-tests: export OMP_NUM_THREADS = 1 # their models are tiny
+# their models are tiny
+quick cluster-tests other-tests: export OMP_NUM_THREADS = 1
 
 quick: $(INSTALLED) ## run the tests without a cluster, a model or an S3 server, 90 seconds
 	$(BIN)/python -m pytest -m "not cluster and not model and not s3 and not slow"
