@@ -49,10 +49,13 @@ class AnswerStream:
 
     async def begin(self) -> None:
         """Wait for the first piece. Raises an early error, while a status and headers can still be sent."""
-        await self._changed.wait()
-        if isinstance(error := self._arrived[0], Exception):
+        try:
+            await self._changed.wait()
+            if isinstance(error := self._arrived[0], Exception):
+                raise error
+        except BaseException:  # a client that left meanwhile cancels this
             await self.close()
-            raise error
+            raise
 
     async def collect(self) -> dict[str, Any]:
         """The response as one JSON object. Raises the first error of any generation, or DeadlineExceeded."""

@@ -136,6 +136,16 @@ async def test_a_refusal_is_raised_before_the_answer_begins() -> None:
     assert other.closed
 
 
+async def test_a_client_that_leaves_before_the_first_piece_ends_the_generations() -> None:
+    generation = Generation(Delta("a"), END)
+    beginning = asyncio.create_task(answer_of([generation]).begin())
+    await settle()
+    beginning.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await beginning
+    assert generation.closed
+
+
 async def test_what_came_before_an_error_is_sent_before_it() -> None:
     generation = Generation(Delta("a"), EngineFailed("the replica stopped"))
     generation.go_on(2)
