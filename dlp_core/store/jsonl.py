@@ -48,5 +48,5 @@ def _object(line: bytes, where: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise InvalidRequest(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
     if not isinstance(value, dict):
-        raise InvalidRequest(f'{where}: a row is an object, {{"name": value, ...}}')
+        raise InvalidRequest(f'{where}: a row must be an object, {{"name": value, ...}}')
     return value

@@ -100,4 +100,4 @@ def test_importing_the_mix_needs_no_torch_and_the_library_needs_no_ray() -> None
         "import dlp_core, dlp_core.mix, dlp_core.errors, dlp_core.residency.slots; "
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True)

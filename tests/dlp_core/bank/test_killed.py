@@ -15,6 +15,6 @@ def test_a_kill_at_any_step_leaves_the_old_bank_whole(
 ) -> None:
     uri = str(tmp_path / "store") if kind == "folder" else request.getfixturevalue("s3")
     command = [sys.executable, "-m", "tests.support.killed", str(tmp_path), uri]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= least

@@ -50,7 +50,7 @@ DAMAGED: dict[str, tuple[str, bytes | None, str]] = {
     "gz of noise": ("rows.jsonl.gz", gzip.compress(ROW)[:10] + b"\xff" * 40, r"cannot be read \(Error -3"),
     "not UTF-8": ("rows.jsonl", ROW + b'{"task": "\xff"}\n', r"rows\.jsonl:2: not UTF-8 text \(.* at byte 10\)"),
     "not JSON": ("rows.jsonl", ROW + b'\n{"task"\n', r"rows\.jsonl:3: not JSON \(.* at column 8\)"),
-    "not an object": ("rows.jsonl", ROW + b"[]\n", r"rows\.jsonl:2: a row is an object"),
+    "not an object": ("rows.jsonl", ROW + b"[]\n", r"rows\.jsonl:2: a row must be an object"),
 }
 
 
