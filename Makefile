@@ -25,7 +25,7 @@ quick cluster-tests other-tests: export OMP_NUM_THREADS = 1
 quick: $(INSTALLED) ## run the tests without a cluster, a model or an S3 server, 90 seconds
 	$(BIN)/python -m pytest -m "not cluster and not model and not s3 and not slow"
 
-test: $(INSTALLED) ## run all tests, 10 minutes: those on a cluster, which wait a lot, beside the others
+test: $(INSTALLED) ## run all tests: those on a cluster, which wait a lot, beside the others
 	@$(MAKE) --no-print-directory --keep-going --jobs=2 cluster-tests other-tests
 
 cluster-tests: $(INSTALLED)
