@@ -112,5 +112,5 @@ def test_a_bad_folder_is_refused_by_name(folder: Path, bad: str) -> None:
 
 def test_an_unwritable_folder_is_an_invalid_request(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InvalidRequest, match="cannot write the router"):
+    with pytest.raises(InvalidRequest, match="the router cannot be written"):
         trained()[0].save(tmp_path / "file")

@@ -90,5 +90,5 @@ def test_a_long_text_without_an_end_stays_cheap(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(sentences, "sentencex", SimpleNamespace(segment=segment))
     SentenceStarts().push("a, " * 10_000)
-    assert 0 < len(seen) < sentences._LONGEST
-    assert max(seen) <= sentences._LONGEST + len(", a")
+    assert 0 < len(seen) < sentences._MAX_PROSE_CHARS
+    assert max(seen) <= sentences._MAX_PROSE_CHARS + len(", a")
