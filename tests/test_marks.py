@@ -18,7 +18,6 @@ def test_who_uses_an_s3_server_or_a_cluster_is_marked(request: pytest.FixtureReq
     for item in request.session.items:
         fixtures, marks = getattr(item, "fixturenames", ()), {mark.name for mark in item.iter_markers()}
         assert "s3" in marks or S3_FIXTURES.isdisjoint(fixtures), item.nodeid
-        assert "cluster" in marks or "parts" not in fixtures, item.nodeid
 
 
 def test_servers_and_clusters_are_started_by_fixtures_only() -> None:

@@ -83,6 +83,7 @@ def running(
     settings = config["applications"][0]["args"]
     settings |= {"dtype": "float32", "threads": 1, "bank_poll_s": 0.5, "cache": {"path": str(folder / "cache")}} | args
     settings["engine"] |= {"max_requests": queue, "cache_tokens": 32768} | args.get("engine", {})
+    settings["routing"] |= {"timeout_s": HANG_S} | args.get("routing", {})
     for deployment in config["applications"][0]["deployments"]:
         deployment["ray_actor_options"]["num_cpus"] = 0.1
         deployment |= {"health_check_period_s": 1, "health_check_timeout_s": HANG_S}  # what broke is soon seen

@@ -208,7 +208,9 @@ def test_a_mistake_in_the_rows_is_one_line_and_exit_2(dlp: Run, tmp_path: Path, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("content", [b"not gzip", gzip.compress(b'{"task": "a", "input": "b"}')[:-9]])
+@pytest.mark.parametrize(
+    "content", [b"not gzip", gzip.compress(b'{"task": "a", "input": "b"}')[:-9]], ids=["not gzip", "cut short"]
+)
 def test_a_damaged_gz_file_is_one_line_and_exit_2(dlp: Run, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "rows.jsonl.gz").write_bytes(content)
     code, _, err = dlp("router", "train", "--data", str(tmp_path / "rows.jsonl.gz"), "--out", str(tmp_path / "out"))
