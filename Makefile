@@ -23,7 +23,7 @@ demo: $(INSTALLED) ## serve the demo bank on this machine until Ctrl-C
 quick cluster-tests other-tests: export OMP_NUM_THREADS = 1
 
 quick: $(INSTALLED) ## run the tests without a cluster, a model or an S3 server, 90 seconds
-	$(BIN)/python -m pytest -m "not cluster and not model and not s3 and not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 5 --durations-min 2 -m "not cluster and not model and not s3 and not slow"
 
 test: $(INSTALLED) ## run all tests: those on a cluster, which wait a lot, beside the others
 	@$(MAKE) --no-print-directory --keep-going --jobs=2 cluster-tests other-tests
@@ -32,7 +32,7 @@ cluster-tests: $(INSTALLED)
 	$(BIN)/python -m pytest -m cluster
 
 other-tests: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not cluster"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not cluster"
 
 check: $(INSTALLED) ## check lint, format, types and import directions
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Fixtures of the whole suite: a real S3 server, and an environment no developer's AWS settings leak into.
 
-A test is marked by what it needs (`s3`, `cluster`), so that `make quick` can leave it out and nobody can forget to.
+A test that needs an S3 server or a cluster is marked here, so that nobody can forget to and `make quick` can leave it
+out. What runs a model or takes seconds has `model` or `slow` in its file.
 """
 
 from __future__ import annotations

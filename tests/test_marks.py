@@ -1,4 +1,4 @@
-"""What a test needs is said by a mark, which nobody sets by hand: `make quick` leaves such tests out."""
+"""A server or a cluster that a test needs is said by a mark, which nobody sets by hand: `make quick` leaves it out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STARTERS = re.compile(r"\bLocalS3\(|\bLocalApp\b|\bray\.init\(|support\.applicat
 """What starts a server or a cluster, or belongs to an application that runs on one."""
 
 
-def test_who_uses_an_s3_server_or_a_cluster_is_marked(request: pytest.FixtureRequest) -> None:
+def test_who_uses_an_s3_server_is_marked(request: pytest.FixtureRequest) -> None:
     for item in request.session.items:
         fixtures, marks = getattr(item, "fixturenames", ()), {mark.name for mark in item.iter_markers()}
         assert "s3" in marks or S3_FIXTURES.isdisjoint(fixtures), item.nodeid

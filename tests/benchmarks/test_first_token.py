@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from dlp_core.bank.publish import publish
 from dlp_core.store.opening import open_store
 from examples.tiny.build import BASE, write_adapter
 from examples.tiny.model import tiny_backbone, tiny_model
 from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.model
 
 
 def test_every_phase_to_the_first_token_takes_its_time(tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ def test_another_python(machine: Machine) -> None:
     assert machine.calls() == ["check", "tests", "benchmark"]
 
 
+@pytest.mark.slow
 def test_the_benchmark_needs_nothing_that_a_bare_machine_has_not(machine: Machine) -> None:
     """A whole run on a tiny model. One that leaves a graph with a table or plan that has moved is an error in it."""
     out = machine.out / "gpu_decode.json"
@@ -133,6 +134,7 @@ def test_the_benchmark_needs_nothing_that_a_bare_machine_has_not(machine: Machin
         assert cell["error_to_loop"] < 0.05, "bfloat16"
 
 
+@pytest.mark.slow
 def test_the_tests_need_nothing_that_a_bare_machine_has_not(machine: Machine) -> None:
     """They are found by the words of the script and imported; the op's own tests say elsewhere that they pass."""
     machine.script()

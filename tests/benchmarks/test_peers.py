@@ -22,6 +22,8 @@ from dlp_core.fusion.layers import install
 from dlp_core.fusion.segments import Segment
 from tests.support.tiny import VOCAB, WHOLE_MODEL, relative_error, tiny_llama
 
+pytestmark = pytest.mark.model
+
 ROWS, LENGTH = 4, 5
 MIX = {"a0": 20.0, "a1": 12.0, "a2": 8.0}  # large, because the adapters are small
 IDS = torch.randint(3, VOCAB, (ROWS, LENGTH), generator=torch.Generator().manual_seed(1))

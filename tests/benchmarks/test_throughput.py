@@ -13,6 +13,8 @@ from benchmarks.measure.worker import Batch, Worker, WorkerFailed
 from benchmarks.throughput import Turns, measure, mixes, rows, targets_of
 from tests.support.tiny import VOCAB, tiny_llama
 
+pytestmark = pytest.mark.model
+
 
 def test_every_request_has_a_different_mix() -> None:
     assert mixes(4, 0) == [{}] * 4

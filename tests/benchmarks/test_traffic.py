@@ -39,6 +39,7 @@ def test_lengths_keep_to_their_median_and_bounds() -> None:
     assert (min(drawn), max(drawn)) == (8, 192)
 
 
+@pytest.mark.slow
 def test_adapters_are_drawn_by_zipf() -> None:
     counts = Counter(Request(0.0, 1, 1, seed).adapters(1, 20, 1.0)[0] for seed in range(20_000))
     assert counts[0] / counts[1] == pytest.approx(2.0, rel=0.1)

@@ -7,12 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from dlp_core.adapter.weights import read_adapter
 from dlp_core.bank.publish import publish
 from dlp_core.router import Router
 from dlp_core.store.memory import MemoryStore
 from examples.tiny.build import BASE, LORA, TASKS
 from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.model
 
 
 def test_the_command_writes_a_model_and_a_bank_for_it(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from dlp_core.mix import Mix
 from dlp_core.store.opening import open_store
 from tests.support.eval_bank import TASKS, running, write_bank, write_base, write_rows, write_suite
 
+pytestmark = pytest.mark.model
+
 Run = Callable[..., tuple[int, str, str]]
 ARMS = (
     "plain,oracle,top1,top-p=0.5,top-p=0.9,top-p=0.9:softmax,uniform=0.9,random,adapter=joint,sentence=0.9,left-out=0.9"

@@ -46,6 +46,7 @@ def router(tmp_path: Path) -> str:
     return str(tmp_path / "router")
 
 
+@pytest.mark.slow
 def test_train_then_eval(tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", make_rows(12, seed=0))
     runner = CliRunner()
@@ -64,6 +65,7 @@ def test_train_then_eval(tmp_path: Path) -> None:
     assert result["accuracy"] > 0.9
 
 
+@pytest.mark.slow
 def test_eval_prints_a_table_for_people(dlp: Run, router: str, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", make_rows(2, seed=4))
     code, out, _ = dlp("router", "eval", "--router", router, "--data", str(rows))
@@ -72,6 +74,7 @@ def test_eval_prints_a_table_for_people(dlp: Run, router: str, tmp_path: Path) -
     assert "p99_ms" in out
 
 
+@pytest.mark.slow
 def test_eval_can_train_again(dlp: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Six tasks: the least that four can be left out of."""
     small = partial(TrainSettings, min_steps=40, batch=32, embedding=16, widths=(32, 32, 32))

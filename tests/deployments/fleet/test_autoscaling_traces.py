@@ -128,6 +128,7 @@ def test_starting_replicas_change_nothing(start_s: float) -> None:
     assert (max(found.target), found.turns, found.target[-1]) == (3, 1, 1)
 
 
+@pytest.mark.slow
 def test_a_large_fleet_follows_load_of_a_large_fleet() -> None:
     found = replay(step(10, 1000), 3 * HOUR, config("FusedBackbone", max_replicas=100))
     assert found.first(63) <= AT + NOTICED_S

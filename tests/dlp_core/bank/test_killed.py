@@ -10,6 +10,7 @@ import pytest
 
 
 @pytest.mark.parametrize(("kind", "least"), [("folder", 60), ("s3", 36)])
+@pytest.mark.slow
 def test_a_kill_at_any_step_leaves_the_old_bank_whole(
     kind: str, least: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -51,6 +51,7 @@ def router_of(store: AdapterStore, bank: BankManifest, folder: Path) -> Router:
     return Router.load(folder)
 
 
+@pytest.mark.slow
 def test_without_examples_it_is_used_by_name_only(store: AdapterStore, bank: BankManifest, tmp_path: Path) -> None:
     after = with_adapter(store, NEW, write_adapter(tmp_path / "any-name", seed=5))
     assert load_manifest(store) == after
@@ -81,6 +82,7 @@ def test_a_routed_adapter_leaves_the_router_too(store: AdapterStore, bank: BankM
     assert rollback(store) == bank
 
 
+@pytest.mark.slow
 def test_the_last_routed_adapter_takes_the_router_with_it(store: AdapterStore, tmp_path: Path) -> None:
     folder = write_bank(tmp_path / "bank", ["sum_numbers"], router=False)
     trained()[0].only(["sum_numbers"]).save(folder / "router")

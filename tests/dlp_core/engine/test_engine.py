@@ -22,6 +22,8 @@ from dlp_core.residency.sources import FolderSource
 from tests.support.tiny import VOCAB, load_peft, peft_adapter, tiny_llama
 from tests.support.waiting import HANG_S, async_wait_for
 
+pytestmark = pytest.mark.model
+
 NAMES = tuple("abcdef")
 CONFIG = EngineConfig(slots=3, max_requests=32, page_tokens=8, cache_tokens=1024, batch_tokens=48)
 

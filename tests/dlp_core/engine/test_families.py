@@ -19,6 +19,8 @@ from tests.dlp_core.engine.test_engine import assert_nothing_leaked, generate
 from tests.dlp_core.fusion.test_model_families import bank, with_peft
 from tests.support.families import FAMILIES, VOCAB
 
+pytestmark = pytest.mark.model
+
 CONFIG = EngineConfig(slots=3, page_tokens=8, cache_tokens=512, batch_tokens=24)
 IDS = [3 + (7 * i * i + 5 * i) % (VOCAB - 3) for i in range(40)]  # longer than the sliding windows, and than a batch
 

@@ -30,6 +30,8 @@ from tests.dlp_core.engine.test_spans import every
 from tests.support.tiny import peft_adapter
 from tests.support.waiting import HANG_S
 
+pytestmark = pytest.mark.model
+
 ADAPTERS = [f"{name}.{version}" for name in "abcd" for version in (0, 1)]
 SLOTS = 3
 TIGHT = EngineConfig(slots=SLOTS, max_requests=1000, page_tokens=4, cache_tokens=96, batch_tokens=16)

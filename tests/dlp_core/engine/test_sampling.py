@@ -16,6 +16,8 @@ from dlp_core.mix import EMPTY_MIX, Mix
 from tests.dlp_core.engine.test_engine import JOBS, NAMES, assert_nothing_leaked, build, generate, prompt
 from tests.support.tiny import peft_adapter, tiny_llama
 
+pytestmark = pytest.mark.model
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:

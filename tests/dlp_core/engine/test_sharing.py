@@ -20,6 +20,8 @@ from tests.dlp_core.engine.test_engine import NAMES, assert_nothing_leaked, buil
 from tests.dlp_core.engine.test_spans import run
 from tests.support.tiny import peft_adapter, tiny_llama
 
+pytestmark = pytest.mark.model
+
 A, B = Mix.of({"a": 1.0}), Mix.of({"b": 1.0})
 PAGE = 8
 IDS = prompt(1, 64)

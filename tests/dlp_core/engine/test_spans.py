@@ -22,6 +22,8 @@ from tests.dlp_core.engine.test_engine import NAMES, assert_nothing_leaked, buil
 from tests.support.tiny import peft_adapter, tiny_llama
 from tests.support.waiting import HANG_S, async_wait_for
 
+pytestmark = pytest.mark.model
+
 A, B, C = (Mix.of({name: 1.0}) for name in "abc")
 AB = Mix.of({"a": 0.7, "b": 0.3})
 TINY = EngineConfig(slots=2, page_tokens=4, cache_tokens=96, batch_tokens=24)

@@ -22,6 +22,8 @@ from dlp_core.residency.sources import FolderSource
 from tests.dlp_core.engine.test_engine import assert_nothing_leaked, generate, prompt
 from tests.support.tiny import peft_adapter, tiny_llama
 
+pytestmark = pytest.mark.model
+
 CONFIG = EngineConfig(slots=2, page_tokens=8, cache_tokens=256, batch_tokens=8)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 JOBS = [

@@ -28,6 +28,8 @@ from dlp_core.router import Routing
 from dlp_core.text.chat import Message
 from tests.support.eval_bank import TASKS, running, write_bank, write_base
 
+pytestmark = pytest.mark.model
+
 TASKS_IN_ORDER = list(TASKS)
 TEXT = TASKS["sql"].format(7)
 OPTIONS = (("A", "(A) the user"), ("B", "(B) the assistant speaks"), ("C", "(C) é"))

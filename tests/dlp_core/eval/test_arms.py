@@ -14,6 +14,8 @@ from dlp_core.mix import EMPTY_MIX, Mix
 from dlp_core.router import Router, Routing
 from tests.support.eval_bank import TASKS, trained_router, write_suite
 
+pytestmark = pytest.mark.model
+
 ROUTING = Routing.of({"cron": 0.5, "dates": 0.3, "sql": 0.15}, none=0.05)
 UNSURE = Routing.of({"cron": 0.2, "dates": 0.1, "sql": 0.1}, none=0.6)
 

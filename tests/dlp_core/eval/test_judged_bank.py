@@ -13,6 +13,8 @@ from dlp_core.eval.judged_bank import open_bank
 from dlp_core.store.opening import open_store
 from tests.support.banks import ADAPTERS, upload, write_bank
 
+pytestmark = pytest.mark.model
+
 
 @pytest.fixture
 def cache(tmp_path: Path) -> DiskCache:

@@ -17,7 +17,7 @@ from dlp_core.fusion.reference import Delta, fused_lora
 from dlp_core.fusion.segments import Segment
 from tests.support.tiny import TOLERANCE, VOCAB, WHOLE_MODEL, load_peft, peft_adapter, relative_error, tiny_llama
 
-pytestmark = pytest.mark.usefixtures("each_cpu_implementation")
+pytestmark = [pytest.mark.model, pytest.mark.usefixtures("each_cpu_implementation")]
 
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

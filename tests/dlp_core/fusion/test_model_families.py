@@ -22,6 +22,8 @@ from tests.support.cpu_implementations import CPU_IMPLEMENTATIONS, cpu_implement
 from tests.support.families import BIASED, FAMILIES, LLAMA_LINEAR, VOCAB, Family
 from tests.support.tiny import TOLERANCE, WHOLE_MODEL, relative_error
 
+pytestmark = pytest.mark.model
+
 each_cpu_implementation = pytest.mark.usefixtures("each_cpu_implementation")
 
 MIX = ((0, 0.6), (1, 0.3), (2, 0.1))

@@ -28,6 +28,8 @@ from tests.support.families import FAMILIES
 from tests.support.op_bank import DECODE, DEVICE, GROUP, MIXED, PROMPTS, TOLERANCE, WIDTHS, Bank, delta
 from tests.support.tiny import WHOLE_MODEL, relative_error
 
+pytestmark = pytest.mark.slow
+
 
 def new_op(dtype: torch.dtype = torch.float32) -> TritonOp:
     torch.manual_seed(0)

@@ -13,6 +13,8 @@ from dlp_core.fusion.segments import Segment
 from tests.dlp_core.fusion.test_triton import new_op
 from tests.support.op_bank import GROUP, Bank
 
+pytestmark = pytest.mark.slow
+
 SLOTS = st.integers(0, 4)
 PARTS = st.lists(st.tuples(SLOTS, st.floats(-3, 3, width=32)), max_size=4).map(tuple)
 RANKS = st.dictionaries(st.sampled_from(GROUP), st.sampled_from([1, 2, 7, 8, 15, 16, 17, 40]))

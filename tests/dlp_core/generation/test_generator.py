@@ -21,6 +21,8 @@ from dlp_core.text.chat import Message
 from dlp_core.text.codec import Prompt, TextCodec
 from examples.tiny.model import peft_model, tiny_backbone, tiny_tokenizer
 
+pytestmark = pytest.mark.model
+
 CONVERSATION = (Message("user", "the user and the assistant"),)
 GREEDY = Sampling(max_tokens=8, ignore_eos=True)
 

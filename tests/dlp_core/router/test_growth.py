@@ -45,6 +45,7 @@ def accuracy(router: Router, tasks: set[str]) -> float:
     return float(np.mean([r.best == row.task and r.fits for r, row in zip(routings, rows, strict=True)]))
 
 
+@pytest.mark.slow
 def test_sixteen_examples_are_enough() -> None:
     router, summary = add_adapter(smaller(), NEW, examples())
     assert router.labels == tuple(sorted(TASKS))
@@ -54,6 +55,7 @@ def test_sixteen_examples_are_enough() -> None:
     assert summary.kept >= 0.9
 
 
+@pytest.mark.slow
 def test_other_adapters_lose_almost_nothing() -> None:
     others = set(TASKS) - {NEW}
     assert accuracy(grown(), others) >= accuracy(smaller(), others) - 0.005

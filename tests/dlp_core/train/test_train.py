@@ -15,6 +15,8 @@ from dlp_core.train.packing import IGNORED, Example, batches, common_prefix, enc
 from dlp_core.train.rows import Row, read_rows
 from examples.tiny.model import tiny_backbone, tiny_tokenizer
 
+pytestmark = pytest.mark.model
+
 ROWS = [
     Row(f"the adapter {word} {number}", f"{word}{number}") for word in ("of", "and", "user") for number in range(20)
 ]

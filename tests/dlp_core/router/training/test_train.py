@@ -78,6 +78,7 @@ def test_joined_prompts_get_both_adapters() -> None:
     assert np.mean(both) >= 0.8
 
 
+@pytest.mark.slow
 def test_background_rows_teach_what_is_out_of_scope() -> None:
     """Rows close to a task, which only labels can distinguish."""
     rng = Random(5)
