@@ -202,8 +202,8 @@ def fused(fusion: Fusion, forward: Run, segments: tuple[Segment, ...], rows: lis
     def run() -> Any:
         with fusion.batch(segments, rows):
             assert fusion.step.shape == shape, "the graph would not fit"
-            found = replay()
-        return found if logits is None else logits
+            result = replay()
+        return result if logits is None else logits
 
     return run
 
@@ -302,27 +302,27 @@ class Bench:
     @torch.inference_mode()
     def measure(self, cell: Cell) -> dict[str, Any]:
         sides = self.sides(cell)
-        found: dict[str, Any] = dict(cell._asdict())
+        result: dict[str, Any] = dict(cell._asdict())
         if "loop" in sides:
             ours, theirs = (sides[name]().float().clone() for name in ("mix", "loop"))
-            found["error_to_loop"] = float((ours - theirs).abs().max() / theirs.abs().max())
+            result["error_to_loop"] = float((ours - theirs).abs().max() / theirs.abs().max())
         times = time_interleaved(sides, rounds=self.rounds, calls=self.repeats, clock=self.seconds)
         single = min((name for name in ("one", "peft") if name in times), key=lambda name: times[name].ms)
-        found["ms"] = {name: _milliseconds(timing) for name, timing in times.items()}
-        found["over"] = {
+        result["ms"] = {name: _milliseconds(timing) for name, timing in times.items()}
+        result["over"] = {
             "base": {
                 name: round(timing.ratio_to(times["base"]), 4) for name, timing in times.items() if name != "base"
             },
             "single": round(times["mix"].ratio_to(times[single]), 4),
         }
-        found["ideal_over_base"] = round(1 + self.adapter_bytes(cell) / self.base_bytes(cell), 4)
-        found["plan_us"] = round(1e6 * self.plan_seconds(cell), 1)
-        found["limits"] = [
-            {"over": limit.over, "at_most": limit.at_most, "met": _ratio(found, limit.over) <= limit.at_most}
+        result["ideal_over_base"] = round(1 + self.adapter_bytes(cell) / self.base_bytes(cell), 4)
+        result["plan_us"] = round(1e6 * self.plan_seconds(cell), 1)
+        result["limits"] = [
+            {"over": limit.over, "at_most": limit.at_most, "met": _ratio(result, limit.over) <= limit.at_most}
             for limit in LIMITS
             if limit.cells(cell)
         ]
-        return found
+        return result
 
     def seconds(self, run: Run, calls: int) -> float:
         """Of the device, for one run."""
@@ -372,18 +372,18 @@ def _milliseconds(timing: Timing) -> dict[str, float]:
     return {"median": round(median(ms), 4), "min": round(min(ms), 4), "max": round(max(ms), 4)}
 
 
-def _ratio(found: dict[str, Any], over: str) -> float:
-    return float(found["over"]["single"] if over == "single" else found["over"]["base"]["mix"])
+def _ratio(result: dict[str, Any], over: str) -> float:
+    return float(result["over"]["single"] if over == "single" else result["over"]["base"]["mix"])
 
 
-def _line(found: dict[str, Any]) -> str:
-    cell = f"{found['targets']:>3} r={found['ranks']:<5} N={found['resident']:<3} k={found['k']} "
-    cell += f"prompt={found['prompt']:<4} " if found["prompt"] else f"seqs={found['sequences']:<6} "
-    spread = found["ms"]["base"]
+def _line(result: dict[str, Any]) -> str:
+    cell = f"{result['targets']:>3} r={result['ranks']:<5} N={result['resident']:<3} k={result['k']} "
+    cell += f"prompt={result['prompt']:<4} " if result["prompt"] else f"seqs={result['sequences']:<6} "
+    spread = result["ms"]["base"]
     text = cell + f"base {spread['median']:.3f} ms ({spread['min']:.3f}-{spread['max']:.3f}) over base: "
-    text += ", ".join(f"{name} {ratio:.3f}" for name, ratio in found["over"]["base"].items())
-    text += f", ideal {found['ideal_over_base']:.3f}; mix over single {found['over']['single']:.3f}"
-    for limit in found["limits"]:
+    text += ", ".join(f"{name} {ratio:.3f}" for name, ratio in result["over"]["base"].items())
+    text += f", ideal {result['ideal_over_base']:.3f}; mix over single {result['over']['single']:.3f}"
+    for limit in result["limits"]:
         text += f"; target <= {limit['at_most']} of {limit['over']}: {'met' if limit['met'] else 'MISSED'}"
     return text
 
@@ -420,12 +420,12 @@ def _write(report: dict[str, Any], out: Path) -> None:
 
 def _measure(bench: Bench, cell: Cell) -> dict[str, Any]:
     try:
-        found = bench.measure(cell)
+        result = bench.measure(cell)
     except Exception as error:
         traceback.print_exc()
         return {**cell._asdict(), "error": f"{type(error).__name__}: {error}"}
-    print(_line(found), file=sys.stderr, flush=True)
-    return found
+    print(_line(result), file=sys.stderr, flush=True)
+    return result
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -457,7 +457,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rounds=1 if args.smoke else 2 if args.quick else 4,
         repeats=1 if args.smoke else 10,
     )
-    cells, found = grid(args.quick, args.smoke), list[dict[str, Any]]()
+    cells, result = grid(args.quick, args.smoke), list[dict[str, Any]]()
     report: dict[str, Any] = _about(device) | {
         "smoke": args.smoke,
         "layers": layers,
@@ -465,18 +465,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "context": CONTEXT,
         "copy_GBps": round(bench.bandwidth(), 1),
         "planned": len(cells),
-        "cells": found,
+        "cells": result,
     }
     for cell in cells:
         if time.monotonic() - began >= 60 * args.minutes:
-            print(f"{args.minutes:g} minutes are over: {len(found)} of {len(cells)} cells", file=sys.stderr)
+            print(f"{args.minutes:g} minutes are over: {len(result)} of {len(cells)} cells", file=sys.stderr)
             break
-        found.append(_measure(bench, cell))
+        result.append(_measure(bench, cell))
         if args.out:
             _write(report, args.out)
     if not args.out:
         print(json.dumps(report, indent=1))
-    return int(any("error" in cell for cell in found))
+    return int(any("error" in cell for cell in result))
 
 
 if __name__ == "__main__":

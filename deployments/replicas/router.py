@@ -69,11 +69,11 @@ class Router:
 
 def _route(routers: list[BankRouter], requests: list[Sequence[str]]) -> list[Routing]:
     """A batch spans several routers where requests may use other adapters, and while a bank takes over from another."""
-    found: dict[int, Routing] = {}
+    routings: dict[int, Routing] = {}
     for router in set(routers):
         rows = [row for row, its_router in enumerate(routers) if its_router is router]
-        found.update(zip(rows, router.route_first([requests[row] for row in rows]), strict=True))
-    return [found[row] for row in range(len(requests))]
+        routings.update(zip(rows, router.route_first([requests[row] for row in rows]), strict=True))
+    return [routings[row] for row in range(len(requests))]
 
 
 class BusyTime:

@@ -132,7 +132,7 @@ def _find(store: AdapterStore, state: State, keep: int) -> tuple[Garbage, list[O
     kept = [manifest for manifest in newest if manifest.version in required or manifest in others]
     needed = {key for manifest in kept for key, _ in manifest.objects()}
     needed |= {manifest_key(manifest.version) for manifest in kept}
-    found = [
+    unneeded = [
         info
         for infos in (listed.values(), store.list("adapters/"), store.list("routers/"))
         for info in infos
@@ -140,8 +140,8 @@ def _find(store: AdapterStore, state: State, keep: int) -> tuple[Garbage, list[O
     ]
     garbage = Garbage(
         kept=tuple(manifest.version for manifest in kept),
-        versions=tuple(version_at(info.key) for info in found if info.key.startswith(MANIFESTS)),
-        keys=tuple(info.key for info in found),
-        size=sum(info.size for info in found),
+        versions=tuple(version_at(info.key) for info in unneeded if info.key.startswith(MANIFESTS)),
+        keys=tuple(info.key for info in unneeded),
+        size=sum(info.size for info in unneeded),
     )
-    return garbage, found
+    return garbage, unneeded

@@ -158,7 +158,7 @@ def test_a_cell_that_fails_costs_no_other(
         return dict(cell._asdict())
 
     monkeypatch.setattr(Bench, "measure", measure)
-    monkeypatch.setattr(gpu_decode, "_line", lambda found: f"row of {found['targets']}")
+    monkeypatch.setattr(gpu_decode, "_line", lambda result: f"row of {result['targets']}")
     assert gpu_decode.main(["--smoke", "--out", str(out)]) == 1
     assert written == [0, 1, 2], "what there is lies in the file before the next cell begins"
     cells = json.loads(out.read_text())["cells"]
@@ -172,7 +172,7 @@ def test_a_cell_that_fails_costs_no_other(
 def test_no_cell_begins_when_the_time_is_over(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu_decode, "_line", lambda found: "")
+    monkeypatch.setattr(gpu_decode, "_line", lambda result: "")
     now = iter([0.0, 29.0, 31.0])
     monkeypatch.setattr(gpu_decode.time, "monotonic", lambda: next(now))
     monkeypatch.setattr(Bench, "measure", lambda bench, cell: dict(cell._asdict()))
