@@ -31,7 +31,7 @@ if not Path("/dev/nvidiactl").exists():
 BUCKET = "dlp-test"
 S3_FIXTURES = {"s3", "s3_server"}
 CLUSTER_TESTS = Path(__file__).parent / "cluster"
-CLUSTER_SECONDS = 900
+CLUSTER_SECONDS = 2400
 """After which a test on a cluster hangs: it may be the one that starts the cluster."""
 
 

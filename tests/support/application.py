@@ -24,7 +24,7 @@ from examples.tiny.model import tiny_model, tiny_tokenizer
 from tests.support.paths import ROOT
 from tests.support.waiting import HANG_S, wait_for
 
-START_S = 300.0
+START_S = 900.0
 """After which an application that does not start hangs."""
 PATIENCE = {
     "RAY_worker_niceness": "0",
