@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import S3_FIXTURES
+from tests.conftest import CLUSTER_TESTS, S3_FIXTURES
 
 TESTS = Path(__file__).parent
 STARTERS = re.compile(r"\bLocalS3\(|\bLocalApp\b|\bray\.init\(|support\.application|support\.replicas|support\.streams")
 """What starts a server or a cluster, or belongs to an application that runs on one."""
 
 
-def test_who_uses_an_s3_server_is_marked(request: pytest.FixtureRequest) -> None:
+def test_who_uses_an_s3_server_or_a_cluster_is_marked(request: pytest.FixtureRequest) -> None:
     for item in request.session.items:
         fixtures, marks = getattr(item, "fixturenames", ()), {mark.name for mark in item.iter_markers()}
         assert "s3" in marks or S3_FIXTURES.isdisjoint(fixtures), item.nodeid
+        assert "cluster" in marks or not item.path.is_relative_to(CLUSTER_TESTS), item.nodeid
 
 
 def test_servers_and_clusters_are_started_by_fixtures_only() -> None:

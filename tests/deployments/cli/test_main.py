@@ -21,7 +21,7 @@ from dlp_core.errors import BankError, DiskFull, InvalidRequest, LocalDiskError,
         (LocalDiskError("/a: cannot be read"), 1, "cannot be read"),
         (DiskFull("/a: cannot be written"), 1, "cannot be written"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 1, "No space left on device"),
-        (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/root/eval"), 2, "/root/eval: cannot be used"),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/srv/eval"), 2, "/srv/eval: cannot be used"),
         (OSError(errno.EIO, os.strerror(errno.EIO), "/data/eval"), 1, "/data/eval: cannot be used"),
     ],
 )
