@@ -16,6 +16,8 @@ from dlp_core.errors import InvalidRequest
 MAX_WEIGHT = 16.0
 """Largest |weight| accepted in an explicit mix: beyond it a LoRA delta only destroys the output."""
 
+DEFAULT_TOP_P = 0.9
+
 WeightRule = Literal["renormalise", "softmax"]
 """How the kept adapters are weighted: see `select_top_p`."""
 
@@ -84,7 +86,7 @@ class Span:
 def select_top_p(
     probabilities: Mapping[str, float],
     *,
-    top_p: float = 0.9,
+    top_p: float = DEFAULT_TOP_P,
     max_adapters: int = 3,
     weights: WeightRule = "renormalise",
 ) -> Mix:

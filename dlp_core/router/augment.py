@@ -1,7 +1,4 @@
-"""Data augmentation: texts that users type but data sets lack. They are degraded, joined or out of scope.
-
-All are made from the training rows and the word lists below.
-"""
+"""Data augmentation: texts that users type but data sets lack. They are degraded, reworded or meaningless."""
 
 from __future__ import annotations
 
@@ -10,25 +7,17 @@ import string
 from collections.abc import Sequence
 from random import Random
 
-JOINERS = ("\n\n", "\n", " ", "\nThen: ", " Also, ")
-
 _OPTION = re.compile(r"\([A-H]\) |choice:")
 _MIN_BARE_CHARS = 20
 _MIN_CROP_WORDS = 12
 
-_OPENINGS = ("", "please ", "can you ", "could you ", "hey, ", "i need you to ", "help me ", "i want to ", "hi! ")
-_REQUESTS = tuple(
-    "write a poem about|write a short story about|write a letter about|explain|summarise|translate|tell me about|"
-    "give me ideas for|make a plan for|what is|who invented|how do i fix|what do you think of|list the best|"
-    "recommend|draft an email about|write code for|debug|compare|review|when was|where can i find|why is".split("|")
+_OPENINGS = tuple(
+    "|please|can you|could you please|would you|hey,|hi there,|ok so|i need you to|i'd like you to|quick one:".split(
+        "|"
+    )
 )
-_TOPICS = tuple(
-    "the sea|my python script|ancient rome|my sister's birthday|this message|dinner tonight|the weather|monthly sales|"
-    "vaccines|economics|a cover letter|peru|french grammar|my resume|a workout|black holes|jazz|a leaking tap|"
-    "the stock market|tomato plants|a wedding speech|docker|climate change|learning guitar|my landlord|sleep|"
-    "a budget|chess openings|electric cars|a job interview|bread|the moon landing|my garden|a sore back".split("|")
-)
-_CLOSINGS = ("", ".", "?", "!", " thanks", " in two sentences", " for a ten year old", ", step by step")
+_BY_LENGTH = sorted(filter(None, _OPENINGS), key=len, reverse=True)
+_CLOSES = ("", " please", " thanks", " thank you!", ", asap", " if you can")
 _SYLLABLES = "ba ke li mo nu ra si to ve wa za chi sho pre tran ver dis con ing ed ly er ou ght str y qu x".split()
 
 
@@ -58,7 +47,10 @@ def crop(text: str, rng: Random) -> str:
 
 
 def degrade(text: str, rng: Random) -> str:
-    """Make `text` look as if typed in a hurry: without its instruction, cropped, mistyped, or several of these."""
+    """Make `text` look as if typed in a hurry: mistyped or, if it has several lines, without its instruction or
+    cropped, or several of these."""
+    if "\n" not in text:
+        return mistype(text, rng, rng.uniform(0.01, 0.1))
     draw = rng.random()
     if draw < 0.55:
         text = strip_instruction(text)
@@ -69,21 +61,29 @@ def degrade(text: str, rng: Random) -> str:
     return text
 
 
-def join(first: str, second: str, rng: Random) -> str:
-    return first + rng.choice(JOINERS) + second
+def reword(text: str, rng: Random) -> str:
+    """Ask for the same with another opening and another close, as far as `text` begins with an opening that it
+    knows."""
+    opening, close = rng.choice(_OPENINGS), rng.choice(_CLOSES)
+    bare = text.strip()
+    known = next((start for start in _BY_LENGTH if bare.lower().startswith(start + " ")), None)
+    if known is not None:
+        bare = bare[len(known) + 1 :].lstrip()
+    return f"{opening} {bare}{close}".strip()
 
 
-def out_of_scope(texts: Sequence[str], rng: Random) -> str:
-    """Make a text that belongs to no task: an everyday request, invented words, or shuffled pieces of rows."""
-    kind = rng.randrange(4)
+def noise(texts: Sequence[str], rng: Random) -> str:
+    """Make a text that means nothing: invented words, words of many rows, or snippets of many rows."""
+    kind = rng.randrange(3)
     if kind == 0:
-        request = f"{rng.choice(_OPENINGS)}{rng.choice(_REQUESTS)} {rng.choice(_TOPICS)}{rng.choice(_CLOSINGS)}"
-        return request.capitalize() if rng.random() < 0.5 else request
+        return " ".join(invented_word(rng) for _ in range(_random_length(rng)))
     if kind == 1:
-        return " ".join("".join(rng.choices(_SYLLABLES, k=rng.randint(1, 4))) for _ in range(_random_length(rng)))
-    if kind == 2:
         return " ".join(rng.choice(rng.choice(texts).split() or [""]) for _ in range(_random_length(rng)))
     return " ".join(_snippet(rng.choice(texts), rng) for _ in range(rng.randint(4, 9)))
+
+
+def invented_word(rng: Random) -> str:
+    return "".join(rng.choices(_SYLLABLES, k=rng.randint(1, 4)))
 
 
 def _random_length(rng: Random) -> int:

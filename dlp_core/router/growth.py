@@ -1,20 +1,23 @@
 """Adds or removes an adapter without retraining the router. numpy only.
 
-The hidden layers stay unchanged. A new adapter gets a row of the last layer, fitted to some examples and to what the
-router remembers of its training:
+The hidden layers stay unchanged. A new adapter gets an output, fitted to where its examples lie among the clusters of
+the known tasks (novelty.Clusters), and to what the router remembers of its training:
 
-    p(new | text) = sigmoid(w . last + b - logsumexp(z))
+    p(new | text) = sigmoid(w . whiten(h) + b - logsumexp(z))
 
-is the softmax share of the new output z' = w . last + b beside the existing logits z: a logistic regression with a
-fixed offset, convex, solved by Newton's method. No other logit changes, so another adapter loses only the texts of
-which the new one is more confident. Novelty needs its clusters too: the centres of the examples, and their spread.
+is the softmax share of the new output beside the existing logits z: a logistic regression with a fixed offset, convex,
+solved by Newton's method. The bias b is then set so that the new adapter takes TAKEN of what the router remembers, no
+more: no other logit changes, so that is what the others lose. Novelty needs a cluster too: the examples' mean, and how
+wide they lie around it.
+
+A description counts as an example, and so does the adapter's name: what a task is called is mostly what it is about.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -22,77 +25,94 @@ from numpy.typing import NDArray
 
 from dlp_core.adapter.names import validate_name
 from dlp_core.errors import BankError, InvalidRequest, UnknownModel
-from dlp_core.router.augment import degrade
-from dlp_core.router.features import featurise
+from dlp_core.router.encoder import Floats
 from dlp_core.router.memory import MEMORY_SIZE, NO_TASK
-from dlp_core.router.network import Floats, Network, join_inputs, softmax
 from dlp_core.router.router import Router
 
-MIN_EXAMPLES = 16
-"""Fewer do not show how the prompts of a task vary."""
+TAKEN = 0.0015
+"""Fraction of the remembered texts that a new adapter may take."""
+DESCRIPTION_TAKEN = 0.005
+"""The same for an adapter of which there is only a description."""
 
-_DEGRADED_COPIES = 8  # of each example
-_FOLDS = 4
-_PENALTY = 4e-3  # L2, on weights of standardised inputs
-_FULL_WEIGHT_ADAPTERS = 26  # with more adapters, a new one weighs less in the fit, as each of them does
-_NOVELTY_MARGIN = 0.5  # beyond the most novel example
+_TARGET = 0.95  # probability of the new adapter on its examples
+_SHARE = 0.2  # of the examples in the loss, however few they are
+_PENALTY = 1e-4  # L2, on weights of standardised inputs
 _NEWTON_STEPS = 30
+_FOLDS = 4
+_MARGIN = 0.2  # in log d2, beyond the widest example that was left out
+_UNSEEN = 0.6  # in log d2, for a cluster that no example was left out of
 
 
 @dataclass(frozen=True, slots=True)
 class GrowthSummary:
-    """Filled by add_adapter. Fractions are of the examples, each routed by a router that has not seen it."""
+    """Filled by add_adapter. Fractions are of the examples, each routed by a router that has not seen it; None if there
+    are too few to leave any out."""
 
     adapter: str
     examples: int
+    described: bool
     adapters: int
-    right: float
+    right: float | None
     """Fraction for which the new adapter is the likeliest."""
-    kept: float
+    kept: float | None
     """Fraction that is not "none of these"."""
     mistaken_for: str | None
     """The adapter that most of the wrongly routed examples went to."""
+    taken: float
+    """Fraction of the remembered texts of other adapters that now go to the new one."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def add_adapter(router: Router, name: str, examples: Sequence[str], *, seed: int = 0) -> tuple[Router, GrowthSummary]:
-    """Extend a router with `name`, using the prompts in `examples`. Takes less than a second for most banks.
+def add_adapter(
+    router: Router, name: str, examples: Sequence[str], *, description: str | None = None
+) -> tuple[Router, GrowthSummary]:
+    """Extend a router with `name`, using the prompts in `examples`, a description of what it is for, or both. Takes
+    about a second.
 
-    Raises InvalidRequest if the router already knows `name`, or for fewer than MIN_EXAMPLES different examples, and
-    BankError for a router without a memory of its training.
+    Raises InvalidRequest if the router already knows `name`, or without any text, and BankError for a router without a
+    memory of its training.
     """
     validate_name(name)
     texts = list(dict.fromkeys(text for text in examples if text.strip()))
+    about = [description, " ".join(_WORDS.findall(name))] if description and description.strip() else []
     if name in router.labels:
         raise InvalidRequest(f"the router already knows {name!r}; remove it first, or train the router again")
-    if len(texts) < MIN_EXAMPLES:
-        raise InvalidRequest(f"only {len(texts)} different examples of {name!r}; give at least {MIN_EXAMPLES}")
-    # cross-validation: routers that have not seen an example tell how wide the new task's cluster must be
+    if not texts and not about:
+        raise InvalidRequest(f"there is nothing to know {name!r} by; give examples, or a description")
     if not (router.memory.tasks_M >= 0).any():
         raise BankError("the router has no memory of its training, so no adapter can be added; train it again")
-    held_back = [texts[fold::_FOLDS] for fold in range(_FOLDS)]
-    fold_routers = [
-        _with_adapter(router, name, [text for text in texts if text not in fold], seed) for fold in held_back
-    ]
-    novelty = max(_max_novelty(fold_router, fold) for fold_router, fold in zip(fold_routers, held_back, strict=True))
-    extra_spread = max(0.0, novelty + _NOVELTY_MARGIN - router.calibration.threshold)
+    # cross-validation: routers that have not seen an example tell how wide the new task's cluster must be
+    folds = [texts[fold::_FOLDS] for fold in range(_FOLDS)] if len(texts) >= _FOLDS else []
+    routers = [_with_adapter(router, name, [t for t in texts if t not in fold] + about, _UNSEEN) for fold in folds]
+    spread = _UNSEEN
+    if folds:
+        novelty = np.concatenate([own.novelty(fold) for own, fold in zip(routers, folds, strict=True)])
+        spread = max(0.0, _UNSEEN + float(np.sort(novelty)[-2:].mean()) + _MARGIN - router.calibration.threshold)
     routings = [
         routing
-        for fold_router, fold in zip(fold_routers, held_back, strict=True)
-        for routing in _widened(fold_router, name, extra_spread).route(fold)
+        for own, fold in zip(routers, folds, strict=True)
+        for routing in _widened(own, name, spread - _UNSEEN).route(fold)
     ]
     wrong = [routing.best for routing in routings if routing.best != name]
+    grown = _with_adapter(router, name, texts + about, spread, taken=TAKEN if texts else DESCRIPTION_TAKEN)
+    others = router.memory.inputs_MI[router.memory.tasks_M != NO_TASK]
+    taken = grown.network.logits(grown.network.hidden(others)).argmax(axis=1) == grown.labels.index(name)
     summary = GrowthSummary(
         adapter=name,
         examples=len(texts),
-        adapters=len(router.labels) + 1,
-        right=1 - len(wrong) / len(routings),
-        kept=sum(routing.fits for routing in routings) / len(routings),
+        described=bool(about),
+        adapters=len(grown.labels),
+        right=1 - len(wrong) / len(routings) if routings else None,
+        kept=sum(routing.fits for routing in routings) / len(routings) if routings else None,
         mistaken_for=max(sorted(set(wrong)), key=wrong.count) if wrong else None,
+        taken=float(taken.mean()),
     )
-    return _widened(_with_adapter(router, name, texts, seed), name, extra_spread), summary
+    return grown, summary
+
+
+_WORDS = re.compile(r"[A-Za-z]+|\d+")
 
 
 def remove_adapter(router: Router, name: str) -> Router:
@@ -104,74 +124,44 @@ def remove_adapter(router: Router, name: str) -> Router:
     return router.only([label for label in router.labels if label != name])
 
 
-def _with_adapter(router: Router, name: str, texts: list[str], seed: int) -> Router:
-    rng = Random(seed)
-    network, memory = router.network, router.memory
-    plain = network.embed(featurise(texts))
-    degraded = network.embed(featurise([degrade(text, rng) for text in texts for _ in range(_DEGRADED_COPIES)]))
-    others = np.flatnonzero(memory.tasks_M >= 0)
-    partners = others[[rng.randrange(len(others)) for _ in range(2 * len(texts))]]
-    pairs = [plain[np.arange(len(partners)) % len(plain)], memory.inputs_MI[partners]]
-    joined = np.concatenate([join_inputs(*pairs), join_inputs(*reversed(pairs))])
-
-    weight, bias = _fit_output(
-        network,
-        new_task=np.concatenate([plain, degraded]),
-        joined=joined,
-        other_tasks=memory.inputs_MI[others],
-        out_of_scope=memory.inputs_MI[memory.tasks_M == NO_TASK],
-    )
-    clusters = router.clusters.with_task(
-        plain=network.forward(plain)[0],
-        degraded=network.forward(degraded)[0],
-        joined=(network.forward(joined)[0], np.tile(memory.tasks_M[partners], 2)),
-        known=(network.forward(memory.inputs_MI[others])[0], memory.tasks_M[others]),
-    )
-    last = len(router.labels)
-    share = max(8, MEMORY_SIZE // (last + 1))
-    grown = replace(
+def _with_adapter(router: Router, name: str, texts: list[str], spread: float, *, taken: float = TAKEN) -> Router:
+    network, clusters, memory = router.network, router.clusters, router.memory
+    inputs = router.encoder.encode(texts)
+    hidden, remembered = network.hidden(inputs), network.hidden(memory.inputs_MI)
+    own, others = clusters.whiten(hidden), clusters.whiten(remembered)
+    logits = network.logits(hidden), network.logits(remembered)
+    weight_K, _ = _fit_output(own, others, _logsumexp(logits[0]), _logsumexp(logits[1]))
+    lead = others @ weight_K - logits[1].max(axis=1)
+    bias = -float(np.quantile(lead, 1 - taken))
+    index = sum(label < name for label in router.labels)
+    tasks = memory.tasks_M + (memory.tasks_M >= index)
+    share = max(8, MEMORY_SIZE // (len(router.labels) + 1))
+    return replace(
         router,
-        labels=(*router.labels, name),
-        network=network.with_outputs(
-            np.insert(network.weights[-1], last, weight, axis=0), np.insert(network.biases[-1], last, bias)
-        ),
-        clusters=clusters,
-        memory=memory.with_texts(np.concatenate([plain, degraded])[:share], last),
+        labels=(*router.labels[:index], name, *router.labels[index:]),
+        network=network.with_output(index, weight_K @ clusters.whitening_KH, bias),
+        clusters=clusters.with_task(index, own, spread=spread),
+        memory=replace(memory, tasks_M=tasks.astype(np.int16)).with_texts(inputs[:share], index),
     )
-    return grown.only(sorted(grown.labels))
 
 
 def _widened(router: Router, name: str, by: float) -> Router:
-    return replace(router, clusters=router.clusters.widened(router.labels.index(name), by))
-
-
-def _max_novelty(router: Router, texts: Sequence[str]) -> float:
-    """The highest novelty of these texts."""
-    hidden, _, logits = router.network.forward(router.network.embed(featurise(texts)))
-    return float(router.clusters.novelty(hidden, softmax(logits))[0].max())
+    spreads = router.clusters.spreads_N.copy()
+    spreads[router.labels.index(name)] += by
+    return replace(router, clusters=replace(router.clusters, spreads_N=spreads))
 
 
 def _fit_output(
-    network: Network, *, new_task: Floats, joined: Floats, other_tasks: Floats, out_of_scope: Floats
+    own_BK: Floats, others_MK: Floats, own_offset_B: NDArray[np.float64], others_offset_M: NDArray[np.float64]
 ) -> tuple[Floats, float]:
-    """Fit weight (H + D,) and bias of the new output: probability 1 for `new_task`, half for `joined`, else 0."""
-    # inputs, target, and the total weight of these inputs
-    portion = min(1.0, _FULL_WEIGHT_ADAPTERS / (len(network.biases[-1]) - 1))
-    parts = [
-        (new_task, 1.0, 0.35 * portion),
-        (joined, 0.5, 0.05 * portion),
-        (other_tasks, 0.0, 0.6),
-        (out_of_scope, 0.0, 0.15),
-    ]
-    parts = [part for part in parts if len(part[0])]
-    outputs = [network.forward(inputs)[1:] for inputs, _, _ in parts]
-    x = np.concatenate([last for last, _ in outputs]).astype(np.float64)
-    offset = np.concatenate([_logsumexp(logits) for _, logits in outputs])
-    target = np.repeat([target for _, target, _ in parts], [len(inputs) for inputs, _, _ in parts])
-    weight = np.repeat([share / len(inputs) for inputs, _, share in parts], [len(inputs) for inputs, _, _ in parts])
-    mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-2 * x.std()
+    """Fit weight (K,) and bias of the new output: probability _TARGET for its own texts, 0 for the others."""
+    x = np.concatenate([own_BK, others_MK]).astype(np.float64)
+    offset = np.concatenate([own_offset_B, others_offset_M])
+    target = np.repeat([_TARGET, 0.0], [len(own_BK), len(others_MK)])
+    weight = np.repeat([_SHARE / len(own_BK), (1 - _SHARE) / len(others_MK)], [len(own_BK), len(others_MK)])
+    mean, scale = others_MK.mean(axis=0), others_MK.std(axis=0) + 1e-2 * others_MK.std()
     x = np.column_stack([(x - mean) / scale, np.ones(len(x))])
-    penalty = np.full(x.shape[1], _PENALTY * portion)
+    penalty = np.full(x.shape[1], _PENALTY)
     penalty[-1] = 1e-9
 
     def loss(w: NDArray[np.float64]) -> float:
@@ -179,7 +169,7 @@ def _fit_output(
         return float(weight @ (np.logaddexp(0, margin) - target * margin) + penalty @ np.square(w) / 2)
 
     w = np.zeros(x.shape[1])
-    w[-1] = np.median(offset[: len(new_task)])
+    w[-1] = np.median(own_offset_B)
     best = loss(w)
     for _ in range(_NEWTON_STEPS):
         p = 0.5 + 0.5 * np.tanh(0.5 * (x @ w - offset))

@@ -1,5 +1,5 @@
-"""A sample of a router's training prompts, as inputs of the network: an adapter that is added later must not claim
-them. Sums of embeddings are kept, not the text.
+"""A sample of a router's training prompts, as its encoder sees them: an adapter that is added later must not claim
+them. Vectors are kept, not the text.
 
 Shape letters: M texts, I inputs.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dlp_core.router.network import Floats
+from dlp_core.router.encoder import Floats
 
 NO_TASK = -1
 MEMORY_SIZE = 4096

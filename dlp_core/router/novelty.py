@@ -1,194 +1,130 @@
 """Out-of-scope detection: how far a text is from everything the bank was trained for.
 
-A softmax must choose, so it is confident even about texts of no task. Their position in the second hidden layer gives
-them away: each task is a narrow cluster there (Lee et al. 2018, arXiv 1807.03888, Mahalanobis distance with a shared
-covariance). A text is one of three kinds, each with clusters of its own:
+A softmax must choose, so it is confident even about texts of no task. Their position in the hidden layer gives them
+away: each task is a cluster there (Lee et al. 2018, arXiv 1807.03888, Mahalanobis distance with a shared covariance).
 
-    plain      a complete prompt of one task                 centre of task i:        m_i
-    degraded   the same without its instruction, or with typos                        m'_i
-    joined     the prompts of two tasks in one text          centre of tasks i, j:    a_i + a_j
+    novelty = min over the likeliest tasks of   log d2 - spread - CONFIDENCE * p - STRANGENESS * log s2
 
-    novelty = min over kinds and the likeliest tasks of   log d2 - spread + CONFIDENCE * log(max(1 - p, EPSILON))
-
-where d2 is the squared distance over its 90% quantile on training rows, p the network's probability of the task(s), and
-spread how much wider the task's cluster is than others on rows the network has not seen. Without it one task of single
-unusual words sets the threshold for all: with 4 of 26 tasks left out, AUROC is 0.986 without and 0.996 with it.
-
-The hidden layer was not trained on a task that was added later (growth.py): its cluster may be wide and overlap with
-out-of-scope texts. Its texts are novel unless the network prefers the task to "none of these".
-Shape letters: B texts, H hidden, N adapters, M = N + 1 outputs, K kinds.
-"""
+where d2 is the squared distance of the unit hidden vector from the task's centre over its typical value, p the
+network's probability of the task, and spread how much wider the task's cluster is than others on texts the network has
+not seen. Without it one task of single unusual words sets the threshold for all. s2 is the squared distance to the
+nearest of some texts of no task, as in the relative distance of Ren et al. 2021 (arXiv 2106.09022). Distances are taken
+in a random subspace, which keeps them (Johnson and Lindenstrauss 1984): the principal one would lose the directions in
+which strangers differ. Shape letters: B texts, H hidden, K dimensions of the subspace, N adapters, S strangers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlp_core.router.network import Floats
+from dlp_core.router.encoder import Floats
 
-PENALTY: Mapping[str, float] = {"plain": 1.0, "degraded": 1.3, "joined": 1.6}
-"""Factor on d2 by kind: a text that lacks half of its task is likelier to be out of scope."""
+DIMENSIONS = 192
 
-_JOINED = list(PENALTY).index("joined")
 _CANDIDATES = 3
 _TYPICAL_QUANTILE = 0.9
-_JOINED_MARGIN = 0.6  # calls 1% of single texts joined (11% without it) and 94% of joined ones (97% without it)
-_NOT_PREFERRED_PENALTY = np.float32(16.0)
 _PRIOR_ROWS = 5  # with this many rows, a task's own spread counts half
-_CONFIDENCE = np.float32(0.2)
-_EPSILON = np.float32(1e-4)
-_ONE, _TINY = np.float32(1.0), np.float32(1e-12)
+_CONFIDENCE, _STRANGENESS = np.float32(1.0), np.float32(0.5)
+_NEAR = np.float32(1e-3)
+_TINY = np.float32(1e-12)
 _SHRINKAGE = 0.03  # fraction of the mean variance added to each direction, so that none has zero variance
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clusters:
-    """`whitening_KHH[k]` maps a unit hidden vector to a space where d2 is the squared distance to `centres_KNH[k]`."""
+    """`whitening_KH` maps a unit hidden vector to a space where d2 is the squared distance to `centres_NK`."""
 
-    whitening_KHH: Floats
-    centres_KNH: Floats
-    spreads_KN: Floats
-    """log of a task's typical d2 over that of all tasks; for joined texts, each task's contribution."""
-    grown_N: NDArray[np.bool_]
-    """Whether each task was added after the training."""
+    whitening_KH: Floats
+    centres_NK: Floats
+    spreads_N: Floats
+    """log of a task's typical d2 over that of all tasks."""
+    strangers_SK: Floats
+    """Where texts of no task lie."""
 
-    def novelty(self, hidden_BH: Floats, probabilities_BM: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-        """Compute the novelty of B texts, (B,): around 0 at the boundary of the known tasks, higher is more novel.
+    @property
+    def parameters(self) -> int:
+        arrays = (self.whitening_KH, self.centres_NK, self.spreads_N, self.strangers_SK)
+        return sum(int(array.size) for array in arrays)
 
-        Also returns whether each text is clearly closer to joined texts than to single ones, (B,).
-        """
-        kinds, adapters, width = self.centres_KNH.shape
-        texts = np.arange(len(hidden_BH))[:, None]
-        whitened_BKH = (_unit(hidden_BH) @ self.whitening_KHH.reshape(-1, width).T).reshape(-1, kinds, width)
+    def novelty(self, hidden_BH: Floats, probabilities_BN: Floats) -> Floats:
+        """Compute the novelty of B texts, (B,); higher is more novel."""
+        adapters = probabilities_BN.shape[1]
         candidates = min(_CANDIDATES, adapters)
-        kind, first, second = _hypotheses(candidates)
-        singles = len(kind) - len(second)
-        order = probabilities_BM[:, :-1].argpartition(range(adapters - candidates, adapters), axis=1)
-        likeliest = order[:, : -candidates - 1 : -1]
-        i, j = likeliest.take(first, axis=1), likeliest.take(second, axis=1)
+        likeliest = probabilities_BN.argpartition(adapters - candidates, axis=1)[:, adapters - candidates :]
+        whitened = self.whiten(hidden_BH)
+        offset = whitened[:, None, :] - self.centres_NK[likeliest]
+        scores = np.log(np.vecdot(offset, offset) + _TINY) - self.spreads_N[likeliest]
+        scores -= _CONFIDENCE * np.take_along_axis(probabilities_BN, likeliest, axis=1)
+        novelty: Floats = scores.min(axis=1)
+        if len(self.strangers_SK):
+            novelty -= _STRANGENESS * np.log(self._stranger_distance(whitened))
+        return novelty
 
-        offset = whitened_BKH.take(kind, axis=1) - self.centres_KNH[kind, i]
-        offset[:, singles:] -= self.centres_KNH[_JOINED, j]
-        spread = self.spreads_KN[kind, i]
-        spread[:, singles:] += self.spreads_KN[_JOINED, j]
-        p = probabilities_BM[texts, i]
-        p[:, singles:] += probabilities_BM[texts, j]
-        scores = np.log(np.vecdot(offset, offset) + _TINY) - spread
-        scores += _CONFIDENCE * np.log(np.maximum(_ONE - p, _EPSILON))
-        grown = self.grown_N[i]
-        grown[:, singles:] |= self.grown_N[j]
-        scores += _NOT_PREFERRED_PENALTY * (grown & (p < probabilities_BM[:, -1:]))
-        single = scores[:, :singles].min(axis=1)
-        joined = scores[:, singles:].min(axis=1, initial=np.inf)
-        return np.minimum(single, joined), single - joined > _JOINED_MARGIN
+    def _stranger_distance(self, whitened_BK: Floats) -> Floats:
+        """The squared distance to the nearest stranger, (B,)."""
+        squares = np.vecdot(whitened_BK, whitened_BK)[:, None] + np.vecdot(self.strangers_SK, self.strangers_SK)
+        squares -= 2 * (whitened_BK @ self.strangers_SK.T)
+        distance: Floats = np.maximum(squares.min(axis=1), _NEAR)
+        return distance
 
-    def with_spreads(self, held_back: Mapping[str, tuple[Floats, NDArray[np.int64]]]) -> Clusters:
-        """Fit spreads to held-back hidden vectors (B, H) and tasks (B,) of plain and degraded texts."""
-        kinds, adapters, _ = self.centres_KNH.shape
-        spreads = np.zeros((kinds, adapters), np.float32)
-        for kind, name in enumerate(PENALTY):
-            if name not in held_back:
-                continue
-            hidden, tasks = held_back[name]
-            offset = _unit(hidden) @ self.whitening_KHH[kind].T - self.centres_KNH[kind, tasks]
-            log_d2 = np.log(np.square(offset).sum(axis=1) + 1e-12)
-            typical = np.quantile(log_d2, _TYPICAL_QUANTILE)
-            for task in range(adapters):
-                own = log_d2[tasks == task]
+    def whiten(self, hidden_BH: Floats) -> Floats:
+        """Where hidden vectors lie among the centres, (B, K)."""
+        whitened: Floats = _unit(hidden_BH) @ self.whitening_KH.T
+        return whitened
+
+    def with_spreads(self, hidden_BH: Floats, tasks_B: NDArray[np.int64]) -> Clusters:
+        """Fit spreads to hidden vectors of texts the network has not seen."""
+        offset = self.whiten(hidden_BH) - self.centres_NK[tasks_B]
+        log_d2 = np.log(np.vecdot(offset, offset) + _TINY)
+        typical = np.quantile(log_d2, _TYPICAL_QUANTILE)
+        spreads = np.zeros(len(self.centres_NK), np.float32)
+        for task in range(len(spreads)):
+            own = log_d2[tasks_B == task]
+            if len(own):
                 trust = len(own) / (len(own) + _PRIOR_ROWS)
-                spreads[kind, task] = trust * (np.quantile(own, _TYPICAL_QUANTILE) - typical)
-        return replace(self, spreads_KN=spreads)
+                spreads[task] = trust * (np.quantile(own, _TYPICAL_QUANTILE) - typical)
+        return replace(self, spreads_N=spreads)
+
+    def with_task(self, index: int, whitened_BK: Floats, *, spread: float) -> Clusters:
+        """Insert a task, from where its texts lie. Their mean is not quite its centre, and the fewer they are, the
+        wider its cluster seems; `spread` comes on top."""
+        count = len(whitened_BK)
+        wider = math.log1p(1 / count)
+        return replace(
+            self,
+            centres_NK=np.insert(self.centres_NK, index, whitened_BK.mean(axis=0), axis=0),
+            spreads_N=np.insert(self.spreads_N, index, np.float32(wider + spread)),
+        )
 
     def only(self, kept: Sequence[int]) -> Clusters:
         """The clusters of these tasks, in this order."""
         indices = list(kept)
-        return Clusters(
-            self.whitening_KHH, self.centres_KNH[:, indices], self.spreads_KN[:, indices], self.grown_N[indices]
-        )
-
-    def widened(self, task: int, by: float) -> Clusters:
-        """Increase the spread of one task."""
-        spreads = self.spreads_KN.copy()
-        spreads[:, task] += by
-        return replace(self, spreads_KN=spreads)
-
-    def with_task(
-        self,
-        *,
-        plain: Floats,
-        degraded: Floats,
-        joined: tuple[Floats, NDArray[np.integer]],
-        known: tuple[Floats, NDArray[np.integer]],
-    ) -> Clusters:
-        """Add a task, from hidden vectors of its texts (B, H).
-
-        `joined` are texts of the new task and a known task, with the known task's index; `known` are plain texts of
-        known tasks and their indices, on which the typical distance is measured.
-        """
-        points = []
-        for kind, hidden in enumerate((plain, degraded, joined[0])):
-            whitened = _unit(hidden) @ self.whitening_KHH[kind].T
-            points.append(whitened - self.centres_KNH[kind, joined[1]] if kind == _JOINED else whitened)
-        known_points = _unit(known[0]) @ self.whitening_KHH[0].T - self.centres_KNH[0, known[1]]
-        typical = np.quantile(np.log(np.square(known_points).sum(axis=1) + _TINY), _TYPICAL_QUANTILE)
-        centres, spreads = [], []
-        for penalty, whitened in zip(PENALTY.values(), points, strict=True):
-            centre = whitened.mean(axis=0)
-            # leave-one-out: each text pulls the centre towards itself
-            offset = (whitened - centre) * (len(whitened) / (len(whitened) - 1))
-            own = np.quantile(np.log(np.square(offset).sum(axis=1) + _TINY), _TYPICAL_QUANTILE)
-            centres.append(centre)
-            spreads.append(own - typical - np.log(penalty / PENALTY["plain"]))
-        return replace(
-            self,
-            centres_KNH=np.concatenate([self.centres_KNH, np.stack(centres)[:, None]], axis=1, dtype=np.float32),
-            spreads_KN=np.concatenate([self.spreads_KN, np.array(spreads)[:, None]], axis=1, dtype=np.float32),
-            grown_N=np.append(self.grown_N, True),
-        )
+        return replace(self, centres_NK=self.centres_NK[indices], spreads_N=self.spreads_N[indices])
 
 
-@cache
-def _hypotheses(candidates: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """All hypotheses on a text: its kind and its task's rank; joined ones last, with the second task's rank."""
-    single = [(kind, rank) for kind in range(_JOINED) for rank in range(candidates)]
-    pairs = list(combinations(range(candidates), 2))
-    kind, rank = np.array([*single, *((_JOINED, first) for first, _ in pairs)]).T
-    return kind, rank, np.array([second for _, second in pairs], np.int64)
-
-
-def fit_clusters(
-    *,
-    plain: tuple[Floats, NDArray[np.int64]],
-    degraded: tuple[Floats, NDArray[np.int64]],
-    joined: tuple[Floats, NDArray[np.int64]],
-    adapters: int,
-) -> Clusters:
-    """Fit clusters, all with the same spread, to hidden vectors (B, H) and tasks: (B,), or (B, 2) for joined."""
-    whitening, centres = [], []
-    for kind, (hidden, tasks) in {"plain": plain, "degraded": degraded, "joined": joined}.items():
-        unit = _unit(hidden).astype(np.float64)
-        members = np.zeros((len(unit), adapters))
-        np.put_along_axis(members, tasks.reshape(len(unit), -1), 1.0, axis=1)
-        # Least squares on membership gives the mean of a task for single texts, its part a_i for joined ones.
-        centre = np.linalg.solve(members.T @ members + 1e-3 * np.eye(adapters), members.T @ unit)
-        residual = unit - members @ centre
-        covariance = residual.T @ residual / len(unit)
-        covariance += (_SHRINKAGE * np.trace(covariance) / len(covariance) + 1e-9) * np.eye(len(covariance))
-        whiten = np.linalg.cholesky(np.linalg.inv(covariance)).T
-        typical = np.quantile(np.square(residual @ whiten.T).sum(axis=1), _TYPICAL_QUANTILE)
-        whiten *= np.sqrt(PENALTY[kind] / typical)
-        whitening.append(whiten)
-        centres.append(centre @ whiten.T)
+def fit_clusters(hidden_BH: Floats, tasks_B: NDArray[np.int64], adapters: int, strangers_SH: Floats) -> Clusters:
+    """Fit clusters, all with the same spread, to hidden vectors and their tasks, and place those of strangers."""
+    width = hidden_BH.shape[1]
+    basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(width, min(width, DIMENSIONS))))
+    unit = _unit(hidden_BH).astype(np.float64) @ basis
+    sums = np.zeros((adapters, unit.shape[1]))
+    np.add.at(sums, tasks_B, unit)
+    centres = sums / np.maximum(np.bincount(tasks_B, minlength=adapters), 1)[:, None]
+    residual = unit - centres[tasks_B]
+    covariance = residual.T @ residual / len(unit)
+    covariance += (_SHRINKAGE * np.trace(covariance) / len(covariance) + 1e-9) * np.eye(len(covariance))
+    whitening = np.linalg.cholesky(np.linalg.inv(covariance)).T
+    whitening /= np.sqrt(np.quantile(np.square(residual @ whitening.T).sum(axis=1), _TYPICAL_QUANTILE))
+    projection = (whitening @ basis.T).astype(np.float32)
     return Clusters(
-        np.stack(whitening).astype(np.float32),
-        np.stack(centres).astype(np.float32),
-        np.zeros((len(PENALTY), adapters), np.float32),
-        np.zeros(adapters, np.bool_),
+        projection,
+        (centres @ whitening.T).astype(np.float32),
+        np.zeros(adapters, np.float32),
+        _unit(strangers_SH) @ projection.T,
     )
 
 

@@ -16,6 +16,7 @@ import typer
 
 from dlp_core.quiet import quiet_transformers
 from dlp_core.router.rows import TaskRow
+from dlp_core.router.training.net import NetSettings
 from dlp_core.router.training.train import TrainSettings, train_router
 from examples.tiny.model import peft_model, tiny_backbone, tiny_model
 
@@ -48,7 +49,8 @@ def write_bank(folder: Path) -> None:
         for opening in OPENINGS
         for number in range(12)
     ]
-    router, _ = train_router(rows, TrainSettings(min_steps=60, batch=32, embedding=16, widths=(32, 32, 32)))
+    net = NetSettings(min_steps=100, batch=32, widths=(32,))
+    router, _ = train_router(rows, TrainSettings(teacher=None, pieces=16, grams=16, net=net))
     router.save(folder / "bank/router")
 
 

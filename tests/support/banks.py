@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,33 @@ from dlp_core.bank.manifest import BankManifest
 from dlp_core.bank.publish import publish
 from dlp_core.errors import StoreUnavailable
 from dlp_core.router import Router
-from dlp_core.router.calibration import Calibration
+from dlp_core.router.calibration import Calibration, Curve
 from dlp_core.router.features import BUCKETS
 from dlp_core.router.memory import Memory
 from dlp_core.router.network import Network
-from dlp_core.router.novelty import PENALTY, Clusters
+from dlp_core.router.novelty import Clusters
+from dlp_core.router.vocabulary import Vocabulary
+from dlp_core.router.words import WordEncoder
 from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore
 
 BASE_ID = "org/tiny-base"
 ADAPTERS = ("alpha", "beta", "gamma")
+TOKENIZER = json.dumps(
+    {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "a",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 50,
+            "vocab": {"a": 0, "##a": 1},
+        },
+    }
+)
+"""A vocabulary of one letter, as `tokenizers` saves it."""
 
 
 def write_adapter(folder: Path, *, seed: int = 0, rank: int = 2, **config: Any) -> Path:
@@ -84,21 +100,22 @@ def write_router(folder: Path, labels: Sequence[str], *, seed: int = 0) -> None:
     def floats(*shape: int) -> Any:
         return random.normal(size=shape).astype(np.float32)
 
-    widths = [4, 2, 2, 2, len(labels) + 1]  # one number per feature, thrice, and how many features there are
-    network = Network(
-        floats(BUCKETS, 1),
-        (*(floats(out, width) for width, out in pairwise(widths[:-1])), floats(widths[-1], 2 + 1)),
-        tuple(floats(out) for out in widths[1:]),
-    )
-    kinds = len(PENALTY)
-    none = np.zeros(len(labels), np.bool_)
-    clusters = Clusters(floats(kinds, 2, 2), floats(kinds, len(labels), 2), floats(kinds, len(labels)), none)
+    adapters = len(labels)
+    vocabulary = Vocabulary(TOKENIZER, np.zeros(0, np.int32))
     Router(
         labels=tuple(labels),
-        network=network,
-        clusters=clusters,
-        calibration=Calibration(1.0, 1.0, 0.0, 1.0),
-        memory=Memory(floats(8, 4), np.array([-1, 0] * 4, np.int16)),
+        encoder=WordEncoder(vocabulary, floats(vocabulary.size, 1), floats(BUCKETS, 1)),
+        network=Network(
+            weights=(floats(2, 3),),
+            biases=(floats(2),),
+            output_NH=floats(adapters, 2),
+            output_N=floats(adapters),
+            grown_N=np.zeros(adapters, np.bool_),
+        ),
+        clusters=Clusters(floats(2, 2), floats(adapters, 2), floats(adapters), floats(4, 2)),
+        calibration=Calibration(1.0, 0.0, 1.0),
+        curve=Curve((-1.0, 0.0, 1.0), (), None),
+        memory=Memory(floats(8, 3), np.array([-1, 0] * 4, np.int16)),
         training={},
     ).save(folder)
 

@@ -13,9 +13,10 @@ from dlp_core.engine.loading import Loaded, load
 from dlp_core.eval.judged_bank import JudgedBank
 from dlp_core.router import Router
 from dlp_core.router.rows import TaskRow
-from dlp_core.router.training.train import TrainSettings, train_router
+from dlp_core.router.training.train import train_router
 from examples.tiny.build import BASE, TASKS
 from examples.tiny.model import peft_model, tiny_backbone
+from tests.support.router_rows import QUICK
 
 SUITE = """
 name: tiny
@@ -50,7 +51,7 @@ def trained_router() -> Router:
     """A router that is sure of the tasks' questions, with or without a full stop."""
     questions = [(task, text.format(number)) for task, text in TASKS.items() for number in range(60)]
     rows = [TaskRow(task, text + stop) for task, text in questions for stop in ("", ".")]
-    return train_router(rows, TrainSettings(seed=0, epochs=4))[0]
+    return train_router(rows, QUICK)[0]
 
 
 def write_suite(folder: Path, *, rows: int = 4, text: str = SUITE) -> Path:

@@ -9,9 +9,11 @@ from random import Random
 
 from dlp_core.router import Router
 from dlp_core.router.rows import TaskRow
+from dlp_core.router.training.net import NetSettings
 from dlp_core.router.training.train import TrainSettings, TrainSummary, train_router
 
-QUICK = TrainSettings(min_steps=150, epochs=1, batch=96)
+QUICK = TrainSettings(teacher=None, pieces=32, net=NetSettings(epochs=1, min_steps=200, batch=96, widths=(128,)))
+"""Without a teacher, and small."""
 
 _NOUNS = "river lamp cabinet engine violin pepper ladder marble falcon compass button curtain saddle tunnel".split()
 _NAMES = "Ada Bo Cleo Dan Eva Finn Gus Hana Ivo Jun".split()

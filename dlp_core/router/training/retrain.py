@@ -12,7 +12,8 @@ import numpy as np
 
 from dlp_core.errors import InvalidRequest
 from dlp_core.router.evaluation import evaluate
-from dlp_core.router.router import Router, pack
+from dlp_core.router.files import Parts, pack
+from dlp_core.router.router import Router
 from dlp_core.router.rows import TaskRow
 from dlp_core.router.training.train import TrainSettings, train_router
 from dlp_core.store.transfers import Progress, silent
@@ -78,5 +79,7 @@ def retrain(
 
 
 def _equal(first: Router, second: Router) -> bool:
-    left, right = (pack(router.network, router.clusters, router.memory) for router in (first, second))
+    left, right = (
+        pack(Parts(router.encoder, router.network, router.clusters, router.memory)) for router in (first, second)
+    )
     return first.labels == second.labels and all(np.array_equal(left[name], right[name]) for name in left)

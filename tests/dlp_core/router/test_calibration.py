@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
+from dlp_core.errors import InvalidRequest
+from dlp_core.mix import select_top_p
 from dlp_core.router.calibration import (
+    GAP,
+    MEDIAN_LOG_ODDS,
+    MIN_TOP_P,
+    STRANGERS_IN,
     Calibration,
+    Curve,
     auroc,
+    conformal_top_p,
     expected_calibration_error,
-    fit_joined_temperature,
-    fit_none,
     fit_temperature,
 )
 from dlp_core.router.network import dequantise_rows, quantise_rows, softmax
+
+KNOWN, UNKNOWN = np.linspace(-3, -1, 1001), np.linspace(-2, 2, 1001)
 
 
 def test_calibration_error_is_the_weighted_gap_of_the_bins() -> None:
@@ -47,35 +58,82 @@ def test_a_few_correct_rows_do_not_give_full_confidence() -> None:
     assert softmax(logits / np.float32(temperature)).max(axis=1).mean() == pytest.approx(3.5 / 4, abs=0.02)
 
 
-def test_joined_texts_keep_both_of_their_tasks() -> None:
-    logits = np.array([[4.0, 2.0, -9.0], [2.0, 4.0, -9.0]], np.float32)
-    targets = np.array([[0.5, 0.5, 0.0]] * 2, np.float32)
-    shares = softmax(logits / np.float32(fit_joined_temperature(logits, targets)))
-    assert shares[:, :2].min() > 0.3
+@pytest.mark.parametrize("keep", [0.9, 0.97, 0.995])
+def test_a_threshold_keeps_what_was_asked(keep: float) -> None:
+    curve = Curve.of(KNOWN, UNKNOWN)
+    threshold = curve.threshold(keep)
+    assert (threshold >= KNOWN).mean() == pytest.approx(keep, abs=0.002)
+    assert curve.kept(threshold) == pytest.approx(keep, abs=0.002)
+    refused = curve.refused(threshold)
+    assert refused is not None
+    assert refused == pytest.approx((threshold < UNKNOWN).mean(), abs=0.002)
 
 
-def test_joined_texts_have_their_own_temperature() -> None:
-    logits = np.array([[2.0, 0.0], [2.0, 0.0]], np.float32)
-    single, joined = Calibration(1.0, 2.0, threshold=0.0, slope=1.0).probabilities(logits, np.array([False, True]))
-    assert single[0] == pytest.approx(1 / (1 + np.exp(-2)))
-    assert joined[0] == pytest.approx(1 / (1 + np.exp(-1)))
+@pytest.mark.parametrize("keep", [0.0, 1.0, -1.0, float("nan")])
+def test_a_fraction_must_be_a_fraction(keep: float) -> None:
+    with pytest.raises(InvalidRequest, match="between 0 and 1"):
+        Curve.of(KNOWN, UNKNOWN).threshold(keep)
 
 
-def test_the_threshold_keeps_every_kind_of_known_text() -> None:
-    novelty = {"plain": np.linspace(-3, -1, 1001), "degraded": np.linspace(-2, 0, 1001)}
-    threshold, slope = fit_none(novelty, {"plain": 0.99, "degraded": 0.95}, np.zeros(0))
-    assert threshold == pytest.approx(-0.1)
-    none = Calibration(1.0, 1.0, threshold, slope).none_probability(np.array([-2.0, threshold, 2.0], np.float32))
-    assert none[0] < 1e-7
-    assert none[1] == pytest.approx(0.5, abs=1e-4)
-    assert none[2] > 0.999
+def test_the_default_threshold_refuses_strangers_but_keeps_its_own() -> None:
+    near = Curve.of(KNOWN, KNOWN)
+    assert near.default_threshold() == near.threshold(0.97)
+    unknown = np.linspace(-1.17, 3, 1001)
+    between = Curve.of(KNOWN, unknown)
+    assert between.default_threshold() == pytest.approx(np.quantile(unknown, STRANGERS_IN), abs=0.01)
+    alone = Curve.of(KNOWN, np.zeros(0))
+    assert alone.default_threshold() == alone.threshold(0.995)
+    assert alone.refused(0.0) is None
 
 
-def test_background_texts_lower_the_threshold_within_a_limit() -> None:
-    novelty = {"plain": np.linspace(-3, -1, 1001), "degraded": np.linspace(-2, 0, 1001)}
-    keep = {"plain": 0.99, "degraded": 0.95}
-    assert fit_none(novelty, keep, np.linspace(-0.5, 2, 100))[0] == pytest.approx(-0.5, abs=0.05)
-    assert fit_none(novelty, keep, np.linspace(-3, 2, 100))[0] >= np.quantile(novelty["plain"], 0.985) - 1e-9
+def test_the_default_threshold_lies_in_the_gap_if_there_is_one() -> None:
+    far = Curve.of(KNOWN, np.full(100, 5.0))
+    edge = far.threshold(0.995)
+    assert far.default_threshold() == pytest.approx(edge + GAP * (5.0 - edge))
+
+
+def test_the_median_text_has_the_same_odds_at_any_threshold() -> None:
+    curve = Curve.of(KNOWN, UNKNOWN)
+    for threshold in (-1.5, 0.0, 3.0):
+        calibration = curve.tune(Calibration(1.0, 0.0, 1.0), threshold)
+        odds = calibration.none_log_odds(np.array([-2.0, threshold], np.float32))
+        assert odds == pytest.approx([-MEDIAN_LOG_ODDS, 0.0], abs=0.02)
+
+
+def test_a_curve_survives_json() -> None:
+    curve = Curve.of(KNOWN, UNKNOWN)
+    assert Curve.read(json.loads(json.dumps(asdict(curve)))) == curve
+    for damage in ({"known": [1, 0]}, {"known": []}, {"unknown": [float("nan")]}):
+        with pytest.raises(ValueError, match="curve"):
+            Curve.read(asdict(curve) | damage)
+
+
+def test_conformal_mixes_hold_the_right_adapter_as_often_as_asked() -> None:
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(6000, 6)).astype(np.float32) * 2
+    tasks = (softmax(logits).cumsum(axis=1) < rng.random((len(logits), 1))).sum(axis=1).clip(max=5)
+    overconfident = softmax(logits * 2)
+    calibration, test = slice(0, 1000), slice(1000, None)
+    for coverage in (0.7, 0.8):
+        top_p = conformal_top_p(overconfident[calibration], tasks[calibration], coverage, largest=3)
+        mixes = [
+            select_top_p({str(n): float(p) for n, p in enumerate(row)}, top_p=top_p).names
+            for row in overconfident[test]
+        ]
+        covered = np.mean([str(task) in names for task, names in zip(tasks[test], mixes, strict=True)])
+        assert covered >= coverage - 0.03
+
+
+def test_two_tasks_of_half_each_always_stay() -> None:
+    sure = np.eye(4, dtype=np.float32)[np.arange(40) % 4]
+    assert conformal_top_p(sure, np.arange(40) % 4, 0.9, largest=3) == MIN_TOP_P
+
+
+def test_a_coverage_out_of_reach_is_refused_with_what_is_in_reach() -> None:
+    probabilities = np.tile(np.array([0.4, 0.3, 0.2, 0.1], np.float32), (100, 1))
+    tasks = np.repeat([0, 3], [60, 40])
+    with pytest.raises(InvalidRequest, match=r"60\.00% have it among the 3 likeliest"):
+        conformal_top_p(probabilities, tasks, 0.9, largest=3)
 
 
 def test_int8_rows_lose_at_most_half_a_step() -> None:

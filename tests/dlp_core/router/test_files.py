@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from dlp_core.errors import BankError, InvalidRequest
 from dlp_core.router import Router
-from dlp_core.router.router import CONFIG_FILE, WEIGHTS_FILE
+from dlp_core.router.files import CONFIG_FILE, WEIGHTS_FILE
 from tests.support.router_rows import make_rows, trained
 
 
@@ -67,19 +67,24 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / WEIGHTS_FILE).write_bytes(b"\x80\x04N."),
         r"router\.safetensors: not a safetensors file",
     ),
-    "format of tomorrow": (_config(lambda c: c.update(format=3)), "format 3 .* reads format 2"),
-    "features of tomorrow": (_config(lambda c: c.update(features=2)), "features 2"),
+    "format of tomorrow": (_config(lambda c: c.update(format=4)), "format 4 .* reads format 3"),
+    "features of tomorrow": (_config(lambda c: c.update(features=3)), "features 3"),
     "labels missing": (_config(lambda c: c.pop("labels")), "labels"),
     "a label too few": (_config(lambda c: c["labels"].pop()), "3 labels need"),
     "a label twice": (_config(lambda c: c["labels"].__setitem__(0, c["labels"][1])), "different adapter names"),
     "a label that is a path": (_config(lambda c: c["labels"].__setitem__(0, "../x")), r"\.\./x"),
-    "no temperature": (_config(lambda c: c["calibration"].update(joined_temperature=0)), "out of range"),
+    "no temperature": (_config(lambda c: c["calibration"].update(temperature=0)), "out of range"),
+    "a top-p above 1": (_config(lambda c: c["calibration"].update(top_p=1.5)), "out of range"),
+    "a curve that falls": (_config(lambda c: c["curve"]["known"].reverse()), "must ascend"),
+    "no curve": (_config(lambda c: c.pop("curve")), "curve"),
+    "pooling of tomorrow": (_config(lambda c: c.update(pooling="max")), "pooling 'max'"),
+    "an encoder that is not there": (_config(lambda c: c.update(pooling="mean")), r"encoder.tokenizer\.json"),
     "threshold not finite": (_config(lambda c: c["calibration"].update(threshold=float("nan"))), "out of range"),
-    "a tensor missing": (_tensors(lambda t: t.pop("layer2.bias")), r"layer2\.bias"),
+    "a tensor missing": (_tensors(lambda t: t.pop("layer1.bias")), r"layer1\.bias"),
     "a tensor too many": (_tensors(lambda t: t.update(extra=np.zeros(1, np.float32))), "extra"),
     "a small table": (
-        _tensors(lambda t: t.update({"embedding.values": t["embedding.values"][:10].copy()})),
-        r"embedding\.values is int8 \[10, 72\]",
+        _tensors(lambda t: t.update({"grams.values": t["grams.values"][:10].copy()})),
+        r"grams\.values is int8 \[10, 32\]",
     ),
     "a flat layer": (
         _tensors(lambda t: t.update({"layer1.weight": t["layer1.weight"].reshape(-1)})),
@@ -91,11 +96,23 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a memory without inputs": (
         _tensors(lambda t: t.update({"memory.inputs": t["memory.inputs"][:5].copy()})),
-        r"memory\.inputs is float16 \[5, 217\]",
+        r"memory\.inputs is float16 \[5, 65\]",
+    ),
+    "a vocabulary that is no tokenizer": (
+        _tensors(lambda t: t.update({"vocabulary.tokenizer": np.frombuffer(b"{}", np.uint8)})),
+        r"vocabulary\.tokenizer",
+    ),
+    "words beyond the vocabulary": (
+        _tensors(lambda t: t.update({"vocabulary.words": t["vocabulary.words"] + np.int32(1 << 20)})),
+        r"vocabulary\.words",
+    ),
+    "a table smaller than its vocabulary": (
+        _tensors(lambda t: t.update({name: t[name][:10].copy() for name in ("pieces.values", "pieces.scales")})),
+        "10 rows",
     ),
     "weights not finite": (
-        _tensors(lambda t: t.update({"layer4.bias": t["layer4.bias"] * np.float32("nan")})),
-        r"layer4\.bias has values that are not finite",
+        _tensors(lambda t: t.update({"output.bias": t["output.bias"] * np.float32("nan")})),
+        r"output\.bias has values that are not finite",
     ),
 }
 

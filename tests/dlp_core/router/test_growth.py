@@ -12,10 +12,8 @@ import pytest
 
 from dlp_core.errors import BankError, InvalidRequest, UnknownModel
 from dlp_core.router import Router, restricted
-from dlp_core.router.features import featurise
-from dlp_core.router.growth import MIN_EXAMPLES, add_adapter, remove_adapter
+from dlp_core.router.growth import add_adapter, remove_adapter
 from dlp_core.router.memory import MEMORY_SIZE, NO_TASK, Memory
-from dlp_core.router.network import join_inputs
 from dlp_core.router.training.train import train_router
 from tests.support.router_rows import QUICK, TASKS, make_rows, trained
 
@@ -29,7 +27,7 @@ def smaller() -> Router:
     return train_router([row for row in make_rows(80, seed=0) if row.task != NEW], QUICK)[0]
 
 
-def examples(count: int = MIN_EXAMPLES) -> list[str]:
+def examples(count: int = 16) -> list[str]:
     rng = Random(7)
     return [TASKS[NEW](rng) for _ in range(count)]
 
@@ -45,14 +43,27 @@ def accuracy(router: Router, tasks: set[str]) -> float:
     return float(np.mean([r.best == row.task and r.fits for r, row in zip(routings, rows, strict=True)]))
 
 
-@pytest.mark.slow
-def test_sixteen_examples_are_enough() -> None:
-    router, summary = add_adapter(smaller(), NEW, examples())
+@pytest.mark.parametrize("count", [4, 16])
+def test_a_few_examples_are_enough(count: int) -> None:
+    router, summary = add_adapter(smaller(), NEW, examples(count))
     assert router.labels == tuple(sorted(TASKS))
-    assert accuracy(router, {NEW}) >= 0.95
-    assert (summary.examples, summary.adapters) == (16, 4)
-    assert summary.right >= 0.9
-    assert summary.kept >= 0.9
+    assert accuracy(router, {NEW}) >= 0.9
+    assert (summary.examples, summary.adapters, summary.described) == (count, 4, False)
+    assert summary.right is not None
+    assert summary.kept is not None
+    assert summary.right >= 0.75
+    assert summary.kept >= 0.75
+    assert summary.taken <= 0.005
+
+
+def test_a_description_is_enough_to_begin_with() -> None:
+    router, summary = add_adapter(
+        smaller(), NEW, [], description="Read a story about things that change hands, and say who has the object."
+    )
+    assert (summary.examples, summary.described, summary.right, summary.kept) == (0, True, None, None)
+    own = [row.input for row in FRESH if row.task == NEW]
+    assert np.mean([routing.best == NEW for routing in router.route(own)]) >= 0.6
+    assert accuracy(router, set(TASKS) - {NEW}) >= accuracy(smaller(), set(TASKS) - {NEW}) - 0.02
 
 
 @pytest.mark.slow
@@ -83,7 +94,8 @@ def test_removing_it_gives_the_router_back() -> None:
     back = remove_adapter(grown(), NEW)
     assert back.labels == smaller().labels
     assert [r.best for r in back.route(texts)] == [r.best for r in smaller().route(texts)]
-    assert np.array_equal(back.network.weights[-1], smaller().network.weights[-1])
+    assert np.array_equal(back.network.output_NH, smaller().network.output_NH)
+    assert np.array_equal(back.clusters.centres_NK, smaller().clusters.centres_NK)
 
 
 def test_a_removed_trained_adapter_can_come_back_by_examples() -> None:
@@ -106,8 +118,9 @@ def test_same_examples_give_the_same_router(tmp_path: Path) -> None:
 
 
 def test_invalid_additions_and_removals_are_refused() -> None:
-    with pytest.raises(InvalidRequest, match="15 different examples"):
-        add_adapter(smaller(), NEW, [*examples(15), examples(1)[0], " "])
+    for texts, description in (([], None), ([" "], " ")):
+        with pytest.raises(InvalidRequest, match="give examples, or a description"):
+            add_adapter(smaller(), NEW, texts, description=description)
     with pytest.raises(InvalidRequest, match="already knows 'word_sorting'"):
         add_adapter(smaller(), "word_sorting", examples())
     with pytest.raises(InvalidRequest, match="a/b"):
@@ -119,7 +132,7 @@ def test_invalid_additions_and_removals_are_refused() -> None:
 
 
 def test_without_a_memory_no_adapter_can_be_added() -> None:
-    router = replace(smaller(), memory=Memory(np.zeros((0, 217), np.float32), np.zeros(0, np.int16)))
+    router = replace(smaller(), memory=Memory(np.zeros((0, 65), np.float32), np.zeros(0, np.int16)))
     with pytest.raises(BankError, match="no memory of its training"):
         add_adapter(router, NEW, examples())
 
@@ -155,16 +168,3 @@ def test_the_memory_stays_bounded() -> None:
     fewer = more.only([6, 0])
     assert set(fewer.tasks_M.tolist()) == {NO_TASK, 0, 1}
     assert (fewer.inputs_MI[fewer.tasks_M == 0] == 1).all()
-
-
-def test_joined_inputs_match_those_of_the_joined_texts() -> None:
-    """Long texts: exact except at the seam. Short ones: full sums are exact, windows close."""
-    network = trained()[0].network
-    width = network.table_VD.shape[1]
-    for repeat, exact in ((4, 3 * width), (1, width)):
-        first, second = FRESH[60].input * repeat, FRESH[-60].input * repeat
-        joined = join_inputs(*(network.embed(featurise([text])) for text in (first, second)))
-        expected = network.embed(featurise([f"{first}\n{second}"]))
-        scale = float(np.abs(expected[:, :-1]).max())
-        np.testing.assert_allclose(joined[:, :exact], expected[:, :exact], atol=0.1 * scale)
-        assert np.corrcoef(joined[0, :-1], expected[0, :-1])[0, 1] > 0.95

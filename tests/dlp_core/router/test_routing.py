@@ -5,15 +5,17 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from array import array
 
 import pytest
 
 from dlp_core.errors import InvalidRequest
 from dlp_core.mix import EMPTY_MIX
 from dlp_core.router import Routing
+from dlp_core.router.routing import NONE_THRESHOLD
 
-CONFIDENT = Routing.of({"a": 0.05, "b": 0.90, "c": 0.03}, none=0.02)
-SPLIT = Routing.of({"a": 0.55, "b": 0.05, "c": 0.40}, none=0.0)
+CONFIDENT = Routing.of({"a": 0.05, "b": 0.90, "c": 0.03}, margin=4.0)
+SPLIT = Routing.of({"a": 0.55, "b": 0.05, "c": 0.40})
 
 
 def test_top_p_is_relative_to_the_adapters_probabilities() -> None:
@@ -28,13 +30,25 @@ def test_the_best_adapter_is_the_likeliest_one() -> None:
 
 
 def test_none_of_these_is_the_plain_backbone() -> None:
-    assert Routing.of({"a": 0.3, "b": 0.2}, none=0.5).mix() == EMPTY_MIX
-    assert Routing.of({"a": 0.3, "b": 0.21}, none=0.49).mix() != EMPTY_MIX
+    refused, kept = Routing.of({"a": 0.6, "b": 0.4}, margin=0.0), Routing.of({"a": 0.6, "b": 0.4}, margin=0.1)
+    assert (refused.mix(), refused.fits, refused.none) == (EMPTY_MIX, False, NONE_THRESHOLD)
+    assert kept.mix() != EMPTY_MIX
+    assert kept.none < NONE_THRESHOLD
+
+
+def test_being_refused_says_nothing_about_the_likeliest_adapter() -> None:
+    assert Routing.of({"a": 0.99, "b": 0.01}, margin=-50.0).confidence == 0.99
+
+
+def test_a_routers_own_top_p_serves_requests_that_name_none() -> None:
+    routing = Routing(("a", "b"), array("f", [0.7, 0.3]), margin=5.0, top_p=0.6)
+    assert routing.mix().names == ("a",)
+    assert routing.mix(top_p=0.9).names == ("a", "b")
 
 
 def test_bad_settings_are_refused_even_where_nothing_fits() -> None:
     with pytest.raises(InvalidRequest, match="top_p"):
-        Routing.of({"a": 0.0}, none=1.0).mix(top_p=0.0)
+        Routing.of({"a": 0.0}, margin=-9.0).mix(top_p=0.0)
 
 
 def test_a_routing_can_be_pickled() -> None:
@@ -48,7 +62,7 @@ def test_serving_needs_no_torch() -> None:
 
 def test_last_bits_of_a_probability_do_not_change_the_mix() -> None:
     """Batching changes a matrix product: the same text, a few 1e-8 apart."""
-    alone = Routing.of({"a": 0.6123412, "b": 0.2511108, "c": 0.1}, none=0.03)
-    batched = Routing.of({"a": 0.6123413, "b": 0.2511107, "c": 0.1}, none=0.03)
+    alone = Routing.of({"a": 0.6123412, "b": 0.2511108, "c": 0.1}, margin=3.0)
+    batched = Routing.of({"a": 0.6123413, "b": 0.2511107, "c": 0.1}, margin=3.0)
     assert alone.mix() == batched.mix()
     assert len(alone.mix().adapters) == 3

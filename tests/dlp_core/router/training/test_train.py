@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
-import torch
 
 from dlp_core.errors import InvalidRequest
+from dlp_core.router import Router
 from dlp_core.router.augment import mistype, strip_instruction
 from dlp_core.router.evaluation import evaluate
-from dlp_core.router.features import featurise
-from dlp_core.router.router import CONFIG_FILE, WEIGHTS_FILE
+from dlp_core.router.files import CONFIG_FILE, WEIGHTS_FILE
 from dlp_core.router.rows import TaskRow
-from dlp_core.router.training.train import MIN_ROWS, TrainSettings, _Net, train_router
+from dlp_core.router.sentence_encoder import SentenceEncoder
+from dlp_core.router.training import teacher
+from dlp_core.router.training.examples import MIN_ROWS
+from dlp_core.router.training.net import NetSettings
+from dlp_core.router.training.train import train_router
+from dlp_core.router.words import WordEncoder
+from tests.support.encoders import write_encoder
 from tests.support.router_rows import QUICK, TASKS, make_rows, trained
 
 FRESH = make_rows(50, seed=99)
@@ -35,11 +41,11 @@ def test_fresh_rows_go_to_their_adapter_alone() -> None:
     assert np.mean([routing.mix().names == (row.task,) for routing, row in zip(routings, FRESH, strict=True)]) >= 0.98
 
 
-def test_probabilities_are_in_bank_order_and_sum_to_one_with_none() -> None:
+def test_probabilities_are_in_bank_order_and_sum_to_one() -> None:
     router, _ = trained()
     for routing in router.route([FRESH[0].input, OUT_OF_SCOPE[0], ""]):
         assert tuple(routing.probabilities) == router.labels == tuple(sorted(TASKS))
-        assert sum(routing.probabilities.values()) + routing.none == pytest.approx(1.0, abs=1e-5)
+        assert sum(routing.probabilities.values()) == pytest.approx(1.0, abs=1e-5)
         assert routing.confidence == max(routing.probabilities.values())
 
 
@@ -60,7 +66,7 @@ def test_empty_text_is_none_of_these_even_in_a_batch() -> None:
     router, _ = trained()
     first, empty, blank = router.route([FRESH[0].input, "", " \n\t"])
     assert first.mix()
-    assert empty.none == 1.0
+    assert empty.none == pytest.approx(1.0)
     assert not empty.mix()
     assert not blank.mix()
 
@@ -96,9 +102,9 @@ def test_background_rows_teach_what_is_out_of_scope() -> None:
 
 
 def test_same_rows_and_seed_give_the_same_bytes(tmp_path: Path) -> None:
-    settings = TrainSettings(min_steps=4, epochs=0, batch=32)
+    settings = replace(QUICK, net=NetSettings(epochs=0, min_steps=4, batch=32, widths=(16,)))
     for name, seed in (("one", 7), ("two", 7), ("other", 8)):
-        router, _ = train_router(make_rows(12, seed=1), TrainSettings(**{**_fields(settings), "seed": seed}))
+        router, _ = train_router(make_rows(12, seed=1), replace(settings, seed=seed))
         router.save(tmp_path / name)
     one, two, other = ((tmp_path / name / WEIGHTS_FILE).read_bytes() for name in ("one", "two", "other"))
     assert one == two
@@ -106,21 +112,73 @@ def test_same_rows_and_seed_give_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "one" / CONFIG_FILE).read_bytes() == (tmp_path / "two" / CONFIG_FILE).read_bytes()
 
 
-def test_numpy_computes_what_torch_trained() -> None:
-    torch.manual_seed(0)
-    net = _Net(5, TrainSettings()).eval()
-    texts = [FRESH[0].input, "two words", FRESH[-1].input * 9, "x"]
-    with torch.no_grad():
-        expected = net(texts).numpy()
-    network = net.export()
-    _, _, logits = network.forward(network.embed(featurise(texts)))
-    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_the_router_has_the_designed_size() -> None:
+def test_the_summary_says_what_was_measured() -> None:
     router, summary = trained()
-    assert summary.parameters == router.network.parameters
-    assert 4.5e6 <= summary.parameters <= 5.5e6
+    assert summary.parameters == router.parameters
+    assert summary.accuracy >= 0.95
+    assert summary.teacher is None
+    assert summary.refused is not None
+    assert summary.refused >= 0.9
+    assert {"curve", "seconds"} & set(router.training) == set()
+
+
+def test_rows_of_few_templates_are_warned_about() -> None:
+    (warning,) = [warning for warning in trained()[1].warnings if "flight_json" in warning]
+    assert "80 rows" in warning
+    assert "add rows as people write them" in warning
+
+
+@pytest.mark.slow
+def test_new_values_in_old_templates_are_kept() -> None:
+    """What held-back rows cannot show: the names of the next prompt are not those of the training."""
+    rng = Random(4)
+    places = "Reykjavik Ouagadougou Tegucigalpa Bratislava Kathmandu Antananarivo".split()
+    instruction = TASKS["flight_json"](rng).split("from ")[0]
+    trips = [rng.sample(places, 2) for _ in range(40)]
+    texts = [f"{instruction}from {start} to {end} on Monday, a window seat if possible." for start, end in trips]
+    routings = trained()[0].route(texts)
+    assert np.mean([routing.best == "flight_json" and routing.fits for routing in routings]) >= 0.95
+
+
+def test_keep_and_coverage_are_chosen_at_the_training() -> None:
+    settings = replace(QUICK, net=NetSettings(epochs=0, min_steps=60, batch=64, widths=(32,)))
+    rows = make_rows(40, seed=0)
+    strict, _ = train_router(rows, replace(settings, keep=0.8))
+    lax, summary = train_router(rows, replace(settings, keep=0.99, coverage=0.8))
+    assert strict.calibration.threshold < lax.calibration.threshold
+    assert strict.curve == lax.curve
+    assert summary.top_p == lax.calibration.top_p != strict.calibration.top_p
+    with pytest.raises(InvalidRequest, match="between 0 and 1"):
+        train_router(rows, replace(settings, keep=1.5))
+
+
+@pytest.mark.model
+def test_a_teacher_gives_its_vocabulary_and_its_meanings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher, "CACHE", tmp_path / "cache")
+    folder = write_encoder(tmp_path / "teacher", [row.input for row in FRESH])
+    settings = replace(QUICK, teacher=folder, net=NetSettings(epochs=0, min_steps=20, batch=32, widths=(16,)))
+    router, summary = train_router(make_rows(12, seed=1), settings)
+    again, _ = train_router(make_rows(12, seed=1), settings)
+    assert isinstance(router.encoder, WordEncoder)
+    assert summary.teacher == SentenceEncoder.load(folder).digest()
+    assert router.encoder.vocabulary.size == SentenceEncoder.load(folder).vocabulary_size
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # pieces and everyday requests: not computed twice
+    assert router.route(OUT_OF_SCOPE) == again.route(OUT_OF_SCOPE)
+
+
+@pytest.mark.model
+def test_an_encoder_of_ones_own_takes_the_place_of_the_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher, "CACHE", tmp_path / "cache")
+    folder = write_encoder(tmp_path / "encoder", [row.input for row in FRESH])
+    settings = replace(QUICK, encoder=folder, net=NetSettings(epochs=1, min_steps=400, batch=64, widths=(64,)))
+    router, summary = train_router(make_rows(40, seed=1), settings)
+    assert isinstance(router.encoder, SentenceEncoder)
+    assert summary.parameters > router.encoder.parameters
+    router.save(tmp_path / "router")
+    loaded = Router.load(tmp_path / "router")
+    texts = [row.input for row in FRESH[::9]]
+    assert loaded.route(texts) == router.route(texts)
+    assert np.mean([r.best == row.task for r, row in zip(loaded.route(texts), FRESH[::9], strict=True)]) >= 0.8
 
 
 def test_too_few_tasks_or_rows_are_refused_by_name() -> None:
@@ -139,7 +197,3 @@ def test_evaluation_needs_rows_of_known_tasks() -> None:
 
 def _pairs(rng: Random) -> list[tuple[str, ...]]:
     return [tuple(rng.sample(sorted(TASKS), 2)) for _ in range(12)]
-
-
-def _fields(settings: TrainSettings) -> dict[str, int | float]:
-    return {name: getattr(settings, name) for name in settings.__slots__}

@@ -1,0 +1,62 @@
+"""The built-in encoder: a text as the means of its word pieces' vectors and of its n-grams' vectors.
+
+    x_I = [PIECE_SCALE * unit(sum of pieces_VD), GRAM_SCALE * mean of grams_GE, LENGTH_SCALE * log(1 + n-grams)]
+
+Both tables are trained. One text takes a few small products, for which numpy needs half the time of torch.
+Shape letters: B texts, V pieces, D their vectors, G buckets, E their vectors, I = D + E + 1 inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dlp_core.router.encoder import Floats
+from dlp_core.router.features import MAX_GRAMS, Indices
+from dlp_core.router.vocabulary import Vocabulary
+
+PIECE_SCALE, GRAM_SCALE, LENGTH_SCALE = 4.0, 8.0, 0.1
+"""They give the parts of the input about the same size, as training finds it."""
+
+_ONES = np.ones(MAX_GRAMS, np.float32)
+_TINY = np.float32(1e-6)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WordEncoder:
+    """float32 tables and their vocabulary."""
+
+    vocabulary: Vocabulary = field(repr=False)
+    pieces_VD: Floats
+    grams_GE: Floats
+
+    @property
+    def width(self) -> int:
+        """I, the length of an encoded text."""
+        return int(self.pieces_VD.shape[1] + self.grams_GE.shape[1]) + 1
+
+    @property
+    def parameters(self) -> int:
+        return int(self.pieces_VD.size + self.grams_GE.size)
+
+    def encode(self, texts: Sequence[str]) -> Floats:
+        """Encode B texts, (B, I). A text without visible characters is all zeros."""
+        width = self.pieces_VD.shape[1]
+        x = np.zeros((len(texts), self.width), np.float32)
+        for row, (pieces, grams) in enumerate(self.vocabulary.features(texts)):
+            if len(pieces):
+                total = _sum(self.pieces_VD, pieces)
+                x[row, :width] = total * (np.float32(PIECE_SCALE) / (np.sqrt(total @ total) + _TINY))
+            if len(grams):
+                x[row, width:-1] = _sum(self.grams_GE, grams) * np.float32(GRAM_SCALE / len(grams))
+                x[row, -1] = LENGTH_SCALE * math.log1p(len(grams))
+        return x
+
+
+def _sum(table: Floats, rows: Indices) -> Floats:
+    """A product with a vector sums rows in a third of the time of sum()."""
+    total: Floats = _ONES[: len(rows)] @ table.take(rows, axis=0, mode="clip")
+    return total
