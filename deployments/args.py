@@ -17,7 +17,8 @@ from dlp_core.engine.config import EngineConfig
 from dlp_core.mix import WeightRule
 
 if TYPE_CHECKING:
-    from dlp_core.bank.disk_cache import DiskCache, Entry
+    from dlp_core.bank.disk_cache import DiskCache
+    from dlp_core.bank.manifest import Blob
 
 
 class _Args(BaseModel):
@@ -27,7 +28,8 @@ class _Args(BaseModel):
 class RoutingArgs(_Args):
     """Defaults and limits of a request's `dlp` field."""
 
-    top_p: float = Field(default=0.9, gt=0, le=1)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """None: the router's own, 0.9 unless it was trained for a coverage."""
     default_max_adapters: int = Field(default=3, ge=1)
     weights: WeightRule = "renormalise"
     """Weights of the kept adapters: probabilities over their sum, or a softmax over them as in the paper's code."""
@@ -55,7 +57,7 @@ class CacheArgs(_Args):
     path: Path = Path("~/.cache/dlp/adapters")
     max_bytes: int = Field(default=20 * 1024**3, ge=1)
 
-    def open(self, *, on_fetch: Callable[[Entry, float], None] | None = None) -> DiskCache:
+    def open(self, *, on_fetch: Callable[[Blob, float], None] | None = None) -> DiskCache:
         """The cache; `on_fetch` is DiskCache's."""
         from dlp_core.bank.disk_cache import DiskCache
 

@@ -21,7 +21,7 @@ from deployments.replicas.banks import LoadedBanks
 from deployments.replicas.process import join_library_log, lasting_imports
 from dlp_core.adapter.names import unqualify
 from dlp_core.bank.folder import Check
-from dlp_core.bank.manifest import AdapterEntry, BankManifest, RouterEntry
+from dlp_core.bank.manifest import AdapterEntry, BankManifest, Blob
 from dlp_core.bank.publish import publish
 from dlp_core.bank.revision import with_adapter
 from dlp_core.bank.source import BankSource, qualified_names, successors
@@ -86,6 +86,7 @@ class FusedBackbone:
                     body.lora_name,
                     folder,
                     examples=body.examples,
+                    description=body.description,
                     replace=body.load_inplace,
                     check=self._check(),
                 )
@@ -149,7 +150,7 @@ class FusedBackbone:
             ADAPTERS: stats.adapter_demand,
         }
 
-    def _fetched(self, entry: AdapterEntry | RouterEntry, seconds: float) -> None:
+    def _fetched(self, entry: Blob, seconds: float) -> None:
         if isinstance(entry, AdapterEntry):
             self._loaded(entry.qualified_name, "disk", seconds)
 

@@ -22,15 +22,13 @@ from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from dlp_core.bank.manifest import AdapterEntry, RouterEntry
+from dlp_core.bank.manifest import Blob
 from dlp_core.bank.seal import SEAL_FILE, is_intact, reseal, seal
 from dlp_core.errors import AdapterMissing, AdapterRefused, AdapterUnavailable, NotFound, StoreUnavailable
 from dlp_core.store.files import FileEntry
 from dlp_core.store.lock import FileLock
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.transfers import in_parallel
-
-Entry = AdapterEntry | RouterEntry
 
 _ENTRY = re.compile(r"[0-9a-f]{64}")
 _PARTIAL = re.compile(r"[0-9]+-[0-9a-f]{32}")
@@ -44,7 +42,7 @@ class DiskCache:
     The least recently used entries are evicted; an entry leased by any process is never removed.
     """
 
-    def __init__(self, root: Path, max_bytes: int, *, on_fetch: Callable[[Entry, float], None] | None = None) -> None:
+    def __init__(self, root: Path, max_bytes: int, *, on_fetch: Callable[[Blob, float], None] | None = None) -> None:
         """`on_fetch(entry, seconds)` is called after each download, on the thread that asked for the entry."""
         self._root = root.expanduser().absolute()
         self._max_bytes = max_bytes
@@ -55,7 +53,7 @@ class DiskCache:
         self._filling: dict[str, Future[None]] = {}
 
     @contextmanager
-    def lease(self, store: AdapterStore, entry: Entry) -> Iterator[Path]:
+    def lease(self, store: AdapterStore, entry: Blob) -> Iterator[Path]:
         """Yield the folder with the entry's files, fetched if necessary, and keep it until the block ends.
 
         Concurrent threads and processes share one download. Hold a lease while
@@ -84,7 +82,7 @@ class DiskCache:
             retry_after=1.0,
         )
 
-    def fetch(self, store: AdapterStore, entry: Entry) -> Path:
+    def fetch(self, store: AdapterStore, entry: Blob) -> Path:
         """Ensure the entry is on disk and return its folder, which may be evicted at any time: to read it, take a
         `lease`. Raises what `lease` raises."""
         with self.lease(store, entry) as folder:
@@ -96,7 +94,7 @@ class DiskCache:
             return set()
         return {f"sha256:{path.name}" for path in self._matching(self._root, _ENTRY)}
 
-    def _open(self, entry: Entry, folder: Path) -> FileLock | None:
+    def _open(self, entry: Blob, folder: Path) -> FileLock | None:
         """A shared lock on an intact entry, or None. Never blocks: `_fill_once` waits for downloads."""
         with _reported(entry, self._root), ExitStack() as undo:
             self._locks.mkdir(parents=True, exist_ok=True)
@@ -109,7 +107,7 @@ class DiskCache:
                     return lock
         return None
 
-    def _fill_once(self, store: AdapterStore, entry: Entry, folder: Path) -> FileLock | None:
+    def _fill_once(self, store: AdapterStore, entry: Blob, folder: Path) -> FileLock | None:
         """One thread fills the entry and gets its lock; the process's other threads wait and share its error."""
         with self._guard:
             running = self._filling.get(folder.name)
@@ -129,7 +127,7 @@ class DiskCache:
             with self._guard:
                 del self._filling[folder.name]
 
-    def _fill(self, store: AdapterStore, entry: Entry, folder: Path) -> FileLock | None:
+    def _fill(self, store: AdapterStore, entry: Blob, folder: Path) -> FileLock | None:
         with ExitStack() as undo:
             lock = FileLock(self._locks / folder.name)
             undo.enter_context(lock)
@@ -152,7 +150,7 @@ class DiskCache:
             return lock
 
     @contextmanager
-    def _room(self, entry: Entry) -> Iterator[Path]:
+    def _room(self, entry: Blob) -> Iterator[Path]:
         """A folder to download into; its bytes are reserved until it is removed or becomes an entry."""
         with self._counting():
             self._sweep()
@@ -178,7 +176,7 @@ class DiskCache:
                     with lock:
                         shutil.rmtree(path)
 
-    def _evict(self, entry: Entry) -> None:
+    def _evict(self, entry: Blob) -> None:
         entries = self._matching(self._root, _ENTRY)
         reserved = sum(int(path.name.partition("-")[0]) for path in self._matching(self._partial, _PARTIAL))
         excess = reserved + sum(map(_size, entries)) + entry.size - self._max_bytes
@@ -202,7 +200,7 @@ class DiskCache:
         return [path for path in folder.iterdir() if pattern.fullmatch(path.name)]
 
 
-def _download(store: AdapterStore, entry: Entry, folder: Path) -> None:
+def _download(store: AdapterStore, entry: Blob, folder: Path) -> None:
     """Fetch, verify and seal an entry's files, in parallel to pay the store's latency once."""
 
     def fetch(file: FileEntry) -> int:
@@ -216,7 +214,7 @@ def _download(store: AdapterStore, entry: Entry, folder: Path) -> None:
 
 
 @contextmanager
-def _reported(entry: Entry, root: Path) -> Iterator[None]:
+def _reported(entry: Blob, root: Path) -> Iterator[None]:
     try:
         yield
     except NotFound as error:

@@ -2,7 +2,9 @@
 
     bank.json                {"base_model": "<id>", "unrouted": ["<adapter the router does not know>", ...]}
     adapters/<name>/         adapter_config.json, adapter_model.safetensors, as PEFT saves them
+                             and description.txt, if you like: what it is for, in a sentence
     router/                  router.json, router.safetensors; a bank without a router serves named adapters only
+    router/encoder/          of a router with an encoder of your own: config.json, model.safetensors, tokenizer.json
 
 Other files, such as a README, are not published. Pickles are refused in any folder, because loading one can run code.
 """
@@ -20,21 +22,27 @@ from dlp_core.adapter.checks import check_base
 from dlp_core.adapter.config import CONFIG_FILE
 from dlp_core.adapter.weights import Adapter, read_adapter
 from dlp_core.bank.manifest import (
+    MAX_DESCRIPTION,
     AdapterEntry,
     BankManifest,
     BaseModelEntry,
+    EncoderEntry,
     RouterEntry,
     bank_digest,
     labels_problem,
 )
-from dlp_core.errors import AdapterRefused, BankError
+from dlp_core.errors import AdapterRefused, BankError, InvalidRequest
 from dlp_core.router import Router
+from dlp_core.router.files import ENCODER_FOLDER
+from dlp_core.router.sentence_encoder import SentenceEncoder
 from dlp_core.store.disk import disk_errors
 from dlp_core.store.files import FileEntry, describe_files, digest_of, version_of
 from dlp_core.store.records import Record, first_problem
 
 FOLDER_FILE = "bank.json"
+DESCRIPTION_FILE = "description.txt"
 
+_DESCRIPTION = f"it must be one line of text, at most {MAX_DESCRIPTION} characters, in UTF-8"
 _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
 Check = Callable[[Adapter], None]
@@ -64,7 +72,9 @@ def read_folder(
     adapters = []
     for path in sorted((folder / "adapters").glob("[!.]*/"), key=lambda path: path.name):
         routed = path.name not in settings.unrouted
-        entry, files = describe_adapter(path, name=path.name, base_id=base.id, check=check, routed=routed)
+        entry, files = describe_adapter(
+            path, name=path.name, base_id=base.id, check=check, routed=routed, description=read_description(path)
+        )
         adapters.append(entry)
         sources += files
     if not adapters:
@@ -118,7 +128,7 @@ class _FolderFile(Record):
 
 
 def describe_adapter(
-    folder: Path, *, name: str, base_id: str, check: Check | None, routed: bool
+    folder: Path, *, name: str, base_id: str, check: Check | None, routed: bool, description: str | None
 ) -> tuple[AdapterEntry, list[LocalFile]]:
     """The manifest entry of a PEFT folder, and its files. Raises AdapterRefused or InvalidRequest."""
     adapter = read_adapter(folder, name=name)
@@ -135,18 +145,57 @@ def describe_adapter(
         rank=adapter.rank,
         modules=tuple(sorted({module.rpartition(".")[2] for module in adapter.modules})),
         routed=routed,
+        description=description,
     )
     return entry, [LocalFile(entry.key(file.path), folder / file.path, file) for file in files]
+
+
+def read_description(folder: Path) -> str | None:
+    """What an adapter's folder says it is for, None if it does not. Raises AdapterRefused, naming the file, if that is
+    not a line of text."""
+    path = folder / DESCRIPTION_FILE
+    if not path.exists():
+        return None
+    try:
+        with disk_errors(f"{path} cannot be read", mistake=AdapterRefused, action=_DESCRIPTION):
+            return checked_description(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, InvalidRequest):
+        raise AdapterRefused(f"{path}: {_DESCRIPTION}") from None
+
+
+def checked_description(text: str) -> str:
+    """What an adapter is for, without space around it. Raises InvalidRequest unless it is a line of text."""
+    text = text.strip()
+    if not text or len(text) > MAX_DESCRIPTION or not text.isprintable():
+        raise InvalidRequest(f"a description: {_DESCRIPTION}")
+    return text
 
 
 def describe_router(folder: Path, names: Sequence[str]) -> tuple[RouterEntry, list[LocalFile]]:
     """The manifest entry of a router folder, and its files. Raises BankError unless it routes exactly `names`."""
     _refuse_pickles(folder, "the router")
-    labels = Router.load(folder).labels
-    if sorted(labels) != sorted(names):
-        raise BankError(f"{folder}: {labels_problem(labels, names)}; train the router for these adapters")
+    router = Router.load(folder)
+    if sorted(router.labels) != sorted(names):
+        raise BankError(f"{folder}: {labels_problem(router.labels, names)}; train the router for these adapters")
+    encoder: EncoderEntry | None = None
+    encoder_files: list[LocalFile] = []
+    if isinstance(router.encoder, SentenceEncoder):
+        encoder, encoder_files = _describe_encoder(folder / ENCODER_FOLDER)
     files = describe_files(folder, RouterEntry.FILES)
-    entry = RouterEntry(version=version_of(digest_of(files)), files=files, digest=digest_of(files), labels=labels)
+    entry = RouterEntry(
+        version=version_of(digest_of(files)),
+        files=files,
+        digest=digest_of(files),
+        labels=router.labels,
+        encoder=encoder,
+    )
+    return entry, [*(LocalFile(entry.key(file.path), folder / file.path, file) for file in files), *encoder_files]
+
+
+def _describe_encoder(folder: Path) -> tuple[EncoderEntry, list[LocalFile]]:
+    _refuse_pickles(folder, "the router's encoder")
+    files = describe_files(folder, EncoderEntry.FILES)
+    entry = EncoderEntry(version=version_of(digest_of(files)), files=files, digest=digest_of(files))
     return entry, [LocalFile(entry.key(file.path), folder / file.path, file) for file in files]
 
 

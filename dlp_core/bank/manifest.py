@@ -4,6 +4,7 @@ In the store:
 
     adapters/<name>/<version>/{adapter_config.json,adapter_model.safetensors}
     routers/<version>/{router.json,router.safetensors}
+    encoders/<version>/{config.json,model.safetensors,tokenizer.json}    of a router with an encoder of its owner
     banks/<version>.json     the manifest: immutable, with size and sha256 of every file
     current.json             the pointer: which manifest serves
 
@@ -17,7 +18,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -30,7 +31,8 @@ from dlp_core.adapter.config import CONFIG_FILE
 from dlp_core.adapter.names import AUTO, qualify, validate_name
 from dlp_core.adapter.weights import WEIGHTS_FILE
 from dlp_core.errors import InvalidRequest
-from dlp_core.router import router
+from dlp_core.router import files as router_files
+from dlp_core.router import sentence_encoder
 from dlp_core.store.files import Digest, FileEntry, Sha256, digest_of
 from dlp_core.store.records import Record
 
@@ -72,6 +74,12 @@ class _Blob(Record):
         return self
 
 
+MAX_DESCRIPTION = 500
+"""Characters of an adapter's description."""
+
+Description = Annotated[str, Field(min_length=1, max_length=MAX_DESCRIPTION)]
+
+
 class AdapterEntry(_Blob):
     """One adapter of a bank. `rank` is its largest rank, `modules` the layer types it changes (`q_proj`)."""
 
@@ -83,6 +91,8 @@ class AdapterEntry(_Blob):
     rank: int = Field(ge=1)
     modules: tuple[str, ...]
     routed: bool = True
+    description: Description | None = None
+    """What it is for, in a sentence."""
 
     def key(self, file: str) -> str:
         """The key of `file` in the store."""
@@ -97,12 +107,26 @@ class AdapterEntry(_Blob):
         return f"adapter {self.name!r} version {self.version}"
 
 
+class EncoderEntry(_Blob):
+    """The encoder that a router's owner has brought."""
+
+    FILES: ClassVar[tuple[str, ...]] = sentence_encoder.FILES
+
+    def key(self, file: str) -> str:
+        """The key of `file` in the store."""
+        return f"encoders/{self.version}/{file}"
+
+    def __str__(self) -> str:
+        return f"encoder version {self.version}"
+
+
 class RouterEntry(_Blob):
     """The router of a bank. `labels` are adapter names in output order."""
 
-    FILES: ClassVar[tuple[str, ...]] = (router.CONFIG_FILE, router.WEIGHTS_FILE)
+    FILES: ClassVar[tuple[str, ...]] = (router_files.CONFIG_FILE, router_files.WEIGHTS_FILE)
 
     labels: tuple[Name, ...]
+    encoder: EncoderEntry | None = None
 
     def key(self, file: str) -> str:
         """The key of `file` in the store."""
@@ -110,6 +134,9 @@ class RouterEntry(_Blob):
 
     def __str__(self) -> str:
         return f"router version {self.version}"
+
+
+Blob: TypeAlias = AdapterEntry | RouterEntry | EncoderEntry
 
 
 class BaseModelEntry(Record):
@@ -134,9 +161,11 @@ class BankManifest(Record):
         """Bytes of all files."""
         return sum(blob.size for blob in self.blobs())
 
-    def blobs(self) -> Sequence[AdapterEntry | RouterEntry]:
-        """The adapters and the router."""
-        return (*self.adapters, *([self.router] if self.router else []))
+    def blobs(self) -> Sequence[Blob]:
+        """The adapters, the router, and its encoder if it has one."""
+        if self.router is None:
+            return self.adapters
+        return (*self.adapters, self.router, *([] if self.router.encoder is None else [self.router.encoder]))
 
     def objects(self) -> Sequence[tuple[str, FileEntry]]:
         """Every file of the bank, by its key in the store."""
@@ -209,11 +238,16 @@ def labels_problem(labels: Sequence[str], names: Sequence[str]) -> str:
 
 def bank_digest(base: BaseModelEntry, adapters: Sequence[AdapterEntry], router: RouterEntry | None) -> str:
     """`sha256:<hex>` over the canonical JSON of the bank's content, without version and date."""
-    content = {
+    content: dict[str, object] = {
         "base_model": base.id,
         "adapters": {adapter.name: adapter.digest for adapter in adapters},
         "router": router.digest if router else None,
     }
+    if router is not None and router.encoder is not None:
+        content["encoder"] = router.encoder.digest
+    descriptions = {adapter.name: adapter.description for adapter in adapters if adapter.description}
+    if descriptions:
+        content["descriptions"] = descriptions
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 

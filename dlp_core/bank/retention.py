@@ -134,7 +134,7 @@ def _find(store: AdapterStore, state: State, keep: int) -> tuple[Garbage, list[O
     needed |= {manifest_key(manifest.version) for manifest in kept}
     unneeded = [
         info
-        for infos in (listed.values(), store.list("adapters/"), store.list("routers/"))
+        for infos in (listed.values(), *map(store.list, ("adapters/", "routers/", "encoders/")))
         for info in infos
         if info.key not in needed
     ]

@@ -1,8 +1,8 @@
 """Adds an adapter to the current bank or removes one, as a new version that reuses the stored files.
 
-A router learns the new adapter from examples (dlp_core/router/growth.py); without examples it is used by name only.
-All changes go through dlp_core.bank.publish.commit: the pointer moves last, and only if it has not changed meanwhile.
-"""
+A router learns the new adapter from examples, a description, or both (dlp_core/router/growth.py); without any it is
+used by name only. All changes go through dlp_core.bank.publish.commit: the pointer moves last, and only if it has not
+changed meanwhile."""
 
 from __future__ import annotations
 
@@ -10,12 +10,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dlp_core.bank.folder import Check, LocalFile, describe_adapter, describe_router, make_manifest
+from dlp_core.bank.folder import (
+    Check,
+    LocalFile,
+    checked_description,
+    describe_adapter,
+    describe_router,
+    make_manifest,
+    read_description,
+)
 from dlp_core.bank.manifest import AdapterEntry, BankManifest, RouterEntry
 from dlp_core.bank.publish import commit
 from dlp_core.bank.reading import load_manifest
 from dlp_core.errors import BankError, InvalidRequest, LocalDiskError, UnknownModel
 from dlp_core.router import Router
+from dlp_core.router.files import ENCODER_FOLDER
 from dlp_core.router.growth import add_adapter, remove_adapter
 from dlp_core.store.disk import disk_errors
 from dlp_core.store.protocol import AdapterStore
@@ -27,15 +36,16 @@ def with_adapter(
     folder: Path,
     *,
     examples: Sequence[str] | None = None,
+    description: str | None = None,
     replace: bool = False,
     check: Check | None = None,
 ) -> BankManifest:
     """Publish the current bank plus the adapter in `folder` (PEFT files) as `name`.
 
-    `examples` are prompts for the router to send to it. `replace` allows an existing name; it stays routed if it was.
-    Raises InvalidRequest if the name is taken or the examples are too few, AdapterRefused if the adapter cannot be
-    served, UnknownModel for examples if the bank has no router, and what dlp_core.bank.publish.publish raises.
-    """
+    `examples` are prompts for the router to send to it, `description` says what it is for; the default is what the
+    folder says. `replace` allows an existing name; it stays routed if it was. Raises InvalidRequest if the name is
+    taken or the description is no sentence, AdapterRefused if the adapter cannot be served, UnknownModel for examples
+    or a `description` if the bank has no router, and what dlp_core.bank.publish.publish raises."""
 
     def make(before: BankManifest, work: Path) -> tuple[BankManifest, list[LocalFile]]:
         others = {adapter.name: adapter for adapter in before.adapters}
@@ -45,16 +55,18 @@ def with_adapter(
                 f"adapter {name!r} is already in bank {before.version}; unload it first, or replace it"
             )
         was_routed = existing is not None and existing.routed
+        about = read_description(folder) if description is None else checked_description(description)
+        taught = examples is not None or description is not None or (about is not None and before.router is not None)
         entry, sources = describe_adapter(
-            folder, name=name, base_id=before.base_model.id, check=check, routed=was_routed or examples is not None
+            folder, name=name, base_id=before.base_model.id, check=check, routed=was_routed or taught, description=about
         )
         adapters = sorted([*others.values(), entry], key=lambda adapter: adapter.name)
         router = before.router
-        if examples is not None:
+        if taught:
             grown = _read_router(store, before, work)
             if was_routed:
                 grown = remove_adapter(grown, name)
-            router, files = _save_router(add_adapter(grown, name, examples)[0], work, adapters)
+            router, files = _save_router(add_adapter(grown, name, examples or [], description=about)[0], work, adapters)
             sources += files
         return make_manifest(
             before.base_model, adapters, router, version=None, where=f"the bank with {name!r}"
@@ -103,9 +115,11 @@ def _read_router(store: AdapterStore, bank: BankManifest, work: Path) -> Router:
         raise UnknownModel(f"bank {bank.version} has no router to add an adapter to or remove one from")
     folder = work / "before"
     with disk_errors(f"{folder}: the router cannot be copied", mistake=LocalDiskError):
-        folder.mkdir(exist_ok=True)
-        for file in bank.router.files:
-            store.download(bank.router.key(file.path), folder / file.path, size=file.size, sha256=file.sha256)
+        for blob, into in ((bank.router, folder), (bank.router.encoder, folder / ENCODER_FOLDER)):
+            if blob is not None:
+                into.mkdir(parents=True, exist_ok=True)
+                for file in blob.files:
+                    store.download(blob.key(file.path), into / file.path, size=file.size, sha256=file.sha256)
     return Router.load(folder)
 
 

@@ -66,7 +66,10 @@ def read_router(store: AdapterStore, cache: DiskCache, manifest: BankManifest) -
     if manifest.router is None:
         raise UnknownModel(f"bank {manifest.version} has no router")
     with cache.lease(store, manifest.router) as folder:
-        return Router.load(folder)
+        if manifest.router.encoder is None:
+            return Router.load(folder)
+        with cache.lease(store, manifest.router.encoder) as encoder:
+            return Router.load(folder, encoder=encoder)
 
 
 def qualified(mix: Mix, manifest: BankManifest) -> Mix:

@@ -106,12 +106,32 @@ def test_a_name_that_is_taken_must_be_replaced_on_purpose(
     assert after.version != bank.version
 
 
+def test_with_a_description_the_router_learns_it_and_the_bank_keeps_it(
+    store: AdapterStore, bank: BankManifest, tmp_path: Path
+) -> None:
+    about = "Read a story about things that change hands, and say who has the object."
+    after = with_adapter(store, NEW, write_adapter(tmp_path / "new", seed=5), description=f" {about}\n")
+    assert labels(after) == names(after) == sorted(TASKS)
+    assert {adapter.name: adapter.description for adapter in after.adapters}[NEW] == about
+    folder = write_adapter(tmp_path / "again", seed=6)
+    (folder / "description.txt").write_text("Another sentence.\n")
+    again = with_adapter(store, NEW, folder, replace=True)
+    assert {adapter.name: adapter.description for adapter in again.adapters}[NEW] == "Another sentence."
+    assert again.version != after.version
+    (folder / "description.txt").write_text("two\nlines")
+    with pytest.raises(AdapterRefused, match=r"description\.txt: it must be one line of text"):
+        with_adapter(store, NEW, folder, replace=True)
+    with pytest.raises(InvalidRequest, match="one line of text, at most 500"):
+        with_adapter(store, "other", write_adapter(tmp_path / "other"), description="x" * 501)
+    assert load_manifest(store) == again
+
+
 def test_what_cannot_be_done_changes_nothing(store: AdapterStore, bank: BankManifest, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "new")
     with pytest.raises(AdapterRefused, match="base model"):
         with_adapter(store, NEW, write_adapter(tmp_path / "alien", base_model_name_or_path="org/other"))
-    with pytest.raises(InvalidRequest, match="15 different examples"):
-        with_adapter(store, NEW, folder, examples=examples(15))
+    with pytest.raises(InvalidRequest, match="nothing to know 'object_owner' by"):
+        with_adapter(store, NEW, folder, examples=[" "])
     with pytest.raises(BankError, match="auto"):
         with_adapter(store, "auto", folder)
     with pytest.raises(UnknownModel, match="'nobody' does not exist"):
