@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.status import Status
 
@@ -25,6 +26,11 @@ err = Console(stderr=True)
 def say(line: str) -> None:
     """Writes one line to stdout as it is: neither wrapped nor coloured but for its own markup."""
     out.print(line, highlight=False, soft_wrap=True)
+
+
+def warn(line: str) -> None:
+    """Writes one line to stderr."""
+    err.print(f"[yellow]warning:[/] {escape(line)}", highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

@@ -32,7 +32,7 @@ class RoutingOptions:
     """One request's adapter options. Filled by the HTTP layer, with defaults and limits already applied."""
 
     model: str
-    top_p: float
+    top_p: float | None  # None: the router's own
     max_adapters: int
     weights: WeightRule = "renormalise"
     min_confidence: float | None = None
@@ -47,7 +47,7 @@ class RoutingOptions:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The mix of one request. The last four fields are None if the router was not consulted."""
+    """The mix of one request. The last six fields are None if the router was not consulted."""
 
     options: RoutingOptions
     bank: str
@@ -57,6 +57,8 @@ class Decision:
     router: str | None = None
     confidence: float | None = None
     none: float | None = None
+    margin: float | None = None
+    top_p: float | None = None
     probabilities: Mapping[str, float] | None = None
 
     @property
@@ -114,6 +116,8 @@ async def decide(
         router=bank.router.version,
         confidence=routing.confidence,
         none=routing.none,
+        margin=routing.margin,
+        top_p=routing.top_p if options.top_p is None else options.top_p,
         probabilities=routing.probabilities,
     )
 

@@ -31,7 +31,12 @@ def route(
     router: Annotated[Path | None, typer.Option(help="Folder of a trained router.")] = None,
     bank: Annotated[str | None, typer.Option(help="A published bank instead: s3://bucket/prefix/ or a folder.")] = None,
     file: Annotated[Path | None, typer.Option(help='JSON lines {"input": text}, plain or .gz, not TEXT.')] = None,
-    top_p: Annotated[float, typer.Option(help="Keep the fewest adapters with this share of the probability.")] = 0.9,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Keep the fewest adapters with this share of the probability.", show_default="the router's, mostly 0.9"
+        ),
+    ] = None,
     max_adapters: Annotated[int, typer.Option(help="Keep at most this many adapters.")] = 3,
     weights: Annotated[
         WeightRule, typer.Option(help="Probabilities divided by their sum, or a second softmax over them.")
@@ -62,7 +67,9 @@ def route(
             terminal.print_json(_as_dict(routing, mix) | explanation_json(explanation))
         else:
             terminal.out.print(_table(routing, mix))
-            terminal.say(_kept(mix, top_p=top_p, max_adapters=max_adapters))
+            terminal.say(
+                _kept(routing, mix, top_p=routing.top_p if top_p is None else top_p, max_adapters=max_adapters)
+            )
             terminal.say(_words(explanation))
 
 
@@ -87,6 +94,7 @@ def _as_dict(routing: Routing, mix: Mix) -> dict[str, Any]:
     return {
         "confidence": routing.confidence,
         "none": routing.none,
+        "margin": round(routing.margin, 2),
         "none_threshold": NONE_THRESHOLD,
         "mix": weights_json(mix),
         "probabilities": routing.probabilities,
@@ -114,10 +122,13 @@ def _table(routing: Routing, mix: Mix) -> Table:
     return table
 
 
-def _kept(mix: Mix, *, top_p: float, max_adapters: int) -> str:
+def _kept(routing: Routing, mix: Mix, *, top_p: float, max_adapters: int) -> str:
     if not mix:
-        return 'kept: none, since "none of these" is above its threshold; the plain backbone serves this'
-    return f"kept: {mix} (the fewest with {top_p:g} of the adapters' probability, at most {max_adapters})"
+        return f"kept: none, {-routing.margin:.1f} below the threshold; the plain backbone serves this"
+    return (
+        f"kept: {mix}, {routing.margin:.1f} above the threshold "
+        f"(the fewest with {top_p:g} of the adapters' probability, at most {max_adapters})"
+    )
 
 
 def _words(explanation: Explanation) -> str:

@@ -1,10 +1,10 @@
-"""`dlp router`: train and evaluate the router of a bank, add adapters to it and remove them."""
+"""`dlp router`: train, tune and evaluate the router of a bank, add adapters to it and remove them."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -12,20 +12,44 @@ from rich.table import Table
 from deployments import terminal
 from deployments.cli.options import Json, Seed
 
-app = typer.Typer(help="Train, evaluate, extend and shrink routers.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from dlp_core.router import Router
+
+app = typer.Typer(help="Train, tune, evaluate, extend and shrink routers.", no_args_is_help=True)
+
+KEPT = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
+"""Points of the curve that are shown."""
 
 Data = Annotated[
     list[Path],
     typer.Option(help='JSON lines {"task": adapter name or null, "input": text}, plain or .gz.'),
 ]
 Folder = Annotated[Path, typer.Option(help="Folder of a trained router.")]
+Keep = Annotated[
+    float | None,
+    typer.Option(
+        help="Fraction of the prompts of its tasks to keep; the higher, the more strangers get in.",
+        show_default="as strangers allow",
+    ),
+]
+Coverage = Annotated[
+    float | None,
+    typer.Option(help="How often a mix must hold the right adapter, at least.", show_default="mixes of top-p 0.9"),
+]
 Out = Annotated[Path | None, typer.Option(help="Folder to write to; default: the router's folder.")]
 
 
 @app.command()
 def train(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Folder to write router.json and router.safetensors to.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the router to.")],
+    *,
+    keep: Keep = None,
+    coverage: Coverage = None,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a Hugging Face or sentence-transformers encoder, in place of the built-in one."),
+    ] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -34,17 +58,64 @@ def train(
     from dlp_core.router.training.train import TrainSettings, train_router
 
     rows = read_task_rows(data)
+    settings = TrainSettings(seed=seed, keep=keep, coverage=coverage, encoder=encoder)
+    if settings.teacher is None and encoder is None:
+        terminal.warn(
+            "the teacher is not installed, so this router knows no words but those of its rows; for better routing of "
+            "what people write: pip install 'dlp-serve[train]'"
+        )
     with terminal.progress(f"train router on {len(rows):,} rows") as bar:
-        router, summary = train_router(rows, TrainSettings(seed=seed), report=bar.report)
+        router, summary = train_router(rows, settings, report=bar.report)
     router.save(out)
     if json:
-        terminal.print_json({"router": str(out), **summary.as_dict()})
+        terminal.print_json({"router": str(out), **summary.as_dict(), "curve": _curve(router)})
         return
+    for warning in summary.warnings:
+        terminal.warn(warning)
+    terminal.out.print(_curve_table(router))
     terminal.out.print(
         f"[bold]{out}[/]: {summary.adapters} adapters, {summary.parameters:,} parameters, {summary.seconds:.0f} s; "
         f"of {summary.held_back:,} rows held back {summary.accuracy:.2%} right, {summary.kept:.2%} kept, "
         f"calibration error {summary.ece:.4f}"
     )
+
+
+@app.command()
+def tune(
+    router: Folder,
+    *,
+    keep: Keep = None,
+    coverage: Coverage = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Rows that the router was not trained on, to tune by; default: what the training held back."),
+    ] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Move a router's threshold, or its top-p, without training it again."""
+    from dlp_core.router import Router
+    from dlp_core.router.rows import read_task_rows
+    from dlp_core.router.tuning import tuned
+
+    rows = None if data is None else read_task_rows(data)
+    changed = tuned(Router.load(router), keep=keep, coverage=coverage, rows=rows)
+    changed.save(out or router)
+    if json:
+        calibration = changed.calibration
+        terminal.print_json(
+            {
+                "router": str(out or router),
+                "threshold": calibration.threshold,
+                "top_p": calibration.top_p,
+                "kept": changed.curve.kept(calibration.threshold),
+                "refused": changed.curve.refused(calibration.threshold),
+                "curve": _curve(changed),
+            }
+        )
+        return
+    terminal.out.print(_curve_table(changed))
+    terminal.say(f"[bold]{out or router}[/]: mixes of top-p {changed.calibration.top_p:.3g}")
 
 
 @app.command("eval")
@@ -57,7 +128,7 @@ def evaluate(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Evaluate a router: accuracy, calibration, robustness, latency. It should reject rows of unknown tasks."""
+    """Evaluate a router: accuracy, calibration, other wordings, strangers, latency. docs/router.md explains each."""
     # Latencies are measured on one thread. OpenBLAS reads this when numpy is first imported, below.
     os.environ["OMP_NUM_THREADS"] = "1"
     from dlp_core.router import Router
@@ -75,6 +146,8 @@ def evaluate(
     if json:
         terminal.print_json(result)
         return
+    for warning in result.pop("warnings"):
+        terminal.warn(warning)
     table = Table("measure", "value", title=str(router))
     for name, value in result.items():
         text = "none to judge by" if value is None else f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"
@@ -86,25 +159,40 @@ def evaluate(
 def add(
     router: Folder,
     adapter: Annotated[str, typer.Option(help="Name of the adapter to add.")],
-    examples: Annotated[Path, typer.Option(help='JSON lines {"input": text}, 16 or more, plain or .gz.')],
+    *,
+    examples: Annotated[
+        Path | None, typer.Option(help='JSON lines {"input": text}, plain or .gz; 16 are good, 4 will do.')
+    ] = None,
+    describe: Annotated[
+        str | None,
+        typer.Option(help="What the adapter is for, in a sentence; or its folder, if that has a description.txt."),
+    ] = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Teach a router one more adapter from a few prompts, without retraining. Takes a second."""
+    """Teach a router one more adapter from a few prompts, a description, or both. Takes a second."""
+    from dlp_core.bank.folder import checked_description, read_description
     from dlp_core.router import Router
     from dlp_core.router.growth import add_adapter
     from dlp_core.router.rows import read_examples
 
-    grown, summary = add_adapter(Router.load(router), adapter, read_examples(examples, adapter))
+    texts = [] if examples is None else read_examples(examples, adapter)
+    about = describe and (
+        read_description(Path(describe)) if Path(describe).is_dir() else checked_description(describe)
+    )
+    grown, summary = add_adapter(Router.load(router), adapter, texts, description=about)
     grown.save(out or router)
     if json:
         terminal.print_json({"router": str(out or router), **summary.as_dict()})
         return
-    mistaken = f", most others to {summary.mistaken_for}" if summary.mistaken_for else ""
-    terminal.say(
-        f"[bold]{out or router}[/]: {summary.adapters} adapters; of {summary.examples} examples of {adapter}, each "
-        f"judged without itself, {summary.right:.0%} right{mistaken}, {summary.kept:.0%} kept"
-    )
+    line = f"[bold]{out or router}[/]: {summary.adapters} adapters"
+    if summary.right is not None and summary.kept is not None:
+        mistaken = f", most others to {summary.mistaken_for}" if summary.mistaken_for else ""
+        line += (
+            f"; of {summary.examples} examples of {adapter}, each judged without itself, {summary.right:.0%} "
+            f"right{mistaken}, {summary.kept:.0%} kept"
+        )
+    terminal.say(f"{line}; takes {summary.taken:.1%} of what the others remember")
 
 
 @app.command()
@@ -124,3 +212,22 @@ def remove(
         terminal.print_json({"router": str(out or router), "removed": adapter, "adapters": len(smaller.labels)})
         return
     terminal.say(f"[bold]{out or router}[/]: {len(smaller.labels)} adapters, without {adapter}")
+
+
+def _curve(router: Router) -> list[dict[str, float | None]]:
+    """What each fraction kept costs: the fraction of strangers refused."""
+    curve = router.curve
+    return [
+        {"keep": keep, "threshold": (threshold := curve.threshold(keep)), "refused": curve.refused(threshold)}
+        for keep in KEPT
+    ]
+
+
+def _curve_table(router: Router) -> Table:
+    kept, auroc = router.curve.kept(router.calibration.threshold), router.curve.auroc
+    separation = "no rows of no task to tell it by" if auroc is None else f"AUROC {auroc:.4f}"
+    table = Table("--keep", "strangers refused", title=f"keeping {kept:.1%} of its tasks; {separation}")
+    for point in _curve(router):
+        refused = point["refused"]
+        table.add_row(f"{point['keep']:g}", "" if refused is None else f"{refused:.1%}")
+    return table

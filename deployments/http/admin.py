@@ -22,18 +22,21 @@ from deployments.http.access import Access
 from deployments.http.errors import unknown_url
 from deployments.http.input import parse, read_json
 from deployments.http.requests import StrictBody
+from dlp_core.bank.manifest import MAX_DESCRIPTION
 
 if TYPE_CHECKING:
     from dlp_core.bank.manifest import BankManifest
 
 
 class LoadAdapter(StrictBody):
-    """vLLM's body plus `examples`: prompts that teach the router to choose the adapter."""
+    """vLLM's body plus `examples` and `description`: prompts that teach the router to choose the adapter, and a
+    sentence that says what it is for."""
 
     lora_name: str = Field(min_length=1)
     lora_path: str = Field(min_length=1)
     load_inplace: bool = False
     examples: list[str] | None = None
+    description: str | None = Field(default=None, min_length=1, max_length=MAX_DESCRIPTION)
 
 
 class UnloadAdapter(StrictBody):

@@ -81,9 +81,10 @@ def route_json(decision: Decision) -> dict[str, Any]:
         "reason": decision.reason,
         "confidence": decision.confidence,
         "none": decision.none,
+        "margin": decision.margin,
         "mix": mix_json(decision.mix, decision.digests),
         "probabilities": None if decision.probabilities is None else dict(decision.probabilities),
-        "top_p": decision.options.top_p,
+        "top_p": decision.options.top_p if decision.top_p is None else decision.top_p,
         "max_adapters": decision.options.max_adapters,
         "weights": decision.options.weights,
         "min_confidence": decision.options.min_confidence,
@@ -111,14 +112,16 @@ def visible(bank: BankManifest, allowed: frozenset[str] | None) -> BankManifest:
 
 
 def models_json(bank: BankManifest, *, created: int) -> list[dict[str, Any]]:
-    """Every valid `model`: "auto" if the bank has a router, the base model, and each adapter."""
+    """Every valid `model`: "auto" if the bank has a router, the base model, and each adapter, with its description if
+    it has one."""
 
-    def model(name: str, parent: str | None) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": created, "owned_by": OWNER, "parent": parent}
+    def model(name: str, parent: str | None, description: str | None = None) -> dict[str, Any]:
+        entry = {"id": name, "object": "model", "created": created, "owned_by": OWNER, "parent": parent}
+        return entry if description is None else entry | {"description": description}
 
     base = bank.base_model.id
     routed = [model(AUTO, base)] if bank.router is not None else []
-    return [*routed, model(base, None), *(model(adapter.name, base) for adapter in bank.adapters)]
+    return [*routed, model(base, None), *(model(adapter.name, base, adapter.description) for adapter in bank.adapters)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ async def test_without_a_usable_fallback_the_request_is_refused(fallback: str | 
         await decided(fallback, **changes)
 
 
-ROUTING = Routing.of({"sql": 0.6, "cron": 0.25, "dates": 0.05}, none=0.1)
+ROUTING = Routing.of({"sql": 0.6, "cron": 0.3, "dates": 0.1}, margin=2.0)
 
 
 def options(**changes: Any) -> RoutingOptions:
@@ -68,7 +68,7 @@ def test_the_mix_is_weighted_as_asked(weights: WeightRule) -> None:
 def test_below_the_confidence_asked_for_the_plain_backbone_serves() -> None:
     assert choose(options(min_confidence=0.61), ROUTING) == (EMPTY_MIX, "low_confidence")
     assert choose(options(min_confidence=0.6), ROUTING)[1] == "routed"
-    assert choose(options(min_confidence=0.61), Routing.of({"sql": 0.3}, none=0.7)) == (EMPTY_MIX, "none_of_these")
+    assert choose(options(min_confidence=0.61), Routing.of({"sql": 1.0}, margin=-0.8)) == (EMPTY_MIX, "none_of_these")
 
 
 async def test_a_named_model_needs_no_router() -> None:

@@ -46,12 +46,22 @@ class WordRouting:
     def none(self) -> float:
         return 1.0 - sum(self.probabilities.values())
 
-    def mix(self, **options: Any) -> Mix:
-        return select_top_p(self.probabilities, **options) if self.none < 0.5 else EMPTY_MIX
+    @property
+    def margin(self) -> float:
+        return 1.0 - 2.0 * self.none
+
+    top_p = 0.9
+
+    def mix(self, *, top_p: float | None, **options: Any) -> Mix:
+        chosen = select_top_p(self.probabilities, top_p=top_p or self.top_p, **options)
+        return chosen if self.margin > 0 else EMPTY_MIX
 
 
 def manifest(**changes: Any) -> Any:
-    adapters = [SimpleNamespace(name=name, digest=f"sha256:{name}") for name in ("sql", "cron", "dates")]
+    adapters = [
+        SimpleNamespace(name=name, digest=f"sha256:{name}", description=about)
+        for name, about in (("sql", "Writes queries."), ("cron", None), ("dates", None))
+    ]
     bank: dict[str, Any] = {
         "version": "b1",
         "base_model": SimpleNamespace(id=BASE),
@@ -229,7 +239,8 @@ def test_completions(client: openai.OpenAI, service: EchoService) -> None:
 
 def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["auto", BASE, "sql", "cron", "dates"]
-    assert client.models.retrieve("sql").model_extra == {"parent": BASE}
+    assert client.models.retrieve("sql").model_extra == {"parent": BASE, "description": "Writes queries."}
+    assert client.models.retrieve("cron").model_extra == {"parent": BASE}
     assert client.models.retrieve(BASE).id == BASE
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("nope")
@@ -335,6 +346,7 @@ def test_route_takes_a_bare_text(http: TestClient) -> None:
         assert reply["model"] == "auto"
         assert reply["probabilities"] == {"sql": pytest.approx(2 / 3), "cron": pytest.approx(1 / 3)}
         assert reply["none_threshold"] == 0.5
+        assert reply["margin"] == 1.0
         assert reply["explains"] == "sql"
         assert {word["text"] for word in reply["words"]} == {"sql", "cron"}
         assert (reply["top_p"], reply["max_adapters"], reply["reason"]) == (0.9, 3, "routed")

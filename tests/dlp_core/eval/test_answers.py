@@ -158,7 +158,7 @@ class ByFullStops:
     """A router that only counts finished sentences, so that every sentence gets another mix."""
 
     def route_first(self, choices: Sequence[Sequence[str]]) -> list[Routing]:
-        return [Routing.of({TASKS_IN_ORDER[texts[0].count(".") % 3]: 1.0}, none=0.0) for texts in choices]
+        return [Routing.of({TASKS_IN_ORDER[texts[0].count(".") % 3]: 1.0}) for texts in choices]
 
 
 async def test_by_sentence_routes_every_sentence_including_those_already_said(base: Path, bank: JudgedBank) -> None:

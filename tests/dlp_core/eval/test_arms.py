@@ -16,8 +16,8 @@ from tests.support.eval_bank import TASKS, trained_router, write_suite
 
 pytestmark = pytest.mark.model
 
-ROUTING = Routing.of({"cron": 0.5, "dates": 0.3, "sql": 0.15}, none=0.05)
-UNSURE = Routing.of({"cron": 0.2, "dates": 0.1, "sql": 0.1}, none=0.6)
+ROUTING = Routing.of({"cron": 0.5, "dates": 0.3, "sql": 0.2})
+UNSURE = Routing.of({"cron": 0.5, "dates": 0.3, "sql": 0.2}, margin=-1.0)
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ class WordRouter:
     def _route(self, text: str) -> Routing:
         found = max(NAMES, key=text.rfind)
         fits = found in text
-        return Routing.of({name: float(fits and name == found) for name in NAMES}, none=1.0 - fits)
+        return Routing.of({name: float(fits and name == found) for name in NAMES}, margin=9.0 if fits else -9.0)
 
 
 def mix(name: str) -> Mix:
@@ -127,7 +127,7 @@ def test_sentences_are_weighted_as_the_request_asks(weights: WeightRule) -> None
         def _route(self, text: str) -> Routing:
             return routing
 
-    routing = Routing.of({"apple": 0.7, "bread": 0.25}, none=0.05)
+    routing = Routing.of({"apple": 0.7, "bread": 0.3})
     router: Any = Undecided()
     bank: Any = SimpleNamespace(adapters=[SimpleNamespace(name=name, qualified_name=f"{name}@1") for name in NAMES])
     options = RoutingOptions("auto", top_p=0.9, max_adapters=3, weights=weights, by_sentence=True)
