@@ -19,7 +19,7 @@ from dlp_core.router.rows import TaskRow
 from dlp_core.router.training.train import train_router
 from dlp_core.train.lora import TrainProgress, train_adapter
 from dlp_core.train.rows import Row
-from examples.bank.recipe import ADAPTERS, BACKGROUND_ROWS, ROUTER, ROWS
+from examples.bank.recipe import ADAPTERS, BACKGROUND_ROWS, ROUTER, ROUTER_ROWS, ROWS
 from examples.bank.tasks import rows as task_rows
 from examples.bank.tasks.router_rows import router_rows
 
@@ -36,7 +36,7 @@ def rows(
     out.mkdir(parents=True, exist_ok=True)
     for name in ADAPTERS:
         _write(out / f"{name}.jsonl", task_rows(name, "train", ROWS))
-    _write(out / "router.jsonl", router_rows("train", ROWS, BACKGROUND_ROWS))
+    _write(out / "router.jsonl", router_rows("train", ROUTER_ROWS, BACKGROUND_ROWS))
 
 
 @app.command()
@@ -63,7 +63,7 @@ def router(
     out: Annotated[Path, typer.Option(help="Folder of the router.")] = HERE / "router",
 ) -> None:
     """Train the router and print a JSON line."""
-    training = [TaskRow(row["task"], str(row["input"])) for row in router_rows("train", ROWS, BACKGROUND_ROWS)]
+    training = [TaskRow(row["task"], str(row["input"])) for row in router_rows("train", ROUTER_ROWS, BACKGROUND_ROWS)]
     with terminal.progress("train router") as bar:
         trained, summary = train_router(training, ROUTER, report=bar.report)
     trained.save(out)

@@ -8,7 +8,9 @@ from dlp_core.router.training.train import TrainSettings as RouterSettings
 from dlp_core.train.lora import TrainSettings
 
 ROWS = 5_000
-"""Training rows generated per task, for its adapter and for the router."""
+"""Training rows generated per task, for its adapter."""
+ROUTER_ROWS = 2_000
+"""Training rows generated per task for the router, a quarter of them as people speak."""
 
 DEFAULT = TrainSettings(rank=8, alpha=16.0, targets=("q_proj", "v_proj"), steps=200, lr=2e-3)
 ATTENTION = replace(DEFAULT, rank=4, alpha=8.0, targets=("q_proj", "k_proj", "v_proj", "o_proj"))
@@ -25,7 +27,7 @@ ADAPTERS: dict[str, TrainSettings] = {
 }
 """The adapters and their settings. Ranks and targets differ on purpose, because real banks are seldom uniform."""
 
-BACKGROUND_ROWS = 17_000
+BACKGROUND_ROWS = 8_000
 """Number of prompts of no task in the router's training data."""
 
 ROUTER = RouterSettings()

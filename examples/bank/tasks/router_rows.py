@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from examples.bank.tasks import TASKS, background_rows, rows
+from examples.bank.tasks import TASKS, background_rows, rows, spoken
 from examples.bank.tasks.pools import Split, entries
 
 WANTED = {
@@ -40,6 +40,7 @@ OPENINGS = ("hi,", "hello,", "ok,", "so", "well,", "next:", "another one:", "and
             "I want",
             "can you", "could you", "would you", "please", "hey", "yo", "user:", "quick question:")  # fmt: skip
 
+_SPOKEN_SHARE = 0.25
 _RARE_SHARE = 0.03
 """A word in a smaller share of a task's prompts belongs to a thing, not to the task."""
 
@@ -59,6 +60,9 @@ def router_rows(split: Split, count: int, background: int, *, seed: int = 0) -> 
     result: list[dict[str, str | None]] = []
     for task, texts in prompts.items():
         for prompt in texts:
+            if task is not None and split == "train" and rng.random() < _SPOKEN_SHARE:
+                result.append({"task": task, "input": spoken.prompt(rng, task)})
+                continue
             text = prompt if task is None or rng.random() < 0.5 else _reword(rng, task, split)
             if rng.random() < 0.5:
                 text = _swap_things(rng, text, things[task], all_things)
