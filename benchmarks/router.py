@@ -1,12 +1,13 @@
-"""The router at scale: adding an adapter with 16 examples, a thousand adapters, long prompts.
+"""The router as it grows: adapters added with few examples or none, and a thousand adapters.
 
-    .venv/bin/python -m benchmarks.router TRAIN.jsonl.gz TEST.jsonl.gz [--quick]
+    .venv/bin/python -m benchmarks.router TRAIN.jsonl.gz TEST.jsonl.gz [--descriptions TASKS.json] [--quick]
 
-    growth   every task in turn is left out of training, then added with 16 of its rows: is it routed correctly, and how
-             much accuracy do the others lose?
+    growth   a tenth of the tasks at a time is left out of training; each of them is then added with 16 of its rows,
+    with
+             4, and with a description alone, if TASKS.json has one: is it routed correctly, and what do the others
+             lose?
     scale    1,000 adapters: sub-tasks of the tasks (clusters of their rows in the hidden layer) and synthetic tasks;
              950 are trained, 50 added one by one; latency of one prompt on one thread, next to the tasks' own router
-    long     prompts of 30,000 characters
 
 `dlp router eval --train-data` measures quality, benchmarks/router_latency.py speed without any rows. Prints one JSON
 object.
@@ -18,7 +19,6 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any
@@ -30,15 +30,15 @@ import typer
 
 from benchmarks.measure.harness import environment, run
 from dlp_core.router import Router
-from dlp_core.router.calibration import auroc
-from dlp_core.router.features import featurise
-from dlp_core.router.growth import MIN_EXAMPLES, add_adapter
+from dlp_core.router.growth import add_adapter
 from dlp_core.router.rows import TaskRow, read_task_rows
 from dlp_core.router.training.train import train_router
 
+EXAMPLES = (16, 4)
+MEANS = ("right", "kept", "others_lose", "seconds")
+GROUPS = 10
 ADAPTERS = 1000
 ADDED = 50
-LONG = 30_000  # characters
 SUBTASKS = 20  # per task
 SYNTHETIC_ROWS = 40  # per synthetic task
 
@@ -53,50 +53,56 @@ DETAILS = (
 )
 
 
-def growth(train: list[TaskRow], test: list[TaskRow], workers: int, tasks: Sequence[str]) -> dict[str, Any]:
-    with ProcessPoolExecutor(workers) as pool:
-        runs = list(pool.map(_grow, tasks, [train] * len(tasks), [test] * len(tasks)))
-    means = ("right", "in_the_mix", "kept", "others_lose", "unseen_auroc_before", "seconds")
-    return {
-        "examples": MIN_EXAMPLES,
-        "runs": len(runs),
-        **{f"{name}_mean": round(float(np.mean([run[name] for run in runs])), 4) for name in means},
-        "right_least": min(run["right"] for run in runs),
-        "others_lose_most": max(run["others_lose"] for run in runs),
-        "tasks": runs,
-    }
+def growth(
+    train: list[TaskRow], test: list[TaskRow], groups: Sequence[Sequence[str]], descriptions: dict[str, str]
+) -> dict[str, Any]:
+    """Means over all tasks, by what the task is added with."""
+    grown = [one for group in groups for one in _grow(group, train, test, descriptions)]
+    result: dict[str, Any] = {"tasks": len({one["task"] for one in grown})}
+    for known_by in dict.fromkeys(one["known_by"] for one in grown):
+        own = [one for one in grown if one["known_by"] == known_by]
+        result[known_by] = {
+            **{name: round(float(np.mean([one[name] for one in own])), 4) for name in MEANS},
+            "right_least": min(one["right"] for one in own),
+            "others_lose_most": max(one["others_lose"] for one in own),
+        }
+    return result | {"each": grown}
 
 
-def _grow(task: str, train: list[TaskRow], test: list[TaskRow]) -> dict[str, Any]:
-    router, _ = train_router([row for row in train if row.task != task])
-    own_texts = [row.input for row in test if row.task == task]
-    others = [row for row in test if row.task != task]
-    examples = Random(0).sample([row.input for row in train if row.task == task], MIN_EXAMPLES)
+def _grow(
+    group: Sequence[str], train: list[TaskRow], test: list[TaskRow], descriptions: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Train without a group of tasks, then add each of them alone, in each way."""
+    router, _ = train_router([row for row in train if row.task not in group])
+    others = [row for row in test if row.task in router.labels]
     accuracy_before = _accuracy(router, others)
-    unseen_auroc = auroc(_none(router, [row.input for row in others]), _none(router, own_texts))
-    started = time.perf_counter()
-    router, summary = add_adapter(router, task, examples)
-    seconds = time.perf_counter() - started
-    routings = router.route(own_texts)
-    return {
-        "task": task,
-        "right": round(float(np.mean([routing.best == task for routing in routings])), 4),
-        "in_the_mix": round(float(np.mean([task in routing.mix().names for routing in routings])), 4),
-        "kept": round(float(np.mean([routing.fits for routing in routings])), 4),
-        "others_lose": round(accuracy_before - _accuracy(router, others), 4),
-        "unseen_auroc_before": round(unseen_auroc, 4),
-        "promised": round(summary.right, 4),
-        "seconds": round(seconds, 2),
-    }
+    runs = []
+    for task in group:
+        own = [row.input for row in train if row.task == task]
+        ways = {f"{count} examples": (Random(0).sample(own, count), None) for count in EXAMPLES}
+        if task in descriptions:
+            ways["a description"] = ([], descriptions[task])
+        for known_by, (examples, description) in ways.items():
+            started = time.perf_counter()
+            grown, _ = add_adapter(router, task, examples, description=description)
+            seconds = time.perf_counter() - started
+            routings = grown.route([row.input for row in test if row.task == task])
+            runs.append(
+                {
+                    "task": task,
+                    "known_by": known_by,
+                    "right": round(float(np.mean([routing.best == task for routing in routings])), 4),
+                    "kept": round(float(np.mean([routing.fits for routing in routings])), 4),
+                    "others_lose": round(accuracy_before - _accuracy(grown, others), 4),
+                    "seconds": round(seconds, 2),
+                }
+            )
+    return runs
 
 
 def _accuracy(router: Router, rows: list[TaskRow]) -> float:
     routings = router.route([row.input for row in rows])
     return float(np.mean([routing.best == row.task for routing, row in zip(routings, rows, strict=True)]))
-
-
-def _none(router: Router, texts: list[str]) -> Any:
-    return np.array([routing.none for routing in router.route(texts)])
 
 
 def scale(train: list[TaskRow], test: list[TaskRow]) -> dict[str, Any]:
@@ -105,7 +111,7 @@ def scale(train: list[TaskRow], test: list[TaskRow]) -> dict[str, Any]:
     by_task: dict[str, list[TaskRow]] = {}
     for row in rows:
         by_task.setdefault(str(row.task), []).append(row)
-    names = sorted(name for name, members in by_task.items() if len(members) >= 2 * MIN_EXAMPLES)
+    names = sorted(name for name, members in by_task.items() if len(members) >= 2 * EXAMPLES[0])
     rng = Random(0)
     rng.shuffle(names)
     names = names[:ADAPTERS]
@@ -119,7 +125,7 @@ def scale(train: list[TaskRow], test: list[TaskRow]) -> dict[str, Any]:
     seconds = []
     for name in added:
         started = time.perf_counter()
-        router, _ = add_adapter(router, name, [row.input for row in by_task[name][:MIN_EXAMPLES]])
+        router, _ = add_adapter(router, name, [row.input for row in by_task[name][: EXAMPLES[0]]])
         seconds.append(time.perf_counter() - started)
     texts = [row.input for row in test]
     latencies: dict[str, list[float]] = {"tasks": [], "thousand": []}
@@ -128,7 +134,7 @@ def scale(train: list[TaskRow], test: list[TaskRow]) -> dict[str, Any]:
     return {
         "adapters": len(router.labels),
         "trained_s": round(training_s, 1),
-        "parameters": router.network.parameters,
+        "parameters": router.parameters,
         "right": round(accuracy_before, 4),
         "right_after_adding": round(_accuracy(router, known), 4),
         "added_right": round(_accuracy(router, [row for row in held_out if row.task in set(added)]), 4),
@@ -142,18 +148,18 @@ def scale(train: list[TaskRow], test: list[TaskRow]) -> dict[str, Any]:
 
 
 def _subtasks(router: Router, rows: list[TaskRow]) -> list[TaskRow]:
-    """Rows of each task, relabelled by the cluster they fall in (k-means in the second hidden layer)."""
+    """Rows of each task, relabelled by the cluster they fall in (k-means in the hidden layer)."""
     relabelled = []
     rng = np.random.default_rng(0)
     for task in router.labels:
         members = [row for row in rows if row.task == task]
         hidden = np.concatenate(
             [
-                router.network.forward(router.network.embed(featurise([row.input for row in members[n : n + 64]])))[0]
+                router.network.hidden(router.encoder.encode([row.input for row in members[n : n + 64]]))
                 for n in range(0, len(members), 64)
             ]
         )
-        centres = hidden[rng.choice(len(hidden), min(SUBTASKS, len(hidden) // (2 * MIN_EXAMPLES)), replace=False)]
+        centres = hidden[rng.choice(len(hidden), min(SUBTASKS, len(hidden) // (2 * EXAMPLES[0])), replace=False)]
         for _ in range(12):
             nearest = np.square(hidden[:, None] - centres).sum(axis=2).argmin(axis=1)
             centres = np.stack(
@@ -189,27 +195,21 @@ def _latencies(router: Router, texts: Sequence[str]) -> list[float]:
     return seconds
 
 
-def long(train: list[TaskRow], test: list[TaskRow]) -> dict[str, Any]:
-    router, _ = train_router(train)
-    text = " ".join(row.input for row in test)
-    texts = [text[start : start + LONG] for start in range(0, min(len(text) - LONG, 200 * LONG // 4), LONG // 4)]
-    seconds = _latencies(router, texts)
-    p50, p99 = (round(float(np.quantile(seconds, share)) * 1e3, 3) for share in (0.5, 0.99))
-    return {"characters": LONG, "prompts": len(texts), "p50_ms": p50, "p99_ms": p99}
-
-
 def main(
     train: Annotated[Path, typer.Argument(help="Training rows.")],
     test: Annotated[Path, typer.Argument(help="Test rows.")],
-    quick: Annotated[bool, typer.Option(help="Two tasks for growth, no thousand adapters.")] = False,
+    descriptions: Annotated[Path | None, typer.Option(help="JSON object: task to what it is for.")] = None,
+    quick: Annotated[bool, typer.Option(help="One group of tasks for growth, no thousand adapters.")] = False,
 ) -> None:
     rows, held_out = read_task_rows([train]), read_task_rows([test])
     tasks = sorted({row.task for row in rows if row.task is not None})
+    Random(0).shuffle(tasks)
+    groups = [tasks[start::GROUPS] for start in range(GROUPS)]
+    about = {} if descriptions is None else json.loads(descriptions.read_text(encoding="utf-8"))
     result = {
         **environment(),
-        "long": long(rows, held_out),
         **({} if quick else {"scale": scale(rows, held_out)}),
-        "growth": growth(rows, held_out, os.cpu_count() or 1, tasks[:2] if quick else tasks),
+        "growth": growth(rows, held_out, groups[:1] if quick else groups, about),
     }
     print(json.dumps(result, indent=1))
 

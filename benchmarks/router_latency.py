@@ -88,7 +88,7 @@ def measure(routers: dict[int, Router], prompts: Sequence[str], rounds: int) -> 
         result.append(
             {
                 "adapters": number,
-                "parameters": router.network.parameters,
+                "parameters": router.parameters,
                 "p50_ms": round(1000 * median(seconds), 4),
                 "p99_ms": round(1000 * quantiles(seconds, n=100)[98], 4),
                 "spread": round(spread(medians[number]), 3),

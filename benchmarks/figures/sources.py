@@ -57,11 +57,8 @@ SOURCES = {
     "http_path_tiny": _benchmark("http_path_tiny", "--seconds 8", module="http_path"),
     "load_overlap": _benchmark("load_overlap", "MODEL_DIR"),
     "prefill": _benchmark("prefill", "MODEL_DIR"),
-    "router": _benchmark("router", "TRAIN.jsonl.gz TEST.jsonl.gz"),
-    "router_eval": Source(
-        "benchmarks/results/router_eval.json",
-        "dlp router eval --router ROUTER --data test.jsonl.gz --train-data train.jsonl.gz --json",
-    ),
+    "router": _benchmark("router", "TRAIN.jsonl VAL.jsonl --descriptions TASKS.json --quick"),
+    "router_people": _benchmark("router_people", "VAL.jsonl ROUTER0 ROUTER1 ROUTER2"),
     "router_latency": _benchmark("router_latency"),
     "startup": _benchmark("startup", "MODEL_DIR"),
     "throughput": _benchmark("throughput", "MODEL_DIR --vllm-python PYTHON --llama-server BINARY"),

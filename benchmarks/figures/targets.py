@@ -1,4 +1,4 @@
-"""Figures of the targets and their measured ratios, and the five figures of the front page."""
+"""Figures of the targets and their measured ratios, and those of the front page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks.figures.decoding import decode_mix
 from benchmarks.figures.engines import vllm_lora, vllm_plain
 from benchmarks.figures.markdown import Lines, table
 from benchmarks.figures.quality import bigbench_oracle, bigbench_plain, bigbench_routed
-from benchmarks.figures.routing import router_p50, router_p99
+from benchmarks.figures.routing import router_p50, router_p99, router_people_refused, router_people_right
 from benchmarks.figures.serving import http_two_threads
 from benchmarks.figures.sources import Result, Results
 
@@ -51,7 +51,7 @@ def targets_missed(results: Results) -> str:
 
 
 def headline(results: Results) -> Lines:
-    """The five figures of the front page."""
+    """The figures of the front page."""
     vllm = f"{vllm_lora(results)} (plain engines: {vllm_plain(results)} in vLLM's favour)"
     quality = " / ".join(figure(results) for figure in (bigbench_plain, bigbench_routed, bigbench_oracle))
     http = http_two_threads(results)
@@ -63,6 +63,8 @@ def headline(results: Results) -> Lines:
         ["tokens/s with mixes of 2, over vLLM for CPUs with one adapter", vllm, vllm_target],
         ["tokens/s over HTTP in throughput mode, 16 streams, over the engine alone", http, http_target],
         ["26 BIG-bench tasks, points: backbone / routed / the right adapter", quality, ""],
+        ["CLINC150, people's words: right adapter, worst of 3 seeds", router_people_right(results), "at least 95%"],
+        ["the same: strangers refused where 95% are kept", router_people_refused(results), "at least 88%"],
         ["routing a prompt, median / 99th percentile", f"{router_p50(results)} / {router_p99(results)}", ""],
     ]
     return table(["", "measured", "target"], rows)
