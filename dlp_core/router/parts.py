@@ -6,8 +6,8 @@ import re
 
 MAX_SPLITS = 6
 """Splits tried of a text, those nearest to its middle."""
-MAX_CHARACTERS = 1500
-"""Of all parts together, a bound on the time of a long text; one split is always tried."""
+MAX_CHARACTERS = 300
+"""A longer text is one task with much to read, not two tasks."""
 
 _MIN_WORDS = 2  # in each part
 _SEAM = re.compile(r"[.?!]+\s+|\s*\n+\s*|[;,]?\s+(?:and|also|then|plus)\s+(?:(?:also|then)\s+)?|;\s*", re.IGNORECASE)
@@ -15,6 +15,8 @@ _SEAM = re.compile(r"[.?!]+\s+|\s*\n+\s*|[;,]?\s+(?:and|also|then|plus)\s+(?:(?:
 
 def splits(text: str) -> list[tuple[str, str]]:
     """The text in two parts, in each way that may separate two tasks; at most MAX_SPLITS, from first to last."""
+    if len(text) > MAX_CHARACTERS:
+        return []
     middle = len(text) / 2
     seams = [match.span() for match in _SEAM.finditer(text)]
     seams = [
@@ -22,7 +24,5 @@ def splits(text: str) -> list[tuple[str, str]]:
         for start, end in seams
         if len(text[:start].split()) >= _MIN_WORDS and len(text[end:].split()) >= _MIN_WORDS
     ]
-    nearest = sorted(seams, key=lambda seam: abs(seam[0] - middle))[
-        : max(1, min(MAX_SPLITS, MAX_CHARACTERS // max(len(text), 1)))
-    ]
+    nearest = sorted(seams, key=lambda seam: abs(seam[0] - middle))[:MAX_SPLITS]
     return [(text[:start], text[end:]) for start, end in sorted(nearest)]

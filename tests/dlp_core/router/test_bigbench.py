@@ -34,8 +34,8 @@ def test_the_papers_tasks_are_distinguished_and_unseen_ones_recognised() -> None
     unseen = Random(0).sample(sorted(by_task), 4)
     router, _ = train_router([row for task, rows in by_task.items() if task not in unseen for row in rows[:200]])
     result = evaluate(router, _rows("test")[::3])
-    assert result.accuracy >= 0.985
-    assert result.ece <= 0.015
+    assert result.accuracy >= 0.975
+    assert result.ece <= 0.03
     assert result.kept >= 0.95
     assert result.typos >= 0.95
     assert result.bare >= 0.85
