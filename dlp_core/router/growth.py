@@ -130,7 +130,7 @@ def _with_adapter(router: Router, name: str, texts: list[str], spread: float, *,
     hidden, remembered = network.hidden(inputs), network.hidden(memory.inputs_MI)
     own, others = clusters.whiten(hidden), clusters.whiten(remembered)
     logits = network.logits(hidden), network.logits(remembered)
-    weight_K, _ = _fit_output(own, others, _logsumexp(logits[0]), _logsumexp(logits[1]))
+    weight_K = _fit_output(own, others, _logsumexp(logits[0]), _logsumexp(logits[1]))
     lead = others @ weight_K - logits[1].max(axis=1)
     bias = -float(np.quantile(lead, 1 - taken))
     index = sum(label < name for label in router.labels)
@@ -153,8 +153,9 @@ def _widened(router: Router, name: str, by: float) -> Router:
 
 def _fit_output(
     own_BK: Floats, others_MK: Floats, own_offset_B: NDArray[np.float64], others_offset_M: NDArray[np.float64]
-) -> tuple[Floats, float]:
-    """Fit weight (K,) and bias of the new output: probability _TARGET for its own texts, 0 for the others."""
+) -> Floats:
+    """Fit the weight of the new output, (K,): probability _TARGET for its own texts, 0 for the others. What bias goes
+    with it is set by what it may take."""
     x = np.concatenate([own_BK, others_MK]).astype(np.float64)
     offset = np.concatenate([own_offset_B, others_offset_M])
     target = np.repeat([_TARGET, 0.0], [len(own_BK), len(others_MK)])
@@ -181,8 +182,8 @@ def _fit_output(
         if new_loss > best - 1e-9:
             break
         w, best = w - step, new_loss
-    weights = w[:-1] / scale
-    return weights.astype(np.float32), float(w[-1] - weights @ mean)
+    weight_K: Floats = (w[:-1] / scale).astype(np.float32)
+    return weight_K
 
 
 def _logsumexp(logits: Floats) -> NDArray[np.float64]:

@@ -28,7 +28,7 @@ class Routing:
     """One for each of `labels`, given that one of them fits; together they sum to 1."""
     margin: float
     """By how much the text is above (positive) or below the router's threshold, as log-odds of fitting an adapter. The
-    unit is such that half of the known texts are above 9.2; infinite for a text without visible characters."""
+    unit is such that half of the known texts are above 9.2; -50 for a text without visible characters."""
     top_p: float = DEFAULT_TOP_P
     """The router's own, for mixes that do not ask for another."""
 

@@ -36,13 +36,12 @@ _MOST = 256  # features of a long text that a step looks at: their mean is close
 
 @dataclass(frozen=True, slots=True)
 class NetSettings:
-    """The sizes give 5.1 million parameters with a vocabulary of 30,000 pieces."""
+    """How long, on what and how fast the network is trained. The rates of samples are per row and epoch."""
 
     epochs: int = 12
     min_steps: int = 400
     batch: int = 192
     degraded: float = 0.15
-    """Of the degraded rows, per epoch and row; and so on."""
     swapped: float = 0.05
     background: float = 0.4
     everyday: float = 0.5

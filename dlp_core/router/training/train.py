@@ -44,7 +44,7 @@ _HELD_BACK_REQUESTS = (
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """With the default teacher, the sizes give 5.4 million parameters."""
+    """With the default teacher, the sizes give 5.3 million parameters for 150 adapters."""
 
     seed: int = 0
     net: NetSettings = field(default_factory=NetSettings)
