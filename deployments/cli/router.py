@@ -50,6 +50,12 @@ def train(
         Path | None,
         typer.Option(help="Folder of a Hugging Face or sentence-transformers encoder, in place of the built-in one."),
     ] = None,
+    tuned_layers: Annotated[
+        int,
+        typer.Option(
+            min=0, help="How many layers of that encoder, from the last, are trained on the rows; 0: it stays as it is."
+        ),
+    ] = 3,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -58,7 +64,7 @@ def train(
     from dlp_core.router.training.train import TrainSettings, train_router
 
     rows = read_task_rows(data)
-    settings = TrainSettings(seed=seed, keep=keep, coverage=coverage, encoder=encoder)
+    settings = TrainSettings(seed=seed, keep=keep, coverage=coverage, encoder=encoder, tuned_layers=tuned_layers)
     if settings.teacher is None and encoder is None:
         terminal.warn(
             "the teacher is not installed, so this router knows no words but those of its rows; for better routing of "

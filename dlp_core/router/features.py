@@ -22,7 +22,7 @@ BUCKETS = 1 << 15
 HEAD, TAIL = 1536, 512
 MAX_GRAMS = 16 * (HEAD + TAIL + 3)
 """Upper bound on the n-grams of a text: three sizes at each byte, four bytes a character, and one pair a piece."""
-VERSION = 2
+VERSION = 3
 """Must change with anything that changes a feature. A saved router names the version it was trained with."""
 
 _SIZES = (3, 4, 5)  # bytes of UTF-8

@@ -29,7 +29,7 @@ from dlp_core.router.encoder import Floats
 from dlp_core.router.memory import MEMORY_SIZE, NO_TASK
 from dlp_core.router.router import Router
 
-TAKEN = 0.0015
+TAKEN = 0.001
 """Fraction of the remembered texts that a new adapter may take."""
 DESCRIPTION_TAKEN = 0.005
 """The same for an adapter of which there is only a description."""

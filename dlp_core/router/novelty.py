@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,11 @@ class Clusters:
     """log of a task's typical d2 over that of all tasks."""
     strangers_SK: Floats
     """Where texts of no task lie."""
+    _squares_S: Floats = field(init=False, repr=False)
+    """Of the lengths of strangers_SK; summing them for each text would take longer than all else."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_squares_S", np.vecdot(self.strangers_SK, self.strangers_SK))
 
     @property
     def parameters(self) -> int:
@@ -58,7 +63,7 @@ class Clusters:
         whitened = self.whiten(hidden_BH)
         offset = whitened[:, None, :] - self.centres_NK[likeliest]
         scores = np.log(np.vecdot(offset, offset) + _TINY) - self.spreads_N[likeliest]
-        scores -= _CONFIDENCE * np.take_along_axis(probabilities_BN, likeliest, axis=1)
+        scores -= _CONFIDENCE * probabilities_BN[np.arange(len(likeliest))[:, None], likeliest]
         novelty: Floats = scores.min(axis=1)
         if len(self.strangers_SK):
             novelty -= _STRANGENESS * np.log(self._stranger_distance(whitened))
@@ -66,9 +71,8 @@ class Clusters:
 
     def _stranger_distance(self, whitened_BK: Floats) -> Floats:
         """The squared distance to the nearest stranger, (B,)."""
-        squares = np.vecdot(whitened_BK, whitened_BK)[:, None] + np.vecdot(self.strangers_SK, self.strangers_SK)
-        squares -= 2 * (whitened_BK @ self.strangers_SK.T)
-        distance: Floats = np.maximum(squares.min(axis=1), _NEAR)
+        products = self._squares_S - 2 * (whitened_BK @ self.strangers_SK.T)
+        distance: Floats = np.maximum(np.vecdot(whitened_BK, whitened_BK) + products.min(axis=1), _NEAR)
         return distance
 
     def whiten(self, hidden_BH: Floats) -> Floats:

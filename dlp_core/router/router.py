@@ -127,8 +127,8 @@ class Router:
 
     def _unlike_one_task(self) -> float:
         known = self.curve.known
-        novelty = np.array([known[round(_UNLIKE_ONE_TASK * (len(known) - 1))]], np.float32)
-        return float(self.calibration.none_log_odds(novelty)[0])
+        novelty = known[round(_UNLIKE_ONE_TASK * (len(known) - 1))]
+        return self.calibration.slope * (novelty - self.calibration.threshold)
 
     def _infer(self, texts: Sequence[str]) -> tuple[Floats, Floats]:
         """Logits (B, N), and the log-odds of "none of these" (B,), clipped to MAX_LOG_ODDS."""
@@ -136,7 +136,7 @@ class Router:
         hidden = self.network.hidden(x)
         logits = self.network.logits(hidden)
         novelty = self.clusters.novelty(hidden, softmax(logits))
-        none = np.clip(self.calibration.none_log_odds(novelty), -MAX_LOG_ODDS, MAX_LOG_ODDS)
+        none = np.minimum(np.maximum(self.calibration.none_log_odds(novelty), -MAX_LOG_ODDS), MAX_LOG_ODDS)
         none[~x.any(axis=1)] = MAX_LOG_ODDS  # nothing to see
         return logits, none
 

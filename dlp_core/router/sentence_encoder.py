@@ -106,13 +106,19 @@ class SentenceEncoder:
         with torch.inference_mode():
             for start in range(0, len(order), _BATCH):
                 rows = order[start : start + _BATCH]
-                encodings = self.tokenizer.encode_batch([texts[row] for row in rows])
-                ids = torch.tensor([encoding.ids for encoding in encodings])
-                mask = torch.tensor([encoding.attention_mask for encoding in encodings])
-                pooled = self._pool(self.model(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
-                x[rows] = torch.nn.functional.normalize(pooled, dim=1).numpy()
+                x[rows] = self.embed([texts[row] for row in rows]).numpy()
                 report(min(start + _BATCH, len(order)), len(order))
         return x
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """One batch, (B, I), through which gradients flow unless they are off."""
+        import torch
+
+        encodings = self.tokenizer.encode_batch(list(texts))
+        ids = torch.tensor([encoding.ids for encoding in encodings])
+        mask = torch.tensor([encoding.attention_mask for encoding in encodings])
+        pooled = self._pool(self.model(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
+        return torch.nn.functional.normalize(pooled, dim=1)
 
     def encode_pieces(self, indices: Sequence[int], *, report: Progress = silent) -> Floats:
         """Encode each piece of the vocabulary as if it were a text, (V, I), without scaling to unit length."""

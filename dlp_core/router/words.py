@@ -1,9 +1,11 @@
 """The built-in encoder: a text as the means of its word pieces' vectors and of its n-grams' vectors.
 
-    x_I = [PIECE_SCALE * unit(sum of pieces_VD), GRAM_SCALE * mean of grams_GE, LENGTH_SCALE * log(1 + n-grams)]
+    x_I = [PIECE_SCALE * unit(sum of pieces_VD), GRAM_SCALE * mean of grams_GE, LENGTH_SCALE * length_L]
 
-Both tables are trained. One text takes a few small products, for which numpy needs half the time of torch.
-Shape letters: B texts, V pieces, D their vectors, G buckets, E their vectors, I = D + E + 1 inputs.
+Both tables are trained. length_L says which of L lengths a text has, in steps of a factor e, and between two of them
+how much of each: a prompt of a single word is told by it alone. One text takes a few small products, for which numpy
+needs half the time of torch.
+Shape letters: B texts, V pieces, D their vectors, G buckets, E their vectors, I = D + E + L inputs.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from dlp_core.router.encoder import Floats
 from dlp_core.router.features import MAX_GRAMS, Indices
 from dlp_core.router.vocabulary import Vocabulary
 
-PIECE_SCALE, GRAM_SCALE, LENGTH_SCALE = 4.0, 8.0, 0.1
+PIECE_SCALE, GRAM_SCALE, LENGTH_SCALE = 4.0, 8.0, 2.0
 """They give the parts of the input about the same size, as training finds it."""
+LENGTHS = np.arange(2, 10, dtype=np.float32)
+"""Logarithms of the numbers of n-grams, from a word to a few thousand characters."""
 
 _ONES = np.ones(MAX_GRAMS, np.float32)
 _TINY = np.float32(1e-6)
@@ -36,7 +40,7 @@ class WordEncoder:
     @property
     def width(self) -> int:
         """I, the length of an encoded text."""
-        return int(self.pieces_VD.shape[1] + self.grams_GE.shape[1]) + 1
+        return int(self.pieces_VD.shape[1] + self.grams_GE.shape[1] + len(LENGTHS))
 
     @property
     def parameters(self) -> int:
@@ -51,9 +55,15 @@ class WordEncoder:
                 total = _sum(self.pieces_VD, pieces)
                 x[row, :width] = total * (np.float32(PIECE_SCALE) / (np.sqrt(total @ total) + _TINY))
             if len(grams):
-                x[row, width:-1] = _sum(self.grams_GE, grams) * np.float32(GRAM_SCALE / len(grams))
-                x[row, -1] = LENGTH_SCALE * math.log1p(len(grams))
+                x[row, width : -len(LENGTHS)] = _sum(self.grams_GE, grams) * np.float32(GRAM_SCALE / len(grams))
+                x[row, -len(LENGTHS) :] = LENGTH_SCALE * lengths(math.log(len(grams)))
         return x
+
+
+def lengths(logs: Floats | float) -> Floats:
+    """How near the logarithms of numbers of n-grams are to each of LENGTHS, 1 to 0: (..., 1) to (..., L)."""
+    near: Floats = np.maximum(np.float32(1) - np.abs(LENGTHS - np.float32(logs)), np.float32(0))
+    return near
 
 
 def _sum(table: Floats, rows: Indices) -> Floats:

@@ -25,7 +25,7 @@ from dlp_core.router.features import BUCKETS, Indices
 from dlp_core.router.network import Network
 from dlp_core.router.training.corpus import Corpus, Sample
 from dlp_core.router.vocabulary import TextFeatures
-from dlp_core.router.words import GRAM_SCALE, LENGTH_SCALE, PIECE_SCALE
+from dlp_core.router.words import GRAM_SCALE, LENGTH_SCALE, LENGTHS, PIECE_SCALE, lengths
 from dlp_core.store.transfers import Progress, silent
 
 MEANING, FLAT = 5.0, 0.45
@@ -101,15 +101,16 @@ class WordInputs:
 
     @property
     def width(self) -> int:
-        return self.pieces.embedding_dim + self.grams.embedding_dim + 1
+        return self.pieces.embedding_dim + self.grams.embedding_dim + len(LENGTHS)
 
     def of(self, indices: NDArray[np.int64]) -> Tensor:
         features = [self._features[index] for index in indices]
         pieces, _ = self._sums(self.pieces, [own.pieces for own in features])
         grams, counts = self._sums(self.grams, [own.grams for own in features])
         unit = pieces / pieces.norm(dim=1, keepdim=True).clamp_min(_TINY)
-        lengths = torch.tensor([[float(len(own.grams))] for own in features])
-        return torch.cat([PIECE_SCALE * unit, GRAM_SCALE * grams / counts, LENGTH_SCALE * lengths.log1p()], dim=1)
+        logs = np.log(np.array([[max(len(own.grams), 1)] for own in features], np.float32))
+        length = torch.from_numpy(LENGTH_SCALE * lengths(logs))
+        return torch.cat([PIECE_SCALE * unit, GRAM_SCALE * grams / counts, length], dim=1)
 
     def groups(self, settings: NetSettings) -> list[dict[str, object]]:
         return [

@@ -58,10 +58,15 @@ def packaged_teacher() -> Path | None:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def prepare(folder: Path, width: int | None, *, report: Progress = silent) -> Teacher:
+def tuned_teacher(encoder: SentenceEncoder, *, report: Progress = silent) -> Teacher:
+    """An encoder that teaches what it has been tuned to: no vectors, nothing in CACHE."""
+    everyday = tuple(requests(COUNT))
+    return Teacher(encoder, np.zeros((0, 0), np.float32), everyday, encoder.encode(everyday, report=report))
+
+
+def prepare(encoder: SentenceEncoder, width: int | None, *, report: Progress = silent) -> Teacher:
     """Distil vectors of this width, or none. Takes minutes the first time; then they are in CACHE. `report` gets
     (texts done, all texts)."""
-    encoder = SentenceEncoder.load(folder)
     digest = encoder.digest()
     everyday = tuple(requests(COUNT))
     distilled = 0 if width is None else encoder.vocabulary_size

@@ -22,13 +22,15 @@ from dlp_core.router.files import Parts, pack, unpack
 from dlp_core.router.network import Network
 from dlp_core.router.router import Router
 from dlp_core.router.rows import TaskRow
+from dlp_core.router.sentence_encoder import SentenceEncoder
 from dlp_core.router.slots import Slots, few_wordings, wording_warnings
 from dlp_core.router.training import corpus, everyday, vocabulary
 from dlp_core.router.training.calibrate import calibrate, cluster, remember
 from dlp_core.router.training.corpus import Corpus
 from dlp_core.router.training.examples import Example, label, split
+from dlp_core.router.training.fine_tuning import fine_tune
 from dlp_core.router.training.net import FixedInputs, NetSettings, WordInputs, fit
-from dlp_core.router.training.teacher import Teacher, packaged_teacher, prepare
+from dlp_core.router.training.teacher import Teacher, packaged_teacher, prepare, tuned_teacher
 from dlp_core.router.words import WordEncoder
 from dlp_core.store.transfers import Progress, silent
 
@@ -56,6 +58,8 @@ class TrainSettings:
     """Folder of the teacher; None trains on the rows alone."""
     encoder: Path | None = None
     """Folder of an encoder to put in the place of the built-in one; it is its own teacher."""
+    tuned_layers: int = 3
+    """How many of that encoder's layers, from the last, are trained on the rows; 0 leaves it as it is."""
     keep: float | None = None
     """Fraction of the prompts of its tasks to keep; None chooses it, see calibrate.calibrate."""
     coverage: float | None = None
@@ -109,14 +113,17 @@ def train_router(
     strangers = sum(not example.tasks for example in held_back)
     requests = everyday.requests(strangers or _HELD_BACK_REQUESTS, held_back=True)
     held_back += [Example(text, ()) for text in requests]
-    teacher = _teacher(settings, _part(report, 0.0, 0.3))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        teacher = _teacher(settings, training, len(labels), rng, report)
+    encoder_given = settings.encoder is not None
     texts = corpus.build(
         training,
         teacher,
         rng,
-        characters=None if settings.encoder else _READ,
-        variants=_ENCODED_VARIANTS if settings.encoder else 1.0,
-        report=_part(report, 0.3, 0.5),
+        characters=None if encoder_given else _READ,
+        variants=_ENCODED_VARIANTS if encoder_given else 1.0,
+        report=_part(report, 0.6, 0.7) if encoder_given else _part(report, 0.3, 0.5),
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(_THREADS)
@@ -194,19 +201,25 @@ def _other_values(
     ]
 
 
-def _teacher(settings: TrainSettings, report: Progress) -> Teacher | None:
+def _teacher(
+    settings: TrainSettings, training: Sequence[Example], adapters: int, rng: Random, report: Progress
+) -> Teacher | None:
     if settings.encoder is not None:
-        return prepare(settings.encoder, None, report=report)
+        encoder = SentenceEncoder.load(settings.encoder)
+        if not settings.tuned_layers:
+            return prepare(encoder, None, report=_part(report, 0.0, 0.6))
+        fine_tune(encoder, training, adapters, settings.tuned_layers, rng, report=_part(report, 0.0, 0.5))
+        return tuned_teacher(encoder, report=_part(report, 0.5, 0.6))
     if settings.teacher is None:
         return None
-    return prepare(settings.teacher, settings.pieces, report=report)
+    return prepare(SentenceEncoder.load(settings.teacher), settings.pieces, report=_part(report, 0.0, 0.3))
 
 
 def _fit(
     texts: Corpus, teacher: Teacher | None, adapters: int, settings: TrainSettings, report: Progress
 ) -> tuple[Encoder, Network, int]:
     if settings.encoder is not None and teacher is not None:
-        x = _encoded(texts, teacher, _part(report, 0.5, 0.9))
+        x = _encoded(texts, teacher, _part(report, 0.7, 0.9))
         network, steps = fit(
             FixedInputs(x), texts, adapters, settings.net, settings.seed, report=_part(report, 0.9, 1.0)
         )

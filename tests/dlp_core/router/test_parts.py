@@ -22,3 +22,9 @@ def test_what_is_one_task_is_not_split(text: str) -> None:
 def test_the_number_of_splits_is_bounded() -> None:
     assert len(splits("go there. " * 20)) == MAX_SPLITS
     assert splits("go there now. " * MAX_CHARACTERS) == []
+
+
+def test_a_list_belongs_to_the_task_it_is_in() -> None:
+    choices = "Here is a mauve pen. Is the pen gold?\n(A) yes\n(B) no"
+    assert splits(choices) == []
+    assert splits(f"{choices}\n\nPay my bill") == [(choices, "Pay my bill")]

@@ -7,7 +7,7 @@ import torch
 
 from dlp_core.router.training.net import Layers, NetSettings, WordInputs
 from dlp_core.router.training.vocabulary import learn, with_words
-from dlp_core.router.words import WordEncoder
+from dlp_core.router.words import LENGTHS, WordEncoder, lengths
 
 TEXTS = ["pay my bill", "two words", "what is the weather like in oslo today? " * 9, "x", "b1ll"]
 
@@ -26,7 +26,7 @@ def test_numpy_computes_what_torch_trained() -> None:
     np.testing.assert_allclose(encoder.encode(TEXTS)[short], x.numpy()[short], rtol=1e-4, atol=1e-5)
     logits = network.logits(network.hidden(x.numpy()))
     np.testing.assert_allclose(logits, expected.numpy(), rtol=1e-4, atol=1e-5)
-    assert encoder.width == 16 + 8 + 1
+    assert encoder.width == 16 + 8 + len(LENGTHS)
 
 
 def test_text_without_a_visible_character_is_zero_and_nothing_else_is() -> None:
@@ -39,3 +39,8 @@ def test_text_without_a_visible_character_is_zero_and_nothing_else_is() -> None:
     )
     encoded = encoder.encode(["", " \n\t", "x", "\N{GRINNING FACE}"])
     assert encoded.any(axis=1).tolist() == [False, False, True, True]
+
+
+def test_a_length_lies_between_two_of_the_known_ones() -> None:
+    assert lengths(3.25).tolist() == [0, 0.75, 0.25, 0, 0, 0, 0, 0]
+    assert lengths(np.array([[0.0], [99.0]])).any() == np.False_

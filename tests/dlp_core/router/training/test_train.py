@@ -8,6 +8,7 @@ from random import Random
 
 import numpy as np
 import pytest
+import torch
 
 from dlp_core.errors import InvalidRequest
 from dlp_core.router import Router
@@ -167,12 +168,23 @@ def test_a_teacher_gives_its_vocabulary_and_its_meanings(tmp_path: Path, monkeyp
 
 
 @pytest.mark.model
-def test_an_encoder_of_ones_own_takes_the_place_of_the_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tuned_layers", [0, 1])
+def test_an_encoder_of_ones_own_takes_the_place_of_the_words(
+    tuned_layers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(teacher, "CACHE", tmp_path / "cache")
     folder = write_encoder(tmp_path / "encoder", [row.input for row in FRESH])
-    settings = replace(QUICK, encoder=folder, net=NetSettings(epochs=1, min_steps=400, batch=64, widths=(64,)))
+    settings = replace(
+        QUICK,
+        encoder=folder,
+        tuned_layers=tuned_layers,
+        net=NetSettings(epochs=1, min_steps=400, batch=64, widths=(64,)),
+    )
     router, summary = train_router(make_rows(40, seed=1), settings)
     assert isinstance(router.encoder, SentenceEncoder)
+    changed = _changed(SentenceEncoder.load(folder).model, router.encoder.model)
+    assert all(name.startswith("encoder.layer.1.") for name in changed)
+    assert bool(changed) == bool(tuned_layers)
     assert summary.parameters > router.encoder.parameters
     router.save(tmp_path / "router")
     loaded = Router.load(tmp_path / "router")
@@ -193,6 +205,17 @@ def test_evaluation_needs_rows_of_known_tasks() -> None:
     router, _ = trained()
     with pytest.raises(InvalidRequest, match="flight_json"):
         evaluate(router, [TaskRow("elsewhere", "Hello")])
+
+
+def test_an_encoder_has_no_more_layers_to_tune_than_it_has(tmp_path: Path) -> None:
+    folder = write_encoder(tmp_path / "encoder", [row.input for row in FRESH])
+    with pytest.raises(InvalidRequest, match="2 layers; 3 of them"):
+        train_router(make_rows(12, seed=1), replace(QUICK, encoder=folder))
+
+
+def _changed(before: torch.nn.Module, after: torch.nn.Module) -> list[str]:
+    old, new = before.state_dict(), after.state_dict()
+    return [name for name in old if not torch.equal(old[name], new[name])]
 
 
 def _pairs(rng: Random) -> list[tuple[str, ...]]:
