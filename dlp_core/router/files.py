@@ -31,7 +31,7 @@ from dlp_core.router.network import Network, dequantise_rows, quantise_rows
 from dlp_core.router.novelty import Clusters
 from dlp_core.router.sentence_encoder import Pooling, SentenceEncoder
 from dlp_core.router.vocabulary import Vocabulary
-from dlp_core.router.words import WordEncoder
+from dlp_core.router.words import LENGTHS, WordEncoder
 from dlp_core.store.disk import disk_errors
 
 WEIGHTS_FILE = "router.safetensors"
@@ -216,7 +216,7 @@ def _find_problem(tensors: Tensors, adapters: int, encoder_width: int | None) ->
             expected[f"{name}.scales"] = ((rows,), "float16")
         expected["vocabulary.tokenizer"] = ((len(tensors["vocabulary.tokenizer"]),), "uint8")
         expected["vocabulary.words"] = ((len(tensors["vocabulary.words"]),), "int32")
-        encoder_width = 1 + sum(tensors[f"{name}.values"].shape[1] for name in ("pieces", "grams"))
+        encoder_width = len(LENGTHS) + sum(tensors[f"{name}.values"].shape[1] for name in ("pieces", "grams"))
     layers = range(1, _layers(tensors) + 1)
     widths = [encoder_width, *(tensors[f"layer{layer}.weight"].shape[0] for layer in layers)]
     for layer, (width_in, width_out) in zip(layers, pairwise(widths), strict=True):
