@@ -11,6 +11,8 @@
     ├── EngineFull            429  the queue is full; `retry_after` says when to retry
     ├── RequestAborted        499  the client or an operator ended the request
     ├── EngineFailed          503  the generation loop stopped; the replica is replaced
+    │   └── StepFailed        500  it stopped while it computed this request, which may be the reason: not to be retried
+    ├── NotFinite             422  the model's output under this mix is infinite or not a number
     ├── RouterUnavailable     503  no router replica answered in time
     ├── AdapterUnavailable    503  an adapter cannot be fetched now; a retry may help
     │   └── AdapterMissing    503  its files are not in the store: publish the bank again, or roll back
@@ -89,6 +91,16 @@ class RequestAborted(DLPError):
 class EngineFailed(DLPError):
     status = 503
     code = "engine_failed"
+
+
+class StepFailed(EngineFailed):
+    status = 500
+    code = "generation_failed"
+
+
+class NotFinite(DLPError):
+    status = 422
+    code = "not_finite"
 
 
 class RouterUnavailable(DLPError):

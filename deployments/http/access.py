@@ -25,11 +25,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Generic, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, SecretStr, StringConstraints, ValidationError, field_validator
 
 from deployments.http.errors import Unauthorized
 from dlp_core.errors import InvalidRequest
+from dlp_core.store.documents import parse_yaml, read_regular
 from dlp_core.store.records import first_problem
 
 Value = TypeVar("Value")
@@ -124,7 +124,7 @@ class _SecretFile(Generic[Value]):
 
     def _read(self) -> Value:
         try:
-            content = self._path.read_text(encoding="utf-8")
+            content = read_regular(self._path).decode()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise InvalidRequest(f"{self._path}: the secret cannot be read ({reason})") from None
@@ -179,9 +179,11 @@ def _parse_token(content: str, where: str) -> bytes:
 
 def _parse_keys(content: str, where: str) -> list[tuple[bytes, Caller]]:
     try:
-        key_file = _KeyFile.model_validate(yaml.safe_load(content))
-    except yaml.YAMLError:
-        raise InvalidRequest(f"{where}: not YAML or JSON") from None
+        document = parse_yaml(content)
+    except ValueError as error:
+        raise InvalidRequest(f"{where}: {error}") from None  # which has no secret in it, unlike its cause
+    try:
+        key_file = _KeyFile.model_validate(document)
     except ValidationError as error:
         raise InvalidRequest(f"{where}: {first_problem(error)}") from None
     return [(_digest(key.key.get_secret_value()), Caller(key.name, key.adapters)) for key in key_file.keys]

@@ -17,7 +17,7 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
-from dlp_core.errors import DLPError, InvalidRequest
+from dlp_core.errors import DLPError, InvalidRequest, StepFailed
 
 log = logging.getLogger("ray.serve")
 
@@ -64,6 +64,8 @@ def error_body(error: DLPError) -> dict[str, Any]:
 def error_response(error: DLPError) -> JSONResponse:
     """The HTTP response for `error`; `retry_after` becomes a Retry-After header in whole seconds, rounded up."""
     headers = {} if error.retry_after is None else {"retry-after": str(max(1, math.ceil(error.retry_after)))}
+    if isinstance(error, StepFailed):
+        headers["x-should-retry"] = "false"  # OpenAI's clients retry any other 500
     if error.status == Unauthorized.status:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error_body(error), status_code=error.status, headers=headers)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic_core import PydanticCustomError
 
 from dlp_core.adapter.names import AUTO
-from dlp_core.engine.request import MAX_LOGPROBS, Sampling
+from dlp_core.engine.request import MAX_LOGPROBS, REPETITION_PENALTIES, Sampling
 from dlp_core.errors import InvalidRequest
 from dlp_core.mix import WeightRule
 from dlp_core.text.chat import Message, Role, routing_texts
@@ -149,7 +149,7 @@ class _Generation(_RoutedBody):
     temperature: float = Field(default=0.0, ge=0, le=2)  # absent means greedy
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)  # 0 keeps every token
-    repetition_penalty: float = Field(default=1.0, gt=0, le=100)
+    repetition_penalty: float = Field(default=1.0, ge=REPETITION_PENALTIES[0], le=REPETITION_PENALTIES[1])
     ignore_eos: bool = False
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_stops_of)] = Field(
         default_factory=list, max_length=MAX_STOPS

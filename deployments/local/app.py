@@ -22,11 +22,10 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import yaml
-
 from deployments.fleet import haproxy
 from dlp_core.bank.follower import NoUsableBank
 from dlp_core.errors import DLPError, InvalidRequest
+from dlp_core.store.documents import parse_yaml, read_regular
 from dlp_core.store.records import first_problem
 
 if TYPE_CHECKING:
@@ -52,10 +51,10 @@ class AppFailed(DLPError):
 def load_config(path: Path) -> dict[str, Any]:
     """Read a Serve config file. Raises InvalidRequest if it is missing or not YAML."""
     try:
-        config = yaml.safe_load(path.read_text())
+        config = parse_yaml(read_regular(path))
     except FileNotFoundError:
         raise InvalidRequest(f"{path} does not exist; run this in a checkout, or name the file with --config") from None
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise InvalidRequest(f"{path} cannot be read: {error}") from None
     if not isinstance(config, dict) or not config.get("applications"):
         raise InvalidRequest(f"{path} has no applications; see serve_config.yaml in the project")

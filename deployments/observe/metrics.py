@@ -22,7 +22,7 @@ _SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 6
 
 
 class RoutingMetrics:
-    """Recorded by the ingress, once per decision."""
+    """Recorded by the ingress, once per decision, and per request that ends a replica."""
 
     def __init__(self) -> None:
         self._seconds = Histogram("dlp_route_seconds", "Time to decide a mix, router call included.", _MILLISECONDS)
@@ -34,6 +34,7 @@ class RoutingMetrics:
         self._fallbacks = Counter(
             "dlp_fallback_total", "Requests for `auto` served without adapters chosen by the router.", ("reason",)
         )
+        self._fatal = Counter("dlp_fatal_requests_total", "Requests that a replica's generation ended with.")
 
     def decided(self, decision: Decision, seconds: float) -> None:
         self._seconds.observe(seconds)
@@ -44,6 +45,9 @@ class RoutingMetrics:
             self._confidence.observe(decision.confidence)
         if decision.reason in ("none_of_these", "low_confidence", "router_unavailable"):
             self._fallbacks.inc(tags={"reason": decision.reason})
+
+    def ended_a_replica(self) -> None:
+        self._fatal.inc()
 
 
 class RouterMetrics:

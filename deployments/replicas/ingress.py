@@ -27,7 +27,7 @@ from dlp_core.bank.manifest import BankManifest
 from dlp_core.bank.publish import rollback
 from dlp_core.bank.revision import without_adapter
 from dlp_core.decision import Decision, RoutingOptions, decide
-from dlp_core.errors import EngineFailed, RouterUnavailable
+from dlp_core.errors import EngineFailed, RouterUnavailable, StepFailed
 from dlp_core.generation.messages import Delta, Finished, GenerationRequest
 from dlp_core.router import Routing
 from dlp_core.router.explanation import Explanation
@@ -167,6 +167,10 @@ class Ingress:
             except Exception as error:
                 ended = True
                 failed = from_ray(error)
+                if isinstance(failed, StepFailed):  # another replica would end as this one did
+                    self._metrics.ended_a_replica()
+                    log.error("request %s: %s; it is not tried on another", request.request_id, failed.message)
+                    raise failed from error
                 if sent or attempt == ATTEMPTS or not isinstance(failed, EngineFailed):
                     raise failed from error
                 log.warning("request %s: lost its replica before the first token; trying another", request.request_id)

@@ -6,16 +6,16 @@ as soon as it is set, so a new PEFT variant is never served as plain LoRA.
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dlp_core.adapter.patterns import Patterns
 from dlp_core.errors import AdapterRefused
 from dlp_core.store.disk import disk_error
+from dlp_core.store.documents import parse_json, read_regular
 
 CONFIG_FILE = "adapter_config.json"
 
@@ -39,6 +39,7 @@ _ACTIONS: Mapping[str, str] = {
     "megatron_config": "convert it to a plain PEFT LoRA first",
     "lora_bias": "retrain it with lora_bias=False",
 }
+MAX_ALPHA = 1e6
 _BIASES = ("none", "lora_only", "all")
 
 # Initialisations that also change the base weights (peft/tuners/lora/layer.py): without PEFT's conversion
@@ -52,18 +53,22 @@ class PeftConfig:
 
     base_model: str | None
     trains_biases: bool
-    _fields: Mapping[str, Any]
+    rslora: bool
+    _ranks: Patterns
+    _alphas: Patterns
 
     def rank(self, module: str) -> Any:
-        """The rank of a module's factors as written in the file: any JSON value."""
-        return _matching(self._fields.get("rank_pattern"), module, self._fields.get("r"))
+        """The rank of a module's factors as written in the file: any JSON value. Raises ValueError for a pattern that
+        takes too long."""
+        return self._ranks.value(module)
 
     def scaling(self, module: str, rank: int) -> float:
-        """alpha / r, or alpha / sqrt(r) for rsLoRA. Raises ValueError if alpha is not a number."""
-        alpha = _matching(self._fields.get("alpha_pattern"), module, self._fields.get("lora_alpha"))
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-            raise ValueError(f"lora_alpha is {alpha!r}; it must be a number")
-        return alpha / math.sqrt(rank) if self._fields.get("use_rslora") else alpha / rank
+        """alpha / r, or alpha / sqrt(r) for rsLoRA. Raises ValueError if alpha is not a number, or for a pattern that
+        takes too long."""
+        alpha = self._alphas.value(module)
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= MAX_ALPHA:
+            raise ValueError(f"lora_alpha is {str(alpha)[:40]}; it must be a number, at most {MAX_ALPHA:g}")
+        return float(alpha) / math.sqrt(rank) if self.rslora else float(alpha) / rank
 
 
 def read_config(folder: Path, name: str) -> PeftConfig:
@@ -73,7 +78,7 @@ def read_config(folder: Path, name: str) -> PeftConfig:
     """
     path = folder / CONFIG_FILE
     try:
-        config = json.loads(path.read_bytes())
+        config = parse_json(read_regular(path, inside=folder))
     except FileNotFoundError:
         raise AdapterRefused(f"adapter {name!r}: {CONFIG_FILE} is missing from its folder") from None
     except OSError as error:
@@ -86,7 +91,7 @@ def read_config(folder: Path, name: str) -> PeftConfig:
     if peft_type != "LORA":
         raise AdapterRefused(f"adapter {name!r} is of PEFT type {peft_type!r}; only LORA is served, retrain it as LoRA")
     bias = config.get("bias", "none")
-    if bias not in _BIASES:
+    if not isinstance(bias, str) or bias not in _BIASES:
         raise AdapterRefused(f"adapter {name!r}: bias is {bias!r}; it must be one of {', '.join(_BIASES)}")
     for field in sorted(field for field, value in config.items() if value and field not in _SUPPORTED):
         action = _ACTIONS.get(field, "retrain it as plain LoRA")
@@ -97,26 +102,20 @@ def read_config(folder: Path, name: str) -> PeftConfig:
             f"adapter {name!r} was initialised by {init!r}, which changes the base weights; save it as plain LoRA "
             "with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
-    for field in ("rank_pattern", "alpha_pattern"):
-        _check_patterns(name, field, config.get(field) or {})
+    base_model = config.get("base_model_name_or_path") or None
+    if not isinstance(base_model, str | None):
+        raise AdapterRefused(f"adapter {name!r}: base_model_name_or_path is {base_model!r}; it must be a name")
     return PeftConfig(
-        base_model=config.get("base_model_name_or_path") or None, trains_biases=bias != "none", _fields=config
+        base_model=base_model,
+        trains_biases=bias != "none",
+        rslora=bool(config.get("use_rslora")),
+        _ranks=_patterns(name, "rank_pattern", config, "r"),
+        _alphas=_patterns(name, "alpha_pattern", config, "lora_alpha"),
     )
 
 
-def _check_patterns(name: str, field: str, patterns: Any) -> None:
-    if not isinstance(patterns, dict):
-        raise AdapterRefused(f"adapter {name!r}: {field} must be an object of pattern -> number")
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise AdapterRefused(f"adapter {name!r}: {field} has a bad pattern {pattern!r}: {error}") from None
-
-
-def _matching(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """PEFT's rule (peft/utils/other.py, get_pattern_key): the first key that matches the end of the path wins."""
-    for key, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
+def _patterns(name: str, field: str, config: Mapping[str, Any], default: str) -> Patterns:
+    try:
+        return Patterns(config.get(field) or {}, config.get(default))
+    except ValueError as error:
+        raise AdapterRefused(f"adapter {name!r}: {field}: {error}") from None

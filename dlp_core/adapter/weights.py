@@ -9,7 +9,6 @@ Shape letters: D in, O out, R rank.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,13 +17,17 @@ from typing import TYPE_CHECKING
 
 from dlp_core.adapter.config import CONFIG_FILE, PeftConfig, read_config
 from dlp_core.adapter.names import validate_name
-from dlp_core.errors import AdapterRefused
+from dlp_core.errors import AdapterRefused, DLPError
 from dlp_core.store.disk import disk_error
+from dlp_core.store.documents import MAX_TENSORS_BYTES, read_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS_FILE = "adapter_model.safetensors"
+MAX_GAIN = 1e6
+"""Largest Frobenius norm of a tensor, and of what a module adds per unit of input: trained adapters stay below a
+thousand, and from here on the activations of the layers behind overflow."""
 
 _MODULE = r"base_model\.model\.(?P<module>.+?)"
 _FACTOR = re.compile(_MODULE + r"\.(?:lora_(?P<side>[AB])\.weight|lora_embedding_(?P<row>[AB]))")
@@ -81,6 +84,15 @@ def read_adapter(folder: Path, *, name: str) -> Adapter:
     action, for anything that is missing, damaged or cannot be served exactly.
     """
     validate_name(name)
+    try:
+        return _read(folder, name)
+    except DLPError:
+        raise
+    except Exception as error:  # the boundary to files that others wrote: nothing else may come out of it
+        raise AdapterRefused(f"adapter {name!r}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _read(folder: Path, name: str) -> Adapter:
     config = read_config(folder, name)
     factors: dict[str, dict[str, Tensor]] = {}
     biases: dict[str, Tensor] = {}
@@ -107,7 +119,7 @@ def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
 
     path = folder / WEIGHTS_FILE
     try:
-        data = path.read_bytes()
+        data = read_regular(path, MAX_TENSORS_BYTES, inside=folder)
     except FileNotFoundError:
         pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
         hint = f"; {pickled[0]} is a pickle and is never opened, save it as safetensors" if pickled else ""
@@ -125,17 +137,24 @@ def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
             raise AdapterRefused(
                 f"adapter {name!r}: tensor {key!r} is {tensor.dtype}; use float32, float16 or bfloat16"
             )
-        if not _finite(tensor):
-            raise AdapterRefused(f"adapter {name!r}: tensor {key!r} holds NaN or infinity; retrain it")
+        if not _norm(tensor) <= MAX_GAIN:
+            if not bool(tensor.isfinite().all()):
+                raise AdapterRefused(f"adapter {name!r}: tensor {key!r} holds NaN or infinity; retrain it")
+            raise _overflows(name, f"tensor {key!r} has a norm above {MAX_GAIN:g}")
     return tensors
 
 
-def _finite(tensor: Tensor) -> bool:
-    """Whether all elements are finite. A finite sum proves it in a seventh of the time; otherwise it may have
-    overflowed, and the terms are checked."""
+def _norm(tensor: Tensor) -> float:
+    """The Frobenius norm in float32; not finite if an element is not, or if it overflows."""
     import torch
 
-    return math.isfinite(tensor.sum(dtype=torch.float32).item()) or bool(tensor.isfinite().all())
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float32))
+
+
+def _overflows(name: str, what: str) -> AdapterRefused:
+    return AdapterRefused(
+        f"adapter {name!r}: {what}, so outputs would overflow; retrain it, with a lower learning rate"
+    )
 
 
 def _weights(name: str, module: str, sides: Mapping[str, Tensor], config: PeftConfig) -> LoRAWeights:
@@ -149,12 +168,16 @@ def _weights(name: str, module: str, sides: Mapping[str, Tensor], config: PeftCo
             "are not two factors of one rank"
         )
     rank = int(a_RD.shape[0])
-    if config.rank(module) != rank:
-        raise AdapterRefused(
-            f"adapter {name!r}, {module}: {CONFIG_FILE} says rank {config.rank(module)}, the weights have {rank}; "
-            "config and weights are from different training runs"
-        )
     try:
-        return LoRAWeights(a_RD=a_RD, b_OR=b_OR, scaling=config.scaling(module, rank))
+        expected, scaling = config.rank(module), config.scaling(module, rank)
     except ValueError as error:
         raise AdapterRefused(f"adapter {name!r}, {module}: {error}") from None
+    if expected != rank:
+        raise AdapterRefused(
+            f"adapter {name!r}, {module}: {CONFIG_FILE} says rank {str(expected)[:40]}, the weights have {rank}; "
+            "config and weights are from different training runs"
+        )
+    weights = LoRAWeights(a_RD=a_RD, b_OR=b_OR, scaling=scaling)
+    if not abs(weights.scaling) * _norm(a_RD) * _norm(b_OR) <= MAX_GAIN:
+        raise _overflows(name, f"{module} scales its input by up to more than {MAX_GAIN:g}")
+    return weights

@@ -7,6 +7,7 @@ transformers provides the scheduler and the paged cache. This file adds:
     between two passes      mixes change at sentence ends; a request whose next mix needs adapters that are not
                             pinned leaves the batch until they are, as if it had been preempted
     in block hashes         (token, mix) instead of the token alone: K and V depend on both
+    around the cache        what is not finite stays in its row (guard.py)
 
 tests/dlp_core/engine/test_seam.py checks every internal that is used here. Private methods run on the generation
 thread unless they say otherwise.
@@ -42,15 +43,21 @@ from transformers.generation.continuous_batching.requests import (
 )
 
 from dlp_core.engine.config import EngineConfig
+from dlp_core.engine.guard import Guard
 from dlp_core.engine.request import Plan, Sampling, TokenLogprob
 from dlp_core.engine.sampling import Sampler
 from dlp_core.engine.timeline import Timeline
-from dlp_core.errors import EngineFailed
+from dlp_core.errors import DLPError, EngineFailed, NotFinite, StepFailed
 from dlp_core.fusion.layers import Fusion
 from dlp_core.mix import Mix, Span
 from dlp_core.residency.movement import Pin
 
 log = logging.getLogger(__name__)
+
+_NOT_FINITE = (
+    "the model's output under this request's mix is infinite or not a number, so there is no next token; use other "
+    "adapters or smaller weights"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,7 @@ class Output:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...]
     finished: bool
-    error: str | None = None
+    error: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,11 @@ class _Request:
     follow: Callable[[int], Mix | None] | None
     followed_tokens: int
     """Tokens that are not passed to `follow` any more: the prompt's, and those it has seen."""
+    failed: bool = False
+    """Whether it has ended with an error of its own. It stays in the batch until it is cancelled, but nothing of it is
+    delivered or shared any more."""
+    step_failed: bool = False
+    """Whether it was in the batch whose step raised."""
     parked: tuple[RequestState, int, Mix] | None = None
     """While it is out of the batch: its state, the position where its mix changes, and the new mix."""
 
@@ -122,6 +134,7 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         self._requests: dict[str, _Request] = {}
         self._resumed: queue.SimpleQueue[tuple[str, Mapping[str, Pin]]] = queue.SimpleQueue()
         self._cancelling: dict[str, Callable[[], object]] = {}
+        self._guard = Guard()
         self._ended = False
         self._lock = threading.Lock()
 
@@ -152,7 +165,7 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
             followed_tokens=len(prompt_ids),
         )
         self._requests[request_id] = request
-        self.register_result_handler(request_id, lambda output: deliver(_to_output(output, request.sampler)))
+        self.register_result_handler(request_id, lambda output: _deliver(output, request, deliver))
         accepted = self.add_request(
             prompt_ids,
             request_id=request_id,
@@ -161,13 +174,13 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
             eos_token_id=-1 if sampling.ignore_eos else None,
         )
         if accepted is None:
-            raise EngineFailed("the generation thread has ended; this replica is being replaced, try again")
+            raise _thread_ended()
 
     def resume(self, request_id: str, pins: Mapping[str, Pin]) -> None:
         """Let a request that needed adapters back into the batch. Raises EngineFailed if the loop has ended."""
         with self._lock:
             if self._ended:
-                raise EngineFailed("the generation thread has ended; this replica is being replaced, try again")
+                raise _thread_ended()
             self._resumed.put((request_id, pins))
         self._wake_up_loop.set()
 
@@ -223,17 +236,49 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         ends = accumulate(r.query_length for r in batch)
         head_rows = [end - 1 for end, r in zip(ends, batch, strict=True) if r.has_new_token]
         head_rows += [0] * (len(batch) - len(head_rows))  # a row per request: the library leaves the rest at token 0
-        with self._fusion.batch(segments, head_rows):
-            super()._generation_step()
+        try:
+            with self._fusion.batch(segments, head_rows):
+                super()._generation_step()
+        except Exception:
+            # Rows cannot fail alone here. Those that have not answered yet are suspects: see StepFailed.
+            for state in (r.state for r in batch):
+                self._requests[state.request_id].step_failed = True
+            log.exception("the generation step failed; it computed %s", [r.state.request_id for r in batch])
+            raise
 
     def _sample(self, library_sample: Callable[[Tensor, Tensor], None], scores: Tensor, output_ids: Tensor) -> None:
-        """Take the library's argmax for all rows, then let the other samplers overwrite theirs."""
+        """Take the library's argmax for all rows, then let the other samplers overwrite theirs. Whatever goes wrong in
+        a row ends its request alone."""
         library_sample(scores, output_ids)
         batch: list[FutureRequestState] = self.batch_processor.inputs_and_outputs.requests_in_batch
-        for row, state in enumerate(r.state for r in batch if r.has_new_token):
-            sampler = self._requests[state.request_id].sampler
-            if not sampler.is_argmax:
-                output_ids[0, row] = sampler.pick(scores[0, row], state.initial_tokens + state.generated_tokens)
+        finite = self._guard.finite(scores[0], [r.query_length for r in batch], [r.has_new_token for r in batch])
+        row = 0
+        for ok, r in zip(finite, batch, strict=True):
+            request = self._requests[r.state.request_id]
+            try:
+                if not ok:
+                    raise NotFinite(_NOT_FINITE)
+                if r.has_new_token and not request.sampler.is_argmax:
+                    output_ids[0, row] = request.sampler.pick(
+                        scores[0, row], r.state.initial_tokens + r.state.generated_tokens
+                    )
+            except Exception as error:
+                self._fail(request, r.state.request_id, error)
+            row += r.has_new_token
+
+    def _fail(self, request: _Request, request_id: str, error: Exception) -> None:
+        """End a request with an error. The engine then cancels it."""
+        if request.failed:
+            return
+        request.failed = True
+        log.warning(
+            "request %s under %s ends, alone: %s",
+            request_id,
+            ", ".join(request.timeline.names) or "no adapter",
+            error,
+            exc_info=None if isinstance(error, DLPError) else error,
+        )
+        request.notify(Output((), (), finished=True, error=error))
 
     def _generation_loop_body(self, batch_processor: ContinuousBatchProcessor, bootstrapping: bool) -> bool:
         self.ready.set()
@@ -259,12 +304,13 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         # The library has notified the requests it knew of, but none that were leaving or re-entering the batch.
         for request in list(self._requests.values()):
             with suppress(RuntimeError):  # its event loop is closed
-                request.notify(Output((), (), finished=True, error="the generation thread has ended"))
+                request.notify(Output((), (), finished=True, error=_thread_ended()))
 
     def _create_batch_processor(self) -> ContinuousBatchProcessor:
         processor = super()._create_batch_processor()
         runner, cache = processor.model_runner, processor.cache
         runner._sample = partial(self._sample, runner._sample)
+        cache.update = self._guard.wrap(cache.update, last_layer=max(cache.layer_to_allocator))
         cache.search_prefix_match = partial(self._search_prefix_match, cache.search_prefix_match)
         cache.mark_complete_blocks = partial(self._mark_complete_blocks, cache.mark_complete_blocks)
         return processor
@@ -275,13 +321,16 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         """Pass the tokens of the last step to the followers, and change mixes as they decide."""
         for request_id, request in list(self._requests.items()):
             state = processor.scheduler.active_requests.get(request_id) if request.follow else None
-            if state is None or request.follow is None:
+            if state is None or request.follow is None or request.failed:
                 continue
             tokens = state.initial_tokens + state.generated_tokens
-            for position in range(request.followed_tokens, len(tokens)):
-                mix = request.follow(tokens[position])
-                if mix is not None:
-                    self._change_mix(processor, request, state, position, mix)
+            try:
+                for position in range(request.followed_tokens, len(tokens)):
+                    mix = request.follow(tokens[position])
+                    if mix is not None:
+                        self._change_mix(processor, request, state, position, mix)
+            except Exception as error:
+                self._fail(request, request_id, error)
             request.followed_tokens = len(tokens)
 
     def _change_mix(
@@ -346,7 +395,7 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         state: RequestState,
         complete_blocks: dict[str, int],
     ) -> None:
-        if complete_blocks:
+        if complete_blocks and not self._requests[state.request_id].failed:
             tokens = (state.initial_tokens + state.generated_tokens)[: state.position_offset]
             salted_ids = self._requests[state.request_id].timeline.salted_ids(tokens)
             library_mark(
@@ -357,6 +406,19 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
             )
 
 
-def _to_output(output: GenerationOutput, sampler: Sampler) -> Output:
-    tokens = tuple(output.generated_tokens)
-    return Output(tokens, tuple(sampler.logprobs[: len(tokens)]), output.is_finished(), output.error)
+def _deliver(output: GenerationOutput, request: _Request, deliver: Callable[[Output], None]) -> None:
+    """Deliver what the library says of a request, unless the request has ended with an error of its own."""
+    if request.failed:
+        return
+    tokens, error = tuple(output.generated_tokens), None
+    if output.error is not None:
+        error = _step_failed(output.error) if request.step_failed else _thread_ended()
+    deliver(Output(tokens, tuple(request.sampler.logprobs[: len(tokens)]), output.is_finished(), error))
+
+
+def _thread_ended() -> EngineFailed:
+    return EngineFailed("the generation thread has ended; this replica is being replaced, try again")
+
+
+def _step_failed(cause: str) -> StepFailed:
+    return StepFailed(f"the step that computed this request failed ({cause}); this replica is being replaced")

@@ -189,7 +189,7 @@ class FusedEngine:
             if isinstance(output, RequestAborted):
                 raise output
             if output.error is not None:
-                raise EngineFailed(f"the generation step failed ({output.error}); this replica is being replaced")
+                raise output.error
             tokens = output.token_ids
             stopped = output.finished and not sampling.ignore_eos and bool(tokens) and tokens[-1] in self._eos
             count = len(tokens) - stopped

@@ -13,6 +13,9 @@ from dlp_core.mix import Mix, Span
 MAX_LOGPROBS = 20
 """Alternatives per token whose log-probabilities may be requested, as in OpenAI's API."""
 
+MIN_TEMPERATURE = 1e-4
+REPETITION_PENALTIES = (0.01, 100.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -23,7 +26,7 @@ class Sampling:
     min_tokens: int = 0
     """Completion tokens before the end-of-sequence token may be picked."""
     temperature: float = 0.0
-    """0 is greedy."""
+    """Below MIN_TEMPERATURE is greedy: logits divided by it would leave float32."""
     top_p: float = 1.0
     top_k: int = 0
     """0 keeps every token."""
@@ -42,7 +45,8 @@ class Sampling:
         self._require("temperature", math.isfinite(self.temperature) and self.temperature >= 0, "0 or more")
         self._require("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
         self._require("top_k", self.top_k >= 0, "0 or more")
-        self._require("repetition_penalty", 0 < self.repetition_penalty <= 100, "above 0 and at most 100")
+        least, most = REPETITION_PENALTIES
+        self._require("repetition_penalty", least <= self.repetition_penalty <= most, f"{least:g} to {most:g}")
         self._require("seed", self.seed is None or -(2**63) <= self.seed < 2**63, "an integer of 64 bits")
         self._require("logprobs", self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}")
 
@@ -52,7 +56,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        return self.temperature == 0 or self.top_k == 1
+        return self.temperature < MIN_TEMPERATURE or self.top_k == 1
 
 
 @dataclass(frozen=True, slots=True)

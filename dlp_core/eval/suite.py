@@ -25,7 +25,6 @@ from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dlp_core.adapter.names import validate_name
@@ -33,6 +32,7 @@ from dlp_core.errors import InvalidRequest
 from dlp_core.eval.metrics import LIKELIHOOD, METRICS
 from dlp_core.eval.rows import EvalRow
 from dlp_core.store.disk import disk_errors
+from dlp_core.store.documents import parse_yaml, read_regular
 from dlp_core.store.jsonl import read_objects
 from dlp_core.store.records import first_problem
 
@@ -111,9 +111,9 @@ def load_suite(path: Path, *, data: Path | None = None, rows: int | None = None)
     """
     try:
         with disk_errors(f"{path}: cannot be read"):
-            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+            raw = parse_yaml(read_regular(path))
+    except ValueError as error:
+        raise InvalidRequest(f"{path}: {error}") from error
     if not isinstance(raw, dict):
         raise InvalidRequest(f"{path}: a suite has name, data and types; see docs/evaluation.md")
     try:

@@ -8,7 +8,8 @@ so that with W_TR[t, r] = weight of token t for the adapter that column r belong
 
     y_TO += ((x_TD A_RD^T + c_R) * W_TR) B_RO
 
-is exactly the weighted sum, for mixed ranks and without padding. c is one for the row of a trained bias, zero
+is exactly the weighted sum, for mixed ranks and without padding. Where W is 0 the product is too, also if an adapter's
+own overflows for a token that does not use it. c is one for the row of a trained bias, zero
 elsewhere. Modules that read the same input (q, k and v; gate and up) share one product with A. Products are in the
 model's dtype, which the matrix units support, and accumulate in float32.
 
@@ -87,7 +88,7 @@ class ManyTokensStep:
         self._pack = pack
         self._w_TS = w_TS
         self._head_rows = head_rows
-        self._w_TR: dict[tuple[tuple[int, ...], int, bool], Tensor] = {}
+        self._w_TR: dict[tuple[tuple[int, ...], int, bool], tuple[Tensor, Tensor]] = {}
         self._input: tuple[Tensor | None, tuple[str, ...]] = (None, ())
         self._shrunk: tuple[_Group | None, Tensor | None] = (None, None)
 
@@ -116,21 +117,23 @@ class ManyTokensStep:
         else:
             x_TD = x.reshape(-1, x.shape[-1]).to(group.a_RD.dtype)
             z_TR = x_TD @ group.a_RD.T if group.c_R is None else torch.addmm(group.c_R, x_TD, group.a_RD.T)
-        weighted_TR = z_TR * self._weights(group.layout, z_TR.shape[0], head=head)  # float32
+        w_TR, unused_TR = self._weights(group.layout, z_TR.shape[0], head=head)
+        weighted_TR = (z_TR * w_TR).masked_fill_(unused_TR, 0.0)  # float32
         return group, weighted_TR.to(z_TR.dtype)
 
-    def _weights(self, layout: tuple[int, ...], tokens: int, *, head: bool) -> Tensor:
-        """W_TR for all tokens, or for those that the output head computes."""
-        w_TR = self._w_TR.get((layout, tokens, head))
-        if w_TR is None:
+    def _weights(self, layout: tuple[int, ...], tokens: int, *, head: bool) -> tuple[Tensor, Tensor]:
+        """W_TR for all tokens, or for those that the output head computes, and where it is 0."""
+        weights = self._w_TR.get((layout, tokens, head))
+        if weights is None:
             w_TS = self._w_TS
             if self._head_rows is not None and (tokens != w_TS.shape[0] or (head and tokens == len(self._head_rows))):
                 w_TS = w_TS.index_select(0, self._head_rows)
             if tokens != w_TS.shape[0]:
                 raise RuntimeError(f"a layer sees {tokens} tokens, the batch's segments cover {self._w_TS.shape[0]}")
             columns = torch.tensor(layout)
-            w_TR = self._w_TR[layout, tokens, head] = w_TS.index_select(1, columns)
-        return w_TR
+            w_TR = w_TS.index_select(1, columns)
+            weights = self._w_TR[layout, tokens, head] = w_TR, w_TR == 0
+        return weights
 
 
 class ManyTokens:

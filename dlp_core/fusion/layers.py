@@ -75,7 +75,10 @@ class Fusion:
         check_fits(adapter, self.shapes)
         deltas = self._deltas(adapter)
         d_in = {path: self.shapes[path].d_in for path in deltas}
-        return pack(deltas, d_in, dtype=self._op.dtype, pinned=self._device.type == "cuda")
+        try:
+            return pack(deltas, d_in, dtype=self._op.dtype, pinned=self._device.type == "cuda")
+        except OverflowError as error:
+            raise AdapterRefused(f"adapter {adapter.name!r}: {error}, which this server computes in") from None
 
     def place(self, slot: int, packed: Packed) -> int:
         """The second half of `load`: one copy to the device. Safe on any thread, as `load` is."""

@@ -69,11 +69,14 @@ class Resident:
 
 def pack(deltas: Mapping[str, Delta], d_in: Mapping[str, int], *, dtype: torch.dtype, pinned: bool) -> Packed:
     """Pack what an adapter adds to each module into one buffer of `dtype`. `d_in` maps those modules to their input
-    width; a `pinned` buffer can be copied to a CUDA device while it computes. Safe on any thread."""
+    width; a `pinned` buffer can be copied to a CUDA device while it computes. Safe on any thread.
+
+    Raises OverflowError, naming the module, for values that `dtype` cannot hold.
+    """
     shapes = tuple(_shape(path, delta, d_in[path]) for path, delta in deltas.items())
     size = sum(_aligned(shape.rank * width) for shape in shapes for width in (shape.d_in, shape.d_out))
     buffer = torch.empty(size, dtype=dtype, pin_memory=pinned)
-    for (a_RD, b_RO, _), delta in zip(_views(buffer, shapes), deltas.values(), strict=True):
+    for (a_RD, b_RO, _), (path, delta) in zip(_views(buffer, shapes), deltas.items(), strict=True):
         if delta.lora is not None:
             rank = delta.lora.a_RD.shape[0]
             a_RD[:rank] = delta.lora.a_RD
@@ -81,6 +84,8 @@ def pack(deltas: Mapping[str, Delta], d_in: Mapping[str, int], *, dtype: torch.d
         if delta.bias_delta_O is not None:
             a_RD[-1] = 0
             b_RO[-1] = delta.bias_delta_O
+        if not (a_RD.isfinite().all() and b_RO.isfinite().all()):
+            raise OverflowError(f"{path} has values beyond {dtype}")
     return Packed(buffer, shapes)
 
 

@@ -33,6 +33,7 @@ from dlp_core.router.sentence_encoder import Pooling, SentenceEncoder
 from dlp_core.router.vocabulary import Vocabulary
 from dlp_core.router.words import LENGTHS, WordEncoder
 from dlp_core.store.disk import disk_errors
+from dlp_core.store.documents import MAX_TENSORS_BYTES, parse_json, read_regular
 
 WEIGHTS_FILE = "router.safetensors"
 CONFIG_FILE = "router.json"
@@ -180,12 +181,12 @@ def _write(path: Path, content: bytes) -> None:
 
 def _read(path: Path) -> bytes:
     with disk_errors(f"{path}: cannot be read", mistake=BankError, action="`dlp router train` writes one"):
-        return path.read_bytes()
+        return read_regular(path, MAX_TENSORS_BYTES)
 
 
 def _read_config(path: Path) -> tuple[Config, Pooling | None]:
     try:
-        content = json.loads(_read(path))
+        content = parse_json(_read(path))
         versions = (content["format"], content.get("features"))
         if versions != (FORMAT, VERSION):
             raise BankError(

@@ -11,7 +11,6 @@ pads."""
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from tokenizers import Tokenizer
 from dlp_core.errors import BankError, InvalidRequest
 from dlp_core.quiet import quiet_transformers
 from dlp_core.router.encoder import Floats
+from dlp_core.store.documents import parse_json, read_regular
 from dlp_core.store.transfers import Progress, silent
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def _pooling(path: Path) -> Pooling:
 
 def _settings(path: Path) -> dict[str, Any]:
     try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        settings: dict[str, Any] = parse_json(read_regular(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -20,6 +20,7 @@ _PATH_ERRORS = frozenset(
         errno.EACCES,
         errno.EBUSY,  # a mount point
         errno.EEXIST,
+        errno.EFBIG,  # more than is read: see documents.read_regular
         errno.EINVAL,
         errno.EISDIR,
         errno.ELOOP,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from dlp_core.errors import InvalidRequest
 from dlp_core.store.disk import disk_error
+from dlp_core.store.documents import parse_json
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -42,11 +42,11 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
 
 def _object(line: bytes, where: str) -> dict[str, Any]:
     try:
-        value = json.loads(line.rstrip().decode())
+        value = parse_json(line.rstrip().decode())
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"{where}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        raise InvalidRequest(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
+    except ValueError as error:
+        raise InvalidRequest(f"{where}: not JSON ({error})") from error
     if not isinstance(value, dict):
         raise InvalidRequest(f'{where}: a row must be an object, {{"name": value, ...}}')
     return value

@@ -7,23 +7,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dlp_core.errors import LocalDiskError, NotFound
+from dlp_core.errors import InvalidRequest, LocalDiskError, NotFound
 from dlp_core.store.disk import disk_errors
+from dlp_core.store.documents import MAX_DOCUMENT_BYTES, MAX_TENSORS_BYTES
 from dlp_core.store.opening import open_store
-from dlp_core.store.protocol import AdapterStore
+from dlp_core.store.protocol import CONTROL_CHARACTERS, AdapterStore, check_relative
 from dlp_core.store.transfers import Progress, silent
 
-_READ = (".json", ".safetensors")
-"""Files to download. Others are created empty: their name is enough to refuse or ignore them."""
+_READ = {".json": MAX_DOCUMENT_BYTES, ".txt": MAX_DOCUMENT_BYTES, ".safetensors": MAX_TENSORS_BYTES}
+"""Files to download, and how large they may be. Others are created empty: their name is enough to refuse or ignore
+them."""
 
 
 @contextmanager
 def local_copy(location: str, *, progress: Progress = silent) -> Iterator[Path]:
     """A folder with the content of `location` for the duration of the block, named like the location's last part.
 
-    Raises NotFound if there is nothing, StoreUnavailable if the store fails, LocalDiskError if the copy cannot be
-    written.
+    Raises NotFound if there is nothing, InvalidRequest for a location that cannot be one, an object whose key leads out
+    of it or one that is too large, StoreUnavailable if the store fails, LocalDiskError if the copy cannot be written.
     """
+    if CONTROL_CHARACTERS.search(location):
+        raise InvalidRequest(f"{location!r} is no location: it has control characters", param="folder")
     if "://" not in location:
         folder = Path(location).expanduser().resolve()
         if not folder.is_dir():
@@ -31,7 +35,7 @@ def local_copy(location: str, *, progress: Progress = silent) -> Iterator[Path]:
         yield folder
         return
     with TemporaryDirectory(prefix="dlp-copy-") as temporary:
-        folder = Path(temporary, location.rstrip("/").rpartition("/")[2] or "copy")
+        folder = Path(temporary, location.rstrip("/").rpartition("/")[2].lstrip(".") or "copy")
         with disk_errors(f"{location} cannot be copied to {temporary}", mistake=LocalDiskError):
             _download(open_store(location), folder, progress)
         yield folder
@@ -41,10 +45,21 @@ def _download(store: AdapterStore, folder: Path, progress: Progress) -> None:
     objects = store.list()
     if not objects:
         raise NotFound(f"there is nothing at {store.uri}; check the location", param="folder")
+    # everything is checked before anything is written
+    objects = [info for info in objects if not _hidden(check_relative(info.key))]
+    for info in objects:
+        limit = _READ.get(Path(info.key).suffix)
+        if limit is not None and info.size > limit:
+            raise InvalidRequest(f"{info.key!r} in {store.uri} has {info.size:,} bytes; at most {limit:,} are read")
     total, done = sum(info.size for info in objects), 0
     for info in objects:
         target = folder / info.key
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(store.get(info.key).data if info.key.endswith(_READ) else b"")
+        target.write_bytes(store.get(info.key).data if target.suffix in _READ else b"")
         done += info.size
         progress(done, total)
+
+
+def _hidden(key: str) -> bool:
+    """Whether it is a tool's own file, such as .gitattributes."""
+    return any(part.startswith(".") for part in key.split("/"))

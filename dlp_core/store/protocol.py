@@ -86,18 +86,26 @@ class AdapterStore(Protocol):
 def check_key(key: str) -> str:
     """Return `key` if it names an object inside a store's root.
 
-    Raises InvalidRequest for an empty, absolute or overlong key, one with `\\`, control characters, an empty
-    segment, or a segment that starts with a dot (`..` climbs out; the folder store keeps its own files under a
-    dot).
+    Raises InvalidRequest as `check_relative`, and for a segment that starts with a dot: the folder store keeps its own
+    files under one.
+    """
+    if any(segment.startswith(".") for segment in check_relative(key).split("/")):
+        raise InvalidRequest(f"object key {key[:80]!r} must be without segments that start with '.'")
+    return key
+
+
+def check_relative(key: str) -> str:
+    """Return `key` if it stays inside the folder or prefix that it is relative to.
+
+    Raises InvalidRequest for an empty, absolute or overlong key, one with `\\`, control characters, or an empty, `.` or
+    `..` segment.
     """
     if not key or len(key.encode(errors="replace")) > MAX_KEY_BYTES or "\\" in key or CONTROL_CHARACTERS.search(key):
         raise InvalidRequest(
             f"object key {key[:80]!r} must be 1 to {MAX_KEY_BYTES} bytes without backslash or control characters"
         )
-    if any(not segment or segment.startswith(".") for segment in key.split("/")):
-        raise InvalidRequest(
-            f"object key {key[:80]!r} must be relative, without empty segments or segments that start with '.'"
-        )
+    if any(segment in ("", ".", "..") for segment in key.split("/")):
+        raise InvalidRequest(f"object key {key[:80]!r} must be relative, without empty, '.' or '..' segments")
     return key
 
 

@@ -102,11 +102,12 @@ def write_router(folder: Path, labels: Sequence[str], *, seed: int = 0) -> None:
 
     adapters = len(labels)
     vocabulary = Vocabulary(TOKENIZER, np.zeros(0, np.int32))
+    encoder = WordEncoder(vocabulary, floats(vocabulary.size, 1), floats(BUCKETS, 1))
     Router(
         labels=tuple(labels),
-        encoder=WordEncoder(vocabulary, floats(vocabulary.size, 1), floats(BUCKETS, 1)),
+        encoder=encoder,
         network=Network(
-            weights=(floats(2, 3),),
+            weights=(floats(2, encoder.width),),
             biases=(floats(2),),
             output_NH=floats(adapters, 2),
             output_N=floats(adapters),
@@ -115,7 +116,7 @@ def write_router(folder: Path, labels: Sequence[str], *, seed: int = 0) -> None:
         clusters=Clusters(floats(2, 2), floats(adapters, 2), floats(adapters), floats(4, 2)),
         calibration=Calibration(1.0, 0.0, 1.0),
         curve=Curve((-1.0, 0.0, 1.0), (), None),
-        memory=Memory(floats(8, 3), np.array([-1, 0] * 4, np.int16)),
+        memory=Memory(floats(8, encoder.width), np.array([-1, 0] * 4, np.int16)),
         training={},
     ).save(folder)
 

@@ -1,4 +1,4 @@
-"""Trains the upper layers of an encoder on the rows, before it is frozen for the router.
+"""Trains the upper layers of an encoder on the rows, before the router learns from it or is put behind it.
 
 Plain classification with a linear head on the unit embeddings, which is thrown away: what follows learns from what the
 encoder then makes of texts. Lower layers hold what all texts have in common, and stay as they are, which also saves
@@ -23,8 +23,7 @@ from dlp_core.store.transfers import Progress, silent
 CHARACTERS = 256
 """Of a row that are read: what it is about shows early."""
 
-_EPOCHS = 3
-_STEPS = (150, 1500)  # at least and at most
+_MOST_STEPS = 1500
 _BATCH = 64
 _SORTED = 32  # batches whose rows are sorted by length, so that little of a batch is padding
 _LR, _HEAD_LR, _WEIGHT_DECAY = 1e-4, 2e-3, 0.01
@@ -38,17 +37,22 @@ def fine_tune(
     encoder: SentenceEncoder,
     examples: Sequence[Example],
     adapters: int,
-    layers: int,
     rng: Random,
     *,
+    layers: int,
+    epochs: int,
+    min_steps: int = 0,
     report: Progress = silent,
 ) -> None:
-    """Train the last `layers` layers of `encoder`, in place, on the examples that have a task. `report` gets (steps
-    done, all steps).
+    """Train the last `layers` layers of `encoder`, in place, on the examples that have a task: so many epochs, and at
+    least `min_steps` steps. `report` gets (steps done, all steps).
 
     Raises InvalidRequest if the encoder has not so many layers.
     """
     rows = [example for example in examples if example.tasks]
+    steps = min(max(epochs * len(rows) // _BATCH, min_steps), _MOST_STEPS)
+    if not steps:  # too few rows to say anything
+        return
     trained = _last(encoder.model, layers)
     head = nn.Linear(encoder.width, adapters)
     encoder.model.requires_grad_(False)
@@ -61,8 +65,6 @@ def fine_tune(
             {"params": list(head.parameters()), "lr": _HEAD_LR, "weight_decay": 0.0},
         ]
     )
-    least, most = _STEPS
-    steps = min(max(_EPOCHS * len(rows) // _BATCH, least), most)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / (_WARM_UP * steps), 1.0) * (1.0 - step / steps)
     )

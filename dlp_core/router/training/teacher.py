@@ -43,6 +43,8 @@ class Teacher:
     everyday: tuple[str, ...]
     everyday_ET: Floats
     """Their embeddings, of unit length."""
+    digest: str
+    """Of the encoder before it was tuned."""
 
     @property
     def tokenizer(self) -> str:
@@ -58,30 +60,23 @@ def packaged_teacher() -> Path | None:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def tuned_teacher(encoder: SentenceEncoder, *, report: Progress = silent) -> Teacher:
-    """An encoder that teaches what it has been tuned to: no vectors, nothing in CACHE."""
-    everyday = tuple(requests(COUNT))
-    return Teacher(encoder, np.zeros((0, 0), np.float32), everyday, encoder.encode(everyday, report=report))
+def vectors(encoder: SentenceEncoder, width: int, *, report: Progress = silent) -> Floats:
+    """`distil`, which takes a minute the first time; then the result is in CACHE."""
+    return _cached(f"{encoder.digest()} pieces {width}", lambda: distil(encoder, width, report=report))
 
 
-def prepare(encoder: SentenceEncoder, width: int | None, *, report: Progress = silent) -> Teacher:
-    """Distil vectors of this width, or none. Takes minutes the first time; then they are in CACHE. `report` gets
-    (texts done, all texts)."""
-    digest = encoder.digest()
+def prepare(encoder: SentenceEncoder, pieces_VD: Floats | None, *, digest: str, report: Progress = silent) -> Teacher:
+    """The teacher that an encoder makes, with these vectors. `digest` is that of the encoder before it was tuned; what
+    one that was not tuned makes of everyday requests is in CACHE. `report` gets (requests done, all requests)."""
     everyday = tuple(requests(COUNT))
-    distilled = 0 if width is None else encoder.vocabulary_size
-    total = distilled + len(everyday)
-    pieces = np.zeros((0, 0), np.float32)
-    if width is not None:
-        pieces = _cached(
-            f"{digest} pieces {width}",
-            lambda: distil(encoder, width, report=lambda done, _: report(done, total)),
-        )
-    embeddings = _cached(
-        "\n".join([digest, *everyday]),
-        lambda: encoder.encode(everyday, report=lambda done, _: report(distilled + done, total)),
-    )
-    return Teacher(encoder, pieces, everyday, embeddings)
+
+    def embed() -> Floats:
+        return encoder.encode(everyday, report=report)
+
+    tuned = encoder.digest() != digest
+    embeddings = embed() if tuned else _cached("\n".join([digest, *everyday]), embed)
+    pieces_VD = np.zeros((0, 0), np.float32) if pieces_VD is None else pieces_VD
+    return Teacher(encoder, pieces_VD, everyday, embeddings, digest)
 
 
 def distil(encoder: SentenceEncoder, width: int, *, report: Progress = silent) -> Floats:

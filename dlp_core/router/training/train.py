@@ -30,7 +30,7 @@ from dlp_core.router.training.corpus import Corpus
 from dlp_core.router.training.examples import Example, label, split
 from dlp_core.router.training.fine_tuning import fine_tune
 from dlp_core.router.training.net import FixedInputs, NetSettings, WordInputs, fit
-from dlp_core.router.training.teacher import Teacher, packaged_teacher, prepare, tuned_teacher
+from dlp_core.router.training.teacher import Teacher, packaged_teacher, prepare, vectors
 from dlp_core.router.words import WordEncoder
 from dlp_core.store.transfers import Progress, silent
 
@@ -38,6 +38,8 @@ _THREADS = 1  # fixed, because the order of sums depends on it; more gain little
 _ENCODED = 6000  # texts that such an encoder encodes for the clusters
 _ENCODED_VARIANTS = 0.3  # variants per row for an encoder that takes milliseconds a text
 _VALUES_PER_ROW = 4
+_ENCODER_EPOCHS, _ENCODER_STEPS = 3, 150  # of tuning an encoder: epochs, and steps at least
+_TEACHER_LAYERS = 2  # of a teacher that are tuned, in one epoch
 _READ = 256  # characters of a row that the teacher reads: what it is about shows early
 _HELD_BACK_REQUESTS = (
     500  # everyday requests, in frames that are not trained on; with rows of no task, as many as those
@@ -84,7 +86,7 @@ class TrainSummary:
     auroc: float | None
     top_p: float
     teacher: str | None
-    """Digest of the teacher or encoder."""
+    """Digest of the teacher or encoder, before it was tuned."""
     warnings: tuple[str, ...]
     seed: int
     seconds: float
@@ -116,14 +118,13 @@ def train_router(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         teacher = _teacher(settings, training, len(labels), rng, report)
-    encoder_given = settings.encoder is not None
     texts = corpus.build(
         training,
         teacher,
         rng,
-        characters=None if encoder_given else _READ,
-        variants=_ENCODED_VARIANTS if encoder_given else 1.0,
-        report=_part(report, 0.6, 0.7) if encoder_given else _part(report, 0.3, 0.5),
+        characters=None if settings.encoder else _READ,
+        variants=_ENCODED_VARIANTS if settings.encoder else 1.0,
+        report=_part(report, 0.5, 0.6),
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(_THREADS)
@@ -174,7 +175,7 @@ def train_router(
         refused=curve.refused(calibration.threshold),
         auroc=curve.auroc,
         top_p=calibration.top_p,
-        teacher=None if teacher is None else teacher.encoder.digest(),
+        teacher=None if teacher is None else teacher.digest,
         warnings=wording_warnings(texts_by_task),
         seed=settings.seed,
         seconds=time.monotonic() - began,
@@ -204,22 +205,26 @@ def _other_values(
 def _teacher(
     settings: TrainSettings, training: Sequence[Example], adapters: int, rng: Random, report: Progress
 ) -> Teacher | None:
-    if settings.encoder is not None:
-        encoder = SentenceEncoder.load(settings.encoder)
-        if not settings.tuned_layers:
-            return prepare(encoder, None, report=_part(report, 0.0, 0.6))
-        fine_tune(encoder, training, adapters, settings.tuned_layers, rng, report=_part(report, 0.0, 0.5))
-        return tuned_teacher(encoder, report=_part(report, 0.5, 0.6))
-    if settings.teacher is None:
+    """What the router learns from, tuned to the rows: they say which differences matter."""
+    own, folder = settings.encoder is not None, settings.encoder or settings.teacher
+    if folder is None:
         return None
-    return prepare(SentenceEncoder.load(settings.teacher), settings.pieces, report=_part(report, 0.0, 0.3))
+    encoder = SentenceEncoder.load(folder)
+    digest = encoder.digest()
+    pieces = None if own else vectors(encoder, settings.pieces, report=_part(report, 0.0, 0.1))
+    layers = settings.tuned_layers if own else _TEACHER_LAYERS
+    epochs, min_steps = (_ENCODER_EPOCHS, _ENCODER_STEPS) if own else (1, 0)
+    if layers:
+        tuning = _part(report, 0.1, 0.4)
+        fine_tune(encoder, training, adapters, rng, layers=layers, epochs=epochs, min_steps=min_steps, report=tuning)
+    return prepare(encoder, pieces, digest=digest, report=_part(report, 0.4, 0.5))
 
 
 def _fit(
     texts: Corpus, teacher: Teacher | None, adapters: int, settings: TrainSettings, report: Progress
 ) -> tuple[Encoder, Network, int]:
     if settings.encoder is not None and teacher is not None:
-        x = _encoded(texts, teacher, _part(report, 0.7, 0.9))
+        x = _encoded(texts, teacher, _part(report, 0.6, 0.9))
         network, steps = fit(
             FixedInputs(x), texts, adapters, settings.net, settings.seed, report=_part(report, 0.9, 1.0)
         )
@@ -234,7 +239,7 @@ def _fit(
     inputs = WordInputs(
         words.features(samples), pieces, settings.grams, drop=settings.net.feature_dropout, seed=settings.seed
     )
-    network, steps = fit(inputs, texts, adapters, settings.net, settings.seed, report=_part(report, 0.5, 1.0))
+    network, steps = fit(inputs, texts, adapters, settings.net, settings.seed, report=_part(report, 0.6, 1.0))
     return WordEncoder(words, *inputs.tables()), network, steps
 
 

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from dlp_core.errors import BankError, InvalidRequest
 from dlp_core.router import Router
+from dlp_core.router.features import VERSION
 from dlp_core.router.files import CONFIG_FILE, WEIGHTS_FILE
 from tests.support.router_rows import make_rows, trained
 
@@ -68,7 +69,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         r"router\.safetensors: not a safetensors file",
     ),
     "format of tomorrow": (_config(lambda c: c.update(format=4)), "format 4 .* reads format 3"),
-    "features of tomorrow": (_config(lambda c: c.update(features=3)), "features 3"),
+    "features of tomorrow": (_config(lambda c: c.update(features=VERSION + 1)), f"features {VERSION + 1}"),
     "labels missing": (_config(lambda c: c.pop("labels")), "labels"),
     "a label too few": (_config(lambda c: c["labels"].pop()), "3 labels need"),
     "a label twice": (_config(lambda c: c["labels"].__setitem__(0, c["labels"][1])), "different adapter names"),
@@ -96,7 +97,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a memory without inputs": (
         _tensors(lambda t: t.update({"memory.inputs": t["memory.inputs"][:5].copy()})),
-        r"memory\.inputs is float16 \[5, 65\]",
+        r"memory\.inputs is float16 \[5, 72\]",
     ),
     "a vocabulary that is no tokenizer": (
         _tensors(lambda t: t.update({"vocabulary.tokenizer": np.frombuffer(b"{}", np.uint8)})),

@@ -49,7 +49,7 @@ DAMAGED: dict[str, tuple[str, bytes | None, str]] = {
     "gz with another checksum": ("rows.jsonl.gz", gzip.compress(ROW)[:-8] + bytes(8), r"cannot be read \(CRC check"),
     "gz of noise": ("rows.jsonl.gz", gzip.compress(ROW)[:10] + b"\xff" * 40, r"cannot be read \(Error -3"),
     "not UTF-8": ("rows.jsonl", ROW + b'{"task": "\xff"}\n', r"rows\.jsonl:2: not UTF-8 text \(.* at byte 10\)"),
-    "not JSON": ("rows.jsonl", ROW + b'\n{"task"\n', r"rows\.jsonl:3: not JSON \(.* at column 8\)"),
+    "not JSON": ("rows.jsonl", ROW + b'\n{"task"\n', r"rows\.jsonl:3: not JSON \(.* column 7\)"),
     "not an object": ("rows.jsonl", ROW + b"[]\n", r"rows\.jsonl:2: a row must be an object"),
 }
 
