@@ -68,6 +68,12 @@ class LimitArgs(_Args):
     """Limits of one HTTP request."""
 
     max_body_bytes: int = Field(default=1024**2, ge=1)
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    """How long a client may take to send a body."""
+    min_body_bytes_per_s: int = Field(default=1024, ge=0)
+    """How fast it must send, after a grace of BODY_GRACE_S."""
+    max_requests_per_key: int = Field(default=256, ge=1)
+    """At once, in one ingress replica, whose max_ongoing_requests all keys share. Counts only where there are keys."""
     request_timeout_s: float = Field(default=300.0, gt=0)
     default_max_tokens: int = Field(default=512, ge=1)
     """Maximum for a chat completion that sets none; less if the prompt leaves less room."""

@@ -48,6 +48,11 @@ class Caller:
     name: str
     adapters: tuple[str, ...] | None = None
 
+    @property
+    def limited(self) -> bool:
+        """Whether its requests are counted: those of a key are."""
+        return self is not ANONYMOUS and self is not ADMIN
+
     def allowed(self, names: Iterable[str]) -> frozenset[str] | None:
         """The adapters among `names` that the caller may use; None for all."""
         return None if self.adapters is None else _matching(self.adapters, tuple(names))

@@ -106,7 +106,7 @@ class AdminApi:
         headers = request.headers
         if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
             return {}
-        return await read_json(request, self._limits.max_body_bytes)
+        return await read_json(request, self._limits)
 
 
 def _serving(bank: BankManifest) -> Response:

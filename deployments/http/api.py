@@ -25,6 +25,7 @@ from deployments.args import LimitArgs, RoutingArgs
 from deployments.http import openapi
 from deployments.http.access import Access, Caller
 from deployments.http.admin import AdminService
+from deployments.http.admission import Admission
 from deployments.http.input import generations_of, parse, parse_route, read_json, routing_options
 from deployments.http.replies import Reply, explanation_json, models_json, route_json, visible
 from deployments.http.request_log import record_of
@@ -70,6 +71,7 @@ class Api:
         self._routing = routing
         self._limits = limits
         self._access = access
+        self._admission = Admission(limits.max_requests_per_key)
         self._started = int(time.time())
 
     def add_to(self, app: FastAPI) -> None:
@@ -89,7 +91,7 @@ class Api:
 
     async def route(self, request: Request) -> Response:
         caller = self._caller(request)
-        body = parse_route(await read_json(request, self._limits.max_body_bytes))
+        body = parse_route(await read_json(request, self._limits))
         deadline = self._deadline()
         decision = await self._decide(request, body, caller, deadline)
         if decision.probabilities is None:
@@ -119,7 +121,7 @@ class Api:
     async def _complete(self, request: Request, kind: type[ChatRequest | CompletionRequest]) -> Response:
         """Handle a completion: authenticate, parse, choose the mix, generate, respond."""
         caller, record = self._caller(request), record_of(request)
-        body = parse(kind, await read_json(request, self._limits.max_body_bytes))
+        body = parse(kind, await read_json(request, self._limits))
         deadline = self._deadline()
         decision = await self._decide(request, body, caller, deadline)
         chat = isinstance(body, ChatRequest)
@@ -151,7 +153,8 @@ class Api:
             return record.decided(await self._service.decide(options, body.routing_texts))
 
     def _caller(self, request: Request) -> Caller:
-        return record_of(request).authenticated(self._access.caller(request.headers.get("authorization")))
+        caller = self._access.caller(request.headers.get("authorization"))
+        return record_of(request).authenticated(caller, self._admission)
 
     def _visible_bank(self, caller: Caller) -> BankManifest:
         """The bank, restricted to the adapters the caller may use."""

@@ -41,6 +41,11 @@ class BodyTooLarge(InvalidRequest):
     code = "request_too_large"
 
 
+class BodyTooSlow(InvalidRequest):
+    status = 408
+    code = "request_timeout"
+
+
 class Unauthorized(DLPError):
     """A missing, unknown or unauthorized API key. Reveals nothing about the keys that exist."""
 

@@ -2,43 +2,74 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
+from starlette.requests import ClientDisconnect
 
-from deployments.args import RoutingArgs
-from deployments.http.errors import BodyTooLarge, from_validation
+from deployments.args import LimitArgs, RoutingArgs
+from deployments.http.errors import BodyTooLarge, BodyTooSlow, from_validation
 from deployments.http.requests import AnyRequest, ChatRequest, CompletionRequest, routed
 from deployments.observe import tracing
 from dlp_core.decision import Decision, RoutingOptions
 from dlp_core.engine.request import Sampling
-from dlp_core.errors import InvalidRequest
+from dlp_core.errors import InvalidRequest, RequestAborted
 from dlp_core.generation.messages import GenerationRequest
 
 Body = TypeVar("Body", bound=BaseModel)
 
 
-async def read_json(request: Request, limit: int) -> object:
+BODY_GRACE_S = 5.0
+"""A body may be late by this: a network's hiccup, a client's garbage collection."""
+
+
+async def read_json(request: Request, limits: LimitArgs) -> object:
     """Read the body as JSON.
 
-    Raises BodyTooLarge before holding much more than `limit` bytes, InvalidRequest if the body is not JSON.
+    Raises BodyTooLarge before holding much more than the limit, BodyTooSlow, InvalidRequest if the body is not JSON,
+    and RequestAborted if the client leaves.
     """
-    too_large = BodyTooLarge(f"the request body is larger than {limit} bytes; send less")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise too_large
+    body = await _read_body(request, limits)
     try:
-        return from_json(bytes(body), allow_inf_nan=True)  # the field's validation rejects these by name
+        return from_json(body, allow_inf_nan=True)  # the field's validation rejects these by name
     except ValueError as error:
         raise InvalidRequest(f"the request body is not valid JSON: {error}") from error
+
+
+async def _read_body(request: Request, limits: LimitArgs) -> bytes:
+    limit = limits.max_body_bytes
+    too_large = BodyTooLarge(f"the request body is larger than {limit} bytes; send less")
+    declared = request.headers.get("content-length", "")
+    if declared.isascii() and declared.isdecimal() and int(declared[:20]) > limit:
+        raise too_large
+    body = bytearray()
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    try:
+        async with asyncio.timeout_at(_due(began, 0, limits)) as deadline:
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise too_large
+                deadline.reschedule(_due(began, len(body), limits))
+    except ClientDisconnect:
+        raise RequestAborted("the client left before its request was complete") from None
+    except TimeoutError:
+        raise BodyTooSlow(
+            f"{len(body)} bytes of the request body arrived in {clock() - began:.0f} s; a body takes at most "
+            f"{limits.body_timeout_s:g} s, at {limits.min_body_bytes_per_s} bytes a second or more"
+        ) from None
+    return bytes(body)
+
+
+def _due(began: float, received: int, limits: LimitArgs) -> float:
+    """When more must have arrived."""
+    rate = limits.min_body_bytes_per_s
+    return began + min(limits.body_timeout_s, BODY_GRACE_S + received / rate if rate else limits.body_timeout_s)
 
 
 def parse(model: type[Body], data: object) -> Body:

@@ -33,6 +33,7 @@ from dlp_core.generation.messages import Finished, Piece
 
 if TYPE_CHECKING:
     from deployments.http.access import Caller
+    from deployments.http.admission import Admission
     from deployments.http.requests import AnyRequest
 
 log = logging.getLogger("ray.serve.dlp.request")
@@ -55,6 +56,7 @@ class RequestRecord:
         self._settings = settings
         self._began = time.perf_counter()
         self._caller: str | None = None
+        self._admission: Admission | None = None
         self._body: AnyRequest | None = None
         self._parsed_at = self._began
         self._decision: Decision | None = None
@@ -65,9 +67,18 @@ class RequestRecord:
         self._error_code: str | None = None
         self._span = trace.get_current_span()
 
-    def authenticated(self, caller: Caller) -> Caller:
+    def authenticated(self, caller: Caller, admission: Admission) -> Caller:
+        """Note the caller, who holds one of its places until `left`. Raises TooManyRequests."""
         self._caller = caller.name
+        if caller.limited:
+            admission.enter(caller.name)
+            self._admission = admission
         return caller
+
+    def left(self) -> None:
+        """The response has ended, however it did."""
+        if self._admission is not None and self._caller is not None:
+            self._admission.leave(self._caller)
 
     def parsed(self, body: AnyRequest) -> None:
         """Note the valid body of the request."""
@@ -229,6 +240,7 @@ class RequestLogMiddleware:
             gone = not complete  # Serve cancels a request when its client disconnects
             raise
         finally:
+            record.left()
             if self._settings.requests and route in ROUTES:
                 record.write(status or DLPError.status, gone=gone or (status != 0 and not complete))
 

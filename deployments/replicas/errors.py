@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+    RequestCancelledError,
+)
 
-from dlp_core.errors import DeadlineExceeded, EngineFailed, EngineFull
+from dlp_core.errors import DeadlineExceeded, EngineFailed, EngineFull, RequestAborted
 
 
 def from_ray(error: Exception) -> Exception:
@@ -24,6 +29,8 @@ def from_ray(error: Exception) -> Exception:
             mapped = EngineFull(
                 f"every replica is busy and {waiting} requests are queued; retry later", retry_after=1.0
             )
+        case RequestCancelledError():
+            mapped = RequestAborted("the request was cancelled")
         case RayActorError() | ReplicaUnavailableError() | TaskCancelledError():
             mapped = EngineFailed(
                 "the replica that served this request stopped; retry, another will serve it", retry_after=1.0
