@@ -52,10 +52,12 @@ class RoutingArgs(_Args):
 
 
 class CacheArgs(_Args):
-    """The disk cache of downloaded adapters, one per node."""
+    """The disk cache of downloaded adapters, one per node, and who shares the engines' cache of prompts."""
 
     path: Path = Path("~/.cache/dlp/adapters")
     max_bytes: int = Field(default=20 * 1024**3, ge=1)
+    share: Literal["key", "all", "none"] = "key"
+    """Whose prompts may share cached blocks: those of one API key, of all, or of none (deployments/http/sharing.py)."""
 
     def open(self, *, on_fetch: Callable[[Blob, float], None] | None = None) -> DiskCache:
         """The cache; `on_fetch` is DiskCache's."""

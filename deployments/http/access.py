@@ -161,6 +161,14 @@ class Access:
             raise Unauthorized("missing or unknown API key; send Authorization: Bearer KEY")
         return matches[0]
 
+    def knows(self, authorization: str | None) -> bool:
+        """Whether this header is a caller's; everybody is one where there are no keys."""
+        try:
+            self.caller(authorization)
+        except Unauthorized:
+            return False
+        return True
+
     def require_admin(self, authorization: str | None) -> bool:
         """Check for the admin token; False if none is configured. Raises Unauthorized for any other credentials."""
         admin = self._admin()

@@ -3,7 +3,9 @@
 POST /v1/chat/completions   POST /v1/completions    generate
 POST /v1/route                                      which adapters would serve this, and why; no generation
 GET  /v1/models  /v1/models/{name}  /v1/bank        models and adapters the caller may use
-GET  /health                                        200 when requests can be served, else 503 and the reason
+GET  /health                                        200 when requests can be served, else 503; where there are keys,
+                                                    only their holders are told versions and reasons
+GET  /openapi.json  /docs                           this API
 
 The admin routes are in admin.py; app.py assembles the application. A request is authenticated before anything else is
 read. An adapter the caller may not use is reported as unknown.
@@ -19,6 +21,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from fastapi import FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import JSONResponse, Response
 
 from deployments.args import LimitArgs, RoutingArgs
@@ -27,12 +30,13 @@ from deployments.http.access import Access, Caller
 from deployments.http.admin import AdminService
 from deployments.http.admission import Admission
 from deployments.http.input import generations_of, parse, parse_route, read_json, routing_options
-from deployments.http.replies import Reply, explanation_json, models_json, route_json, visible
+from deployments.http.replies import Reply, bank_json, explanation_json, models_json, route_json, visible
 from deployments.http.request_log import record_of
 from deployments.http.requests import AnyRequest, ChatRequest, CompletionRequest, TextRequest
+from deployments.http.sharing import Share, salt_of
 from deployments.http.streams import AnswerStream, EventStream, within
 from dlp_core.decision import Decision, RoutingOptions
-from dlp_core.errors import UnknownModel
+from dlp_core.errors import DLPError, StoreUnavailable, UnknownModel
 from dlp_core.generation.messages import GenerationRequest, Piece
 
 if TYPE_CHECKING:
@@ -66,8 +70,11 @@ class Service(AdminService, Protocol):
 class Api:
     """One method per route."""
 
-    def __init__(self, service: Service, *, routing: RoutingArgs, limits: LimitArgs, access: Access) -> None:
+    def __init__(
+        self, service: Service, *, routing: RoutingArgs, limits: LimitArgs, access: Access, share: Share
+    ) -> None:
         self._service = service
+        self._share = share
         self._routing = routing
         self._limits = limits
         self._access = access
@@ -82,6 +89,8 @@ class Api:
         app.get("/v1/models/{name:path}")(self.model)
         app.get("/v1/bank")(self.bank)
         app.get("/health")(self.health)
+        app.get("/openapi.json", include_in_schema=False)(self.openapi)
+        app.get("/docs", include_in_schema=False)(self.docs)
 
     async def chat(self, request: Request) -> Response:
         return await self._complete(request, ChatRequest)
@@ -111,10 +120,26 @@ class Api:
         raise UnknownModel(f"model {name!r} does not exist; GET /v1/models lists the models", param="model")
 
     async def bank(self, request: Request) -> Response:
-        return JSONResponse(self._visible_bank(self._caller(request)).model_dump(mode="json"))
+        bank = self._service.bank()
+        allowed = self._caller(request).allowed(adapter.name for adapter in bank.adapters)
+        return JSONResponse(bank_json(bank, allowed))
 
-    async def health(self) -> Response:
-        serving, refused = self._service.bank().version, self._service.refused()
+    async def openapi(self, request: Request) -> Response:
+        self._caller(request)
+        return JSONResponse(request.app.openapi())
+
+    async def docs(self, request: Request) -> Response:
+        self._caller(request)
+        return get_swagger_ui_html(openapi_url="/openapi.json", title=request.app.title)
+
+    async def health(self, request: Request) -> Response:
+        known = self._access.knows(request.headers.get("authorization"))
+        try:
+            serving, refused = self._service.bank().version, self._service.refused()
+        except DLPError as error:
+            raise error if known else StoreUnavailable("not ready; the server's log says why") from error
+        if not known:
+            return JSONResponse({"status": "ok"})
         report = {} if refused is None else {"refused": {"version": refused.version, "reason": refused.reason}}
         return JSONResponse({"status": "ok", "bank": serving, **report})
 
@@ -133,7 +158,9 @@ class Api:
             with_logprobs=body.requested_logprobs is not None,
             include_usage=body.include_usage,
         )
-        requests = generations_of(body, decision, f"{record.request_id}/{reply.id}")
+        request_id = f"{record.request_id}/{reply.id}"
+        salt = salt_of(self._share, caller, body.cache_salt, request_id)
+        requests = generations_of(body, decision, request_id, salt)
         generations = [self._service.generate(generation) for generation in requests]
         answer = AnswerStream(reply, generations, record=record, deadline=deadline)
         headers = {"x-dlp-adapters": str(decision.mix)}

@@ -17,6 +17,7 @@ from deployments.http.admin import AdminApi
 from deployments.http.api import Api, Service
 from deployments.http.errors import HTTPError, as_api_error, error_response, unknown_url
 from deployments.http.request_log import RequestLogMiddleware, record_of
+from deployments.http.sharing import Share
 from dlp_core.errors import DLPError
 
 
@@ -26,6 +27,7 @@ def create_app(
     routing: RoutingArgs,
     limits: LimitArgs,
     access: Access,
+    share: Share = "key",
     log: LogArgs | None = None,
     sets_id_header: bool = True,
 ) -> FastAPI:
@@ -34,10 +36,11 @@ def create_app(
         title="dlp",
         lifespan=partial(lifespan, service),
         description="A bank of LoRA adapters behind one OpenAI-compatible endpoint.",
+        openapi_url=None,  # api.py has the pages, for callers
         telemetry={"operation_spans": False, "exclude": lambda scope: scope["path"].endswith("/health")},
     )
     handle_errors(app)
-    Api(service, routing=routing, limits=limits, access=access).add_to(app)
+    Api(service, routing=routing, limits=limits, access=access, share=share).add_to(app)
     AdminApi(service, limits=limits, access=access).add_to(app)
     openapi.describe(app, *api.BODIES, *admin.BODIES)
     # outermost, around the handler of unexpected errors too: add_middleware would put it inside

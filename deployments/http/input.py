@@ -114,9 +114,10 @@ def routing_options(body: AnyRequest, routing: RoutingArgs) -> RoutingOptions:
 
 
 def generations_of(
-    body: ChatRequest | CompletionRequest, decision: Decision, request_id: str
+    body: ChatRequest | CompletionRequest, decision: Decision, request_id: str, salt: str
 ) -> list[GenerationRequest]:
-    """One request per choice (`n`). With a seed the choices are reproducible, yet differ from each other."""
+    """One request per choice (`n`). With a seed the choices are reproducible, yet differ from each other. `salt`: see
+    deployments.http.sharing."""
     first = GenerationRequest(
         request_id=request_id,
         bank=decision.bank,
@@ -124,6 +125,7 @@ def generations_of(
         source=body.source,
         sampling=body.sampling,
         stop=tuple(body.stop),
+        salt=salt,
         by_sentence=decision.options if decision.by_sentence else None,
         trace=tracing.carried(),
     )

@@ -101,14 +101,20 @@ def explanation_json(explanation: Explanation) -> dict[str, Any]:
 
 
 def visible(bank: BankManifest, allowed: frozenset[str] | None) -> BankManifest:
-    """The bank restricted to the `allowed` adapters; None allows all. Omits the digest of the full bank: it would
-    not match the part."""
+    """The bank restricted to the `allowed` adapters; None allows all."""
     if allowed is None:
         return bank
     adapters = tuple(adapter for adapter in bank.adapters if adapter.name in allowed)
     labels = () if bank.router is None else tuple(label for label in bank.router.labels if label in allowed)
     router = bank.router.model_copy(update={"labels": labels}) if bank.router is not None and labels else None
     return bank.model_copy(update={"adapters": adapters, "router": router})
+
+
+def bank_json(bank: BankManifest, allowed: frozenset[str] | None) -> dict[str, Any]:
+    """The manifest as far as the caller may see it. What is computed over all adapters, such as the digest of the
+    whole, would tell when those change that the caller may not see."""
+    of_the_whole: dict[str, Any] = {"digest": True, "router": {"version", "digest", "files", "encoder"}}
+    return visible(bank, allowed).model_dump(mode="json", exclude=None if allowed is None else of_the_whole)
 
 
 def models_json(bank: BankManifest, *, created: int) -> list[dict[str, Any]]:

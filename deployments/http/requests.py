@@ -158,6 +158,10 @@ class _Generation(_RoutedBody):
     stream_options: StreamOptions | None = None
     seed: int | None = Field(default=None, ge=-(2**62), lt=2**62)
 
+    cache_salt: str | None = Field(
+        default=None, min_length=1, max_length=256
+    )  # vLLM's: see deployments/http/sharing.py
+
     # accepted and ignored: they identify the user and do not affect the completion
     user: str | None = None
     metadata: dict[str, str] | None = None

@@ -13,7 +13,9 @@ import io
 import json
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -125,6 +127,7 @@ class LocalApp:
         """Start a cluster of this machine alone."""
         import ray
 
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         ray.init(
             include_dashboard=False,
             log_to_driver=False,
@@ -133,6 +136,8 @@ class LocalApp:
             namespace="serve",
             resources=dict.fromkeys(self._resources(), _UNLIMITED),
         )
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray has set its own, which ends this process at once
 
     def wait_until_ready(self, report: Callable[[str], None] = lambda _: None) -> None:
         """Wait until /health returns 200. `report` receives the reason for waiting. Raises AppFailed."""

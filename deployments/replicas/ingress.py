@@ -63,7 +63,13 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         args = self._args
         return create_app(
-            self, routing=args.routing, limits=args.limits, access=self._access, log=args.log, sets_id_header=False
+            self,
+            routing=args.routing,
+            limits=args.limits,
+            access=self._access,
+            share=args.cache.share,
+            log=args.log,
+            sets_id_header=False,
         )
 
     def check_health(self) -> None:

@@ -80,6 +80,9 @@ class Plan:
 
     spans: tuple[tuple[int, Mix], ...]
     follow: Callable[[int], Mix | None] | None = None
+    salt: str = ""
+    """Cache blocks are shared between requests of one salt only: who shares can tell by the time it takes what others
+    have asked."""
 
     @classmethod
     def of(cls, mix: Mix) -> Plan:

@@ -28,7 +28,8 @@ class _Entry:
     mix: Mix
     parts: tuple[tuple[int, float], ...]
     identity: bytes
-    """What keys and values depend on besides the tokens: the adapters' bytes and weights, in any order."""
+    """What keys and values depend on besides the tokens: the adapters' bytes and weights, in any order. And the salt of
+    those that may share them."""
 
 
 class Timeline:
@@ -39,6 +40,7 @@ class Timeline:
 
     def __init__(self, plan: Plan, pins: Mapping[str, Pin]) -> None:
         self._pins = pins
+        self._salt = plan.salt
         self._entries = tuple(self._entry(start, mix) for start, mix in plan.spans)
         self._salted_ids: list[int] = []
 
@@ -99,5 +101,5 @@ class Timeline:
             start,
             mix,
             parts=tuple((pin.slot, weight) for pin, weight in pinned),
-            identity=repr(sorted((pin.digest, weight) for pin, weight in pinned)).encode(),
+            identity=repr((self._salt, sorted((pin.digest, weight) for pin, weight in pinned))).encode(),
         )

@@ -28,6 +28,8 @@ class GenerationRequest:
     source: Source
     sampling: Sampling
     stop: tuple[str, ...] = ()
+    salt: str = ""
+    """It shares cache blocks with requests of the same salt only."""
     by_sentence: RoutingOptions | None = None
     """How to choose a mix per sentence; None: `mix` serves all of them."""
     trace: Mapping[str, str] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dlp_core.bank.manifest import BankManifest
@@ -31,7 +32,7 @@ def planner(
     """
     options = request.by_sentence
     if options is None or router is None:
-        return lambda prompt: Plan.of(qualified(request.mix, bank))
+        return lambda prompt: replace(Plan.of(qualified(request.mix, bank)), salt=request.salt)
     texts = (request.source,) if isinstance(request.source, str) else routing_texts(request.source)
     mixes = SentenceMixes(
         restricted(router, options.allowed).route_first,
@@ -40,6 +41,6 @@ def planner(
     )
 
     def by_sentence(prompt: Prompt) -> Plan:
-        return mixes.plan(prompt, texts, codec.stream(prompt))
+        return replace(mixes.plan(prompt, texts, codec.stream(prompt)), salt=request.salt)
 
     return by_sentence

@@ -181,6 +181,8 @@ ROUTES = [
     ("GET", "/models"),
     ("GET", "/models/sql"),
     ("GET", "/bank"),
+    ("GET", "http://test/openapi.json"),
+    ("GET", "http://test/docs"),
 ]
 
 
@@ -193,8 +195,19 @@ def test_every_route_wants_a_key_before_it_reads_anything(http: TestClient, meth
         assert reply.json()["error"]["code"] == "invalid_api_key"
 
 
-def test_health_wants_none(http: TestClient) -> None:
-    assert http.get("http://test/health").status_code == 200
+def test_health_wants_none_and_then_tells_nothing(http: TestClient) -> None:
+    """A probe has no key; a stranger learns no version, no store and no reason."""
+    assert http.get("http://test/health").json() == {"status": "ok"}
+    assert "bank" in http.get("http://test/health", headers=bearer(A)).json()
+
+
+def test_why_nothing_is_served_is_told_to_callers_only(keys: Path) -> None:
+    service = EchoService(manifest=None)
+    http = TestClient(create_app(service, routing=RoutingArgs(), limits=LIMITS, access=Access(keys_file=keys)))
+    stranger, caller = http.get("/health"), http.get("/health", headers=bearer(A))
+    assert (stranger.status_code, caller.status_code) == (503, 503)
+    assert "s3://" not in stranger.text
+    assert "s3://" in caller.text
 
 
 def test_what_a_key_may_not_use_is_not_seen(http: TestClient) -> None:
@@ -204,6 +217,9 @@ def test_what_a_key_may_not_use_is_not_seen(http: TestClient) -> None:
     bank = http.get("/bank", headers=bearer(A)).json()
     assert [adapter["name"] for adapter in bank["adapters"]] == ["dates", "sql"]
     assert sorted(bank["router"]["labels"]) == ["dates", "sql"]
+    whole = http.get("/bank", headers=bearer(B)).json()
+    assert whole["digest"] not in (text := json.dumps(bank))
+    assert whole["router"]["digest"] not in text
     for path in ("/models", "/bank", "/models/sql"):
         assert "cron" not in http.get(path, headers=bearer(A)).text
 
@@ -341,3 +357,35 @@ def test_health_reports_a_refused_bank(echo: AdminEcho, admin: TestClient, monke
         "bank": "b1",
         "refused": {"version": "b2", "reason": "adapter 'sql': rank 0"},
     }
+
+
+# --- who shares cached prompts
+
+
+@pytest.mark.parametrize(
+    ("share", "sharing"),
+    [
+        ("key", [{0, 1}, {2}, {3}, {4, 5}, {6}]),
+        ("all", [{0, 1, 4, 5}, {2, 6}, {3}]),
+        ("none", [{n} for n in range(7)]),
+    ],
+)
+def test_prompts_share_blocks_as_configured(share: Any, sharing: list[set[int]], keys: Path) -> None:
+    service = EchoService()
+    app = create_app(
+        service, routing=RoutingArgs(), limits=LIMITS, access=Access(keys_file=keys), share=share
+    )  # key a: 0 to 3, key b: 4 to 6
+    with TestClient(app) as http:
+        for key, salt in ((A, None), (A, None), (A, "x"), (A, "y"), (B, None), (B, None), (B, "x")):
+            body = {"model": "auto", "prompt": "sql"} | ({} if salt is None else {"cache_salt": salt})
+            assert http.post("/v1/completions", json=body, headers=bearer(key)).status_code == 200
+    salts = [request.salt for request in service.asked]
+    assert [{n for n, other in enumerate(salts) if other == salt} for salt in dict.fromkeys(salts)] == sharing
+
+
+def test_all_choices_of_a_request_share_their_prompt() -> None:
+    service = EchoService()
+    app = create_app(service, routing=RoutingArgs(), limits=LIMITS, access=Access(), share="none")
+    with TestClient(app) as http:
+        http.post("/v1/completions", json={"model": "auto", "prompt": "sql", "n": 3})
+    assert len({request.salt for request in service.asked}) == 1 < len(service.asked)

@@ -67,7 +67,7 @@ def manifest(**changes: Any) -> Any:
         "base_model": SimpleNamespace(id=BASE),
         "adapters": adapters,
         "router": SimpleNamespace(version="r1", labels=("cron", "dates", "sql")),
-        "model_dump": lambda mode: {"version": "b1"},
+        "model_dump": lambda mode, exclude: {"version": "b1"},
     }
     return SimpleNamespace(**bank | changes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,15 @@ async def test_equal_tokens_under_an_equal_mix_are_computed_once(engine: FusedEn
 async def test_the_order_of_a_mix_does_not_matter(engine: FusedEngine) -> None:
     assert await shared(engine, "one", IDS, Mix.of({"a": 0.5, "b": 0.5})) == 0
     assert await shared(engine, "two", IDS, Mix.of({"b": 0.5, "a": 0.5})) == 56
+
+
+async def test_other_salts_share_nothing(engine: FusedEngine) -> None:
+    """Whether a prompt was asked before can be told by the time it takes, but not by who is not to know."""
+    plans = [replace(Plan.of(mix), salt=salt) for mix in (A, EMPTY_MIX) for salt in ("", "team-a", "team-b")]
+    for number, plan in enumerate(plans):
+        assert await shared(engine, f"r{number}", IDS, plan) == 0
+    for number, plan in enumerate(plans):
+        assert await shared(engine, f"s{number}", IDS, plan) == 56
 
 
 async def test_other_mixes_share_nothing(engine: FusedEngine) -> None:
