@@ -24,7 +24,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from deployments.fleet import haproxy
+from deployments.fleet import haproxy, proxy
 from dlp_core.bank.follower import NoUsableBank
 from dlp_core.errors import DLPError, InvalidRequest
 from dlp_core.store.documents import parse_yaml, read_regular
@@ -94,6 +94,7 @@ class LocalApp:
         for variable, value in _FAST_RETRIES.items():
             os.environ.setdefault(variable, value)
         os.environ.setdefault(haproxy.VARIABLE, str(haproxy.COMMAND))
+        os.environ.setdefault(proxy.VARIABLE, proxy.CALLBACK)
         import ray
         from ray import serve
 

@@ -27,7 +27,7 @@ MAX_LOG_ODDS = 50.0
 _CHUNK = 64  # texts whose features are in memory at once
 _UNLIKE_ONE_TASK = 0.5
 """This fraction of the prompts of one task is less novel than what may be two tasks; one in fifty pairs is, too."""
-_BOTH_LIKELY, _TIMES_CHANCE, _LIKELY = 0.2, 3.0, 0.8
+_BOTH_LIKELY, _TIMES_CHANCE, _LIKELY = 0.15, 3.0, 0.8
 """A text is split in two where each part has a likeliest adapter of at least this probability, before calibration, and
 so many times that of chance, which is much where a bank has few adapters; one of _LIKELY always will do."""
 

@@ -215,6 +215,12 @@ def test_the_request_id_comes_back(app: Application) -> None:
     assert len(get(app, "/v1/models").headers["x-request-id"]) > 8
 
 
+@pytest.mark.parametrize("header", ["x-request-id", "traceparent", "serve_multiplexed_model_id", "x-session-id"])
+def test_a_header_that_is_not_utf8_is_no_error(app: Application, header: str) -> None:
+    answer = httpx.get(f"{app.url}/v1/models", headers={header.encode(): b"caf\xe9 \xff\xfe"})
+    assert answer.status_code == 200
+
+
 def test_a_full_application_says_429(app: Application) -> None:
     """QUEUE requests run, as many wait in the ingress; the next is refused at once."""
 
