@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import urllib.error
@@ -41,6 +42,9 @@ _FAST_RETRIES = {
 }
 """A raylet often connects to its object store a moment before that listens, then sleeps for a second, up to ten times.
 These settings keep the total wait and shorten the steps."""
+_LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+"""On any system, Ray then listens on the loopback address alone: this cluster has one machine. Only the endpoint's own
+port follows `host`."""
 _OBJECT_STORE_BYTES = 200 * 1024**2  # requests and tokens are small; Ray's default takes a third of the memory
 
 
@@ -87,6 +91,8 @@ class LocalApp:
         self._serve_log_level = self._serve_log.level
 
     def __enter__(self) -> Self:
+        if "ray" not in sys.modules:  # it reads this when it is imported
+            os.environ.setdefault(*_LOOPBACK)
         schema = self._schema()
         self._check_port()
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")

@@ -1,0 +1,79 @@
+"""`dlp serve` as a command: where it listens, and how it ends."""
+
+from __future__ import annotations
+
+import ipaddress
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deployments.local.app import free_port
+from dlp_core.bank.publish import publish
+from dlp_core.store.opening import open_store
+from examples.tiny.build import BASE
+from tests.support.application import ROOT, answer_of
+from tests.support.waiting import HANG_S, wait_for
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """The command, once it serves."""
+    publish(open_store(str(folder / "store")), folder / "bank")
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    application = config["applications"][0]
+    application["args"] |= {"dtype": "float32", "threads": 1, "cache": {"path": str(folder / "cache")}}
+    for deployment in application["deployments"]:
+        deployment["ray_actor_options"]["num_cpus"] = 0.1
+    (folder / "serve.yaml").write_text(yaml.safe_dump(config))
+    port = free_port()
+    command = [sys.executable, "-c", "from deployments.cli.main import main; main()", "serve", "--port", str(port)]
+    options = ["--bank", str(folder / "store"), "--base-model", str(folder / BASE), "--config", "serve.yaml"]
+    with subprocess.Popen(
+        [*command, *options], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            wait_for(lambda: is_healthy(f"http://127.0.0.1:{port}/health"), "health", 240)
+            yield process
+        finally:
+            process.terminate()
+            process.wait(HANG_S)
+
+
+def is_healthy(url: str) -> bool:
+    answer = answer_of(url)
+    return answer is not None and answer.is_success
+
+
+def reachable() -> set[str]:
+    """Listening addresses of this machine that another one could reach, as the kernel lists them."""
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            local, state = line.split()[1], line.split()[3]
+            words = bytes.fromhex(local.split(":")[0])
+            packed = b"".join(words[start : start + 4][::-1] for start in range(0, len(words), 4))
+            address = ipaddress.ip_address(packed)
+            address = getattr(address, "ipv4_mapped", None) or address
+            if state == "0A" and not address.is_loopback:
+                found.add(local)
+    return found
+
+
+def test_only_its_replicas_listen_for_others_and_it_ends_on_sigterm(folder: Path) -> None:
+    """Serve's replicas listen for each other on every address, which no setting changes: ingress, router, backbone."""
+    before = reachable()
+    with serve(folder) as process:
+        assert len(reachable() - before) <= 3
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=HANG_S)
+        assert "Everything has stopped." in output
+        assert "Traceback" not in output
+        assert process.returncode == 0
