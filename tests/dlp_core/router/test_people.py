@@ -33,9 +33,15 @@ def _rows(split: str) -> list[TaskRow]:
 
 @pytest.mark.model
 def test_people_are_understood_and_strangers_refused() -> None:
-    """One training serves all of it. The bounds are a little below what docs/performance.md reports."""
+    """One training, on 40 of the 100 rows of each intent, serves all of it. docs/performance.md reports what all rows
+    give."""
     train, val = _rows("train"), _rows("val")
-    router, summary = train_router([row for row in train if row.task not in (None, ADDED)])
+    by_task: dict[str | None, list[TaskRow]] = {}
+    for row in train:
+        by_task.setdefault(row.task, []).append(row)
+    router, summary = train_router(
+        [row for task, rows in by_task.items() if task not in (None, ADDED) for row in rows[:40]]
+    )
     assert summary.parameters <= 5.5e6
     known = [row for row in val if row.task != ADDED and row.task is not None]
     strangers = [row for row in (*train, *val) if row.task is None]
