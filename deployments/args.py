@@ -74,6 +74,8 @@ class LimitArgs(_Args):
     """How long a client may take to send a body."""
     min_body_bytes_per_s: int = Field(default=1024, ge=0)
     """How fast it must send, after a grace of BODY_GRACE_S."""
+    strict_fields: bool = False
+    """Whether an unknown field of a message is refused, as those of a body are, instead of ignored."""
     max_requests_per_key: int = Field(default=256, ge=1)
     """At once, in one ingress replica, whose max_ongoing_requests all keys share. Counts only where there are keys."""
     request_timeout_s: float = Field(default=300.0, gt=0)
@@ -88,6 +90,8 @@ class AccessArgs(_Args):
     """Replaces DLP_ADMIN_TOKEN. Without either there are no admin routes."""
     keys_file: Path | None = None
     """API keys and the adapters each may use. None: every caller may use every adapter."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call the API from a browser, such as https://chat.example.com; * for all."""
 
 
 class LogArgs(_Args):

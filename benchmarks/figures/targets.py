@@ -58,16 +58,24 @@ def headline(results: Results) -> Lines:
     decode_target = _verdict(results["decode_step"], "k=3 over base")
     vllm_target = _verdict(results["throughput"], "tokens/s, k=2 over vLLM's one adapter")
     http_target = _verdict(results["http_path"], "HTTP (throughput) over the engine")
+    right_target = _at_least(results, "accuracy", 0.95)
+    refused_target = _at_least(results, "unknown_refused_at_95", 0.88)
     rows = [
         ["a decode step, a different mix of 3 for each row, over the plain model", decode_mix(results), decode_target],
         ["tokens/s with mixes of 2, over vLLM for CPUs with one adapter", vllm, vllm_target],
         ["tokens/s over HTTP in throughput mode, 16 streams, over the engine alone", http, http_target],
         ["26 BIG-bench tasks, points: backbone / routed / the right adapter", quality, ""],
-        ["CLINC150, people's words: right adapter, worst of 3 seeds", router_people_right(results), "at least 95%"],
-        ["the same: strangers refused where 95% are kept", router_people_refused(results), "at least 88%"],
+        ["CLINC150, people's words: right adapter, worst of 3 seeds", router_people_right(results), right_target],
+        ["the same: strangers refused where 95% are kept", router_people_refused(results), refused_target],
         ["routing a prompt, median / 99th percentile", f"{router_p50(results)} / {router_p99(results)}", ""],
     ]
     return table(["", "measured", "target"], rows)
+
+
+def _at_least(results: Results, score: str, target: float) -> str:
+    """A target of the router, and whether the worst seed meets it."""
+    met = min(seed[score] for seed in results["router_people"]["seeds"]) >= target
+    return f"at least {target:.0%}: {'met' if met else '**missed**'}"
 
 
 def _split_count(what: str) -> tuple[str, int]:

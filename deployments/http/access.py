@@ -18,7 +18,7 @@ import hashlib
 import hmac
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -137,12 +137,16 @@ class _SecretFile(Generic[Value]):
 
 
 class Access:
-    """Identifies callers. `admin_token_file` and `keys_file` are None if not configured.
+    """Identifies callers. `admin_token_file` and `keys_file` are None if not configured. Web pages of the `origins` may
+    call the API from a browser.
 
     Raises InvalidRequest, without the secret, if one of them is unusable.
     """
 
-    def __init__(self, *, admin_token_file: Path | None = None, keys_file: Path | None = None) -> None:
+    def __init__(
+        self, *, admin_token_file: Path | None = None, keys_file: Path | None = None, origins: Sequence[str] = ()
+    ) -> None:
+        self.origins = tuple(origins)
         self._keys = None if keys_file is None else _SecretFile(keys_file, _parse_keys)
         self._token_file = None if admin_token_file is None else _SecretFile(admin_token_file, _parse_token)
         token = os.environ.get(TOKEN_VARIABLE)

@@ -14,6 +14,7 @@ read. An adapter the caller may not use is reported as unknown.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -29,6 +30,7 @@ from deployments.http import openapi
 from deployments.http.access import Access, Caller
 from deployments.http.admin import AdminService
 from deployments.http.admission import Admission
+from deployments.http.errors import unknown_field
 from deployments.http.input import generations_of, parse, parse_route, read_json, routing_options
 from deployments.http.replies import Reply, bank_json, explanation_json, models_json, route_json, visible
 from deployments.http.request_log import record_of
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from dlp_core.bank.follower import Refusal
     from dlp_core.bank.manifest import BankManifest
     from dlp_core.router.explanation import Explanation
+
+_HEADER_LENGTH = 512
 
 BODIES = (ChatRequest, CompletionRequest, TextRequest)
 
@@ -85,10 +89,14 @@ class Api:
         app.post("/v1/chat/completions", openapi_extra=openapi.body(ChatRequest))(self.chat)
         app.post("/v1/completions", openapi_extra=openapi.body(CompletionRequest))(self.completions)
         app.post("/v1/route", openapi_extra=openapi.body(TextRequest, ChatRequest, CompletionRequest))(self.route)
-        app.get("/v1/models")(self.models)
-        app.get("/v1/models/{name:path}")(self.model)
-        app.get("/v1/bank")(self.bank)
-        app.get("/health")(self.health)
+        for path, answer in (
+            ("/v1/models", self.models),
+            ("/v1/models/{name:path}", self.model),
+            ("/v1/bank", self.bank),
+            ("/health", self.health),
+        ):
+            app.get(path)(answer)
+            app.head(path, include_in_schema=False)(answer)  # probes ask for the head alone
         app.get("/openapi.json", include_in_schema=False)(self.openapi)
         app.get("/docs", include_in_schema=False)(self.docs)
 
@@ -147,6 +155,8 @@ class Api:
         """Handle a completion: authenticate, parse, choose the mix, generate, respond."""
         caller, record = self._caller(request), record_of(request)
         body = parse(kind, await read_json(request, self._limits))
+        if self._limits.strict_fields and body.ignored:
+            raise unknown_field(body.ignored[0])
         deadline = self._deadline()
         decision = await self._decide(request, body, caller, deadline)
         chat = isinstance(body, ChatRequest)
@@ -163,7 +173,7 @@ class Api:
         requests = generations_of(body, decision, request_id, salt)
         generations = [self._service.generate(generation) for generation in requests]
         answer = AnswerStream(reply, generations, record=record, deadline=deadline)
-        headers = {"x-dlp-adapters": str(decision.mix)}
+        headers = {"x-dlp-adapters": str(decision.mix)} | self._ignored(body)
         if not body.stream:
             return JSONResponse(await answer.collect(), headers=headers)
         await answer.begin()
@@ -178,6 +188,11 @@ class Api:
             options = replace(options, allowed=caller.allowed(names))
         async with within(deadline):
             return record.decided(await self._service.decide(options, body.routing_texts))
+
+    def _ignored(self, body: ChatRequest | CompletionRequest) -> dict[str, str]:
+        """The header that names ignored fields."""
+        paths = ",".join(body.ignored)[:_HEADER_LENGTH]
+        return {"x-dlp-ignored": re.sub(r"[^!-~]", "_", paths)} if paths else {}
 
     def _caller(self, request: Request) -> Caller:
         caller = self._access.caller(request.headers.get("authorization"))

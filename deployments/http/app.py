@@ -9,6 +9,8 @@ from functools import partial
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.args import LimitArgs, LogArgs, RoutingArgs
 from deployments.http import admin, api, openapi
@@ -37,17 +39,39 @@ def create_app(
         lifespan=partial(lifespan, service),
         description="A bank of LoRA adapters behind one OpenAI-compatible endpoint.",
         openapi_url=None,  # api.py has the pages, for callers
+        redirect_slashes=False,  # see TrailingSlash
         telemetry={"operation_spans": False, "exclude": lambda scope: scope["path"].endswith("/health")},
     )
     handle_errors(app)
     Api(service, routing=routing, limits=limits, access=access, share=share).add_to(app)
     AdminApi(service, limits=limits, access=access).add_to(app)
     openapi.describe(app, *api.BODIES, *admin.BODIES)
+    if access.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=access.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
+    app.add_middleware(TrailingSlash)
     # outermost, around the handler of unexpected errors too: add_middleware would put it inside
     app.middleware_stack = RequestLogMiddleware(
         app.build_middleware_stack(), log or LogArgs(), sets_id_header=sets_id_header
     )
     return app
+
+
+class TrailingSlash:
+    """Serves a path with a slash at its end as the one without. A redirect would lose the body in some clients."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].endswith("/"):
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
+        await self._app(scope, receive, send)
 
 
 @asynccontextmanager

@@ -91,13 +91,17 @@ def unknown_url(request_line: str) -> HTTPError:
     return error
 
 
+def unknown_field(param: str | None) -> UnknownField:
+    return UnknownField(f"unknown field {param!r}; remove it", param=param)
+
+
 def from_validation(error: ValidationError) -> InvalidRequest:
     """The first problem pydantic found in a request body, with the field's path, such as `dlp.adapters.0.weight`."""
     first = error.errors(include_url=False)[0]
     field = first.get("ctx", {}).get("field")
     param = ".".join(str(part) for part in (*first["loc"], *([field] if field else ()))) or None
     if first["type"] == "extra_forbidden":
-        return UnknownField(f"unknown field {param!r}; remove it", param=param)
+        return unknown_field(param)
     if first["type"] == "missing":
         return MissingField(f"field {param!r} is missing", param=param)
     if first["type"] == "unsupported_parameter":

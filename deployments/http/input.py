@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from deployments.args import LimitArgs, RoutingArgs
 from deployments.http.errors import BodyTooLarge, BodyTooSlow, from_validation
-from deployments.http.requests import AnyRequest, ChatRequest, CompletionRequest, routed
+from deployments.http.requests import AnyRequest, ChatRequest, CompletionRequest, routed, signed_64
 from deployments.observe import tracing
 from dlp_core.decision import Decision, RoutingOptions
 from dlp_core.engine.request import Sampling
@@ -136,4 +136,4 @@ def generations_of(
 
 
 def _sampling_for_choice(sampling: Sampling, index: int) -> Sampling:
-    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + index)
+    return sampling if sampling.seed is None else replace(sampling, seed=signed_64(sampling.seed + index))

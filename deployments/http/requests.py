@@ -1,8 +1,9 @@
 """The request bodies of the HTTP API: the OpenAI fields this server supports, plus `dlp` and `top_k`.
 
-Three rules hold for every body. null means absent. A field of OpenAI's API that this server lacks is
-accepted at its neutral value (`n: 1`, `tools: []`) and rejected by name otherwise. Any other unknown field is
-rejected by name. Types are strict: no booleans for numbers, no numbers in strings, no NaN.
+Three rules hold for every body. null means absent, whatever the field. A field of OpenAI's API that this server lacks
+is accepted at its neutral value (`n: 1`, `tools: []`) and rejected by name otherwise. Any other unknown field is
+rejected by name, but of a message it is ignored and named in a header: clients pass on what other servers gave them.
+Types are strict: no booleans for numbers, no numbers in strings, no NaN.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ def unsupported(field: str, reason: str) -> PydanticCustomError:
     return PydanticCustomError("unsupported_parameter", reason, {"field": field})
 
 
+def signed_64(number: int) -> int:
+    """The signed integer of the same 64 bits."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
 def _same(left: object, right: object) -> bool:
     """Whether both are equal and of the same type: JSON's true is not 1."""
     return type(left) is type(right) and left == right
@@ -50,7 +56,7 @@ class StrictBody(BaseModel):
             return data
         kept = {}
         for key, value in data.items():
-            if value is None and (key in cls.model_fields or key in cls.neutral):
+            if value is None:
                 continue
             if key in cls.neutral:
                 if not any(_same(value, neutral) for neutral in cls.neutral[key]):
@@ -78,6 +84,9 @@ class DLPOptions(StrictBody):
     adapters: list[AdapterWeight] | None = None
 
 
+_TEXT_PART = '{"type": "text", "text": "..."}'
+
+
 def _text_of(content: object) -> object:
     """Join OpenAI's list of text parts into one string; other values are left to the type check."""
     if not isinstance(content, list):
@@ -89,15 +98,19 @@ def _text_of(content: object) -> object:
             raise PydanticCustomError(
                 "content_part", "part {index} is {kind}; only text parts are read", {"index": index, "kind": repr(kind)}
             )
-        if set(part) != {"type", "text"} or not isinstance(part["text"], str):
+        if not isinstance(part.get("text"), str):
             raise PydanticCustomError(
-                "content_part", "part {index} must be {{type, text}} with text a string", {"index": index}
+                "content_part",
+                "part {index} must be {shape}",
+                {"index": index, "shape": _TEXT_PART},
             )
         texts.append(part["text"])
     return "".join(texts)
 
 
 class ChatMessage(StrictBody):
+    model_config = ConfigDict(extra="allow")
+
     neutral = {
         "refusal": (),
         "annotations": ([],),
@@ -108,6 +121,12 @@ class ChatMessage(StrictBody):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str, BeforeValidator(_text_of)]
+    name: str | None = None  # of the author: no template reads it
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Fields that are in no API this server knows."""
+        return tuple(self.model_extra or ())
 
     def message(self) -> Message:
         role: Role = "system" if self.role == "developer" else self.role
@@ -115,6 +134,8 @@ class ChatMessage(StrictBody):
 
 
 class StreamOptions(StrictBody):
+    neutral = {"include_obfuscation": (False,)}
+
     include_usage: bool = False
 
 
@@ -156,7 +177,7 @@ class _Generation(_RoutedBody):
     )
     stream: bool = False
     stream_options: StreamOptions | None = None
-    seed: int | None = Field(default=None, ge=-(2**62), lt=2**62)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)  # 64 bits, signed or not
 
     cache_salt: str | None = Field(
         default=None, min_length=1, max_length=256
@@ -186,7 +207,15 @@ class _Generation(_RoutedBody):
     def sampling(self) -> Sampling:
         """The fields of Sampling that the body has by the same name, plus the two that OpenAI names differently."""
         shared = {field.name: getattr(self, field.name) for field in fields(Sampling) if field.name in self.__dict__}
-        return Sampling(**shared | {"max_tokens": self.requested_tokens, "logprobs": self.requested_logprobs})
+        seed = None if self.seed is None else signed_64(self.seed)
+        return Sampling(
+            **shared | {"max_tokens": self.requested_tokens, "logprobs": self.requested_logprobs, "seed": seed}
+        )
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Paths of unknown fields that were ignored."""
+        return ()
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
@@ -218,11 +247,11 @@ class ChatRequest(_Generation):
         "prediction": (),
         "prompt_cache_options": (),
         "prompt_cache_retention": (),
-        "reasoning_effort": (),
+        "reasoning_effort": ("none",),
         "response_format": ({"type": "text"},),
         "tool_choice": ("none", "auto"),
         "tools": ([],),
-        "verbosity": (),
+        "verbosity": ("medium",),
         "web_search_options": (),
     }
 
@@ -256,6 +285,10 @@ class ChatRequest(_Generation):
     @property
     def source(self) -> tuple[Message, ...]:
         return tuple(message.message() for message in self.messages)
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        return tuple(f"messages.{n}.{key}" for n, message in enumerate(self.messages) for key in message.ignored)
 
     @property
     def requested_tokens(self) -> int | None:

@@ -53,7 +53,9 @@ class Ingress:
         self._metrics = RoutingMetrics()
         self._bank_metrics = BankMetrics()
         secrets = args.access
-        self._access = Access(admin_token_file=secrets.admin_token_file, keys_file=secrets.keys_file)
+        self._access = Access(
+            admin_token_file=secrets.admin_token_file, keys_file=secrets.keys_file, origins=secrets.cors_origins
+        )
         self._store = open_store(args.bank)
         self._bank = BankFollower(
             self._store, poll_s=args.bank_poll_s, prepare=self._prepare, on_poll=self._report_bank

@@ -109,8 +109,8 @@ class TextCodec:
             return min(default, available)
         if requested > available:
             raise PromptTooLong(
-                f"max_tokens is {requested}, but the context window is {self.context} tokens and the prompt takes "
-                f"{prompt_tokens}; ask for at most {available}",
+                f"{self._limit} However, you requested {prompt_tokens + requested} tokens ({prompt_tokens} in the "
+                f"prompt, {requested} in the completion); max_tokens may be at most {available}",
                 param="max_tokens",
             )
         return requested
@@ -133,11 +133,17 @@ class TextCodec:
     def _is_byte_level(self) -> bool:
         return "ByteLevel" in str(self._tokenizer.backend_tokenizer.decoder)
 
+    @property
+    def _limit(self) -> str:
+        """In the words by which OpenAI's clients recognise this error."""
+        return f"This model's maximum context length is {self.context} tokens."
+
     def _reject_oversized(self, characters: int, *, param: str) -> None:
         """Reject a text that is too long for the context window even in the longest tokens, without tokenising it."""
         if characters > self.context * self._longest_token:
             raise PromptTooLong(
-                f"{param} has {characters} characters, more than the context window of {self.context} tokens can hold",
+                f"{self._limit} However, {param} has {characters} characters, more than so many tokens hold; send "
+                "less text",
                 param=param,
             )
 
@@ -149,8 +155,7 @@ class TextCodec:
             raise InvalidRequest(f"{param} has no tokens; send some text", param=param)
         if len(ids) >= self.context:
             raise PromptTooLong(
-                f"{param} has {len(ids)} tokens; the context window is {self.context} tokens and must also hold the "
-                "answer: send less text",
+                f"{self._limit} However, {param} has {len(ids)} tokens, and the answer needs some too; send less text",
                 param=param,
             )
         return ids, [end for _, end in encoded.offset_mapping]

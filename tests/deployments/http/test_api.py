@@ -538,17 +538,89 @@ def test_what_is_not_supported_is_refused_by_name(http: TestClient, changes: dic
     ("changes", "param"),
     [
         ({"foo": 1}, "foo"),
-        ({"foo": None}, "foo"),
         ({"temprature": 0.5}, "temprature"),
         ({"best_of": 1}, "best_of"),
         ({"dlp": {"topp": 0.5}}, "dlp.topp"),
         ({"dlp": {"adapters": [{"name": "sql", "wieght": 1}]}}, "dlp.adapters.0.wieght"),
-        ({"messages": [{"role": "user", "content": "x", "nme": "y"}]}, "messages.0.nme"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]}, "messages.0.tool_calls"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
     ],
 )
 def test_an_unknown_field_is_refused_by_name(http: TestClient, changes: dict[str, Any], param: str) -> None:
-    refused(http.post("/chat/completions", json=chat(**changes)), 400, param, "unknown_parameter")
+    code = "unsupported_parameter" if "tool" in param else "unknown_parameter"
+    refused(http.post("/chat/completions", json=chat(**changes)), 400, param, code)
+
+
+TURN = {"role": "user", "content": "about sql"}
+MESSAGES = [
+    [TURN | {"name": "alice"}],
+    [TURN | {"name": None, "tool_call_id": None, "refusal": None, "anything": None}],
+    [{"role": "user", "content": [{"type": "text", "text": "about sql", "cache_control": {"type": "ephemeral"}}]}],
+]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"messages": messages} for messages in MESSAGES),
+        {"foo": None, "reasoning_effort": "none", "verbosity": "medium"},
+        {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
+        {"seed": 2**64 - 1, "n": 2},
+        {"seed": -(2**63)},
+    ],
+)
+def test_what_clients_send_without_meaning_anything_is_accepted(
+    http: TestClient, service: EchoService, changes: dict[str, Any]
+) -> None:
+    answer = http.post("/chat/completions", json=chat() | changes)
+    assert answer.status_code == 200
+    assert "x-dlp-ignored" not in answer.headers
+    assert all(-(2**63) <= (request.sampling.seed or 0) < 2**63 for request in service.asked)
+
+
+def test_an_unknown_field_of_a_message_is_ignored_and_named(http: TestClient) -> None:
+    turns = [TURN | {"x-märk\n": 1}, {"role": "assistant", "content": "yes", "reasoning": "because"}, TURN]
+    answer = http.post("/chat/completions", json=chat() | {"messages": turns})
+    assert answer.status_code == 200
+    assert answer.headers["x-dlp-ignored"] == "messages.0.x-m_rk_,messages.1.reasoning"
+
+
+def test_strict_fields_refuse_it() -> None:
+    limits = LIMITS.model_copy(update={"strict_fields": True})
+    http = TestClient(create_app(EchoService(), routing=RoutingArgs(), limits=limits, access=Access()))
+    body = chat() | {"messages": [TURN | {"nme": "y"}]}
+    refused(http.post("/v1/chat/completions", json=body), 400, "messages.0.nme", "unknown_parameter")
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/v1/models/sql", "/v1/bank"])
+def test_a_head_is_answered(http: TestClient, path: str) -> None:
+    answer = http.head(f"http://server{path}")
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+def test_a_slash_at_the_end_changes_nothing(http: TestClient) -> None:
+    assert http.get("/models/", follow_redirects=False).json() == http.get("/models").json()
+    assert http.post("/chat/completions/", json=chat(), follow_redirects=False).status_code == 200
+    assert http.get("http://server/", follow_redirects=False).status_code == 404
+
+
+def test_pages_of_configured_origins_may_call_it() -> None:
+    origin = "https://chat.example.com"
+    access = Access(origins=(origin,))
+    http = TestClient(create_app(EchoService(), routing=RoutingArgs(), limits=LIMITS, access=access))
+    asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+    assert http.options("/v1/chat/completions", headers=asks | {"origin": origin}).status_code == 200
+    assert http.options("/v1/chat/completions", headers=asks | {"origin": "https://evil.example"}).status_code == 400
+    answer = http.post("/v1/chat/completions", json=chat(), headers={"origin": origin})
+    assert answer.headers["access-control-allow-origin"] == origin
+    assert "x-dlp-adapters" in answer.headers["access-control-expose-headers"] or (
+        answer.headers["access-control-expose-headers"] == "*"
+    )
+
+
+def test_without_origins_no_page_may(http: TestClient) -> None:
+    answer = http.post("/chat/completions", json=chat(), headers={"origin": "https://chat.example.com"})
+    assert "access-control-allow-origin" not in answer.headers
 
 
 @pytest.mark.parametrize("field", ["model", "messages"])
