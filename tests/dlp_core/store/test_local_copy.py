@@ -1,16 +1,20 @@
-"""A folder of a store as a folder here: used where it lies, or copied for as long as it is needed."""
+"""A folder of a store as a folder here: used where it lies, or copied for as long as it is needed. Whatever its keys are,
+nothing is written elsewhere."""
 
 from __future__ import annotations
 
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dlp_core.errors import NotFound
+from dlp_core.errors import InvalidRequest, NotFound
+from dlp_core.store import local_copy as module
+from dlp_core.store.documents import MAX_DOCUMENT_BYTES
 from dlp_core.store.local_copy import local_copy
 from dlp_core.store.opening import open_store
-from dlp_core.store.protocol import AdapterStore
+from dlp_core.store.protocol import AdapterStore, ObjectInfo, StoredObject
 
 
 @pytest.fixture
@@ -35,4 +39,85 @@ def test_objects_are_copied_by_what_they_may_be(store: AdapterStore, tmp_path: P
     assert seen[-1] == (15, 15)
     assert not folder.exists()
     with pytest.raises(NotFound, match="nothing at"), local_copy(f"memory://{uuid.uuid4().hex}"):
+        pass
+
+
+class Bucket:
+    """A store that lists keys as an evil one would."""
+
+    uri = "s3://evil/p/"
+
+    def __init__(self, objects: dict[str, bytes], sizes: dict[str, int] | None = None) -> None:
+        self._objects, self._sizes = objects, sizes or {}
+        self.read: list[str] = []
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        return [ObjectInfo(key, self._sizes.get(key, len(data)), "e") for key, data in self._objects.items()]
+
+    def get(self, key: str) -> StoredObject:
+        self.read.append(key)
+        return StoredObject(self._objects[key], "e")
+
+
+def use(monkeypatch: pytest.MonkeyPatch, bucket: Bucket) -> None:
+    monkeypatch.setattr(module, "open_store", lambda location: bucket)
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    "key", ["../rel.db", "/abs/data.db", "a/../../x.json", "..", "a//b.json", "a\\..\\b.json", "a\x00.json", "./x", ""]
+)
+def test_a_key_that_leads_out_is_refused_before_anything_is_written(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "rel.db").write_text("precious")
+    bucket = Bucket({"adapter_config.json": b"{}", key: b"evil"})
+    use(monkeypatch, bucket)
+    before = everything(tmp_path)
+    with pytest.raises(InvalidRequest, match="object key"), local_copy("s3://evil/p/"):
+        pass
+    assert bucket.read == []
+    assert {path: at for path, at in everything(tmp_path).items() if "rel.db" in path} == {
+        path: at for path, at in before.items() if "rel.db" in path
+    }
+    assert (tmp_path / "rel.db").read_text() == "precious"
+
+
+def test_what_is_too_large_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = Bucket({"adapter_config.json": b"{}"}, {"adapter_config.json": MAX_DOCUMENT_BYTES + 1})
+    use(monkeypatch, bucket)
+    with (
+        pytest.raises(InvalidRequest, match=r"'adapter_config\.json' in s3://evil/p/ has 1,048,577 bytes"),
+        local_copy("s3://evil/p/"),
+    ):
+        pass
+    assert bucket.read == []
+
+
+def test_files_of_tools_are_left_out_and_others_come_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = {".gitattributes": b"x", ".cache/a.json": b"x", "a/b.json": b"{}", "a/w.bin": b"pickle"}
+    use(monkeypatch, Bucket(objects))
+    with local_copy("s3://evil/some-adapter/") as folder:
+        found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        assert folder.name == "some-adapter"
+    assert found == {"a/b.json": b"{}", "a/w.bin": b""}
+
+
+@pytest.mark.parametrize("location", ["s3://evil/..", "s3://..", "s3://evil/.hidden", "s3://evil/p"])
+def test_a_copy_is_never_beside_its_folder(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, Bucket({"a.json": b"{}"}))
+    with local_copy(location) as folder:
+        assert folder.parent.name.startswith("dlp-copy-")
+        assert (folder / "a.json").exists()
+
+
+@pytest.mark.parametrize("location", ["\x00", "a\x00b", "s3://a/\n"])
+def test_a_location_with_control_characters_is_none(location: str) -> None:
+    with pytest.raises(InvalidRequest, match="control characters"), local_copy(location):
         pass
