@@ -16,13 +16,23 @@ from dlp_core.bank import pointer
 from dlp_core.bank.folder import Check, LocalFile, read_folder
 from dlp_core.bank.manifest import BankManifest, manifest_key
 from dlp_core.bank.reading import current, load_manifest, read_version
-from dlp_core.errors import AdapterRefused, BankError, Conflict, DigestMismatch, LocalDiskError, NotFound, UnknownModel
+from dlp_core.errors import (
+    AdapterRefused,
+    BankError,
+    Conflict,
+    DigestMismatch,
+    LocalDiskError,
+    NotFound,
+    StoreUnavailable,
+    UnknownModel,
+)
 from dlp_core.store.disk import disk_errors
 from dlp_core.store.files import FileEntry, put_unchanged
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.transfers import Progress, in_parallel, silent
 
 _ATTEMPTS = 3
+_UPLOADS = 2  # of a file: it may be rewritten, with the same content, while it is read
 
 Make = Callable[[str | None], tuple[BankManifest, Sequence[LocalFile]]]
 """Maps the current version (None if there is none) to the new manifest and its files."""
@@ -134,9 +144,13 @@ def verify(store: AdapterStore, version: str | None = None, *, progress: Progres
 
 def _upload(store: AdapterStore, sources: Sequence[LocalFile], progress: Progress) -> None:
     def upload(source: LocalFile) -> int:
-        stored = _present(store, source.key, source.entry.size)
-        if not stored and not put_unchanged(store, source.key, source.path, source.entry):
-            raise AdapterRefused(f"{source.path} changed while it was published; publish again when it is final")
+        for _ in range(_UPLOADS):
+            if _present(store, source.key, source.entry.size):
+                return source.entry.size
+            if not put_unchanged(store, source.key, source.path, source.entry):
+                raise AdapterRefused(f"{source.path} changed while it was published; publish again when it is final")
+        if not _present(store, source.key, source.entry.size):
+            raise _altered(store, source.key)
         return source.entry.size
 
     total = sum(source.entry.size for source in sources)
@@ -151,12 +165,23 @@ def _write_manifest(store: AdapterStore, manifest: BankManifest) -> tuple[BankMa
     except UnknownModel:
         try:
             store.put(manifest_key(manifest.version), raw, if_none_match=True)
+            if store.get(manifest_key(manifest.version)).data != raw:
+                store.delete(manifest_key(manifest.version))
+                raise _altered(store, manifest_key(manifest.version))
             return manifest, raw
         except Conflict:
             existing, existing_raw = read_version(store, manifest.version)
     if existing.digest != manifest.digest:
         raise Conflict(f"bank version {manifest.version} is already in {store.uri} with other content; choose another")
     return existing, existing_raw
+
+
+def _altered(store: AdapterStore, key: str) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"{key!r} in {store.uri} is not what was written: the store keeps the framing of an upload as content, or "
+        "loses some of it. The bank is not served. For S3, set AWS_REQUEST_CHECKSUM_CALCULATION=when_required, and "
+        "publish again"
+    )
 
 
 def _present(store: AdapterStore, key: str, size: int) -> bool:

@@ -2,7 +2,8 @@
 
 Configure it as boto3 documents: `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_REGION`,
 and the usual credentials chain (variables, profile, web identity, container or instance role). MinIO,
-SeaweedFS and the like need an endpoint and no other setting.
+SeaweedFS and the like need an endpoint and no other setting; stores that want the bucket in the host name also need
+`addressing_style = virtual` in the profile's `s3` section.
 
 Conditional writes are S3's own (`If-None-Match: *`, `If-Match`). A server too old for them ignores the
 conditions; `dlp_core.bank.pointer` detects that before it moves a pointer, and refuses.
@@ -10,11 +11,12 @@ conditions; `dlp_core.bank.pointer` detects that before it moves a pointer, and 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
@@ -51,7 +53,6 @@ _SETTINGS = Config(
     max_pool_connections=32,
     user_agent_extra="dlp-serve",
 )
-_PATH_STYLE = Config(s3={"addressing_style": "path"})
 _CUT_OFF = (HTTPClientError, IncompleteReadError)
 
 
@@ -68,13 +69,28 @@ def make_client(settings: Config | None = None) -> S3Client:
         if _is_aws(client.meta.endpoint_url):
             return client
         client.close()
-        # bucket.minio:9000 does not resolve; only AWS is known to have a host name per bucket.
-        client = session.client("s3", config=config.merge(_PATH_STYLE))
+        client = session.client("s3", config=config.merge(_elsewhere(session)))
         return client
     except (BotoCoreError, ValueError) as error:
         raise StoreUnavailable(
             f"invalid S3 settings: {error}; check AWS_ENDPOINT_URL_S3, AWS_PROFILE and AWS_REGION"
         ) from error
+
+
+def _elsewhere(session: boto3.session.Session) -> Config:
+    """Settings for stores that are not AWS, as far as the user's own configuration does not say otherwise.
+
+    bucket.minio:9000 does not resolve: only AWS is known to have a host name per bucket. And boto3's default checksums
+    come in a framing that other stores refuse, or store as if it were content.
+    """
+    profile = session._session.get_scoped_config()
+    chosen: dict[str, Any] = {}
+    if "addressing_style" not in (profile.get("s3") or {}):
+        chosen["s3"] = {"addressing_style": "path"}
+    for setting in ("request_checksum_calculation", "response_checksum_validation"):
+        if setting not in profile and f"AWS_{setting.upper()}" not in os.environ:
+            chosen[setting] = "when_required"
+    return Config(**chosen)
 
 
 class S3Store:

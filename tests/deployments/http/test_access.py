@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from deployments.args import RoutingArgs
@@ -357,6 +360,41 @@ def test_health_reports_a_refused_bank(echo: AdminEcho, admin: TestClient, monke
         "bank": "b1",
         "refused": {"version": "b2", "reason": "adapter 'sql': rank 0"},
     }
+
+
+# --- key files as people and attackers write them
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "keys:\n- name: a\n  key: 2024-13-45\n",
+        "keys:\n- name: a\n  key: 2024-12-24\n",
+        "[" * 5000,
+        "{a: " * 5000,
+        "keys: [&a [*a]]",
+        "keys: 7",
+        "- 1",
+        "",
+        "\x00",
+        "!!python/object/apply:os.system [id]",
+        "keys: {<<: [1]}",
+    ],
+)
+def test_a_key_file_that_is_none_is_told_without_its_content(content: str, tmp_path: Path) -> None:
+    (tmp_path / "keys.yaml").write_text(content)
+    with pytest.raises(InvalidRequest, match=r"keys\.yaml") as caught:
+        Access(keys_file=tmp_path / "keys.yaml")
+    assert "2024" not in caught.value.message
+
+
+@settings(max_examples=200, deadline=None)
+@given(content=st.text(alphabet="keys: name-[]{}&*!?|>'\"#,\n0123456789éadptr_", max_size=120))
+def test_any_key_file_is_read_or_refused(content: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
+    path.write_text(content, encoding="utf-8")
+    with suppress(InvalidRequest):
+        Access(keys_file=path)
 
 
 # --- who shares cached prompts

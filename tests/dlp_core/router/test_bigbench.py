@@ -32,7 +32,7 @@ def test_the_papers_tasks_are_distinguished_and_unseen_ones_recognised() -> None
     for row in _rows("train"):
         by_task.setdefault(str(row.task), []).append(row)
     unseen = Random(0).sample(sorted(by_task), 4)
-    router, _ = train_router([row for task, rows in by_task.items() if task not in unseen for row in rows[:80]])
+    router, _ = train_router([row for task, rows in by_task.items() if task not in unseen for row in rows[:40]])
     result = evaluate(router, _rows("test")[::3])
     assert result.accuracy >= 0.975
     assert result.ece <= 0.03

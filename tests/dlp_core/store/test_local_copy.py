@@ -1,5 +1,5 @@
-"""A folder of a store as a folder here: used where it lies, or copied for as long as it is needed. Whatever its keys are,
-nothing is written elsewhere."""
+"""A folder of a store as a folder here: used where it lies, or copied for as long as it is needed. Whatever the keys
+are, nothing is written elsewhere."""
 
 from __future__ import annotations
 

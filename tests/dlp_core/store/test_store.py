@@ -388,6 +388,39 @@ def test_a_custom_endpoint_is_asked_by_path_and_aws_by_host_name(
     assert url().startswith("http://minio.storage:9000/bucket/k")
 
 
+CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
+
+
+def s3_settings() -> list[str]:
+    config = make_client().meta.config
+    return [getattr(config, name) for name in CHECKSUMS]
+
+
+def test_checksums_of_aws_are_for_aws(aws_free: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Elsewhere their framing is refused, or stored as content; but the user's own word counts."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    assert s3_settings() == ["when_supported", "when_supported"]
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://oss.example.com")
+    assert s3_settings() == ["when_required", "when_required"]
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_SUPPORTED")
+    assert [setting.lower() for setting in s3_settings()] == ["when_supported", "when_required"]
+    (tmp_path / "config").write_text("[default]\nresponse_checksum_validation = when_supported\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    assert [setting.lower() for setting in s3_settings()] == ["when_supported", "when_supported"]
+
+
+def test_the_users_addressing_style_counts(aws_free: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://oss.example.com")
+    (tmp_path / "config").write_text("[default]\ns3 =\n  addressing_style = virtual\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    url = make_client().generate_presigned_url("get_object", Params={"Bucket": "bucket", "Key": "k"})
+    assert url.startswith("https://bucket.oss.example.com/k")
+
+
 def test_a_stream_that_is_cut_off_starts_again(aws_free: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with cutting_server(b"0123456789", cuts=2) as (endpoint, served):
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
