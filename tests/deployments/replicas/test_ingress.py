@@ -6,13 +6,14 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
 from ray import serve
 from ray.exceptions import ActorDiedError
 
 from deployments.args import AppArgs
 from deployments.replicas.ingress import Ingress
 from dlp_core.engine.request import Sampling
-from dlp_core.errors import EngineFailed, EngineFull
+from dlp_core.errors import EngineFailed, EngineFull, StepFailed
 from dlp_core.generation.messages import Delta, Finished, GenerationRequest
 from dlp_core.mix import EMPTY_MIX, Span
 
@@ -85,3 +86,17 @@ def test_a_refusal_is_not_retried(tmp_path: Path) -> None:
     assert isinstance(found, EngineFull)
     assert found.retry_after == 2.0
     assert asked == ["id-1"]
+
+
+def test_a_request_that_ended_a_replica_is_not_tried_on_another(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (found,), asked = generate(tmp_path, [StepFailed("the step failed (out of memory)")], [FINISHED])
+    assert isinstance(found, StepFailed)
+    assert asked == ["id-1"]
+    assert "request id: the step failed (out of memory); it is not tried on another" in capfd.readouterr().err
+
+
+def test_one_that_only_waited_there_is(tmp_path: Path) -> None:
+    found = generate(tmp_path, [EngineFailed("the generation thread has ended")], [Delta("a"), FINISHED])
+    assert found == ([Delta("a"), FINISHED], ["id-1", "id-2"])

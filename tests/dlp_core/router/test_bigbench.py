@@ -33,13 +33,13 @@ def test_the_papers_tasks_are_distinguished_and_unseen_ones_recognised() -> None
         by_task.setdefault(str(row.task), []).append(row)
     unseen = Random(0).sample(sorted(by_task), 4)
     router, _ = train_router([row for task, rows in by_task.items() if task not in unseen for row in rows[:40]])
-    result = evaluate(router, _rows("test")[::3])
+    result = evaluate(router, _rows("test")[::6])
     assert result.accuracy >= 0.975
     assert result.ece <= 0.03
     assert result.kept >= 0.95
     assert result.typos >= 0.95
     assert result.bare >= 0.85
-    assert result.unknown_rows >= 100
+    assert result.unknown_rows >= 50
     assert result.unknown_auroc is not None
     assert result.unknown_auroc >= 0.96
     assert result.parameters <= 5.5e6

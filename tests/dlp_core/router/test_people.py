@@ -22,6 +22,7 @@ pytestmark = [
     pytest.mark.timeout(1800),
 ]
 
+INTENTS, ROWS = 60, 40
 ADDED = "exchange_rate"
 DESCRIPTION = "Tells how much one currency is worth in another."
 
@@ -33,23 +34,21 @@ def _rows(split: str) -> list[TaskRow]:
 
 @pytest.mark.model
 def test_people_are_understood_and_strangers_refused() -> None:
-    """One training, on 40 of the 100 rows of each intent, serves all of it. docs/performance.md reports what all rows
-    give."""
+    """One training, on 40 of the 100 rows of each of 60 of the 150 intents, serves all of it. docs/performance.md
+    reports what all rows of all intents give."""
     train, val = _rows("train"), _rows("val")
-    by_task: dict[str | None, list[TaskRow]] = {}
-    for row in train:
-        by_task.setdefault(row.task, []).append(row)
+    intents = sorted({row.task for row in train if row.task is not None} - {ADDED})[:INTENTS]
     router, summary = train_router(
-        [row for task, rows in by_task.items() if task not in (None, ADDED) for row in rows[:40]]
+        [row for task in intents for row in [row for row in train if row.task == task][:ROWS]]
     )
     assert summary.parameters <= 5.5e6
-    known = [row for row in val if row.task != ADDED and row.task is not None]
+    known = [row for row in val if row.task in intents]
     strangers = [row for row in (*train, *val) if row.task is None]
     result = evaluate(router, [*known, *strangers])
-    assert result.accuracy >= 0.915
+    assert result.accuracy >= 0.93
     assert result.accuracy - result.typos <= 0.05
     assert result.in_mix >= 0.965
-    assert result.mix_size <= 1.27
+    assert result.mix_size <= 1.3
     assert result.pairs is not None
     assert result.pairs >= 0.8
     assert result.unknown_auroc is not None
