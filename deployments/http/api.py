@@ -38,7 +38,7 @@ from deployments.http.requests import AnyRequest, ChatRequest, CompletionRequest
 from deployments.http.sharing import Share, salt_of
 from deployments.http.streams import AnswerStream, EventStream, within
 from dlp_core.decision import Decision, RoutingOptions
-from dlp_core.errors import DLPError, StoreUnavailable, UnknownModel
+from dlp_core.errors import DLPError, UnknownModel
 from dlp_core.generation.messages import GenerationRequest, Piece
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class Api:
         try:
             serving, refused = self._service.bank().version, self._service.refused()
         except DLPError as error:
-            raise error if known else StoreUnavailable("not ready; the server's log says why") from error
+            raise error if known else type(error)("not ready; the server's log says why") from None
         if not known:
             return JSONResponse({"status": "ok"})
         report = {} if refused is None else {"refused": {"version": refused.version, "reason": refused.reason}}

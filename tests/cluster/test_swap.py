@@ -25,7 +25,7 @@ from tests.support.application import (
     Application,
     ask,
     back_to_bank_one,
-    get,
+    health,
     running,
     serving,
     text_of,
@@ -130,7 +130,7 @@ def test_a_bank_that_cannot_be_loaded_is_refused_and_the_old_one_serves(app: App
     publish(open_store(BANK), folder, version="bad")  # nobody asked this machine what fits
 
     def refusal() -> dict[str, str] | None:
-        report: dict[str, str] | None = get(app, "/health").json().get("refused")
+        report: dict[str, str] | None = health(app).get("refused")
         return report
 
     wait_for(lambda: refusal() is not None, "refusal")

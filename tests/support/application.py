@@ -152,7 +152,13 @@ def text_of(reply: dict[str, Any]) -> str:
 
 
 def serving(app: Application) -> str:
-    return str(get(app, "/health").json()["bank"])
+    return str(health(app)["bank"])
+
+
+def health(app: Application) -> dict[str, Any]:
+    """What /health says to the operator."""
+    found: dict[str, Any] = get(app, "/health", {"authorization": f"Bearer {ADMIN_TOKEN}"}).json()
+    return found
 
 
 def back_to_bank_one(app: Application) -> None:
