@@ -14,7 +14,10 @@ from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import CONTROL_CHARACTERS, AdapterStore, check_relative
 from dlp_core.store.transfers import Progress, silent
 
-_READ = {".json": MAX_DOCUMENT_BYTES, ".txt": MAX_DOCUMENT_BYTES, ".safetensors": MAX_TENSORS_BYTES}
+MAX_JSON_BYTES = 64 << 20
+"""Tokenizers of many languages take tens of megabytes. What reads a smaller document has a bound of its own."""
+
+_READ = {".json": MAX_JSON_BYTES, ".txt": MAX_DOCUMENT_BYTES, ".safetensors": MAX_TENSORS_BYTES}
 """Files to download, and how large they may be. Others are created empty: their name is enough to refuse or ignore
 them."""
 
@@ -42,11 +45,10 @@ def local_copy(location: str, *, progress: Progress = silent) -> Iterator[Path]:
 
 
 def _download(store: AdapterStore, folder: Path, progress: Progress) -> None:
-    objects = store.list()
+    # everything is checked before anything is written
+    objects = [info for info in store.list() if not _hidden(check_relative(info.key))]
     if not objects:
         raise NotFound(f"there is nothing at {store.uri}; check the location", param="folder")
-    # everything is checked before anything is written
-    objects = [info for info in objects if not _hidden(check_relative(info.key))]
     for info in objects:
         limit = _READ.get(Path(info.key).suffix)
         if limit is not None and info.size > limit:

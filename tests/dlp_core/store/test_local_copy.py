@@ -11,8 +11,7 @@ import pytest
 
 from dlp_core.errors import InvalidRequest, NotFound
 from dlp_core.store import local_copy as module
-from dlp_core.store.documents import MAX_DOCUMENT_BYTES
-from dlp_core.store.local_copy import local_copy
+from dlp_core.store.local_copy import MAX_JSON_BYTES, local_copy
 from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore, ObjectInfo, StoredObject
 
@@ -90,10 +89,10 @@ def test_a_key_that_leads_out_is_refused_before_anything_is_written(
 
 
 def test_what_is_too_large_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    bucket = Bucket({"adapter_config.json": b"{}"}, {"adapter_config.json": MAX_DOCUMENT_BYTES + 1})
+    bucket = Bucket({"adapter_config.json": b"{}"}, {"adapter_config.json": MAX_JSON_BYTES + 1})
     use(monkeypatch, bucket)
     with (
-        pytest.raises(InvalidRequest, match=r"'adapter_config\.json' in s3://evil/p/ has 1,048,577 bytes"),
+        pytest.raises(InvalidRequest, match=r"'adapter_config\.json' in s3://evil/p/ has 67,108,865 bytes"),
         local_copy("s3://evil/p/"),
     ):
         pass
@@ -120,4 +119,16 @@ def test_a_copy_is_never_beside_its_folder(location: str, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("location", ["\x00", "a\x00b", "s3://a/\n"])
 def test_a_location_with_control_characters_is_none(location: str) -> None:
     with pytest.raises(InvalidRequest, match="control characters"), local_copy(location):
+        pass
+
+
+def test_a_tokenizer_of_many_languages_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, Bucket({"tokenizer.json": b" " * (17 << 20)}))
+    with local_copy("s3://some/adapter/") as folder:
+        assert (folder / "tokenizer.json").stat().st_size == 17 << 20
+
+
+def test_nothing_but_files_of_tools_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, Bucket({".gitattributes": b"x"}))
+    with pytest.raises(NotFound, match="nothing at"), local_copy("s3://some/adapter/"):
         pass
