@@ -67,6 +67,8 @@ class Generator:
                 if event.finish_reason is not None:
                     reason = event.finish_reason
         rest = Delta(text.finish(), logprobs.push(()))
+        if text.stopped:
+            reason = "stop"
         if rest.text or rest.logprobs:
             yield rest
         yield Finished(reason, len(prompt.ids), text.tokens, _reported_spans(spans, len(prompt.ids) + text.tokens))

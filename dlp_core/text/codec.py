@@ -6,25 +6,20 @@ this file applies them to a stream of tokens.
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING
-
-from tokenizers.decoders import DecodeStream
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from dlp_core.errors import InvalidRequest, PromptTooLong
 from dlp_core.text.chat import Message
+from dlp_core.text.decoding import IncrementalDecoder, Pieces
+from dlp_core.text.template import ChatTemplate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-_DECODER_CONTEXT = 6
-"""Prompt tokens that the decoder starts with: enough for decoders that treat the first word of a text specially."""
-
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -45,11 +40,6 @@ class Prompt:
         return bisect_right(self.ends, offset)
 
 
-_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
-"""Byte-level vocabularies represent each byte by one printable character."""
-
-
 class TextCodec:
     """One tokenizer and one context window. Only one thread may tokenise at a time.
 
@@ -60,19 +50,17 @@ class TextCodec:
         self._tokenizer = tokenizer
         self.context = context
         self._longest_token = max(map(len, tokenizer.get_vocab()))
+        self._template = ChatTemplate(tokenizer)
 
-    def encode_chat(self, messages: Sequence[Message]) -> Prompt:
+    def encode_chat(self, messages: Sequence[Message], *, add_special_tokens: bool = False) -> Prompt:
         """Encode a conversation with the model's chat template, up to where the assistant's turn begins.
 
-        Raises PromptTooLong, or InvalidRequest if the template rejects the turns (jinja2 may raise anything).
+        `add_special_tokens` puts the special tokens of a bare text around what the template writes, which normally
+        brings its own. Raises PromptTooLong, or InvalidRequest if the template rejects the turns.
         """
         self._reject_oversized(sum(len(message.content) for message in messages), param="messages")
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            text = str(self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
-        except Exception as error:
-            raise InvalidRequest(f"the chat template rejects these messages: {error}", param="messages") from error
-        ids, ends = self._tokens(text, param="messages", add_special_tokens=False)
+        text = self._template.render(messages)
+        ids, ends = self._tokens(text, param="messages", add_special_tokens=add_special_tokens)
         spans, position = [], 0
         for message in messages:
             content = message.content.strip()  # as templates do
@@ -82,14 +70,23 @@ class TextCodec:
                 spans.append((start, position))
         return Prompt(ids, text, ends, tuple(spans), is_chat=True)
 
-    def encode(self, prompt: str) -> Prompt:
-        """Encode a bare prompt, with the special tokens that the model expects at the start of a text.
+    def encode(self, prompt: str, *, add_special_tokens: bool = True) -> Prompt:
+        """Encode a bare prompt, with the special tokens that the model expects at the start of a text. One that the
+        prompt itself begins with is not added again.
 
         Raises PromptTooLong, or InvalidRequest for a prompt without tokens.
         """
         self._reject_oversized(len(prompt), param="prompt")
-        ids, ends = self._tokens(prompt, param="prompt", add_special_tokens=True)
+        ids, ends = self._tokens(prompt, param="prompt", add_special_tokens=add_special_tokens)
         return Prompt(ids, prompt, ends, ((0, len(prompt)),), is_chat=False)
+
+    def decode_prompt(self, ids: Sequence[int]) -> Prompt:
+        """A bare prompt that comes as token ids. Raises PromptTooLong, or InvalidRequest if there are none."""
+        ids = self._checked(list(ids), param="prompt")
+        decoder = IncrementalDecoder(self._pieces)
+        texts = [decoder.push(token_id) for token_id in ids]
+        text = "".join([*texts, decoder.finish()])
+        return Prompt(ids, text, list(accumulate(map(len, texts))), ((0, len(text)),), is_chat=False)
 
     def continued(self, prompt: Prompt, text: str) -> Prompt:
         """Append `text` to `prompt`, as the beginning of its completion."""
@@ -117,21 +114,15 @@ class TextCodec:
 
     def stream(self, prompt: Prompt, stop: Iterable[str] = ()) -> TextStream:
         """The text of the completion that follows `prompt`, up to the first of the `stop` strings."""
-        return TextStream(self._tokenizer, prompt.ids, stop)
+        return TextStream(IncrementalDecoder(self._pieces, prompt.ids), stop)
 
     def token_text(self, token_id: int) -> tuple[str, bytes]:
-        """One token on its own: as text, with U+FFFD for incomplete characters, and as the bytes it stands for."""
-        text = self._tokenizer.decode([token_id])
-        piece = self._tokenizer.convert_ids_to_tokens(token_id)
-        if match := _BYTE_PIECE.fullmatch(piece):  # SentencePiece's byte fallback
-            return text, bytes([int(match[1], 16)])
-        if self._is_byte_level and all(character in _BYTES for character in piece):
-            return text, bytes(_BYTES[character] for character in piece)
-        return text, text.encode()
+        """One token within a text: with U+FFFD for incomplete characters, and as the bytes it stands for."""
+        return self._pieces.text(token_id)
 
     @cached_property
-    def _is_byte_level(self) -> bool:
-        return "ByteLevel" in str(self._tokenizer.backend_tokenizer.decoder)
+    def _pieces(self) -> Pieces:
+        return Pieces(self._tokenizer)
 
     @property
     def _limit(self) -> str:
@@ -150,7 +141,13 @@ class TextCodec:
     def _tokens(self, text: str, *, param: str, add_special_tokens: bool) -> tuple[list[int], list[int]]:
         """Token ids of `text`, and each token's end offset."""
         encoded = self._tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
-        ids: list[int] = encoded.input_ids
+        ids, ends = encoded.input_ids, [end for _, end in encoded.offset_mapping]
+        if add_special_tokens and len(ids) > 1 and ids[0] == ids[1] == self._tokenizer.bos_token_id:
+            ids, ends = ids[1:], ends[1:]
+        return self._checked(ids, param=param), ends
+
+    def _checked(self, ids: list[int], *, param: str) -> list[int]:
+        """`ids`, if they are a prompt's length."""
         if not ids:
             raise InvalidRequest(f"{param} has no tokens; send some text", param=param)
         if len(ids) >= self.context:
@@ -158,7 +155,7 @@ class TextCodec:
                 f"{self._limit} However, {param} has {len(ids)} tokens, and the answer needs some too; send less text",
                 param=param,
             )
-        return ids, [end for _, end in encoded.offset_mapping]
+        return ids
 
 
 class TextStream:
@@ -168,9 +165,8 @@ class TextStream:
     incomplete character at the end is dropped.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, prompt_ids: Sequence[int], stop: Iterable[str] = ()) -> None:
-        self._tokenizer = tokenizer.backend_tokenizer
-        self._decoder = DecodeStream(ids=list(prompt_ids[-_DECODER_CONTEXT:]), skip_special_tokens=True)
+    def __init__(self, decoder: IncrementalDecoder, stop: Iterable[str] = ()) -> None:
+        self._decoder = decoder
         self._stops = StopStrings(stop)
         self._ends: list[int] = []
         self._length = self._sent = 0
@@ -180,7 +176,7 @@ class TextStream:
     @property
     def released(self) -> int:
         """Tokens whose text was returned in full, which excludes stop strings and text held back."""
-        return bisect_right(self._ends, self._sent)
+        return min(bisect_right(self._ends, self._sent), len(self._ends) - self._decoder.held)
 
     def offset(self, token: int) -> int:
         """Offset in the completion's text at which the text of its token number `token` begins."""
@@ -196,7 +192,7 @@ class TextStream:
         pieces = []
         for token_id in token_ids:
             self.tokens += 1
-            text = self._decoder.step(self._tokenizer, token_id) or ""
+            text = self._decoder.push(token_id)
             self._length += len(text)
             self._ends.append(self._length)
             pieces.append(self._stops.push(text))
@@ -205,8 +201,12 @@ class TextStream:
         return self._count("".join(pieces))
 
     def finish(self) -> str:
-        """Return the text held back for a stop string that did not come."""
-        return self._count(self._stops.finish())
+        """Return the text held back: of characters that may not have been complete, and for a stop string that did not
+        come."""
+        if self._stops.found:
+            return ""
+        rest = self._decoder.finish()
+        return self._count(self._stops.push(rest) + self._stops.finish())
 
     def _count(self, sent: str) -> str:
         self._sent += len(sent)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from dlp_core.errors import InvalidRequest, PromptTooLong
 from dlp_core.text.chat import Message
@@ -53,6 +55,44 @@ def test_released_tokens_are_those_whose_text_was_sent(text: str, stop: list[str
     sent += stream.finish()
     assert sent.startswith(TOKENIZER.decode(ids[: stream.released]))
     assert stream.stopped or stream.released == len(ids)
+
+
+def test_a_prompt_that_begins_with_the_first_special_token_gets_no_second() -> None:
+    tokenizer = with_bos()
+    codec, bos = TextCodec(tokenizer, context=64), tokenizer.bos_token_id
+    bare = tokenizer("hi", add_special_tokens=False).input_ids
+    for text in ("hi", f"{tokenizer.bos_token}hi"):
+        prompt = codec.encode(text)
+        assert prompt.ids == [bos, *bare]
+        assert len(prompt.ends) == len(prompt.ids)
+    assert codec.encode("hi", add_special_tokens=False).ids == bare
+    chat = codec.encode_chat([Message("user", "hi")], add_special_tokens=True).ids
+    assert chat[0] == bos
+    assert chat[1:].count(bos) == codec.encode_chat([Message("user", "hi")]).ids[1:].count(bos)
+
+
+def test_a_prompt_may_be_token_ids() -> None:
+    ids = [TOKENIZER.bos_token_id or 0, *TOKENIZER("the user 日本 x").input_ids]
+    prompt = CODEC.decode_prompt(ids)
+    assert prompt.ids == ids
+    assert prompt.text == "the user 日本 x"
+    assert prompt.ends[-1] == len(prompt.text)
+    assert not prompt.is_chat
+    with pytest.raises(PromptTooLong):
+        CODEC.decode_prompt([5] * 64)
+    with pytest.raises(InvalidRequest, match="no tokens"):
+        CODEC.decode_prompt([])
+
+
+def with_bos() -> PreTrainedTokenizerFast:
+    """The tiny tokenizer, which puts a special token before every text, as most models' do."""
+    tokenizer = tiny_tokenizer()
+    bos = "<|im_start|>"
+    tokenizer.bos_token = bos
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.convert_tokens_to_ids(bos))]
+    )
+    return tokenizer
 
 
 def test_a_template_may_reject_the_turns() -> None:
