@@ -41,6 +41,11 @@ class RoutingOptions:
     allowed: frozenset[str] | None = None  # adapters this request may use; None: the whole bank
     fallback: str | None = None  # the model to use instead of `auto` while the router is down
 
+    @property
+    def asks_router(self) -> bool:
+        """Whether the text decides: the request names no adapters itself."""
+        return self.model == AUTO and self.adapters is None
+
     def may_use(self, adapter: str) -> bool:
         return self.allowed is None or adapter in self.allowed
 

@@ -1,10 +1,10 @@
-"""How many requests a key may have at once, in one ingress replica: so that no tenant takes all its places."""
+"""How many completions a key may have at once, in one ingress replica: so that no tenant takes all its places."""
 
 from __future__ import annotations
 
 from collections import Counter
 
-from dlp_core.errors import DLPError
+from dlp_core.errors import DLPError, InvalidRequest
 
 
 class TooManyRequests(DLPError):
@@ -13,22 +13,27 @@ class TooManyRequests(DLPError):
 
 
 class Admission:
-    """Counts the requests of each caller. Used on one event loop."""
+    """Counts the completions of each caller. A request counts as one until it is known how many it asks for. Used on
+    one event loop."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._running: Counter[str] = Counter()
 
-    def enter(self, caller: str) -> None:
-        """Admit a request, until `leave`. Raises TooManyRequests if the caller has as many as it may have."""
-        if self._running[caller] >= self._limit:
+    def enter(self, caller: str, places: int = 1) -> None:
+        """Admit a request, or more of one, until `leave`. Raises TooManyRequests if the caller would have more than it
+        may have, and InvalidRequest if this is more by itself."""
+        if places > self._limit:
+            raise InvalidRequest(f"a key may have {self._limit} completions at once here; ask for fewer", param="n")
+        if self._running[caller] + places > self._limit:
             raise TooManyRequests(
-                f"key {caller!r} has {self._limit} requests at once here, which is its limit; wait for some to end",
+                f"key {caller!r} has {self._running[caller]} requests at once here, and its limit is {self._limit}; "
+                "wait for some to end",
                 retry_after=1.0,
             )
-        self._running[caller] += 1
+        self._running[caller] += places
 
-    def leave(self, caller: str) -> None:
-        self._running[caller] -= 1
+    def leave(self, caller: str, places: int = 1) -> None:
+        self._running[caller] -= places
         if not self._running[caller]:
             del self._running[caller]

@@ -38,8 +38,9 @@ from deployments.http.requests import AnyRequest, ChatRequest, CompletionRequest
 from deployments.http.sharing import Share, salt_of
 from deployments.http.streams import AnswerStream, EventStream, within
 from dlp_core.decision import Decision, RoutingOptions
-from dlp_core.errors import DLPError, UnknownModel
-from dlp_core.generation.messages import GenerationRequest, Piece
+from dlp_core.errors import DLPError, InvalidRequest, UnknownModel
+from dlp_core.generation.messages import GenerationRequest, Piece, Source, TokenIds
+from dlp_core.text.chat import routing_texts
 
 if TYPE_CHECKING:
     from dlp_core.bank.follower import Refusal
@@ -64,6 +65,9 @@ class Service(AdminService, Protocol):
         """The published bank that cannot be served, with the reason; None if there is none."""
 
     async def decide(self, options: RoutingOptions, texts: Sequence[str]) -> Decision: ...
+
+    async def decode(self, ids: Sequence[int]) -> str:
+        """The text of a prompt that comes as token ids."""
 
     async def explain(self, decision: Decision, texts: Sequence[str]) -> Explanation:
         """Explain a decision that the router made."""
@@ -110,11 +114,14 @@ class Api:
         caller = self._caller(request)
         body = parse_route(await read_json(request, self._limits))
         deadline = self._deadline()
-        decision = await self._decide(request, body, caller, deadline)
+        if len(body.sources) > 1:
+            raise InvalidRequest("prompt: only one is routed here; send several requests", param="prompt")
+        [decision] = await self._decide(request, body, caller, deadline)
         if decision.probabilities is None:
             return JSONResponse(route_json(decision))
         async with within(deadline):
-            explanation = await self._service.explain(decision, body.routing_texts)
+            texts = await self._texts(body.sources[0], decision.options)
+            explanation = await self._service.explain(decision, texts)
         return JSONResponse(route_json(decision) | explanation_json(explanation))
 
     async def models(self, request: Request) -> Response:
@@ -157,37 +164,52 @@ class Api:
         body = parse(kind, await read_json(request, self._limits))
         if self._limits.strict_fields and body.ignored:
             raise unknown_field(body.ignored[0])
+        record.admit(body.choices)
         deadline = self._deadline()
-        decision = await self._decide(request, body, caller, deadline)
+        decisions = await self._decide(request, body, caller, deadline)
         chat = isinstance(body, ChatRequest)
         reply = Reply(
             id=f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
             created=int(time.time()),
             kind="chat" if chat else "text",
-            decision=decision,
+            decisions=decisions,
             with_logprobs=body.requested_logprobs is not None,
             include_usage=body.include_usage,
         )
         request_id = f"{record.request_id}/{reply.id}"
         salt = salt_of(self._share, caller, body.cache_salt, request_id)
-        requests = generations_of(body, decision, request_id, salt)
+        requests = generations_of(body, decisions, request_id, salt)
         generations = [self._service.generate(generation) for generation in requests]
         answer = AnswerStream(reply, generations, record=record, deadline=deadline)
-        headers = {"x-dlp-adapters": str(decision.mix)} | self._ignored(body)
+        mixes = "; ".join(str(decision.mix) for decision in decisions)
+        headers = {"x-dlp-adapters": mixes[:_HEADER_LENGTH]} | self._ignored(body)
         if not body.stream:
             return JSONResponse(await answer.collect(), headers=headers)
         await answer.begin()
         return EventStream(answer, headers=headers)
 
-    async def _decide(self, request: Request, body: AnyRequest, caller: Caller, deadline: float) -> Decision:
+    async def _decide(self, request: Request, body: AnyRequest, caller: Caller, deadline: float) -> list[Decision]:
+        """The decision for each of the body's prompts."""
         record = record_of(request)
         record.parsed(body)
         options = routing_options(body, self._routing)
         if caller.adapters is not None:
             names = [adapter.name for adapter in self._service.bank().adapters]
             options = replace(options, allowed=caller.allowed(names))
+
+        async def decide(source: Source) -> Decision:
+            return await self._service.decide(options, await self._texts(source, options))
+
         async with within(deadline):
-            return record.decided(await self._service.decide(options, body.routing_texts))
+            decisions = await asyncio.gather(*map(decide, body.sources))
+        record.decided(decisions[0])
+        return decisions
+
+    async def _texts(self, source: Source, options: RoutingOptions) -> tuple[str, ...]:
+        """The texts the router reads: the first that fits an adapter decides."""
+        if isinstance(source, TokenIds):
+            return (await self._service.decode(source.ids),) if options.asks_router else ()
+        return (source,) if isinstance(source, str) else routing_texts(source)
 
     def _ignored(self, body: ChatRequest | CompletionRequest) -> dict[str, str]:
         """The header that names ignored fields."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -114,23 +115,27 @@ def routing_options(body: AnyRequest, routing: RoutingArgs) -> RoutingOptions:
 
 
 def generations_of(
-    body: ChatRequest | CompletionRequest, decision: Decision, request_id: str, salt: str
+    body: ChatRequest | CompletionRequest, decisions: Sequence[Decision], request_id: str, salt: str
 ) -> list[GenerationRequest]:
-    """One request per choice (`n`). With a seed the choices are reproducible, yet differ from each other. `salt`: see
-    deployments.http.sharing."""
-    first = GenerationRequest(
-        request_id=request_id,
-        bank=decision.bank,
-        mix=decision.mix,
-        source=body.source,
-        sampling=body.sampling,
-        stop=tuple(body.stop),
-        salt=salt,
-        by_sentence=decision.options if decision.by_sentence else None,
-        trace=tracing.carried(),
-    )
+    """One request per choice: `n` for each prompt, in order. With a seed the choices of a prompt are reproducible, yet
+    differ from each other. `salt`: see deployments.http.sharing."""
+    sampling = body.sampling
     return [
-        replace(first, request_id=f"{request_id}-{index}", sampling=_sampling_for_choice(first.sampling, index))
+        GenerationRequest(
+            request_id=f"{request_id}-{number * body.n + index}",
+            bank=decision.bank,
+            mix=decision.mix,
+            source=source,
+            sampling=_sampling_for_choice(sampling, index),
+            stop=tuple(body.stop),
+            echo=isinstance(body, CompletionRequest) and body.echo,
+            prompt_only=body.requested_tokens == 0,
+            add_special_tokens=body.add_special_tokens,
+            salt=salt,
+            by_sentence=decision.options if decision.by_sentence else None,
+            trace=tracing.carried(),
+        )
+        for number, (source, decision) in enumerate(zip(body.sources, decisions, strict=True))
         for index in range(body.n)
     ]
 

@@ -3,7 +3,7 @@
 `dlp` says which adapters served which tokens: {"bank", "router", "confidence", "reason", "spans": [{"start",
 "end", "mix": [{"adapter", "weight", "digest"}]}]}, where start and end count tokens of the prompt
 followed by the completion. With several choices, `spans` belongs to the first and `choices` holds a list of spans for
-each.
+each. With several prompts, `router`, `confidence` and `reason` belong to the first and `prompts` holds those of each.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dlp_core.router.explanation import Explanation
 
 OWNER = "dlp"
+_IMPOSSIBLE = -9999.0
 
 
 def weights_json(mix: Mix) -> list[dict[str, Any]]:
@@ -33,40 +34,61 @@ def mix_json(mix: Mix, digests: Mapping[str, str]) -> list[dict[str, Any]]:
     return [part | {"digest": digests[part["adapter"]]} for part in weights_json(mix)]
 
 
-def dlp_json(decision: Decision, finished: Sequence[Finished]) -> dict[str, Any]:
-    """The `dlp` object. `finished` has one entry per choice."""
+def dlp_json(decisions: Sequence[Decision], finished: Sequence[Finished]) -> dict[str, Any]:
+    """The `dlp` object. `decisions` has one entry per prompt, `finished` one per choice, those of a prompt together."""
+    n = len(finished) // len(decisions)
     spans = [
-        [{"start": span.start, "end": span.end, "mix": mix_json(span.mix, decision.digests)} for span in choice.spans]
-        for choice in finished
+        [
+            {"start": span.start, "end": span.end, "mix": mix_json(span.mix, decisions[index // n].digests)}
+            for span in choice.spans
+        ]
+        for index, choice in enumerate(finished)
+    ]
+    why = [
+        {"router": decision.router, "confidence": decision.confidence, "reason": decision.reason}
+        for decision in decisions
     ]
     return {
-        "bank": decision.bank,
-        "router": decision.router,
-        "confidence": decision.confidence,
-        "reason": decision.reason,
+        "bank": decisions[0].bank,
+        **why[0],
         "spans": spans[0],
         **({"choices": spans} if len(spans) > 1 else {}),
+        **({"prompts": why} if len(why) > 1 else {}),
     }
 
 
-def usage_json(finished: Sequence[Finished]) -> dict[str, int]:
-    prompt, completion = finished[0].prompt_tokens, sum(choice.completion_tokens for choice in finished)
+def usage_json(finished: Sequence[Finished], prompts: int) -> dict[str, int]:
+    """`finished` has one entry per choice. A prompt counts once, however many choices it has."""
+    n = len(finished) // prompts
+    prompt = sum(choice.prompt_tokens for choice in finished[::n])
+    completion = sum(choice.completion_tokens for choice in finished)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def logprob_json(logprob: float | None) -> float | None:
+    """A log-probability as JSON, which has no infinity: OpenAI's API has this number for what is impossible."""
+    return None if logprob is None else max(_IMPOSSIBLE, logprob)
 
 
 def chat_logprobs_json(logprobs: Sequence[Logprob]) -> dict[str, Any]:
     def token(token: TokenText) -> dict[str, Any]:
-        return {"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes)}
+        return {"token": token.text, "logprob": logprob_json(token.logprob), "bytes": list(token.bytes)}
 
     content = [{**token(entry.token), "top_logprobs": [token(other) for other in entry.top]} for entry in logprobs]
     return {"content": content, "refusal": None}
 
 
 def text_logprobs_json(logprobs: Sequence[Logprob]) -> dict[str, Any]:
+    def top(entry: Logprob) -> dict[str, float | None] | None:
+        if entry.token.logprob is None:
+            return None
+        likeliest_last = reversed(entry.top)  # of tokens that read the same, the likeliest counts
+        return {other.text: logprob_json(other.logprob) for other in likeliest_last}
+
     return {
         "tokens": [entry.token.text for entry in logprobs],
-        "token_logprobs": [entry.token.logprob for entry in logprobs],
-        "top_logprobs": [{other.text: other.logprob for other in entry.top} for entry in logprobs],
+        "token_logprobs": [logprob_json(entry.token.logprob) for entry in logprobs],
+        "top_logprobs": [top(entry) for entry in logprobs],
         "text_offset": [entry.offset for entry in logprobs],
     }
 
@@ -137,7 +159,8 @@ class Reply:
     id: str
     created: int
     kind: Literal["chat", "text"]
-    decision: Decision
+    decisions: Sequence[Decision]
+    """One per prompt, which all have as many choices."""
     with_logprobs: bool = False
     include_usage: bool = False
 
@@ -152,8 +175,8 @@ class Reply:
         return {
             **self._head("chat.completion" if self.kind == "chat" else "text_completion"),
             "choices": choices,
-            "usage": usage_json(finished),
-            "dlp": dlp_json(self.decision, finished),
+            "usage": usage_json(finished, len(self.decisions)),
+            "dlp": dlp_json(self.decisions, finished),
         }
 
     def opening(self, choices: int) -> list[dict[str, Any]]:
@@ -173,8 +196,9 @@ class Reply:
         chunks = [self._chunk(index, content, finished.finish_reason)]
         if all_finished is not None:
             if self.include_usage:
-                chunks.append({**self._chunk_head(), "choices": [], "usage": usage_json(all_finished)})
-            chunks[-1]["dlp"] = dlp_json(self.decision, all_finished)
+                usage = usage_json(all_finished, len(self.decisions))
+                chunks.append({**self._chunk_head(), "choices": [], "usage": usage})
+            chunks[-1]["dlp"] = dlp_json(self.decisions, all_finished)
         return chunks
 
     def _chunk(
@@ -187,7 +211,7 @@ class Reply:
         return self._head("chat.completion.chunk" if self.kind == "chat" else "text_completion")
 
     def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.decision.options.model}
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.decisions[0].options.model}
 
     def _choice(
         self, index: int, content: dict[str, Any], reason: str | None, logprobs: Sequence[Logprob]

@@ -25,11 +25,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.args import LogArgs
 from deployments.http.replies import weights_json
-from deployments.http.requests import ChatRequest, TextRequest
+from deployments.http.requests import ChatRequest
 from deployments.observe import tracing
 from dlp_core.decision import Decision
 from dlp_core.errors import DLPError
-from dlp_core.generation.messages import Finished, Piece
+from dlp_core.generation.messages import Finished, Piece, TokenIds
 
 if TYPE_CHECKING:
     from deployments.http.access import Caller
@@ -57,6 +57,7 @@ class RequestRecord:
         self._began = time.perf_counter()
         self._caller: str | None = None
         self._admission: Admission | None = None
+        self._places = 0
         self._body: AnyRequest | None = None
         self._parsed_at = self._began
         self._decision: Decision | None = None
@@ -72,13 +73,19 @@ class RequestRecord:
         self._caller = caller.name
         if caller.limited:
             admission.enter(caller.name)
-            self._admission = admission
+            self._admission, self._places = admission, 1
         return caller
+
+    def admit(self, completions: int) -> None:
+        """Take a place for each completion the request asks for. Raises TooManyRequests."""
+        if self._admission is not None and self._caller is not None:
+            self._admission.enter(self._caller, completions - self._places)
+            self._places = completions
 
     def left(self) -> None:
         """The response has ended, however it did."""
         if self._admission is not None and self._caller is not None:
-            self._admission.leave(self._caller)
+            self._admission.leave(self._caller, self._places)
 
     def parsed(self, body: AnyRequest) -> None:
         """Note the valid body of the request."""
@@ -152,9 +159,10 @@ class RequestRecord:
         if body is None:
             return {}
         if isinstance(body, ChatRequest):
-            prompt: Any = [{"role": turn.role, "content": turn.content} for turn in body.source]
+            prompt: Any = [{"role": turn.role, "content": turn.content} for turn in body.sources[0]]
         else:
-            prompt = body.text if isinstance(body, TextRequest) else body.source
+            prompts = [list(source.ids) if isinstance(source, TokenIds) else source for source in body.sources]
+            prompt = prompts[0] if len(prompts) == 1 else prompts
         return {"prompt": prompt, "completions": [self._texts[index] for index in sorted(self._texts)]}
 
     def _model(self) -> str | None:
@@ -166,10 +174,11 @@ class RequestRecord:
 
     def _tokens(self) -> tuple[int | None, int | None]:
         """Prompt and completion tokens; None before any choice has ended."""
-        finished = list(self._finished.values())
-        if not finished:
+        if not self._finished:
             return None, None
-        return finished[0].prompt_tokens, sum(choice.completion_tokens for choice in finished)
+        n = getattr(self._body, "n", 1)  # the choices of a prompt, which counts once
+        prompts = {index // n: choice.prompt_tokens for index, choice in self._finished.items()}
+        return sum(prompts.values()), sum(choice.completion_tokens for choice in self._finished.values())
 
     def _annotate(self) -> None:
         """Set the facts known so far on the span, which ends with the last byte sent."""

@@ -8,16 +8,18 @@ Types are strict: no booleans for numbers, no numbers in strings, no NaN.
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from dlp_core.adapter.names import AUTO
-from dlp_core.engine.request import MAX_LOGPROBS, REPETITION_PENALTIES, Sampling
+from dlp_core.engine.request import MAX_LOGPROBS, PENALTIES, REPETITION_PENALTIES, Sampling
 from dlp_core.errors import InvalidRequest
+from dlp_core.generation.messages import Source, TokenIds
 from dlp_core.mix import WeightRule
 from dlp_core.text.chat import Message, Role, routing_texts
 
@@ -25,7 +27,10 @@ MAX_STOPS = 4
 """Stop strings per request, as in OpenAI's API."""
 
 MAX_CHOICES = 16
-"""Completions per request (`n`)."""
+"""Completions per prompt (`n`)."""
+
+MAX_PROMPTS = 128
+"""Prompts of one completion request, and its completions in all."""
 
 
 def unsupported(field: str, reason: str) -> PydanticCustomError:
@@ -151,14 +156,39 @@ class _RoutedBody(StrictBody):
 
     @property
     @abstractmethod
-    def routing_texts(self) -> tuple[str, ...]:
-        """The texts the router reads: the first that fits an adapter decides."""
+    def sources(self) -> tuple[Source, ...]:
+        """What is to be continued, or only routed. Each is routed by itself."""
+
+
+class JsonSchema(StrictBody):
+    """The schema of an answer. It is enforced, `strict` or not."""
+
+    name: str | None = None
+    description: str | None = None
+    json_schema: dict[str, Any] = Field(default_factory=dict, alias="schema")
+    strict: bool = True
+
+
+class ResponseFormat(StrictBody):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _check_schema(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise PydanticCustomError("schema", 'type "json_schema" and the field json_schema come together')
+        return self
+
+    @property
+    def schema_text(self) -> str | None:
+        """The schema as JSON; None for text."""
+        if self.json_schema is not None:
+            return json.dumps(self.json_schema.json_schema)
+        return '{"type": "object"}' if self.type == "json_object" else None
 
 
 class _Generation(_RoutedBody):
     neutral = {
-        "frequency_penalty": (0, 0.0),
-        "presence_penalty": (0, 0.0),
         "logit_bias": ({},),
         "service_tier": ("auto", "default"),
         "store": (False,),
@@ -171,7 +201,11 @@ class _Generation(_RoutedBody):
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)  # 0 keeps every token
     repetition_penalty: float = Field(default=1.0, ge=REPETITION_PENALTIES[0], le=REPETITION_PENALTIES[1])
+    presence_penalty: float = Field(default=0.0, ge=PENALTIES[0], le=PENALTIES[1])
+    frequency_penalty: float = Field(default=0.0, ge=PENALTIES[0], le=PENALTIES[1])
     ignore_eos: bool = False
+    response_format: ResponseFormat | None = None
+    add_special_tokens: bool | None = None
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_stops_of)] = Field(
         default_factory=list, max_length=MAX_STOPS
     )
@@ -190,9 +224,9 @@ class _Generation(_RoutedBody):
     prompt_cache_key: str | None = None
 
     @property
-    @abstractmethod
-    def source(self) -> tuple[Message, ...] | str:
-        """The messages or the prompt that the completion continues."""
+    def choices(self) -> int:
+        """How many answers the request has: `n` for each prompt."""
+        return self.n * len(self.sources)
 
     @property
     def requested_tokens(self) -> int | None:
@@ -205,12 +239,16 @@ class _Generation(_RoutedBody):
 
     @property
     def sampling(self) -> Sampling:
-        """The fields of Sampling that the body has by the same name, plus the two that OpenAI names differently."""
+        """The fields of Sampling that the body has by the same name, plus those that OpenAI names differently."""
         shared = {field.name: getattr(self, field.name) for field in fields(Sampling) if field.name in self.__dict__}
         seed = None if self.seed is None else signed_64(self.seed)
-        return Sampling(
-            **shared | {"max_tokens": self.requested_tokens, "logprobs": self.requested_logprobs, "seed": seed}
-        )
+        renamed = {
+            "max_tokens": self.requested_tokens or None,
+            "logprobs": self.requested_logprobs,
+            "response_format": None if self.response_format is None else self.response_format.schema_text,
+            "seed": seed,
+        }
+        return Sampling(**shared | renamed)
 
     @property
     def ignored(self) -> tuple[str, ...]:
@@ -248,7 +286,6 @@ class ChatRequest(_Generation):
         "prompt_cache_options": (),
         "prompt_cache_retention": (),
         "reasoning_effort": ("none",),
-        "response_format": ({"type": "text"},),
         "tool_choice": ("none", "auto"),
         "tools": ([],),
         "verbosity": ("medium",),
@@ -262,7 +299,7 @@ class ChatRequest(_Generation):
 
     @model_validator(mode="after")
     def _check_user_turn(self) -> Self:
-        if not routing_texts(self.source)[0].strip():
+        if not routing_texts(self.sources[0])[0].strip():
             raise InvalidRequest("messages: the last user turn is empty; say something", param="messages")
         return self
 
@@ -283,8 +320,8 @@ class ChatRequest(_Generation):
         return self.top_logprobs if self.logprobs else None
 
     @property
-    def source(self) -> tuple[Message, ...]:
-        return tuple(message.message() for message in self.messages)
+    def sources(self) -> tuple[tuple[Message, ...]]:
+        return (tuple(message.message() for message in self.messages),)
 
     @property
     def ignored(self) -> tuple[str, ...]:
@@ -294,19 +331,33 @@ class ChatRequest(_Generation):
     def requested_tokens(self) -> int | None:
         return self.max_tokens or self.max_completion_tokens
 
-    @property
-    def routing_texts(self) -> tuple[str, ...]:
-        return routing_texts(self.source)
+
+def _is_token_ids(prompt: object) -> bool:
+    return isinstance(prompt, list) and all(type(token) is int and 0 <= token < 2**31 for token in prompt)
 
 
-def _one_prompt(prompt: object) -> object:
-    if not isinstance(prompt, list):
-        return prompt
-    if len(prompt) == 1 and isinstance(prompt[0], str):
-        return prompt[0]
-    raise PydanticCustomError(
-        "one_prompt", "a prompt must be one string; send several requests instead, they share a batch"
-    )
+def _prompts_of(prompt: object) -> tuple[str | TokenIds, ...]:
+    """OpenAI's four shapes: a text, its token ids, or a list of either."""
+    single = isinstance(prompt, str) or (prompt != [] and _is_token_ids(prompt))
+    prompts = [prompt] if single else prompt
+    if not isinstance(prompts, list) or not all(isinstance(one, str) or _is_token_ids(one) for one in prompts):
+        raise PydanticCustomError("prompt", "a prompt must be text or token ids, or a list of such prompts")
+    if not 1 <= len(prompts) <= MAX_PROMPTS:
+        raise PydanticCustomError("prompts", "there must be 1 to {most} prompts", {"most": MAX_PROMPTS})
+    if any(not one for one in prompts):
+        raise PydanticCustomError("prompt", "a prompt must not be empty")
+    return tuple(one if isinstance(one, str) else TokenIds(tuple(one)) for one in prompts)
+
+
+_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_PROMPT_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        _IDS_SCHEMA,
+        {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "maxItems": MAX_PROMPTS},
+        {"type": "array", "items": _IDS_SCHEMA, "minItems": 1, "maxItems": MAX_PROMPTS},
+    ]
+}
 
 
 class CompletionRequest(_Generation):
@@ -314,25 +365,30 @@ class CompletionRequest(_Generation):
 
     neutral = _Generation.neutral | {
         "best_of": (1,),
-        "echo": (False,),
         "suffix": ("",),
     }
 
-    prompt: Annotated[str, BeforeValidator(_one_prompt), Field(min_length=1)]
-    max_tokens: int | None = Field(default=16, ge=1)  # OpenAI's default here
+    prompt: Annotated[tuple[str | TokenIds, ...], PlainValidator(_prompts_of), WithJsonSchema(_PROMPT_SCHEMA)]
+    max_tokens: int | None = Field(default=16, ge=0)  # OpenAI's default here; 0 computes the prompt alone
+    echo: bool = False
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+
+    @model_validator(mode="after")
+    def _check_choices(self) -> Self:
+        if self.choices > MAX_PROMPTS:
+            raise InvalidRequest(
+                f"{len(self.prompt)} prompts with n {self.n} are {self.choices} completions; at most {MAX_PROMPTS}",
+                param="n",
+            )
+        return self
 
     @property
     def requested_logprobs(self) -> int | None:
         return self.logprobs
 
     @property
-    def source(self) -> str:
+    def sources(self) -> tuple[str | TokenIds, ...]:
         return self.prompt
-
-    @property
-    def routing_texts(self) -> tuple[str, ...]:
-        return (self.prompt,)
 
 
 class TextRequest(_RoutedBody):
@@ -341,7 +397,7 @@ class TextRequest(_RoutedBody):
     text: str
 
     @property
-    def routing_texts(self) -> tuple[str, ...]:
+    def sources(self) -> tuple[str]:
         return (self.text,)
 
 

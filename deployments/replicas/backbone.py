@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -120,6 +120,9 @@ class FusedBackbone:
                     request.sampling,
                     request_id=request.request_id,
                     stop=request.stop,
+                    echo=request.echo,
+                    prompt_only=request.prompt_only,
+                    add_special_tokens=request.add_special_tokens,
                     on_tokens=stopwatch.tokens,
                 )
                 async with aclosing(tracing.generation(span, request, generated)) as pieces:
@@ -130,6 +133,10 @@ class FusedBackbone:
         except EngineFailed:
             self._exit_if_failed()
             raise
+
+    async def decode(self, ids: Sequence[int]) -> str:
+        """The text of a prompt that comes as token ids: the ingress, which routes it, has no tokenizer."""
+        return await self._generator.decode(ids)
 
     def check_health(self) -> None:
         """Raise if the engine or the watch loop has failed: Ray then replaces the replica."""

@@ -138,6 +138,18 @@ class Ingress:
         self._metrics.decided(decision, time.perf_counter() - began)
         return decision
 
+    async def decode(self, ids: Sequence[int]) -> str:
+        """Ask a backbone replica for the text of token ids, and another one if it dies."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                text: str = await self._backbone.decode.remote(ids)
+                return text
+            except Exception as error:
+                failed = from_ray(error)
+                if attempt == ATTEMPTS or not isinstance(failed, EngineFailed):
+                    raise failed from error
+        raise AssertionError("unreachable")
+
     async def explain(self, decision: Decision, texts: Sequence[str]) -> Explanation:
         explanation: Explanation = await self._ask_router("explain", texts, decision.bank, decision.options.allowed)
         return explanation

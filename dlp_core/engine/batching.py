@@ -6,6 +6,7 @@ transformers provides the scheduler and the paged cache. This file adds:
     after it                requests that do not take the plain argmax pick their token with their own sampler
     between two passes      mixes change at sentence ends; a request whose next mix needs adapters that are not
                             pinned leaves the batch until they are, as if it had been preempted
+    in a prompt's chunks    logits of every token, for requests that want the prompt's log-probabilities
     in block hashes         (token, mix) instead of the token alone: K and V depend on both
     around the cache        what is not finite stays in its row (guard.py)
 
@@ -43,7 +44,9 @@ from transformers.generation.continuous_batching.requests import (
 )
 
 from dlp_core.engine.config import EngineConfig
+from dlp_core.engine.grammar import Guide
 from dlp_core.engine.guard import Guard
+from dlp_core.engine.prompt_scores import PromptScores
 from dlp_core.engine.request import Plan, Sampling, TokenLogprob
 from dlp_core.engine.sampling import Sampler
 from dlp_core.engine.timeline import Timeline
@@ -68,6 +71,7 @@ class Output:
     logprobs: tuple[TokenLogprob, ...]
     finished: bool
     error: Exception | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,8 @@ class _Request:
     follow: Callable[[int], Mix | None] | None
     followed_tokens: int
     """Tokens that are not passed to `follow` any more: the prompt's, and those it has seen."""
+    prompt_scores: PromptScores | None = None
+    """The log-probabilities of its prompt, if it wants them."""
     failed: bool = False
     """Whether it has ended with an error of its own. It stays in the batch until it is cancelled, but nothing of it is
     delivered or shared any more."""
@@ -135,6 +141,7 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         self._resumed: queue.SimpleQueue[tuple[str, Mapping[str, Pin]]] = queue.SimpleQueue()
         self._cancelling: dict[str, Callable[[], object]] = {}
         self._guard = Guard()
+        self._prompt_rows: list[tuple[_Request, str, int, int]] = []
         self._ended = False
         self._lock = threading.Lock()
 
@@ -153,16 +160,21 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         *,
         plan: Plan,
         pins: Mapping[str, Pin],
+        guide: Guide | None,
+        prompt_logprobs: int | None,
         deliver: Callable[[Output | NeedsAdapters], None],
     ) -> None:
-        """Queue a request; `deliver` is called on the current event loop. Raises EngineFailed if the loop has ended."""
+        """Queue a request; `deliver` is called on the current event loop. `guide` restricts its tokens;
+        `prompt_logprobs` is how many alternatives to report for each token of the prompt, None for no report. Raises
+        EngineFailed if the loop has ended."""
         loop = asyncio.get_running_loop()
         request = _Request(
             timeline=Timeline(plan, pins),
-            sampler=Sampler(sampling, len(prompt_ids), self._eos, self.model.device),
+            sampler=Sampler(sampling, len(prompt_ids), self._eos, self.model.device, guide),
             notify=lambda item: loop.call_soon_threadsafe(deliver, item),
             follow=plan.follow,
             followed_tokens=len(prompt_ids),
+            prompt_scores=None if prompt_logprobs is None else PromptScores(prompt_ids, prompt_logprobs),
         )
         self._requests[request_id] = request
         self.register_result_handler(request_id, lambda output: _deliver(output, request, deliver))
@@ -236,8 +248,9 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         ends = accumulate(r.query_length for r in batch)
         head_rows = [end - 1 for end, r in zip(ends, batch, strict=True) if r.has_new_token]
         head_rows += [0] * (len(batch) - len(head_rows))  # a row per request: the library leaves the rest at token 0
+        self._prompt_rows = self._rows_of_prompts(batch)
         try:
-            with self._fusion.batch(segments, head_rows):
+            with self._fusion.batch(segments, [*head_rows, *(row for *_, row in self._prompt_rows)]):
                 super()._generation_step()
         except Exception:
             # Rows cannot fail alone here. Those that have not answered yet are suspects: see StepFailed.
@@ -246,9 +259,35 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
             log.exception("the generation step failed; it computed %s", [r.state.request_id for r in batch])
             raise
 
+    def _rows_of_prompts(self, batch: Sequence[FutureRequestState]) -> list[tuple[_Request, str, int, int]]:
+        """The tokens of a batch whose logits score a prompt: request, its id, the position there and in the batch."""
+        rows, offset = [], 0
+        for r in batch:
+            request = self._requests[r.state.request_id]
+            if request.prompt_scores is not None and not request.failed:
+                start = r.state.position_offset - r.query_length
+                for position in request.prompt_scores.missing(start, r.query_length):
+                    rows.append((request, r.state.request_id, position, offset + position - start))
+            offset += r.query_length
+        return rows
+
+    def _forward(
+        self, library_forward: Callable[..., None], model: Any, batch_data: dict[str, Any], *tensors: Tensor
+    ) -> None:
+        """The library's forward pass and sampling, with logits for the rows of prompts after its own."""
+        if self._prompt_rows:
+            own = batch_data["logits_indices"]
+            indices = torch.cat([own, own.new_tensor([row for *_, row in self._prompt_rows])])
+            keep = {"logits_to_keep": indices} if "logits_to_keep" in batch_data else {}
+            batch_data = batch_data | {"logits_indices": indices} | keep
+        library_forward(model, batch_data, *tensors)
+
     def _sample(self, library_sample: Callable[[Tensor, Tensor], None], scores: Tensor, output_ids: Tensor) -> None:
         """Take the library's argmax for all rows, then let the other samplers overwrite theirs. Whatever goes wrong in
         a row ends its request alone."""
+        own = scores.shape[1] - len(self._prompt_rows)
+        self._score_prompts(scores[0, own:])
+        scores = scores[:, :own]
         library_sample(scores, output_ids)
         batch: list[FutureRequestState] = self.batch_processor.inputs_and_outputs.requests_in_batch
         finite = self._guard.finite(scores[0], [r.query_length for r in batch], [r.has_new_token for r in batch])
@@ -265,6 +304,14 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
             except Exception as error:
                 self._fail(request, r.state.request_id, error)
             row += r.has_new_token
+
+    def _score_prompts(self, scores_RV: Tensor) -> None:
+        for logits_V, (request, request_id, position, _) in zip(scores_RV, self._prompt_rows, strict=True):
+            if request.prompt_scores is not None and not request.failed:
+                try:
+                    request.prompt_scores.add(position, logits_V)
+                except Exception as error:
+                    self._fail(request, request_id, error)
 
     def _fail(self, request: _Request, request_id: str, error: Exception) -> None:
         """End a request with an error. The engine then cancels it."""
@@ -310,6 +357,7 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         processor = super()._create_batch_processor()
         runner, cache = processor.model_runner, processor.cache
         runner._sample = partial(self._sample, runner._sample)
+        runner._forward_process_and_sample = partial(self._forward, runner._forward_process_and_sample)
         cache.update = self._guard.wrap(cache.update, last_layer=max(cache.layer_to_allocator))
         cache.search_prefix_match = partial(self._search_prefix_match, cache.search_prefix_match)
         cache.mark_complete_blocks = partial(self._mark_complete_blocks, cache.mark_complete_blocks)
@@ -385,7 +433,10 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
     def _search_prefix_match(
         self, library_search: Callable[[str, list[int]], int], request_id: str, prompt_ids: list[int]
     ) -> int:
-        matched = library_search(request_id, self._requests[request_id].timeline.salted_ids(prompt_ids))
+        request = self._requests[request_id]
+        if request.prompt_scores is not None and not request.prompt_scores.complete:
+            return 0  # the cache holds keys and values, but no logits
+        matched = library_search(request_id, request.timeline.salted_ids(prompt_ids))
         self.shared_tokens += matched
         return matched
 
@@ -413,7 +464,9 @@ def _deliver(output: GenerationOutput, request: _Request, deliver: Callable[[Out
     tokens, error = tuple(output.generated_tokens), None
     if output.error is not None:
         error = _step_failed(output.error) if request.step_failed else _thread_ended()
-    deliver(Output(tokens, tuple(request.sampler.logprobs[: len(tokens)]), output.is_finished(), error))
+    logprobs = tuple(request.sampler.logprobs[: len(tokens)])
+    prompt_logprobs = () if request.prompt_scores is None else request.prompt_scores.logprobs
+    deliver(Output(tokens, logprobs, output.is_finished(), error, prompt_logprobs))
 
 
 def _thread_ended() -> EngineFailed:

@@ -14,6 +14,7 @@ from typing import Any
 
 from dlp_core.engine.batching import Batching, NeedsAdapters, Output
 from dlp_core.engine.config import EngineConfig
+from dlp_core.engine.grammar import Grammars, Guide
 from dlp_core.engine.request import Plan, Sampling, TokenEvent
 from dlp_core.engine.stats import EngineStats
 from dlp_core.errors import EngineFailed, EngineFull, InvalidRequest, PromptTooLong, RequestAborted
@@ -25,8 +26,11 @@ from dlp_core.residency.movement import Pin, Residency
 class FusedEngine:
     """A model with fusion installed, the residency of its adapters, and the batch that runs on it."""
 
-    def __init__(self, model: Any, fusion: Fusion, residency: Residency, config: EngineConfig) -> None:
-        """`model` is a transformers causal language model in which `fusion` is installed."""
+    def __init__(
+        self, model: Any, fusion: Fusion, residency: Residency, config: EngineConfig, *, tokenizer: Any = None
+    ) -> None:
+        """`model` is a transformers causal language model in which `fusion` is installed. Without its tokenizer, the
+        engine cannot follow a schema."""
         self._config = config
         self._residency = residency
         text_config = model.config.get_text_config()
@@ -34,6 +38,7 @@ class FusedEngine:
         self.context = min(int(text_config.max_position_embeddings), config.cache_tokens)
         """Limit on the tokens of prompt and completion together."""
         self._eos = _eos_tokens(model)
+        self._grammars = None if tokenizer is None else Grammars(tokenizer, self.vocabulary, self._eos)
         self._batching = Batching(model, fusion, config, eos=self._eos, can_hold=residency.can_hold)
         self._streams: dict[str, asyncio.Queue[Output | NeedsAdapters | RequestAborted]] = {}
         self._token_limits: dict[str, int] = {}  # prompt and completion, of requests that are not finished
@@ -54,16 +59,26 @@ class FusedEngine:
         self._residency.close()
 
     async def submit(
-        self, prompt_ids: Sequence[int], mix: Mix | Plan, sampling: Sampling, *, request_id: str
+        self,
+        prompt_ids: Sequence[int],
+        mix: Mix | Plan,
+        sampling: Sampling,
+        *,
+        request_id: str,
+        prompt_logprobs: int | None = None,
     ) -> AsyncGenerator[TokenEvent, None]:
         """Generate from `prompt_ids` under `mix`, or under the mixes of a plan, and yield tokens as they come; the last
         event has a finish reason.
+
+        With `prompt_logprobs`, the first event has the log-probability of each token of the prompt, and those of that
+        many of the likeliest tokens there. The prompt is then computed whole, whatever the cache holds.
 
         Closing the iterator aborts the request. However the request ends, its adapters are unpinned and its cache
         blocks freed. Raises InvalidRequest, PromptTooLong, UnknownModel, AdapterRefused,
         AdapterUnavailable, EngineFull, EngineFailed, and RequestAborted after `abort`.
         """
         plan = mix if isinstance(mix, Plan) else Plan.of(mix)
+        guide = None if sampling.response_format is None else await self._guide(sampling.response_format)
         max_tokens = self._admit(prompt_ids, plan, sampling, request_id)
         sampling = replace(sampling, max_tokens=max_tokens)
         results: asyncio.Queue[Output | NeedsAdapters | RequestAborted] = asyncio.Queue()
@@ -81,7 +96,16 @@ class FusedEngine:
                 pins: Mapping[str, Pin] = await pin_stack.enter_async_context(self._residency.pinned(plan.names))
                 self._running += 1
                 try:
-                    self._batching.add(request_id, list(prompt_ids), sampling, plan=plan, pins=pins, deliver=deliver)
+                    self._batching.add(
+                        request_id,
+                        list(prompt_ids),
+                        sampling,
+                        plan=plan,
+                        pins=pins,
+                        guide=guide,
+                        prompt_logprobs=prompt_logprobs,
+                        deliver=deliver,
+                    )
                     async for event in self._events(request_id, results, pin_stack, len(prompt_ids), sampling):
                         if event.finish_reason is not None:
                             last_event = event
@@ -141,6 +165,11 @@ class FusedEngine:
                 f"(limit {self._config.stall_seconds:.0f} s); replace this replica"
             )
 
+    async def _guide(self, schema: str) -> Guide:
+        if self._grammars is None:
+            raise InvalidRequest("this engine has no tokenizer, so it cannot follow a schema", param="response_format")
+        return await asyncio.to_thread(self._grammars.guide, schema)
+
     def _admit(self, prompt_ids: Sequence[int], plan: Plan, sampling: Sampling, request_id: str) -> int:
         """Return how many tokens the completion may have; raises if the request cannot be admitted."""
         if request_id in self._streams:
@@ -194,7 +223,12 @@ class FusedEngine:
             stopped = output.finished and not sampling.ignore_eos and bool(tokens) and tokens[-1] in self._eos
             count = len(tokens) - stopped
             spans = self._batching.spans(request_id, prompt_tokens + count)
-            event = TokenEvent(tokens[sent:count], output.logprobs[sent:count], spans=spans)
+            event = TokenEvent(
+                tokens[sent:count],
+                output.logprobs[sent:count],
+                prompt_logprobs=() if sent else output.prompt_logprobs,
+                spans=spans,
+            )
             if output.finished:
                 yield replace(event, finish_reason="stop" if stopped else "length")
                 return

@@ -54,7 +54,7 @@ def load(
     residency = Residency(
         source, fusion, config.slots, slot_bytes=config.slot_bytes, host_bytes=config.host_bytes, on_load=on_load
     )
-    engine = FusedEngine(model, fusion, residency, config)
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    engine = FusedEngine(model, fusion, residency, config, tokenizer=tokenizer)
     codec = TextCodec(tokenizer, context=engine.context)
     return Loaded(engine, codec, model, fusion, residency, tokenizer, config)

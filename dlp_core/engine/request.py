@@ -15,6 +15,8 @@ MAX_LOGPROBS = 20
 
 MIN_TEMPERATURE = 1e-4
 REPETITION_PENALTIES = (0.01, 100.0)
+PENALTIES = (-2.0, 2.0)
+"""Of presence and frequency, as in OpenAI's API."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +34,17 @@ class Sampling:
     """0 keeps every token."""
     repetition_penalty: float = 1.0
     """Above 1, tokens that occurred before, in prompt or completion, become less likely (CTRL, arXiv 1909.05858)."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens that the completion has."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit as often as the completion has it."""
     seed: int | None = None
     """Makes sampling repeatable: same request, same seed, same tokens, whatever else is in the batch."""
     logprobs: int | None = None
     """How many of the likeliest tokens to report with each picked one; None reports no log-probabilities."""
     ignore_eos: bool = False
+    response_format: str | None = None
+    """A JSON schema, as JSON: the completion is a document of it, unless `max_tokens` cuts it. None for any text."""
 
     def __post_init__(self) -> None:
         self._require("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1")
@@ -47,8 +55,13 @@ class Sampling:
         self._require("top_k", self.top_k >= 0, "0 or more")
         least, most = REPETITION_PENALTIES
         self._require("repetition_penalty", least <= self.repetition_penalty <= most, f"{least:g} to {most:g}")
+        for field in ("presence_penalty", "frequency_penalty"):
+            self._require(field, PENALTIES[0] <= getattr(self, field) <= PENALTIES[1], "-2 to 2")
         self._require("seed", self.seed is None or -(2**63) <= self.seed < 2**63, "an integer of 64 bits")
         self._require("logprobs", self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}")
+        if self.response_format is not None and (self.min_tokens or self.ignore_eos):
+            field = "min_tokens" if self.min_tokens else "ignore_eos"
+            raise InvalidRequest(f"{field} would continue after the end of the JSON document; remove it", param=field)
 
     def _require(self, field: str, valid: bool, bounds: str) -> None:
         if not valid:
@@ -113,6 +126,8 @@ class TokenEvent:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     """One for each of `token_ids`, if the request wants them."""
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    """In the first event, if the request wants them: one for each token of the prompt, None for the first."""
     finish_reason: FinishReason | None = None
     spans: tuple[Span, ...] = ()
     """The mixes of all tokens of prompt and completion, up to this event's last token."""

@@ -10,14 +10,18 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
 
 from dlp_core.bank.source import unqualified
 from dlp_core.engine.engine import FusedEngine
 from dlp_core.engine.request import FinishReason, Plan, Sampling, TokenLogprob
-from dlp_core.generation.messages import Completion, Delta, Finished, Logprob, Piece, Source, TokenText
+from dlp_core.generation.messages import Completion, Delta, Finished, Logprob, Piece, Source, TokenIds, TokenText
 from dlp_core.generation.planning import Planner
 from dlp_core.mix import Mix, Span
 from dlp_core.text.codec import Prompt, TextCodec, TextStream
+
+T = TypeVar("T")
 
 
 class Generator:
@@ -39,26 +43,41 @@ class Generator:
         *,
         request_id: str,
         stop: Sequence[str] = (),
+        echo: bool = False,
+        prompt_only: bool = False,
+        add_special_tokens: bool | None = None,
         on_tokens: Callable[[int], object] = lambda count: None,
     ) -> AsyncGenerator[Piece, None]:
         """Yield any number of Delta, then one Finished. Closing the generator aborts the request.
 
-        `on_tokens(count)` is called when `count` tokens arrive together. The spans use the bank's names, without a
-        version. Raises PromptTooLong, InvalidRequest for a prompt that cannot be read, and what
-        FusedEngine.submit raises.
+        `echo`, `prompt_only` and `add_special_tokens` are those of GenerationRequest. `on_tokens(count)` is called
+        when `count` tokens arrive together. The spans use the bank's names, without a version. Raises PromptTooLong,
+        InvalidRequest for a prompt that cannot be read, and what FusedEngine.submit raises.
         """
-        reading = asyncio.get_running_loop().run_in_executor(self._reading, self._read, source, plan)
-        prompt, mixes = await reading
+        prompt, mixes = await self._in_order(self._read, source, plan, add_special_tokens)
         text = self._codec.stream(prompt, stop)
-        logprobs = _Logprobs(self._codec, text)
+        logprobs = _Logprobs(self._codec, text, begin=len(prompt.text) if echo else 0)
         reason: FinishReason = "stop"
         spans: tuple[Span, ...] = ()
-        sampling = self._within_context(sampling, prompt)
-        submitted = self._engine.submit(prompt.ids, mixes, sampling, request_id=request_id)
+        sampling = replace(sampling, max_tokens=1) if prompt_only else self._within_context(sampling, prompt)
+        echoed = not echo
+        submitted = self._engine.submit(
+            prompt.ids,
+            mixes,
+            sampling,
+            request_id=request_id,
+            prompt_logprobs=sampling.logprobs if echo else None,
+        )
         async with aclosing(submitted) as events:
             async for event in events:
-                on_tokens(len(event.token_ids))
                 spans = event.spans
+                if not echoed:
+                    echoed = True
+                    yield Delta(prompt.text, self._prompt_logprobs(prompt, event.prompt_logprobs))
+                if prompt_only:
+                    reason = "length"
+                    break
+                on_tokens(len(event.token_ids))
                 delta = Delta(text.push(event.token_ids), logprobs.push(event.logprobs))
                 if delta.text or delta.logprobs:
                     yield delta
@@ -73,6 +92,14 @@ class Generator:
             yield rest
         yield Finished(reason, len(prompt.ids), text.tokens, _reported_spans(spans, len(prompt.ids) + text.tokens))
 
+    async def decode(self, ids: Sequence[int]) -> str:
+        """The text of a prompt that comes as token ids. Raises PromptTooLong, or InvalidRequest if there are none."""
+        prompt = await self._in_order(self._codec.decode_prompt, ids)
+        return prompt.text
+
+    async def _in_order(self, work: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._reading, partial(work, *args))
+
     async def complete(
         self,
         source: Source | Prompt,
@@ -81,20 +108,42 @@ class Generator:
         *,
         request_id: str,
         stop: Sequence[str] = (),
+        echo: bool = False,
+        prompt_only: bool = False,
     ) -> Completion:
         """The complete completion. Raises what `generate` raises."""
         completion = Completion()
-        async with aclosing(self.generate(source, plan, sampling, request_id=request_id, stop=stop)) as pieces:
+        generated = self.generate(
+            source, plan, sampling, request_id=request_id, stop=stop, echo=echo, prompt_only=prompt_only
+        )
+        async with aclosing(generated) as pieces:
             async for piece in pieces:
                 completion.add(piece)
         return completion
 
-    def _read(self, source: Source | Prompt, plan: Mix | Plan | Planner) -> tuple[Prompt, Mix | Plan]:
-        if isinstance(source, str):
-            prompt = self._codec.encode(source)
+    def _read(
+        self, source: Source | Prompt, plan: Mix | Plan | Planner, add_special_tokens: bool | None
+    ) -> tuple[Prompt, Mix | Plan]:
+        special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        if isinstance(source, Prompt):
+            prompt = source
+        elif isinstance(source, TokenIds):
+            prompt = self._codec.decode_prompt(source.ids)
+        elif isinstance(source, str):
+            prompt = self._codec.encode(source, **special)
         else:
-            prompt = source if isinstance(source, Prompt) else self._codec.encode_chat(source)
+            prompt = self._codec.encode_chat(source, **special)
         return prompt, plan if isinstance(plan, Mix | Plan) else plan(prompt)
+
+    def _prompt_logprobs(self, prompt: Prompt, logprobs: Sequence[TokenLogprob | None]) -> tuple[Logprob, ...]:
+        offsets = [0, *prompt.ends]
+        found = []
+        for token_id, score, offset in zip(prompt.ids, logprobs, offsets, strict=False):
+            if score is None:
+                found.append(Logprob(TokenText(*self._codec.token_text(token_id), None), (), offset))
+            else:
+                found.append(_logprob(self._codec, score, offset))
+        return tuple(found)
 
     def _within_context(self, sampling: Sampling, prompt: Prompt) -> Sampling:
         room = self._codec.room(len(prompt.ids), sampling.max_tokens, default=self._default_max_tokens)
@@ -111,9 +160,11 @@ def _reported_spans(spans: Iterable[Span], tokens: int) -> tuple[Span, ...]:
 class _Logprobs:
     """Holds log-probabilities back while the text of their tokens is held back, so that they reveal no stop string."""
 
-    def __init__(self, codec: TextCodec, text: TextStream) -> None:
+    def __init__(self, codec: TextCodec, text: TextStream, *, begin: int) -> None:
+        """`begin` is where the completion's text begins in the answer."""
         self._codec = codec
         self._text = text
+        self._begin = begin
         self._held: list[TokenLogprob] = []
         self._sent = 0
 
@@ -123,9 +174,12 @@ class _Logprobs:
         released, self._held = self._held[:count], self._held[count:]
         first = self._sent
         self._sent += len(released)
-        return tuple(self._logprob(logprob, first + number) for number, logprob in enumerate(released))
+        return tuple(
+            _logprob(self._codec, logprob, self._begin + self._text.offset(first + number))
+            for number, logprob in enumerate(released)
+        )
 
-    def _logprob(self, logprob: TokenLogprob, number: int) -> Logprob:
-        token = TokenText(*self._codec.token_text(logprob.token_id), logprob.logprob)
-        top = tuple(TokenText(*self._codec.token_text(token), value) for token, value in logprob.top)
-        return Logprob(token, top, self._text.offset(number))
+
+def _logprob(codec: TextCodec, logprob: TokenLogprob, offset: int) -> Logprob:
+    token = TokenText(*codec.token_text(logprob.token_id), logprob.logprob)
+    return Logprob(token, tuple(TokenText(*codec.token_text(token), value) for token, value in logprob.top), offset)

@@ -13,7 +13,15 @@ from dlp_core.engine.request import FinishReason, Sampling
 from dlp_core.mix import Mix, Span
 from dlp_core.text.chat import Message
 
-Source = tuple[Message, ...] | str
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """A bare prompt as token ids of the model."""
+
+    ids: tuple[int, ...]
+
+
+Source = tuple[Message, ...] | str | TokenIds
 """What a completion continues: a conversation, or a bare prompt."""
 
 
@@ -28,6 +36,12 @@ class GenerationRequest:
     source: Source
     sampling: Sampling
     stop: tuple[str, ...] = ()
+    echo: bool = False
+    """Whether the prompt's text comes first, with its log-probabilities if `sampling` asks for log-probabilities."""
+    prompt_only: bool = False
+    """Whether nothing follows the prompt: its log-probabilities are all that is wanted."""
+    add_special_tokens: bool | None = None
+    """Of the tokenizer, around the text; None: for bare prompts only, since a chat template brings its own."""
     salt: str = ""
     """It shares cache blocks with requests of the same salt only."""
     by_sentence: RoutingOptions | None = None
@@ -38,21 +52,21 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenText:
-    """A single token and the natural logarithm of its probability."""
+    """A single token and the natural logarithm of its probability; None for the first of a prompt."""
 
     text: str
     bytes: bytes
-    logprob: float
+    logprob: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """A token of the completion and the likeliest tokens at its position, best first."""
+    """A token and the likeliest tokens at its position, best first."""
 
     token: TokenText
     top: tuple[TokenText, ...]
     offset: int
-    """Offset of the token's text in the completion, in characters."""
+    """Offset of the token's text in the answer, in characters."""
 
 
 @dataclass(frozen=True, slots=True)

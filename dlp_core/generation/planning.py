@@ -33,7 +33,6 @@ def planner(
     options = request.by_sentence
     if options is None or router is None:
         return lambda prompt: replace(Plan.of(qualified(request.mix, bank)), salt=request.salt)
-    texts = (request.source,) if isinstance(request.source, str) else routing_texts(request.source)
     mixes = SentenceMixes(
         restricted(router, options.allowed).route_first,
         lambda routing: qualified(choose(options, routing)[0], bank),
@@ -41,6 +40,7 @@ def planner(
     )
 
     def by_sentence(prompt: Prompt) -> Plan:
+        texts = routing_texts(request.source) if isinstance(request.source, tuple) else (prompt.text,)
         return replace(mixes.plan(prompt, texts, codec.stream(prompt)), salt=request.salt)
 
     return by_sentence

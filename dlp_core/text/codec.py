@@ -21,6 +21,7 @@ from dlp_core.text.template import ChatTemplate
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """The text that the model reads for a request, and where its author's words are in it."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _WINDOW = 6
-"""Tokens that the decoder sees before the new ones. More than a character has bytes, so it sees incomplete ones whole."""
+"""Tokens that the decoder sees before the new ones: more than a character has bytes."""
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
@@ -51,7 +51,7 @@ class Pieces:
         match = _BYTE_PIECE.fullmatch(self._backend.id_to_token(token_id) or "") if self._falls_back else None
         return None if match is None else bytes([int(match[1], 16)])
 
-    def bytes(self, token_id: int) -> bytes | None:
+    def raw(self, token_id: int) -> bytes | None:
         """The bytes of a token; None where the tokenizer has no such notion."""
         piece = self._backend.id_to_token(token_id) or ""
         if self._is_byte_level and all(character in _BYTES for character in piece):
@@ -62,7 +62,7 @@ class Pieces:
         """One token within a text: with U+FFFD for incomplete characters, and as the bytes it stands for."""
         if self._backend.id_to_token(token_id) is None:
             return "", b""
-        raw = self.bytes(token_id)
+        raw = self.raw(token_id)
         if raw is not None:
             return raw.decode(errors="replace"), raw
         text = self.decode([*self._before, token_id])[len(self.decode(self._before)) :]
@@ -152,7 +152,7 @@ class IncrementalDecoder:
 
     def _incomplete(self) -> bool:
         """Whether the last tokens, of a byte-level vocabulary, end within a character."""
-        data = b"".join(self._pieces.bytes(token_id) or b" " for token_id in self._window[-_WINDOW:])
+        data = b"".join(self._pieces.raw(token_id) or b" " for token_id in self._window[-_WINDOW:])
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         decoder.decode(data)
         return bool(decoder.getstate()[0]) and not self._run()

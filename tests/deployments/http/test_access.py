@@ -25,8 +25,8 @@ from dlp_core.bank.manifest import BankManifest
 from dlp_core.bank.publish import publish
 from dlp_core.errors import BankError, InvalidRequest, UnknownModel
 from dlp_core.store.opening import open_store
-from tests.deployments.http.test_api import LIMITS, EchoService
 from tests.support.banks import write_bank
+from tests.support.echo import LIMITS, EchoService
 
 A, B, TOKEN = "key-of-team-a-0123456789", "key-of-team-b-0123456789", "admin-token-0123456789"
 NAMES = ("cron", "dates", "sql")

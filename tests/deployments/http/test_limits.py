@@ -19,7 +19,7 @@ from deployments.http.admission import Admission, TooManyRequests
 from deployments.http.app import create_app
 from deployments.http.errors import error_response
 from dlp_core.errors import StepFailed
-from tests.deployments.http.test_api import EchoService
+from tests.support.echo import EchoService
 
 BODY = json.dumps({"model": "auto", "prompt": "sql now"}).encode()
 KEYS = {"keys": [{"name": "a", "key": "key-of-team-a-0123456789"}, {"name": "b", "key": "key-of-team-b-0123456789"}]}

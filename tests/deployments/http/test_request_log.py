@@ -19,7 +19,7 @@ from deployments.http.access import Access
 from deployments.http.app import create_app
 from deployments.http.request_log import log, safe_id
 from dlp_core.errors import EngineFailed, EngineFull, PromptTooLong
-from tests.deployments.http.test_api import LIMITS, EchoService, chat
+from tests.support.echo import LIMITS, EchoService, chat
 from tests.support.waiting import HANG_S, async_wait_for
 
 SECRET = "sql about the merger with zebra"

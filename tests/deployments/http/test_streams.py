@@ -48,7 +48,7 @@ class Generation:
 def answer_of(generations: Sequence[Generation], *, seconds: float = NEVER) -> AnswerStream:
     decision = Decision(RoutingOptions("base", 0.9, 3), "b1", EMPTY_MIX, {}, "base")
     return AnswerStream(
-        Reply("cmpl-1", 0, "text", decision),
+        Reply("cmpl-1", 0, "text", [decision]),
         [generation() for generation in generations],
         record=RequestRecord("id", "/v1/completions", LogArgs()),
         deadline=asyncio.get_running_loop().time() + seconds,

@@ -71,6 +71,27 @@ async def test_the_repetition_penalty_equals_that_of_transformers(engine: FusedE
     assert tokens != plain
 
 
+async def test_tokens_that_occurred_are_penalised_as_openai_defines_it(engine: FusedEngine) -> None:
+    ids = prompt(9, 12)
+    presence, frequency = 1.5, 0.7
+    tokens, _ = await generate(
+        engine, "r", ids, EMPTY_MIX, 24, presence_penalty=presence, frequency_penalty=frequency, ignore_eos=True
+    )
+    model, expected = tiny_llama(), list[int]()
+    for _ in range(24):
+        with torch.no_grad():
+            scores = model(torch.tensor([ids + expected])).logits[0, -1]
+        for token in set(expected):
+            scores[token] -= presence + frequency * expected.count(token)
+        expected.append(int(scores.argmax()))
+    assert tokens == expected
+    plain, _ = await generate(engine, "p", ids, EMPTY_MIX, 24, ignore_eos=True)
+    assert tokens != plain
+    fond, _ = await generate(engine, "f", ids, EMPTY_MIX, 24, presence_penalty=-2.0, frequency_penalty=-2.0)
+    assert len(set(fond)) < len(set(tokens))
+    assert_nothing_leaked(engine)
+
+
 async def test_min_tokens_delay_the_end_of_sequence(engine: FusedEngine) -> None:
     for seed in range(40):
         tokens, reason = await generate(engine, f"f{seed}", prompt(seed, 6), EMPTY_MIX, 40)

@@ -10,10 +10,10 @@ import pytest
 from dlp_core.engine.config import EngineConfig
 from dlp_core.engine.engine import FusedEngine
 from dlp_core.engine.request import Plan, Sampling
-from dlp_core.errors import PromptTooLong
+from dlp_core.errors import InvalidRequest, PromptTooLong
 from dlp_core.fusion.layers import install
 from dlp_core.generation.generator import Generator
-from dlp_core.generation.messages import Delta, Finished
+from dlp_core.generation.messages import Delta, Finished, TokenIds
 from dlp_core.mix import EMPTY_MIX, Mix, Span
 from dlp_core.residency.movement import Residency
 from dlp_core.residency.sources import FolderSource
@@ -146,3 +146,50 @@ async def test_a_prompt_that_begins_the_answer_is_continued(engine: FusedEngine,
     assert begun.text == prompt.text + "the user and "
     assert begun.ends[-1] == len(begun.text)
     assert begun.turns == prompt.turns
+
+
+async def test_an_echoed_prompt_comes_first_with_its_log_probabilities(engine: FusedEngine, codec: TextCodec) -> None:
+    generator = Generator(engine, codec)
+    sampling = Sampling(max_tokens=4, ignore_eos=True, logprobs=2)
+    text = "the user and é"
+    plain = await generator.complete(text, EMPTY_MIX, sampling, request_id="plain")
+    echoed = await generator.complete(text, EMPTY_MIX, sampling, request_id="echoed", echo=True)
+    assert echoed.text == text + plain.text
+    assert echoed.finished == plain.finished
+    ids = codec.encode(text).ids
+    assert len(echoed.logprobs) == len(ids) + len(plain.logprobs)
+    assert echoed.logprobs[0].token.logprob is None
+    assert b"".join(logprob.token.bytes for logprob in echoed.logprobs[: len(ids)]) == text.encode()
+    for logprob, own in zip(echoed.logprobs[len(ids) :], plain.logprobs, strict=True):
+        assert logprob.offset == own.offset + len(text)
+        assert logprob.token.text == own.token.text
+    for logprob in echoed.logprobs[: len(ids)]:
+        assert echoed.text[logprob.offset :].startswith(logprob.token.text.rstrip("\ufffd"))
+
+
+async def test_a_prompt_alone_is_scored_as_the_start_of_a_longer_one(engine: FusedEngine, codec: TextCodec) -> None:
+    """What evaluation harnesses ask for."""
+    generator, sampling = Generator(engine, codec), Sampling(logprobs=1)
+    ids = codec.encode("the user and the assistant").ids
+    for source in (TokenIds(tuple(ids)), "the user and the assistant"):
+        scored = await generator.complete(
+            source, Mix.of({"a": 1.0}), sampling, request_id="1", echo=True, prompt_only=True
+        )
+        assert scored.text == "the user and the assistant"
+        assert len(scored.logprobs) == len(ids)
+        assert scored.finished is not None
+        assert (scored.finished.finish_reason, scored.finished.completion_tokens) == ("length", 0)
+        assert scored.finished.spans == (Span(0, len(ids), Mix.of({"a": 1.0})),)
+    assert engine.stats().running == 0
+
+
+async def test_token_ids_are_a_prompt_and_have_a_text(engine: FusedEngine, codec: TextCodec) -> None:
+    generator = Generator(engine, codec)
+    ids = codec.encode("the user").ids
+    assert await generator.decode(ids) == "the user"
+    told = await generator.complete(TokenIds(tuple(ids)), EMPTY_MIX, GREEDY, request_id="1")
+    assert told == await generator.complete("the user", EMPTY_MIX, GREEDY, request_id="2")
+    with pytest.raises(InvalidRequest, match="outside"):
+        await generator.complete(TokenIds((engine.vocabulary,)), EMPTY_MIX, GREEDY, request_id="3")
+    with pytest.raises(PromptTooLong):
+        await generator.decode([5] * engine.context)
