@@ -1,7 +1,8 @@
 """Completions that follow a JSON schema: before each pick, tokens that cannot continue a valid document are taken out.
 
 llguidance turns a schema into masks over a tokenizer's vocabulary. Schemas come from clients, so compiling one is
-bounded in size here and in work by the library's limits, and runs off the event loop; a mask takes milliseconds.
+bounded in size here and in work by the library's limits, and runs off the event loop. Masks have limits too: they are
+computed on the generation thread.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ PARAM = "response_format"
 _LIMITS = LLParserLimits(
     initial_lexer_fuel=200_000, step_lexer_fuel=100_000, max_lexer_states=20_000, max_grammar_size=50_000
 )
-_OPTIONS: JsonCompileOptions = {"whitespace_pattern": r"[ \t\n]{0,16}"}
-"""White space between tokens of JSON, bounded: a small model may otherwise write nothing else."""
+_OPTIONS: JsonCompileOptions = {
+    "whitespace_pattern": r"[ \t\n]{0,16}",  # bounded: a small model may otherwise write nothing else
+    "coerce_one_of": True,  # to anyOf: what Pydantic writes for a union with a discriminator
+}
 
 
 class Guide:

@@ -108,7 +108,8 @@ class TextCodec:
         if requested > available:
             raise PromptTooLong(
                 f"{self._limit} However, you requested {prompt_tokens + requested} tokens ({prompt_tokens} in the "
-                f"prompt, {requested} in the completion); max_tokens may be at most {available}",
+                f"prompt, {requested} in the completion); max_tokens may be at most {available}: the prompt is too "
+                "long for more",
                 param="max_tokens",
             )
         return requested
@@ -127,15 +128,15 @@ class TextCodec:
 
     @property
     def _limit(self) -> str:
-        """In the words by which OpenAI's clients recognise this error."""
+        """In the words by which LiteLLM recognises this error; LangChain looks for "prompt is too long"."""
         return f"This model's maximum context length is {self.context} tokens."
 
     def _reject_oversized(self, characters: int, *, param: str) -> None:
         """Reject a text that is too long for the context window even in the longest tokens, without tokenising it."""
         if characters > self.context * self._longest_token:
             raise PromptTooLong(
-                f"{self._limit} However, {param} has {characters} characters, more than so many tokens hold; send "
-                "less text",
+                f"{self._limit} However, the prompt is too long: {param} has {characters} characters, more than that "
+                "many tokens hold; send less text",
                 param=param,
             )
 
@@ -153,7 +154,8 @@ class TextCodec:
             raise InvalidRequest(f"{param} has no tokens; send some text", param=param)
         if len(ids) >= self.context:
             raise PromptTooLong(
-                f"{self._limit} However, {param} has {len(ids)} tokens, and the answer needs some too; send less text",
+                f"{self._limit} However, the prompt is too long: {param} has {len(ids)} tokens, and the answer needs "
+                "some too; send less text",
                 param=param,
             )
         return ids

@@ -6,6 +6,8 @@ of vocabularies hold text back:
 
     byte level (GPT-2, Llama 3, Qwen)    a character that is not complete yet
     byte fallback (Llama 2, Gemma)       all of a run of byte tokens: one byte too many makes each of them U+FFFD
+
+U+FFFD is held back too until other text follows: at the end of a text it is most likely a character cut in two.
 """
 
 from __future__ import annotations
@@ -103,6 +105,8 @@ class IncrementalDecoder:
         text = pieces.decode(self._window)
         whole = not self._incomplete() and not self._has_broken_run()
         self._released = len(text if whole else text.rstrip(UNKNOWN))
+        self._pending = ""
+        """U+FFFD that was released and not returned."""
         self.held = 0
         """Tokens since the last text that was returned, which the text of the next tokens may complete."""
 
@@ -114,10 +118,16 @@ class IncrementalDecoder:
         self.held += 1
         if self._pieces.byte(token_id) is not None:
             return ""
-        return self._release(hold=self._incomplete())
+        incomplete = self._incomplete()
+        text = self._pending + self._release(hold=incomplete)
+        returned = text.rstrip(UNKNOWN)
+        self._pending = text[len(returned) :]
+        if not incomplete and not self._pending:
+            self.held = 0
+        return returned
 
     def finish(self) -> str:
-        """The text still held back, without an incomplete character at the end."""
+        """The text still held back, without incomplete characters at the end."""
         self.held = 0
         run = self._run()
         if not run:
@@ -125,9 +135,9 @@ class IncrementalDecoder:
         try:
             complete = codecs.getincrementaldecoder("utf-8")().decode(b"".join(run))
         except UnicodeDecodeError:
-            return self._release(hold=False)
+            return ""
         del self._window[len(self._window) - len(run) + len(complete.encode()) :]
-        return self._release(hold=False)
+        return self._pending + self._release(hold=False) if complete else ""
 
     def _release(self, *, hold: bool) -> str:
         """What the window has beyond what was returned; `hold`: except for U+FFFD at its end."""
@@ -135,8 +145,6 @@ class IncrementalDecoder:
         end = len(text) - (hold and text.endswith(UNKNOWN))
         new = text[self._released : end]
         self._released = max(end, self._released)
-        if not hold:
-            self.held = 0
         if len(self._window) > 2 * _WINDOW:
             self._shorten(hold=hold)
         return new

@@ -96,6 +96,14 @@ async def test_an_answer_is_a_document_of_the_schema(engine: FusedEngine, sampli
     assert_nothing_leaked(engine)
 
 
+async def test_one_of_several_is_one_of_any(engine: FusedEngine) -> None:
+    cat = {"type": "object", "properties": {"kind": {"const": "cat"}}, "required": ["kind"]}
+    dog = {"type": "object", "properties": {"kind": {"const": "dog"}}, "required": ["kind"]}
+    closed = [kind | {"additionalProperties": False} for kind in (cat, dog)]
+    text = await answer(engine, "r", {"oneOf": closed})
+    assert json.loads(text)["kind"] in ("cat", "dog")
+
+
 async def test_any_object_will_do_without_a_schema(engine: FusedEngine) -> None:
     for seed in range(3):
         text = await answer(engine, f"o{seed}", {"type": "object"}, temperature=1.0, seed=seed, max_tokens=600)

@@ -39,6 +39,8 @@ def test_the_text_of_tokens_one_by_one_is_that_of_all_at_once(
     whole = tokenizer.decode(prompt + ids, skip_special_tokens=True)
     if not before.endswith(UNKNOWN) and whole.startswith(before) and not whole.endswith(UNKNOWN):
         assert text == whole[len(before) :]
+    if not before.endswith(UNKNOWN) and tokenizer is not BYTE_FALLBACK:
+        assert not text.endswith(UNKNOWN)
 
 
 @every_family
@@ -73,10 +75,12 @@ def test_a_run_of_bytes_ends_with_its_last_whole_character() -> None:
     assert streamed(BYTE_FALLBACK, [], ids) == "a🎉"
 
 
-def test_a_replacement_character_of_the_vocabulary_is_text_at_once() -> None:
-    [token] = ids_of(BYTE_LEVEL, "ï¿½")
-    decoder = IncrementalDecoder(Pieces(BYTE_LEVEL), [token])
-    assert [decoder.push(token), decoder.push(token)] == [UNKNOWN, UNKNOWN]
+def test_replacement_characters_are_text_where_other_text_follows() -> None:
+    [unknown, word] = ids_of(BYTE_LEVEL, "ï¿½", "the")
+    decoder = IncrementalDecoder(Pieces(BYTE_LEVEL), [unknown])
+    assert [decoder.push(unknown), decoder.push(unknown), decoder.held] == ["", "", 2]
+    assert [decoder.push(word), decoder.held] == [2 * UNKNOWN + "the", 0]
+    assert [decoder.push(unknown), decoder.finish()] == ["", ""]
 
 
 @pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, BYTE_FALLBACK], ids=["byte level", "byte fallback"])
@@ -89,10 +93,10 @@ def test_a_prompt_may_end_in_half_a_character(tokenizer: PreTrainedTokenizerFast
 
 def test_a_thousand_tokens_within_a_character_take_no_longer_each() -> None:
     decoder = IncrementalDecoder(Pieces(BYTE_LEVEL))
-    [token] = ids_of(BYTE_LEVEL, "ð")
-    text = "".join(decoder.push(token) for _ in range(1000))
-    assert text == UNKNOWN * 999
+    [token, word] = ids_of(BYTE_LEVEL, "ð", "the")
+    assert "".join(decoder.push(token) for _ in range(1000)) == ""
     assert len(decoder._window) <= 16
+    assert decoder.push(word) == UNKNOWN * 1000 + "the"
 
 
 def test_the_logprobs_of_a_held_character_are_held() -> None:
