@@ -1,5 +1,5 @@
 """A service behind the HTTP API, without Ray and without a model: it routes by the words of a text and answers with
-that text, word by word. That the real one behaves alike is tests/cluster/test_application.py's business.
+that text, word by word. That the real one behaves alike is tests/cluster/application/test_application.py's business.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from pydantic import BaseModel, Field
 from dlp_core.adapter.weights import read_adapter
 from examples.tiny.build import BASE, TASKS
 from examples.tiny.model import CONTEXT, tiny_model, tiny_tokenizer
-from tests.support.application import Application, running
+from tests.support.application import Application
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the clients
 
@@ -34,12 +33,6 @@ class Person(BaseModel):
     name: str = Field(max_length=8)
     age: int = Field(ge=0, le=150)
     sort: Literal["a", "b"]
-
-
-@pytest.fixture(scope="module")
-def app(folder: Path) -> Iterator[Application]:
-    with running(folder, queue=16) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

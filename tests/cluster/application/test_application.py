@@ -1,7 +1,6 @@
 """The whole application on a Ray cluster: serve_config.yaml, a real S3 server, a small router, a tiny backbone.
 
 What it answers is compared with transformers on the same backbone after `W += sum_i w_i * s_i * B_i A_i`.
-One cluster serves all tests. It is started while the store is down.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from dlp_core.bank.publish import publish
 from dlp_core.store.opening import open_store
 from examples.tiny.build import BASE, TASKS
 from examples.tiny.model import tiny_tokenizer
+from tests.cluster.application.conftest import QUEUE
 from tests.support.application import (
     BANK,
     START_S,
@@ -31,26 +31,18 @@ from tests.support.application import (
     ask,
     back_to_bank_one,
     get,
-    running,
     serving,
     text_of,
 )
 from tests.support.replicas import ENDLESS, slow_steps
 from tests.support.waiting import HANG_S, wait_for
 
-QUEUE = 6
 METRICS = (
     "dlp_route_seconds dlp_route_confidence dlp_mix_size dlp_adapter_hits_total dlp_fallback_total "
     "dlp_adapter_loads_total dlp_adapter_load_seconds dlp_adapters_resident dlp_time_to_first_token_seconds "
     "dlp_inter_token_seconds dlp_tokens_total dlp_requests_running dlp_requests_waiting dlp_bank_refused "
     "dlp_tokens_running dlp_tokens_waiting dlp_cache_use dlp_adapter_demand dlp_adapter_wait_seconds dlp_router_busy"
 ).split()
-
-
-@pytest.fixture(scope="module")
-def app(folder: Path) -> Iterator[Application]:
-    with running(folder, queue=QUEUE, store_is_late=True) as found:
-        yield found
 
 
 def test_it_waits_for_the_store_and_says_so(app: Application) -> None:
