@@ -46,15 +46,17 @@ class Generator:
         echo: bool = False,
         prompt_only: bool = False,
         add_special_tokens: bool | None = None,
+        chat_template: str | None = None,
         on_tokens: Callable[[int], object] = lambda count: None,
     ) -> AsyncGenerator[Piece, None]:
         """Yield any number of Delta, then one Finished. Closing the generator aborts the request.
 
-        `echo`, `prompt_only` and `add_special_tokens` are those of GenerationRequest. `on_tokens(count)` is called
+        `echo`, `prompt_only` and `add_special_tokens` are those of GenerationRequest; `chat_template` replaces the
+        model's. `on_tokens(count)` is called
         when `count` tokens arrive together. The spans use the bank's names, without a version. Raises PromptTooLong,
         InvalidRequest for a prompt that cannot be read, and what FusedEngine.submit raises.
         """
-        prompt, mixes = await self._in_order(self._read, source, plan, add_special_tokens)
+        prompt, mixes = await self._in_order(self._read, source, plan, add_special_tokens, chat_template)
         text = self._codec.stream(prompt, stop)
         logprobs = _Logprobs(self._codec, text, begin=len(prompt.text) if echo else 0)
         reason: FinishReason = "stop"
@@ -122,17 +124,22 @@ class Generator:
         return completion
 
     def _read(
-        self, source: Source | Prompt, plan: Mix | Plan | Planner, add_special_tokens: bool | None
+        self,
+        source: Source | Prompt,
+        plan: Mix | Plan | Planner,
+        add_special_tokens: bool | None,
+        chat_template: str | None,
     ) -> tuple[Prompt, Mix | Plan]:
-        special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         if isinstance(source, Prompt):
             prompt = source
         elif isinstance(source, TokenIds):
             prompt = self._codec.decode_prompt(source.ids)
         elif isinstance(source, str):
-            prompt = self._codec.encode(source, **special)
+            prompt = self._codec.encode(source, add_special_tokens=add_special_tokens is not False)
         else:
-            prompt = self._codec.encode_chat(source, **special)
+            prompt = self._codec.encode_chat(
+                source, chat_template=chat_template, add_special_tokens=add_special_tokens is True
+            )
         return prompt, plan if isinstance(plan, Mix | Plan) else plan(prompt)
 
     def _prompt_logprobs(self, prompt: Prompt, logprobs: Sequence[TokenLogprob | None]) -> tuple[Logprob, ...]:

@@ -9,17 +9,22 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from dlp_core.errors import InvalidRequest, PromptTooLong
 from dlp_core.text.chat import Message
 from dlp_core.text.decoding import IncrementalDecoder, Pieces
-from dlp_core.text.template import ChatTemplate
+from dlp_core.text.foreign import ForeignTemplates
+from dlp_core.text.template import ChatTemplate, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+_TEMPLATES = 256
+"""Chat templates that are kept ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +56,21 @@ class TextCodec:
         self._tokenizer = tokenizer
         self.context = context
         self._longest_token = max(map(len, tokenizer.get_vocab()))
-        self._template = ChatTemplate(tokenizer)
+        self._foreign = ForeignTemplates()
+        self._template = lru_cache(_TEMPLATES)(self._make_template)
 
-    def encode_chat(self, messages: Sequence[Message], *, add_special_tokens: bool = False) -> Prompt:
-        """Encode a conversation with the model's chat template, up to where the assistant's turn begins.
+    def encode_chat(
+        self, messages: Sequence[Message], *, chat_template: str | None = None, add_special_tokens: bool = False
+    ) -> Prompt:
+        """Encode a conversation with the model's chat template, or with an adapter's `chat_template`, up to where the
+        assistant's turn begins.
 
         `add_special_tokens` puts the special tokens of a bare text around what the template writes, which normally
-        brings its own. Raises PromptTooLong, or InvalidRequest if the template rejects the turns.
+        brings its own. Raises PromptTooLong, InvalidRequest if the template rejects the turns, or AdapterRefused if an
+        adapter's takes too much time or memory.
         """
         self._reject_oversized(sum(len(message.content) for message in messages), param="messages")
-        text = self._template.render(messages)
+        text = self._template(chat_template).render(messages)
         ids, ends = self._tokens(text, param="messages", add_special_tokens=add_special_tokens)
         spans, position = [], 0
         for message in messages:
@@ -121,6 +131,16 @@ class TextCodec:
     def token_text(self, token_id: int) -> tuple[str, bytes]:
         """One token within a text: with U+FFFD for incomplete characters, and as the bytes it stands for."""
         return self._pieces.text(token_id)
+
+    def _make_template(self, text: str | None) -> ChatTemplate:
+        own = self._tokenizer.chat_template
+        if text is None or (isinstance(own, str) and text.strip() == own.strip()):
+            return ChatTemplate(self._apply_template)
+        special = self._tokenizer.special_tokens_map
+        return ChatTemplate(lambda turns: self._foreign.render(text, turns, special))
+
+    def _apply_template(self, turns: list[Turn]) -> str:
+        return str(self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
     @cached_property
     def _pieces(self) -> Pieces:

@@ -6,26 +6,26 @@ the model would answer an empty turn. Some have no system role: they raise, or l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dlp_core.errors import InvalidRequest
+from dlp_core.errors import AdapterRefused, DLPError, InvalidRequest
 from dlp_core.text.chat import Message
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 _SYSTEM, _USER = Message("system", "probe-system"), Message("user", "probe-user")
 
 
-class ChatTemplate:
-    """Renders conversations. `template` replaces the tokenizer's own."""
+Turn = dict[str, Any]
+"""A message as templates see it: {"role", "content"}."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, template: str | None = None) -> None:
-        self._tokenizer = tokenizer
-        self._template = template
+
+class ChatTemplate:
+    """Renders conversations. `apply` is the template itself: from turns to text, up to where the assistant's begins."""
+
+    def __init__(self, apply: Callable[[list[Turn]], str]) -> None:
+        self._template = apply
 
     def render(self, messages: Sequence[Message]) -> str:
         """The text of a conversation, up to where the assistant's turn begins.
@@ -34,15 +34,14 @@ class ChatTemplate:
         """
         try:
             return self._apply(messages if self._has_system else _without_system(messages), parts=self._reads_parts)
+        except DLPError:
+            raise
         except Exception as error:
             raise InvalidRequest(f"the chat template rejects these messages: {error}", param="messages") from error
 
     def _apply(self, messages: Sequence[Message], *, parts: bool) -> str:
-        turns = [{"role": message.role, "content": _content(message, parts=parts)} for message in messages]
-        return str(
-            self._tokenizer.apply_chat_template(
-                turns, chat_template=self._template, add_generation_prompt=True, tokenize=False
-            )
+        return self._template(
+            [{"role": message.role, "content": _content(message, parts=parts)} for message in messages]
         )
 
     @cached_property
@@ -57,6 +56,8 @@ class ChatTemplate:
         """Whether all of these messages' contents are in the text."""
         try:
             text = self._apply(messages, parts=parts)
+        except AdapterRefused:
+            raise
         except Exception:
             return False
         return all(message.content in text for message in messages)

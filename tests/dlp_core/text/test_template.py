@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from dlp_core.errors import InvalidRequest
+from dlp_core.errors import AdapterRefused, InvalidRequest
 from dlp_core.text.chat import Message
 from dlp_core.text.codec import TextCodec
-from dlp_core.text.template import ChatTemplate
-from examples.tiny.model import tiny_tokenizer
+from examples.tiny.model import CHAT_TEMPLATE, tiny_tokenizer
 
 TURNS = [Message("system", "Be brief."), Message("user", "hello there")]
 
@@ -29,7 +28,9 @@ IGNORES_SYSTEM = (
 
 
 def rendered(template: str, turns: list[Message] = TURNS) -> str:
-    return ChatTemplate(tiny_tokenizer(), template).render(turns)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    return TextCodec(tokenizer, context=4096).encode_chat(turns).text
 
 
 @pytest.mark.parametrize("template", [STRINGS, PARTS])
@@ -65,3 +66,17 @@ def test_the_turns_are_found_in_the_text() -> None:
     tokenizer.chat_template = NO_SYSTEM
     prompt = TextCodec(tokenizer, context=64).encode_chat(TURNS)
     assert [prompt.text[start:end] for start, end in prompt.turns] == ["Be brief.", "hello there"]
+
+
+def test_an_adapters_own_template_renders_its_prompts() -> None:
+    codec = TextCodec(tiny_tokenizer(), context=64)
+    own = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    prompt = codec.encode_chat(TURNS, chat_template=own)
+    assert prompt.text == "[system] Be brief.\n[user] hello there\n"
+    assert [prompt.text[start:end] for start, end in prompt.turns] == ["Be brief.", "hello there"]
+    assert codec.encode_chat(TURNS, chat_template=f"{CHAT_TEMPLATE}\n") == codec.encode_chat(TURNS)
+    with pytest.raises(InvalidRequest, match="no system role"):
+        codec.encode_chat([Message("user", "")], chat_template="{{ raise_exception('no system role') }}")
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(AdapterRefused):
+        codec.encode_chat(TURNS, chat_template=endless)
