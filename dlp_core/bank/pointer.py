@@ -74,5 +74,6 @@ def _require_conditional_writes(store: AdapterStore, key: str, raw: bytes) -> No
         return
     raise BankError(
         f"{store.uri} ignores conditional writes, so two publishers could overwrite each other; "
-        "use a server that honours If-None-Match and If-Match on PUT (AWS S3, MinIO, SeaweedFS do)"
+        "use a server that honours If-None-Match and If-Match on PUT (AWS S3, MinIO, SeaweedFS do), and for Google "
+        "Cloud Storage a gs:// URI"
     )

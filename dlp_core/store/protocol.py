@@ -23,6 +23,8 @@ MAX_KEY_BYTES = 1024
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 
+_USER_INFO = re.compile(r"//[^/@\s\"']*@")
+
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
@@ -116,6 +118,11 @@ def check_prefix(prefix: str) -> str:
             raise InvalidRequest(f"prefix {prefix!r} must end in '/'")
         check_key(prefix[:-1])
     return prefix
+
+
+def one_line(text: object) -> str:
+    """`text` for an error: on one line, and without the name and password that a URL in it may have."""
+    return " ".join(_USER_INFO.sub("//", str(text)).split())
 
 
 def not_found(key: str, uri: str) -> NotFound:

@@ -1,4 +1,4 @@
-"""S3 as a store. The only file of the library that imports boto3 and maps its errors.
+"""S3 as a store. `dlp_core.store.s3_errors` maps the errors of boto3.
 
 Configure it as boto3 documents: `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_REGION`,
 and the usual credentials chain (variables, profile, web identity, container or instance role). MinIO,
@@ -12,7 +12,7 @@ conditions; `dlp_core.bank.pointer` detects that before it moves a pointer, and 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -21,23 +21,16 @@ from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConnectionError,
-    HTTPClientError,
-    IncompleteReadError,
-    NoCredentialsError,
-    PartialCredentialsError,
-)
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 
-from dlp_core.errors import Conflict, DLPError, NotFound, StoreUnavailable
+from dlp_core.errors import StoreUnavailable
 from dlp_core.store.disk import CHUNK_BYTES, save_stream
-from dlp_core.store.protocol import ObjectInfo, StoredObject, check_key, check_prefix
+from dlp_core.store.protocol import ObjectInfo, StoredObject, check_key, check_prefix, conflict, one_line
+from dlp_core.store.s3_errors import location, map_error
 
 if TYPE_CHECKING:
-    from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
 
 T = TypeVar("T")
 
@@ -73,7 +66,7 @@ def make_client(settings: Config | None = None) -> S3Client:
         return client
     except (BotoCoreError, ValueError) as error:
         raise StoreUnavailable(
-            f"invalid S3 settings: {error}; check AWS_ENDPOINT_URL_S3, AWS_PROFILE and AWS_REGION"
+            f"invalid S3 settings: {one_line(error)}; check AWS_ENDPOINT_URL_S3, AWS_PROFILE and AWS_REGION"
         ) from error
 
 
@@ -106,7 +99,7 @@ class S3Store:
         return f"s3://{self._bucket}/{self._prefix}"
 
     def get(self, key: str) -> StoredObject:
-        return self._read(key, lambda body, etag: StoredObject(body.read(), etag))
+        return self._read(key, lambda response: StoredObject(response["Body"].read(), self._etag(key, response)))
 
     def get_if_changed(self, key: str, etag: str) -> StoredObject | None:
         path = self._path(key)
@@ -118,13 +111,14 @@ class S3Store:
                     return None
                 raise
             with closing(response["Body"]) as body:
-                return StoredObject(body.read(), response["ETag"])
+                return StoredObject(body.read(), self._etag(key, response))
 
     def download(self, key: str, target: Path, *, size: int, sha256: str) -> None:
         source = f"object {key!r} in {self.uri}"
 
-        def save(body: StreamingBody, etag: str) -> None:
-            save_stream(body.iter_chunks(CHUNK_BYTES), target, source=source, size=size, sha256=sha256)
+        def save(response: GetObjectOutputTypeDef) -> None:
+            chunks = response["Body"].iter_chunks(CHUNK_BYTES)
+            save_stream(chunks, target, source=source, size=size, sha256=sha256)
 
         self._read(key, save)
 
@@ -132,16 +126,18 @@ class S3Store:
         path = self._path(key)
         with self._errors(key, conditional=if_none_match or if_match is not None), _readable(body) as content:
             if if_none_match:
-                return self._client.put_object(Bucket=self._bucket, Key=path, Body=content, IfNoneMatch="*")["ETag"]
-            if if_match is not None:
-                return self._client.put_object(Bucket=self._bucket, Key=path, Body=content, IfMatch=if_match)["ETag"]
-            return self._client.put_object(Bucket=self._bucket, Key=path, Body=content)["ETag"]
+                response = self._client.put_object(Bucket=self._bucket, Key=path, Body=content, IfNoneMatch="*")
+            elif if_match is not None:
+                response = self._client.put_object(Bucket=self._bucket, Key=path, Body=content, IfMatch=if_match)
+            else:
+                response = self._client.put_object(Bucket=self._bucket, Key=path, Body=content)
+        return response.get("ETag") or self._etag_of_written(key, body)
 
     def head(self, key: str) -> ObjectInfo:
         path = self._path(key)
         with self._errors(key):
             response = self._client.head_object(Bucket=self._bucket, Key=path)
-        return ObjectInfo(key, response["ContentLength"], response["ETag"])
+        return ObjectInfo(key, response["ContentLength"], self._etag(key, response))
 
     def list(self, prefix: str = "") -> Sequence[ObjectInfo]:
         start = self._prefix + check_prefix(prefix)
@@ -151,7 +147,7 @@ class S3Store:
                 for item in page.get("Contents", []):
                     if not item["Key"].endswith("/"):  # a console's marker for an empty folder
                         key = item["Key"].removeprefix(self._prefix)
-                        objects.append(ObjectInfo(key, item["Size"], item["ETag"]))
+                        objects.append(ObjectInfo(key, item["Size"], self._etag(key, item)))
         return sorted(objects, key=lambda info: info.key)
 
     def delete(self, key: str) -> None:
@@ -159,8 +155,8 @@ class S3Store:
         with self._errors(key):
             self._client.delete_object(Bucket=self._bucket, Key=path)
 
-    def _read(self, key: str, consume: Callable[[StreamingBody, str], T]) -> T:
-        """Pass an object's body and etag to `consume`. botocore retries requests, not bodies: a stream that is cut off
+    def _read(self, key: str, consume: Callable[[GetObjectOutputTypeDef], T]) -> T:
+        """Pass the response for an object to `consume`. botocore retries requests, not bodies: a stream that is cut off
         starts again here."""
         path = self._path(key)
         attempt = 1
@@ -168,12 +164,35 @@ class S3Store:
             with self._errors(key):
                 response = self._client.get_object(Bucket=self._bucket, Key=path)
                 try:
-                    with closing(response["Body"]) as body:
-                        return consume(body, response["ETag"])
+                    with closing(response["Body"]):
+                        return consume(response)
                 except _CUT_OFF:
                     if attempt == ATTEMPTS:
                         raise
             attempt += 1
+
+    def _etag(self, key: str, response: Mapping[str, Any]) -> str:
+        """The etag in a response. Raises StoreUnavailable: without one nothing can be written conditionally."""
+        etag = response.get("ETag")
+        if not etag:
+            where = location(key, self.uri, self._client.meta.endpoint_url)
+            raise StoreUnavailable(
+                f"{where}: the response has no ETag, which conditional writes need; use a store, or a proxy in front "
+                "of it, that sends one"
+            )
+        return str(etag)
+
+    def _etag_of_written(self, key: str, body: bytes | Path) -> str:
+        """The etag of an object just written, for the stores that do not send it with the response to PUT.
+
+        Raises Conflict if another writer has replaced the object since.
+        """
+        if isinstance(body, Path):
+            return self.head(key).etag
+        stored = self.get(key)
+        if stored.data != body:
+            raise conflict(key, self.uri, created=False)
+        return stored.etag
 
     def _path(self, key: str) -> str:
         return self._prefix + check_key(key)
@@ -183,53 +202,15 @@ class S3Store:
         try:
             yield
         except (BotoCoreError, ClientError) as error:
-            endpoint = self._client.meta.endpoint_url
-            raise map_error(error, key=key, uri=self.uri, endpoint=endpoint, conditional=conditional) from error
-
-
-def map_error(
-    error: BotoCoreError | ClientError, *, key: str, uri: str, endpoint: str, conditional: bool = False
-) -> DLPError:
-    """The DLPError for a botocore error about object `key` of the store `uri`.
-
-    `conditional` means that the request was a conditional write: AWS answers If-Match on a missing object
-    with 404, others with 412; both mean that another writer changed it.
-    """
-    where = f"object {key!r} in {uri} at {endpoint}" if key else f"{uri} at {endpoint}"
-    if isinstance(error, ClientError):
-        return _map_client_error(error, where=where, uri=uri, conditional=conditional)
-    if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return StoreUnavailable(
-            f"{where}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or attach a role"
-        )
-    if isinstance(error, ConnectionError | HTTPClientError | IncompleteReadError):
-        return StoreUnavailable(
-            f"{where} does not answer ({error}); check that the server runs and that AWS_ENDPOINT_URL_S3 is right",
-            retry_after=5.0,
-        )
-    return StoreUnavailable(f"{where}: {error}; check the AWS_* settings")
-
-
-def _map_client_error(error: ClientError, *, where: str, uri: str, conditional: bool) -> DLPError:
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    text = str(error.response.get("Error", {}).get("Message", ""))
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if code == "NoSuchBucket":
-        return StoreUnavailable(f"{where}: the bucket does not exist; create it or correct the URI")
-    if conditional and (status in (404, 409, 412)):
-        return Conflict(f"{where} was changed by another writer; read it again and retry")
-    if status == 404:
-        return NotFound(f"{where} does not exist")
-    if status in (401, 403):
-        return StoreUnavailable(
-            f"{where}: access denied ({code}: {text}); check the credentials and their policy "
-            "(S3 also reports this for a missing object if s3:ListBucket is not allowed)"
-        )
-    if 300 <= status < 500:
-        return StoreUnavailable(
-            f"{where}: refused ({code}: {text}); check the bucket's name, AWS_REGION and the credentials"
-        )
-    return StoreUnavailable(f"{where}: HTTP {status} ({code}: {text}); retry later", retry_after=5.0)
+            client = self._client.meta
+            raise map_error(
+                error,
+                key=key,
+                uri=self.uri,
+                endpoint=client.endpoint_url,
+                conditional=conditional,
+                checksums=str(getattr(client.config, "request_checksum_calculation", "")).lower(),
+            ) from error
 
 
 @contextmanager

@@ -13,12 +13,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore import exceptions as boto
 from botocore.config import Config
 
 from dlp_core.errors import Conflict, DigestMismatch, InvalidRequest, NotFound, StoreUnavailable
@@ -26,7 +24,8 @@ from dlp_core.store.folder import FolderStore
 from dlp_core.store.memory import MemoryStore
 from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore
-from dlp_core.store.s3 import S3Store, make_client, map_error
+from dlp_core.store.s3 import S3Store, make_client
+from tests.support.http_server import QuietHandler, serving
 
 BAD_KEYS = [
     "",
@@ -453,65 +452,12 @@ def cutting_server(body: bytes, *, cuts: int) -> Iterator[tuple[str, list[str]]]
     """An HTTP server that promises `body` and hangs up after half of it, `cuts` times."""
     served: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+    class Handler(QuietHandler):
+        def answer(self, _: bytes) -> None:
             served.append(self.path)
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("ETag", '"e"')
-            self.end_headers()
-            self.wfile.write(body if len(served) > cuts else body[: len(body) // 2])
+            content = body if len(served) > cuts else body[: len(body) // 2]
+            self.reply(200, content, ETag='"e"', Content_Length=str(len(body)))
             self.close_connection = True
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}", served
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def answer(status: int, code: str = "Code") -> boto.ClientError:
-    response: Any = {"Error": {"Code": code, "Message": "text"}, "ResponseMetadata": {"HTTPStatusCode": status}}
-    return boto.ClientError(response, "GetObject")
-
-
-@pytest.mark.parametrize(
-    ("error", "conditional", "expected", "says"),
-    [
-        (answer(404, "NoSuchKey"), False, NotFound, "does not exist"),
-        (answer(404, "404"), False, NotFound, "does not exist"),  # what HEAD says
-        (answer(404, "NoSuchKey"), True, Conflict, "another writer"),  # AWS: If-Match on a missing object
-        (answer(404, "NoSuchBucket"), False, StoreUnavailable, "create it"),
-        (answer(404, "NoSuchBucket"), True, StoreUnavailable, "create it"),
-        (answer(412, "PreconditionFailed"), True, Conflict, "read it again"),
-        (answer(409, "ConditionalRequestConflict"), True, Conflict, "read it again"),
-        (answer(403, "AccessDenied"), False, StoreUnavailable, "s3:ListBucket"),
-        (answer(401, "Unauthorized"), False, StoreUnavailable, "credentials"),
-        (answer(400, "ExpiredToken"), False, StoreUnavailable, "ExpiredToken"),
-        (answer(301, "PermanentRedirect"), False, StoreUnavailable, "AWS_REGION"),
-        (answer(500, "InternalError"), False, StoreUnavailable, "HTTP 500"),
-        (answer(503, "SlowDown"), True, StoreUnavailable, "SlowDown"),
-        (boto.EndpointConnectionError(endpoint_url="http://e"), False, StoreUnavailable, "does not answer"),
-        (boto.ConnectTimeoutError(endpoint_url="http://e"), False, StoreUnavailable, "does not answer"),
-        (boto.ReadTimeoutError(endpoint_url="http://e"), False, StoreUnavailable, "does not answer"),
-        (boto.ConnectionClosedError(endpoint_url="http://e"), False, StoreUnavailable, "does not answer"),
-        (boto.SSLError(endpoint_url="http://e", error="x"), False, StoreUnavailable, "does not answer"),
-        (boto.ResponseStreamingError(error="x"), False, StoreUnavailable, "does not answer"),
-        (boto.IncompleteReadError(actual_bytes=1, expected_bytes=2), False, StoreUnavailable, "does not answer"),
-        (boto.NoCredentialsError(), False, StoreUnavailable, "AWS_ACCESS_KEY_ID"),
-        (boto.PartialCredentialsError(provider="env", cred_var="x"), False, StoreUnavailable, "AWS_ACCESS_KEY_ID"),
-        (boto.ParamValidationError(report="x"), False, StoreUnavailable, "AWS_"),
-    ],
-    ids=lambda value: getattr(value, "__name__", None),
-)
-def test_every_error_of_botocore_is_mapped(error: Any, conditional: bool, expected: type[Exception], says: str) -> None:
-    mapped = map_error(error, key="a/b", uri="s3://bank/", endpoint="http://e:1", conditional=conditional)
-    assert type(mapped) is expected
-    assert says in mapped.message
-    assert all(part in mapped.message for part in ("a/b", "s3://bank/", "http://e:1"))
+    with serving(Handler) as address:
+        yield f"http://{address}", served
