@@ -25,12 +25,12 @@ RUN pip wheel --no-deps --wheel-dir /wheels .
 FROM build AS build-cpu
 RUN pip install --constraint constraints.txt --index-url https://download.pytorch.org/whl/cpu torch
 RUN --mount=from=wheel,source=/wheels,target=/wheels \
-    pip install --constraint constraints.txt "$(ls /wheels/*.whl)[serve,otel,eval]"
+    pip install --constraint constraints.txt "$(ls /wheels/*.whl)[serve,clouds,otel,eval]"
 
 FROM build AS build-cuda
 RUN pip install --constraint constraints.txt torch
 RUN --mount=from=wheel,source=/wheels,target=/wheels \
-    pip install --constraint constraints.txt "$(ls /wheels/*.whl)[serve,otel,eval]"
+    pip install --constraint constraints.txt "$(ls /wheels/*.whl)[serve,clouds,otel,eval]"
 
 FROM build-cpu AS build-demo
 RUN pip install --constraint constraints.txt gguf \

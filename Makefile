@@ -5,7 +5,7 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for each in $(PYTHONS); do $$each -c '$(SUPPORTED)' 2>/dev/null && echo $$each && exit; done; echo python3.11)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-EXTRAS := serve,train,eval,otel,gpu,demo,bench,dev
+EXTRAS := serve,train,eval,clouds,otel,gpu,demo,bench,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 
 export OMP_NUM_THREADS ?= 2

@@ -107,7 +107,7 @@ class AppArgs(_Args):
     """Arguments of `deployments.app:build_app`. `bank` and `base_model` default to DLP_BANK and DLP_BASE_MODEL."""
 
     bank: str = Field(default_factory=lambda: os.environ.get("DLP_BANK", ""), validate_default=True)
-    """s3://bucket/prefix/, or a folder available on every node."""
+    """s3://bucket/prefix/ (or gs://, az://), or a folder available on every node."""
     base_model: str = Field(default_factory=lambda: os.environ.get("DLP_BASE_MODEL", ""), validate_default=True)
     """Folder of the frozen backbone, the same on every node."""
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"

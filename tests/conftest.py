@@ -1,4 +1,4 @@
-"""Fixtures of the whole suite: a real S3 server, and an environment no developer's AWS settings leak into.
+"""Fixtures of the whole suite: a real S3 server, fakes of two clouds, and no setting of a developer's environment.
 
 A test that needs an S3 server or a cluster is marked here, so that nobody can forget to and `make quick` can leave it
 out. What runs a model or takes seconds has `model` or `slow` in its file.
@@ -17,6 +17,9 @@ import pytest
 
 from dlp_core.store.local_s3 import LocalS3
 from tests.support.cpu_implementations import CPU_IMPLEMENTATIONS, cpu_implementation
+from tests.support.fake_azure import FakeAzure, connection_string
+from tests.support.fake_blobs import serving_blobs
+from tests.support.fake_gcs import FakeGcs
 
 with suppress(ImportError):  # not every test needs it
     from hypothesis import HealthCheck, settings
@@ -100,3 +103,37 @@ def aws_free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-aws-config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-aws-credentials"))
+
+
+@pytest.fixture
+def cloud_free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting of this machine for Google Cloud or Azure reaches the test, and no metadata server does."""
+    pytest.importorskip("obstore", reason="the clouds extra is not installed")
+    for name in list(os.environ):
+        if name.startswith(("GOOGLE_", "AZURE_", "AZURITE_", "GCE_", "STORAGE_EMULATOR_HOST", "SSL_CERT_FILE")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))  # gcloud's credentials
+    for name in ("GCE_METADATA_HOST", "GCE_METADATA_IP"):
+        monkeypatch.setenv(name, "127.0.0.1:9")
+    monkeypatch.setenv("AZURE_MSI_ENDPOINT", "http://127.0.0.1:9")
+
+
+@pytest.fixture(scope="session")
+def fake_clouds() -> Iterator[dict[str, str]]:
+    """The variables that reach a fake of each cloud, which has a bucket BUCKET."""
+    with serving_blobs(FakeGcs, BUCKET) as (google, _), serving_blobs(FakeAzure, BUCKET) as (azure, _):
+        yield {"STORAGE_EMULATOR_HOST": google, "AZURE_STORAGE_CONNECTION_STRING": connection_string(azure)}
+
+
+@pytest.fixture
+def gs(cloud_free: None, fake_clouds: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of an empty place in a fake of Google Cloud Storage, which the environment now points to."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake_clouds["STORAGE_EMULATOR_HOST"])
+    return f"gs://{BUCKET}/{uuid.uuid4().hex}/"
+
+
+@pytest.fixture
+def az(cloud_free: None, fake_clouds: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of an empty place in a fake of Azure Blob Storage, which the environment now points to."""
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", fake_clouds["AZURE_STORAGE_CONNECTION_STRING"])
+    return f"az://{BUCKET}/{uuid.uuid4().hex}/"

@@ -12,6 +12,7 @@ from deployments import terminal
 from deployments.cli.options import Device, Json, Seed
 from dlp_core.adapter.weights import WEIGHTS_FILE, Adapter, read_adapter
 from dlp_core.store.local_copy import local_copy
+from dlp_core.store.opening import PLACES
 
 app = typer.Typer(help="Train and check LoRA adapters.", no_args_is_help=True)
 
@@ -73,7 +74,7 @@ def train(
 
 @app.command()
 def check(
-    location: Annotated[str, typer.Argument(help="A PEFT folder, local or s3://bucket/path/.", metavar="DIR|URI")],
+    location: Annotated[str, typer.Argument(help=f"A PEFT folder: {PLACES}.", metavar="DIR|URI")],
     base_model: Annotated[
         Path | None, typer.Option(help="Folder of the base model: also check that the adapter fits its layers.")
     ] = None,

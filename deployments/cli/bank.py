@@ -12,7 +12,7 @@ from rich.table import Table
 from deployments import terminal
 from deployments.cli.options import Bank, Json
 from dlp_core.store.local_copy import local_copy
-from dlp_core.store.opening import open_store
+from dlp_core.store.opening import PLACES, open_store
 from dlp_core.store.protocol import AdapterStore
 
 app = typer.Typer(help="Publish and maintain banks.", no_args_is_help=True)
@@ -25,7 +25,7 @@ def publish(
     folder: Annotated[
         str,
         typer.Argument(
-            help="Bank folder: bank.json, adapters/<name>/, router/. Local, or s3://bucket/path/.",
+            help=f"Bank folder: bank.json, adapters/<name>/, router/. {PLACES}.",
             metavar="FOLDER|URI",
         ),
     ],

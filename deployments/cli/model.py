@@ -12,7 +12,7 @@ from rich.markup import escape
 from deployments import terminal
 from deployments.cli.options import Json
 from dlp_core.errors import NotFound, StoreUnavailable
-from dlp_core.store.opening import open_store
+from dlp_core.store.opening import PLACES, open_store
 from dlp_core.store.protocol import AdapterStore
 
 if TYPE_CHECKING:
@@ -22,9 +22,7 @@ app = typer.Typer(help="Move base models between folders and a store.", no_args_
 
 Location = Annotated[
     str,
-    typer.Argument(
-        envvar="DLP_BASE_MODEL_URI", metavar="URI", help="s3://bucket/prefix/ or a folder; holds one model."
-    ),
+    typer.Argument(envvar="DLP_BASE_MODEL_URI", metavar="URI", help=f"{PLACES}; holds one model."),
 ]
 
 RETRY_S = 2.0

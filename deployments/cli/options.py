@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from dlp_core.store.opening import PLACES
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Bank = Annotated[str, typer.Option("--bank", envvar="DLP_BANK", metavar="URI", help="s3://bucket/prefix/ or a folder.")]
+Bank = Annotated[str, typer.Option("--bank", envvar="DLP_BANK", metavar="URI", help=f"{PLACES}.")]
 BASE_MODEL = typer.Option("--base-model", envvar="DLP_BASE_MODEL", help="Folder of the base model.", show_default=False)
 BaseModel = Annotated[Path, BASE_MODEL]
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; default: cuda if available.")]

@@ -14,6 +14,7 @@ from deployments import terminal
 from deployments.cli.options import Json
 from dlp_core.errors import InvalidRequest
 from dlp_core.mix import Mix, WeightRule
+from dlp_core.store.opening import PLACES
 
 if TYPE_CHECKING:
     from dlp_core.router import Router, Routing
@@ -29,7 +30,7 @@ def route(
     text: Annotated[str | None, typer.Argument(help="The text to route.", show_default=False)] = None,
     *,
     router: Annotated[Path | None, typer.Option(help="Folder of a trained router.")] = None,
-    bank: Annotated[str | None, typer.Option(help="A published bank instead: s3://bucket/prefix/ or a folder.")] = None,
+    bank: Annotated[str | None, typer.Option(help=f"A published bank instead: {PLACES}.")] = None,
     file: Annotated[Path | None, typer.Option(help='JSON lines {"input": text}, plain or .gz, not TEXT.')] = None,
     top_p: Annotated[
         float | None,

@@ -2,7 +2,7 @@
 
 POST /v1/load_lora_adapter      {"lora_name", "lora_path"}     vLLM's bodies and responses
 POST /v1/unload_lora_adapter    {"lora_name"}
-POST /v1/bank/publish           {"folder", "version"}          a bank folder the server can read, or s3://bucket/prefix/
+POST /v1/bank/publish           {"folder", "version"}          a bank folder the server can read, or a URI as in --bank
 POST /v1/bank/rollback          {"version"}                    default: the previous bank
 
 Each publishes a new version of the bank or moves the pointer, and responds once this ingress replica serves it.

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from dlp_core.errors import InvalidRequest, LocalDiskError, NotFound
 from dlp_core.store.disk import disk_errors
 from dlp_core.store.documents import MAX_DOCUMENT_BYTES, MAX_TENSORS_BYTES
-from dlp_core.store.opening import open_store
+from dlp_core.store.opening import is_uri, open_store
 from dlp_core.store.protocol import CONTROL_CHARACTERS, AdapterStore, check_relative
 from dlp_core.store.transfers import Progress, silent
 
@@ -31,7 +31,7 @@ def local_copy(location: str, *, progress: Progress = silent) -> Iterator[Path]:
     """
     if CONTROL_CHARACTERS.search(location):
         raise InvalidRequest(f"{location!r} is no location: it has control characters", param="folder")
-    if "://" not in location:
+    if not is_uri(location):
         folder = Path(location).expanduser().resolve()
         if not folder.is_dir():
             raise NotFound(f"there is no folder {location!r} on this machine", param="folder")

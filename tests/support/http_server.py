@@ -14,6 +14,7 @@ class QuietHandler(BaseHTTPRequestHandler):
     """A handler that logs nothing, keeps connections open, and has one method for all requests: by default, 404."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes
 
     def answer(self, body: bytes) -> None:
         """Answer the request `self.command` `self.path`, whose body was read."""

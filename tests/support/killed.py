@@ -16,6 +16,7 @@ import signal
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,20 @@ class Mortal:
 Work = Callable[[AdapterStore], object]
 
 
+def in_a_fork(work: Callable[[], object]) -> bool:
+    """Does `work` in a process of its own; whether that was killed. Raises AssertionError if it failed otherwise; the
+    process has printed why.
+
+    Each use of a store is in a fork of a process that has never used one: a client with threads does not survive a
+    fork.
+    """
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(60)
+    assert process.exitcode in (0, -signal.SIGKILL), f"ended with {process.exitcode}"
+    return process.exitcode != 0
+
+
 def killed_at(step: int, uri: str, work: Work) -> bool:
     """Whether a process that does `work` was killed at `step`; False if it ended before."""
 
@@ -81,33 +96,37 @@ def killed_at(step: int, uri: str, work: Work) -> bool:
         os.fsync = counted
         work(Mortal(open_store(uri), countdown))
 
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join(60)
-    assert process.exitcode in (0, -signal.SIGKILL), f"step {step} ended with {process.exitcode}"
-    return process.exitcode != 0
+    return in_a_fork(child)
 
 
 def every_step(uri: str, prepare: Callable[[AdapterStore], object], work: Work, done: Callable[[Any], bool]) -> int:
     """Kills `work` at each of its steps, each time in a new place where `prepare` was done; how many there are."""
     prepared = MemoryStore(work.__name__)
     prepare(prepared)
-    step = 0
-    while True:
-        place = f"{uri.rstrip('/')}/{work.__name__}-{step}/"
+    before = current(prepared)[0].version
+
+    def fill(place: str) -> None:
         store = open_store(place)
         for info in prepared.list():
             store.put(info.key, prepared.get(info.key).data)
-        before = current(store)[0].version
-        killed = killed_at(step, place, work)
+
+    def check(place: str) -> None:
+        store = open_store(place)
         after = current(store)[0].version
-        assert after == before or done(store), f"{work.__name__} step {step}: {after} serves"
+        assert after == before or done(store), f"{place}: {after} serves"
         for bank in list_versions(store):
             problems = verify(store, bank.version).problems
-            assert not problems, f"{work.__name__} step {step}: {bank.version}: {problems}"
+            assert not problems, f"{place}: {bank.version}: {problems}"
         work(store)
-        assert done(store), f"{work.__name__} after step {step} does not end"
+        assert done(store), f"{place}: {work.__name__} does not end"
         assert not verify(store).problems
+
+    step = 0
+    while True:
+        place = f"{uri.rstrip('/')}/{work.__name__}-{step}/"
+        in_a_fork(partial(fill, place))
+        killed = killed_at(step, place, work)
+        in_a_fork(partial(check, place))
         if not killed:
             return step
         step += 1
@@ -115,6 +134,7 @@ def every_step(uri: str, prepare: Callable[[AdapterStore], object], work: Work, 
 
 def main(folder: Path, uri: str) -> None:
     pointer.CLAIM = timedelta(0)  # nobody waits for a dead collector here
+    open_store(uri)  # imports what forks would have to import, each of them
     old, new = (write_bank(folder / name, ADAPTERS[:2], seed=seed) for seed, name in enumerate(("old", "new")))
     versions = [publish(open_store(f"memory://{name}"), path).version for name, path in (("a", old), ("b", new))]
 

@@ -15,14 +15,15 @@ from dlp_core.store import base_model
 from dlp_core.store.base_model import MANIFEST, describe, pull, push
 from dlp_core.store.opening import open_store
 from tests.support.model_folders import MOVED, names, write_model
+from tests.support.stores import SHARED, empty_place
 
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(params=["s3", "folder"])
+@pytest.fixture(params=SHARED)
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty place in each kind of store that several machines can share."""
-    return str(request.getfixturevalue("s3")) if request.param == "s3" else str(tmp_path / "store")
+    return empty_place(request.param, request, tmp_path)
 
 
 @pytest.fixture

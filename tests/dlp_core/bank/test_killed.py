@@ -1,4 +1,4 @@
-"""Kill -9 at every step of a publish, a rollback, a pin and a garbage collection, in a folder and on an S3 server."""
+"""Kill -9 at every step of a publish, a rollback, a pin and a garbage collection, in every kind of store."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.stores import SHARED, empty_place
 
-@pytest.mark.parametrize(("kind", "least"), [("folder", 60), ("s3", 36)])
+
+@pytest.mark.parametrize("kind", SHARED)
 @pytest.mark.slow
 def test_a_kill_at_any_step_leaves_the_old_bank_whole(
-    kind: str, least: int, tmp_path: Path, request: pytest.FixtureRequest
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    uri = str(tmp_path / "store") if kind == "folder" else request.getfixturevalue("s3")
+    uri = empty_place(kind, request, tmp_path)
+    least = 60 if kind == "folder" else 36
     command = [sys.executable, "-m", "tests.support.killed", str(tmp_path), uri]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr

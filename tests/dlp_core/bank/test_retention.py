@@ -17,15 +17,14 @@ from dlp_core.errors import BankError, Conflict, NotFound, UnknownModel
 from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore
 from tests.support.banks import ADAPTERS, Spy, write_bank
+from tests.support.stores import KINDS, empty_place
 
 VERSIONS = ("v1", "v2", "v3", "v4", "v5")
 
 
-@pytest.fixture(params=["memory", "folder", "s3"])
+@pytest.fixture(params=KINDS)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> AdapterStore:
-    if request.param == "s3":
-        return open_store(request.getfixturevalue("s3"))
-    return open_store(f"memory://{uuid.uuid4().hex}" if request.param == "memory" else str(tmp_path / "store"))
+    return open_store(empty_place(request.param, request, tmp_path))
 
 
 @pytest.fixture

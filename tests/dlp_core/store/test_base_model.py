@@ -1,4 +1,4 @@
-"""A base model in a store: it comes back whole or not at all, over S3 and a folder."""
+"""A base model in a store: it comes back whole or not at all, in every kind of store."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from dlp_core.store.base_model import MANIFEST, pull, push
 from dlp_core.store.files import digest_of
 from dlp_core.store.opening import open_store
 from tests.support.model_folders import MOVED, names, write_model
+from tests.support.stores import SHARED, empty_place
 
 
-@pytest.fixture(params=["s3", "folder"])
+@pytest.fixture(params=SHARED)
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty place in each kind of store that several machines can share."""
-    return str(request.getfixturevalue("s3")) if request.param == "s3" else str(tmp_path / "store")
+    return empty_place(request.param, request, tmp_path)
 
 
 class CutOff:

@@ -1,4 +1,4 @@
-"""One contract, three stores; then what only S3 or only the folder can get wrong."""
+"""One contract, every kind of store; then what only S3 or only the folder can get wrong."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.s3 import S3Store, make_client
 from tests.support.http_server import QuietHandler, serving
+from tests.support.stores import KINDS, SHARED, empty_place
 
 BAD_KEYS = [
     "",
@@ -43,13 +44,9 @@ BAD_KEYS = [
 ]
 
 
-@pytest.fixture(params=["memory", "folder", "s3"])
+@pytest.fixture(params=KINDS)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> AdapterStore:
-    if request.param == "memory":
-        return open_store(f"memory://{uuid.uuid4().hex}")
-    if request.param == "folder":
-        return open_store(str(tmp_path / "store"))
-    return open_store(request.getfixturevalue("s3"))
+    return open_store(empty_place(request.param, request, tmp_path))
 
 
 def sha256(data: bytes) -> str:
@@ -75,7 +72,7 @@ def test_an_empty_object_is_an_object(store: AdapterStore) -> None:
 
 
 def test_a_file_is_uploaded_and_downloaded_whole(store: AdapterStore, tmp_path: Path) -> None:
-    data = os.urandom(3 * 1024 * 1024 + 17)
+    data = os.urandom(11 * 1024 * 1024 + 17)  # several parts, where uploads have parts
     (tmp_path / "source").write_bytes(data)
     store.put("big", tmp_path / "source")
     (tmp_path / "out").mkdir()
@@ -185,11 +182,42 @@ def test_list_is_by_prefix_and_sorted(store: AdapterStore) -> None:
         store.list("b")
 
 
-def test_list_sees_more_than_one_page(s3: str) -> None:
-    store = open_store(s3)
+@pytest.mark.parametrize("kind", SHARED)
+def test_list_sees_more_than_one_page(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    store = open_store(empty_place(kind, request, tmp_path))
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: store.put(f"many/{n:04}", b""), range(1005)))
     assert len(store.list("many/")) == 1005
+
+
+@pytest.mark.parametrize("key", ["a b", "ä/ö", "50%25 off", "x#y?z=1&w", "a+b~c*d'e(f)", "{}[]|^`<>", "x" * 200])
+def test_a_key_may_have_any_letter_that_is_allowed(store: AdapterStore, key: str) -> None:
+    etag = store.put(key, b"x")
+    assert [(info.key, info.etag) for info in store.list()] == [(key, etag)]
+    store.put(key, b"y", if_match=etag)
+    assert store.get(key).data == b"y"
+    store.delete(key)
+    assert store.list() == []
+
+
+def test_an_unchanged_object_is_not_read_again(store: AdapterStore) -> None:
+    with pytest.raises(NotFound):
+        store.get_if_changed("a", "0")
+    etag = store.put("a", b"one")
+    assert store.get_if_changed("a", etag) is None
+    changed = store.put("a", b"two")
+    stored = store.get_if_changed("a", etag)
+    assert stored is not None
+    assert (stored.data, stored.etag) == (b"two", changed)
+
+
+def test_a_file_that_cannot_be_read_or_written_is_no_missing_object(store: AdapterStore, tmp_path: Path) -> None:
+    store.put("a", b"x")
+    with pytest.raises(OSError, match="No such file"):
+        store.download("a", tmp_path / "none" / "target", size=1, sha256=sha256(b"x"))
+    if not isinstance(store, FolderStore):  # which maps errors of its own disk
+        with pytest.raises(OSError, match="No such file"):
+            store.put("b", tmp_path / "none")
 
 
 def test_delete_forgets_and_may_be_repeated(store: AdapterStore) -> None:
@@ -221,10 +249,12 @@ def test_the_uri_opens_the_same_place_again(store: AdapterStore) -> None:
     assert open_store(store.uri).get("a").data == b"x"
 
 
-def test_two_prefixes_do_not_see_each_other(s3: str) -> None:
-    open_store(f"{s3}one/").put("a", b"1")
-    assert open_store(f"{s3}one").get("a").data == b"1", "the trailing slash may be left out"
-    assert open_store(f"{s3}on").list() == []
+@pytest.mark.parametrize("kind", SHARED)
+def test_two_prefixes_do_not_see_each_other(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    place = empty_place(kind, request, tmp_path).rstrip("/")
+    open_store(f"{place}/one/").put("a", b"1")
+    assert open_store(f"{place}/one").get("a").data == b"1", "the trailing slash may be left out"
+    assert open_store(f"{place}/on").list() == []
 
 
 @pytest.mark.parametrize(
@@ -236,6 +266,14 @@ def test_two_prefixes_do_not_see_each_other(s3: str) -> None:
         "s3://B!/x",
         "s3://bucket/../x",
         "s3://bucket/a//b",
+        "gs://",
+        "gs://B!/x",
+        "gs://bucket/../x",
+        "az://",
+        "az://with.dot/x",
+        "az://two--dashes/x",
+        "az://bucket/a//b",
+        "abfs://bucket/x",
         "memory://",
         "file://host/x",
         "a\nb",
