@@ -7,6 +7,7 @@ on condition looks up which generation has the etag, and names that one.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import IO, TYPE_CHECKING
 import obstore
 from obstore.exceptions import BaseError, NotModifiedError
 
-from dlp_core.errors import NotFound
+from dlp_core.errors import NotFound, StoreUnavailable
 from dlp_core.store.cloud_errors import map_error
 from dlp_core.store.cloud_settings import Cloud
 from dlp_core.store.disk import CHUNK_BYTES, save_stream
@@ -30,10 +31,25 @@ PARTS_AT_ONCE = 1
 """Of one file. Several files are uploaded at once, and each part must be through before the client loses patience."""
 
 
+class _Threads:
+    """The threads of the client. They start with its first request, and a fork leaves them behind but shares what they
+    wait for: a request in the child would hang for ever, and so would the parent's next one."""
+
+    started = False
+    left_behind = False
+
+    @classmethod
+    def after_fork(cls) -> None:
+        cls.left_behind = cls.started
+
+
+os.register_at_fork(after_in_child=_Threads.after_fork)
+
+
 class CloudStore:
     """Objects under one prefix of one bucket, or of what Azure calls a container. `prefix` is empty or ends in '/'.
 
-    Do not use it in a forked child of a process that has used one: the client's threads are not forked with it.
+    Every method raises StoreUnavailable in a forked child of a process that has used a store of this class.
     """
 
     def __init__(self, cloud: Cloud, bucket: str, prefix: str = "") -> None:
@@ -41,9 +57,10 @@ class CloudStore:
         self._cloud = cloud
         self._bucket = bucket
         self._prefix = check_prefix(prefix)
-        self._endpoint = cloud.name
-        with self._errors(""):
+        try:
             self._client, self._endpoint = cloud.connect(bucket)
+        except BaseError as error:
+            raise map_error(error, cloud=cloud, key="", uri=self.uri, endpoint=cloud.name) from error
 
     @property
     def uri(self) -> str:
@@ -122,6 +139,12 @@ class CloudStore:
 
     @contextmanager
     def _errors(self, key: str, *, conditional: bool = False) -> Iterator[None]:
+        if _Threads.left_behind:
+            raise StoreUnavailable(
+                f"{self.uri} cannot be used in a process that was forked from one that used {self._cloud.name}; start "
+                "the process by spawning it"
+            )
+        _Threads.started = True
         try:
             yield
         except (BaseError, FileNotFoundError) as error:

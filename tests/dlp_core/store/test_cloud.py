@@ -294,6 +294,24 @@ def test_a_stream_that_is_always_cut_off_is_unavailable(store: AdapterStore, fak
     assert os.listdir(tmp_path / "out") == []
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_of_a_process_that_has_used_a_store_is_told_so(scheme: str, store: AdapterStore) -> None:
+    store.put("a", b"x")
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            store.get("a")
+        except StoreUnavailable as error:
+            os.write(write, error.message.encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert b"was forked from one that used" in os.read(read, 1000)
+    os.close(read)
+    os.close(write)
+    assert store.get("a").data == b"x"
+
+
 # -- settings -----------------------------------------------------------------------------------
 
 
