@@ -1,4 +1,4 @@
-"""The object store that holds banks: one small protocol for S3, a local folder and memory.
+"""The object store that holds banks: one small protocol for S3, Google Cloud Storage, Azure, a local folder and memory.
 
 A key is a relative path of plain segments (`check_key`); no key can leave the store's root. Writes are
 atomic: a reader sees the old object or the new one, never a mixture. `put` can be conditional, and two
