@@ -44,7 +44,7 @@ from benchmarks.measure.link import Link, Shape
 from benchmarks.measure.peft_folder import write_adapter
 from benchmarks.measure.synthetic import TARGETS, load_model, random_adapter
 from benchmarks.measure.targets import Target, target_rows
-from dlp_core.adapter.weights import WEIGHTS_FILE
+from dlp_core.adapter.contents import WEIGHTS_FILE
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.manifest import AdapterEntry, BankManifest
 from dlp_core.bank.publish import publish

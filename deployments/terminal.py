@@ -55,9 +55,9 @@ class ProgressBar:
         self._task = task
         self._last_line = time.monotonic()
 
-    def report(self, done: int, total: int) -> None:
+    def report(self, done: int, total: int, *, title: str | None = None) -> None:
         """The library's progress callback."""
-        self.update(done, total=total)
+        self.update(done, total=total, title=title)
 
     def update(self, completed: float, *, total: float | None = None, title: str | None = None) -> None:
         fields: dict[str, Any] = {"completed": completed}

@@ -10,8 +10,7 @@ from safetensors.torch import save_file
 
 from benchmarks.measure.synthetic import random_adapter
 from dlp_core.adapter.checks import LayerShape
-from dlp_core.adapter.config import CONFIG_FILE
-from dlp_core.adapter.weights import WEIGHTS_FILE
+from dlp_core.adapter.contents import CONFIG_FILE, WEIGHTS_FILE
 
 
 def write_adapter(

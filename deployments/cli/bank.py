@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployments import terminal
-from deployments.cli.options import Bank, Json
+from deployments.cli.options import Bank, Json, StrictNames
+from deployments.cli.verdicts import as_lines, print_verdicts
 from dlp_core.store.local_copy import local_copy
 from dlp_core.store.opening import PLACES, open_store
 from dlp_core.store.protocol import AdapterStore
@@ -29,6 +31,7 @@ def publish(
             metavar="FOLDER|URI",
         ),
     ],
+    *,
     bank: Bank,
     version: Annotated[
         str | None, typer.Option(help="Name of this bank version; default: derived from its content.")
@@ -37,9 +40,11 @@ def publish(
         Path | None,
         typer.Option(envvar="DLP_BASE_MODEL", help="Folder of the base model: also check that every adapter fits it."),
     ] = None,
+    strict_names: StrictNames = False,
     json: Json = False,
 ) -> None:
     """Validate a bank folder, upload what is new, and make it the current bank."""
+    from dlp_core.adapter.examination import Rules, Verdict
     from dlp_core.bank.publish import publish as publish_bank
 
     store = open_store(bank)
@@ -48,15 +53,29 @@ def publish(
         from dlp_core.fusion.layers import fits_model
 
         check = fits_model(base_model)
+    verdicts: dict[str, Verdict] = {}  # by name: after a conflict, the folder is read again
     with terminal.progress(f"publish {folder}") as bar, local_copy(folder) as source:
-        manifest = publish_bank(store, source, version=version, check=check, progress=bar.report)
+        manifest = publish_bank(
+            store,
+            source,
+            version=version,
+            check=check,
+            rules=Rules(strict_names=strict_names, hub_links=True),
+            report=lambda verdict: verdicts.update({verdict.name: verdict}),
+            read=partial(bar.report, title="read adapters"),
+            progress=partial(bar.report, title=f"publish {folder}"),
+        )
+    said = list(verdicts.values())
     if json:
-        terminal.print_json({"bank": store.uri, "version": manifest.version, "adapters": len(manifest.adapters)})
-        return
-    terminal.say(
-        f"[bold]{manifest.version}[/] serves in {escape(store.uri)}: {len(manifest.adapters)} adapters, "
-        f"{_bytes(manifest.size)}" + ("" if check else "; --base-model DIR would also check that they fit its layers")
-    )
+        counts = {"bank": store.uri, "version": manifest.version, "adapters": len(manifest.adapters)}
+        terminal.print_json({**counts, **as_lines(said)})
+    else:
+        terminal.say(
+            f"[bold]{manifest.version}[/] serves in {escape(store.uri)}: {len(manifest.adapters):,} adapters, "
+            f"{_bytes(manifest.size)}"
+            + ("" if check else "; --base-model DIR would also check that they fit its layers")
+        )
+    print_verdicts(said, json=json)
 
 
 @app.command()
@@ -179,7 +198,8 @@ def rollback_bank(
     from dlp_core.bank.publish import rollback
 
     store = open_store(bank)
-    manifest = rollback(store, version)
+    with terminal.progress("look up files") as bar:
+        manifest = rollback(store, version, progress=bar.report)
     if json:
         terminal.print_json({"bank": store.uri, "version": manifest.version, "adapters": len(manifest.adapters)})
         return

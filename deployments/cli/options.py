@@ -15,3 +15,6 @@ BASE_MODEL = typer.Option("--base-model", envvar="DLP_BASE_MODEL", help="Folder 
 BaseModel = Annotated[Path, BASE_MODEL]
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; default: cuda if available.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="The same rows and seed give the same bytes.")]
+StrictNames = Annotated[
+    bool, typer.Option("--strict-names", help="Refuse an adapter that names another base model, instead of warning.")
+]

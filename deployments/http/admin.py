@@ -10,7 +10,7 @@ Each publishes a new version of the bank or moves the pointer, and responds once
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -56,14 +56,21 @@ class RollbackBank(StrictBody):
 BODIES = (LoadAdapter, UnloadAdapter, PublishBank, RollbackBank)
 
 
+class Published(NamedTuple):
+    """The bank that serves after a change, and what the owner of its new adapters should look at."""
+
+    bank: BankManifest
+    warnings: tuple[str, ...]
+
+
 class AdminService(Protocol):
     """What the routes need. Methods return the bank that serves afterwards and raise errors of dlp_core.errors."""
 
-    async def load_adapter(self, body: LoadAdapter) -> BankManifest: ...
+    async def load_adapter(self, body: LoadAdapter) -> Published: ...
 
     async def unload_adapter(self, name: str) -> BankManifest: ...
 
-    async def publish(self, folder: str, version: str | None) -> BankManifest: ...
+    async def publish(self, folder: str, version: str | None) -> Published: ...
 
     async def rollback(self, version: str | None) -> BankManifest: ...
 
@@ -84,8 +91,9 @@ class AdminApi:
 
     async def load(self, request: Request) -> Response:
         body = parse(LoadAdapter, await self._body(request))
-        await self._service.load_adapter(body)
-        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+        published = await self._service.load_adapter(body)
+        success = f"Success: LoRA adapter '{body.lora_name}' added successfully."
+        return PlainTextResponse("\n".join([success, *(f"Warning: {warning}" for warning in published.warnings)]))
 
     async def unload(self, request: Request) -> Response:
         body = parse(UnloadAdapter, await self._body(request))
@@ -94,11 +102,12 @@ class AdminApi:
 
     async def publish(self, request: Request) -> Response:
         body = parse(PublishBank, await self._body(request))
-        return _serving(await self._service.publish(body.folder, body.version))
+        bank, warnings = await self._service.publish(body.folder, body.version)
+        return JSONResponse({**_serving(bank), "warnings": warnings})
 
     async def rollback(self, request: Request) -> Response:
         body = parse(RollbackBank, await self._body(request))
-        return _serving(await self._service.rollback(body.version))
+        return JSONResponse(_serving(await self._service.rollback(body.version)))
 
     async def _body(self, request: Request) -> object:
         if not self._access.require_admin(request.headers.get("authorization")):
@@ -109,5 +118,5 @@ class AdminApi:
         return await read_json(request, self._limits)
 
 
-def _serving(bank: BankManifest) -> Response:
-    return JSONResponse({"version": bank.version, "adapters": len(bank.adapters)})
+def _serving(bank: BankManifest) -> dict[str, Any]:
+    return {"version": bank.version, "adapters": len(bank.adapters)}

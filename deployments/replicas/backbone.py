@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -14,13 +14,14 @@ import ray
 from deployments.args import AppArgs
 from deployments.fleet.affinity import RESIDENT
 from deployments.fleet.autoscaling import ADAPTERS, REQUESTS, TOKENS
-from deployments.http.admin import LoadAdapter
+from deployments.http.admin import LoadAdapter, Published
 from deployments.observe import tracing
 from deployments.observe.metrics import EngineMetrics
 from deployments.replicas.banks import LoadedBanks
 from deployments.replicas.process import join_library_log, lasting_imports
+from dlp_core.adapter.base_names import Naming, folder_name
+from dlp_core.adapter.examination import Check, Verdict
 from dlp_core.adapter.names import unqualify
-from dlp_core.bank.folder import Check
 from dlp_core.bank.manifest import AdapterEntry, BankManifest, Blob
 from dlp_core.bank.publish import publish
 from dlp_core.bank.revision import with_adapter
@@ -76,8 +77,9 @@ class FusedBackbone:
         for name in successors(self._engine.stats().resident, manifest):
             await self._engine.preload([name])
 
-    async def load_adapter(self, body: LoadAdapter) -> BankManifest:
+    async def load_adapter(self, body: LoadAdapter) -> Published:
         """Publish the bank with one more adapter, checked against this replica's base model."""
+        said: dict[str, Verdict] = {}
 
         def work() -> BankManifest:
             with local_copy(body.lora_path) as folder:
@@ -89,18 +91,26 @@ class FusedBackbone:
                     description=body.description,
                     replace=body.load_inplace,
                     check=self._check(),
+                    report=lambda verdict: said.update({verdict.name: verdict}),
                 )
 
-        return await asyncio.to_thread(work)
+        return _published(await asyncio.to_thread(work), said)
 
-    async def publish(self, folder: str, version: str | None) -> BankManifest:
+    async def publish(self, folder: str, version: str | None) -> Published:
         """Publish a bank folder, checked against this replica's base model."""
+        said: dict[str, Verdict] = {}
 
         def work() -> BankManifest:
             with local_copy(folder) as source:
-                return publish(self._store, source, version=version, check=self._check())
+                return publish(
+                    self._store,
+                    source,
+                    version=version,
+                    check=self._check(),
+                    report=lambda verdict: said.update({verdict.name: verdict}),
+                )
 
-        return await asyncio.to_thread(work)
+        return _published(await asyncio.to_thread(work), said)
 
     def _check(self) -> Check:
         from dlp_core.fusion.layers import fits_model
@@ -183,7 +193,17 @@ class FusedBackbone:
 
     def _admit(self, manifest: BankManifest) -> None:
         """Makes the adapters of a bank known. Raises BankError if they are of another base model."""
-        base, own = manifest.base_model.id, Path(self._args.base_model).name
-        if base.rpartition("/")[2] != own:
-            raise BankError(f"bank {manifest.version} is for base model {base!r}; this replica runs {own!r}")
+        own = folder_name(Path(self._args.base_model))
+        if manifest.base_model.names.naming(own) is Naming.OTHER:
+            raise BankError(
+                f"bank {manifest.version} is for base model {manifest.base_model.id!r}; this replica runs {own!r}; if "
+                "they are one model, list the name in bank.json's aliases"
+            )
         self._source.add(manifest)
+
+
+def _published(bank: BankManifest, said: Mapping[str, Verdict]) -> Published:
+    warnings = tuple(f"adapter {name!r}: {warning}" for name, verdict in said.items() for warning in verdict.warnings)
+    for warning in warnings:
+        log.warning("bank %s: %s", bank.version, warning)
+    return Published(bank, warnings)

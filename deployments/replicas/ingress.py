@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from ray import serve
@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.args import AppArgs
 from deployments.http.access import Access
-from deployments.http.admin import LoadAdapter
+from deployments.http.admin import LoadAdapter, Published
 from deployments.http.app import create_app
 from deployments.observe import tracing
 from deployments.observe.metrics import BankMetrics, RoutingMetrics
@@ -32,6 +32,8 @@ from dlp_core.generation.messages import Delta, Finished, GenerationRequest
 from dlp_core.router import Routing
 from dlp_core.router.explanation import Explanation
 from dlp_core.store.opening import open_store
+
+Change = TypeVar("Change")
 
 log = logging.getLogger("ray.serve")
 
@@ -97,32 +99,32 @@ class Ingress:
         """Follow the pointer now instead of at the next poll. Raises why its bank cannot be served."""
         await self._bank.look()
 
-    async def load_adapter(self, body: LoadAdapter) -> BankManifest:
+    async def load_adapter(self, body: LoadAdapter) -> Published:
         return await self._apply(self._backbone.load_adapter.remote(body))
 
     async def unload_adapter(self, name: str) -> BankManifest:
         return await self._apply(asyncio.to_thread(without_adapter, self._store, name))
 
-    async def publish(self, folder: str, version: str | None) -> BankManifest:
+    async def publish(self, folder: str, version: str | None) -> Published:
         return await self._apply(self._backbone.publish.remote(folder, version))
 
     async def rollback(self, version: str | None) -> BankManifest:
         return await self._apply(asyncio.to_thread(rollback, self._store, version))
 
-    async def _apply(self, change: Awaitable[BankManifest]) -> BankManifest:
-        """Wait for a change of the bank and until all ingress replicas serve it.
+    async def _apply(self, change: Awaitable[Change]) -> Change:
+        """Wait for a change of the bank and until all ingress replicas serve it; return what it returned.
 
         Raises the reason if the change failed, or if the bank was published but cannot be served.
         """
         try:
-            bank = await change
+            changed = await change
         except Exception as error:
             raise from_ray(error) from error
         context = serve.get_replica_context()
         all_replicas = serve.get_deployment_handle(context.deployment, context.app_name)
         await self.look()
         await all_replicas.broadcast("look").results_async(return_exceptions=True)  # a replica that fails keeps polling
-        return bank
+        return changed
 
     async def decide(self, options: RoutingOptions, texts: Sequence[str]) -> Decision:
         began = time.perf_counter()

@@ -1,10 +1,11 @@
-"""Checks that an adapter belongs to a base model: by the model's name, and layer by layer."""
+"""Checks that an adapter belongs to a base model: layer by layer. What it is called only gives a remark."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from dlp_core.adapter.base_names import BaseNames, Naming
 from dlp_core.adapter.weights import Adapter
 from dlp_core.errors import AdapterRefused
 
@@ -20,19 +21,42 @@ class LayerShape(NamedTuple):
     """Whether it has a bias that an adapter may have trained."""
 
 
-def check_base(adapter: Adapter, base_id: str) -> None:
-    """Refuse an adapter that names another base model. Only the last path component counts, ignoring case:
-    `HuggingFaceTB/SmolLM2-135M-Instruct` and `/models/smollm2-135m-instruct` are the same model. An adapter
-    that names none is left to `check_fits`.
+class Remark(NamedTuple):
+    """Something to say about an adapter that is served all the same."""
+
+    text: str
+    warning: bool = False
+    """Whether its owner should look at it."""
+
+
+def check_base(adapter: Adapter, base: BaseNames | str, *, strict: bool = False) -> Remark | None:
+    """What is to be said about the base model that an adapter names, where `base` serves. The name does not decide:
+    `check_fits` does. With `strict`, a name that contradicts does.
 
     Raises AdapterRefused.
     """
-    base_model = adapter.base_model
-    if base_model is not None and _last_component(base_model) != _last_component(base_id):
-        raise AdapterRefused(
-            f"adapter {adapter.name!r} was trained on {base_model!r}, this bank serves {base_id!r}; "
-            "publish it in a bank of its own base model"
-        )
+    base = BaseNames(base) if isinstance(base, str) else base
+    told = adapter.base_model
+    match base.naming(told):
+        case Naming.SAME:
+            return None
+        case Naming.EQUIVALENT:
+            return Remark(f"its base model {told!r} is another form of {base.id!r}")
+        case Naming.NOTHING:
+            if told is None:
+                return Remark(f"it names no base model; whether it belongs to {base.id!r} shows in its layers")
+            return Remark(f"from its name, {told!r} may be {base.id!r} or not; that shows in its layers")
+        case Naming.OTHER:
+            if strict:
+                raise AdapterRefused(
+                    f"adapter {adapter.name!r} was trained on {told!r}, and {base.id!r} is served; publish it in a "
+                    "bank of its own base model, list the name in bank.json's aliases, or leave out --strict-names"
+                )
+            return Remark(
+                f"it was trained on {told!r}, and {base.id!r} is served; if they are one model, list the name in "
+                "bank.json's aliases",
+                warning=True,
+            )
 
 
 def check_fits(adapter: Adapter, layers: Mapping[str, LayerShape]) -> None:
@@ -65,7 +89,3 @@ def check_fits(adapter: Adapter, layers: Mapping[str, LayerShape]) -> None:
                 f"adapter {adapter.name!r} brings a weight {tuple(copy.shape)} for {module!r}, where the base model "
                 "has none of that shape; a base model that was resized or changed must itself be the served base model"
             )
-
-
-def _last_component(model: str) -> str:
-    return model.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1].lower()

@@ -1,7 +1,6 @@
 """Reads `adapter_config.json` of a PEFT LoRA folder and refuses, by name, fields that cannot be served exactly.
 
-The rules follow PEFT: a field is accepted if its effect on the forward pass is supported. An unknown field is refused
-as soon as it is set, so a new PEFT variant is never served as plain LoRA.
+dlp_core.adapter.fields says which those are.
 """
 
 from __future__ import annotations
@@ -12,33 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dlp_core.adapter.contents import CONFIG_FILE, elsewhere
+from dlp_core.adapter.fields import refusal
 from dlp_core.adapter.patterns import Patterns
 from dlp_core.errors import AdapterRefused
 from dlp_core.store.disk import disk_error
 from dlp_core.store.documents import parse_json, read_regular
 
-CONFIG_FILE = "adapter_config.json"
-
-# Fields that keep the forward pass at s * B(Ax) + bias, or that are read below. The tensors show which modules have
-# LoRA (target_modules, exclude_modules, layers_to_transform, layers_pattern); the initialisation does not matter.
-_SUPPORTED = frozenset(
-    "alpha_pattern auto_mapping base_model_name_or_path bias corda_config ensure_weight_tying eva_config "
-    "exclude_modules fan_in_fan_out inference_mode init_lora_weights layers_pattern layers_to_transform "
-    "loftq_config lora_alpha lora_dropout lora_ga_config megatron_core peft_type peft_version qalora_group_size "
-    "r rank_pattern revision target_modules task_type use_rslora velora_config".split()
-)
-_ACTIONS: Mapping[str, str] = {
-    "use_dora": "retrain it as plain LoRA or merge it into the base model",
-    "use_qalora": "its factors are of a grouped input; retrain it as plain LoRA",
-    "alora_invocation_tokens": "activated LoRA changes weights inside a sequence; retrain it as plain LoRA",
-    "arrow_config": "Arrow routes by itself; publish its experts as single adapters instead",
-    "modules_to_save": "full copies of modules cannot be mixed; retrain it without modules_to_save",
-    "trainable_token_indices": "token rows cannot be mixed; retrain it without trainable tokens",
-    "target_parameters": "LoRA on parameters such as fused experts is not served; target linear modules instead",
-    "layer_replication": "it changes the depth of the base model; use a base model of that depth",
-    "megatron_config": "convert it to a plain PEFT LoRA first",
-    "lora_bias": "retrain it with lora_bias=False",
-}
 MAX_ALPHA = 1e6
 _BIASES = ("none", "lora_only", "all")
 
@@ -71,20 +50,26 @@ class PeftConfig:
         return float(alpha) / math.sqrt(rank) if self.rslora else float(alpha) / rank
 
 
-def read_config(folder: Path, name: str) -> PeftConfig:
-    """Read the configuration of adapter `name`.
+def read_config(folder: Path, name: str, *, inside: Path) -> tuple[PeftConfig, bytes]:
+    """The configuration of adapter `name` and the bytes it was read from. A link in its folder must not lead out of
+    `inside`.
 
     Raises AdapterRefused, naming the adapter, the field and the next action.
     """
     path = folder / CONFIG_FILE
     try:
-        config = parse_json(read_regular(path, inside=folder))
+        content = read_regular(path, inside=inside)
+        config = parse_json(content)
     except FileNotFoundError:
-        raise AdapterRefused(f"adapter {name!r}: {CONFIG_FILE} is missing from its folder") from None
+        raise AdapterRefused(f"adapter {name!r}: {CONFIG_FILE} is missing from its folder{elsewhere(folder)}") from None
     except OSError as error:
         raise disk_error(error, f"adapter {name!r}: {CONFIG_FILE} cannot be read", mistake=AdapterRefused) from error
     except ValueError as error:
         raise AdapterRefused(f"adapter {name!r}: {CONFIG_FILE} cannot be read as JSON: {error}") from None
+    return _interpret(config, name), content
+
+
+def _interpret(config: Any, name: str) -> PeftConfig:
     if not isinstance(config, dict):
         raise AdapterRefused(f"adapter {name!r}: {CONFIG_FILE} must hold a JSON object")
     peft_type = config.get("peft_type")
@@ -93,9 +78,8 @@ def read_config(folder: Path, name: str) -> PeftConfig:
     bias = config.get("bias", "none")
     if not isinstance(bias, str) or bias not in _BIASES:
         raise AdapterRefused(f"adapter {name!r}: bias is {bias!r}; it must be one of {', '.join(_BIASES)}")
-    for field in sorted(field for field, value in config.items() if value and field not in _SUPPORTED):
-        action = _ACTIONS.get(field, "retrain it as plain LoRA")
-        raise AdapterRefused(f"adapter {name!r} uses {field}, which is not served: {action}")
+    if (reason := refusal(config)) is not None:
+        raise AdapterRefused(f"adapter {name!r} {reason}")
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
         raise AdapterRefused(

@@ -1,37 +1,35 @@
 """Reads and validates one PEFT LoRA adapter folder.
 
 A folder holds `adapter_config.json` and `adapter_model.safetensors`, as `PeftModel.save_pretrained` writes
-them (peft/utils/save_and_load.py). No other file is ever opened: a pickle is refused, not loaded. An adapter
-that cannot be served exactly is refused, with the reason, before any request needs it.
+them (peft/utils/save_and_load.py). No other file is ever opened, least of all a pickle. An adapter that cannot be
+served exactly is refused, with the reason, before any request needs it.
 
 Shape letters: D in, O out, R rank.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dlp_core.adapter.config import CONFIG_FILE, PeftConfig, read_config
+from dlp_core.adapter.config import PeftConfig, read_config
+from dlp_core.adapter.contents import CONFIG_FILE, WEIGHTS_FILE, convert_hint, elsewhere
+from dlp_core.adapter.keys import parse_keys
 from dlp_core.adapter.names import validate_name
 from dlp_core.errors import AdapterRefused, DLPError
 from dlp_core.store.disk import disk_error
 from dlp_core.store.documents import MAX_TENSORS_BYTES, read_regular
+from dlp_core.store.files import FileEntry, describe_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHTS_FILE = "adapter_model.safetensors"
 MAX_GAIN = 1e6
 """Largest Frobenius norm of a tensor, and of what a module adds per unit of input: trained adapters stay below a
 thousand, and from here on the activations of the layers behind overflow."""
 
-_MODULE = r"base_model\.model\.(?P<module>.+?)"
-_FACTOR = re.compile(_MODULE + r"\.(?:lora_(?P<side>[AB])\.weight|lora_embedding_(?P<row>[AB]))")
-_BASE = re.compile(_MODULE + r"(?:\.base_layer)?\.(?P<what>bias|weight)")
 _FLOAT_DTYPES = frozenset({"torch.float32", "torch.float16", "torch.bfloat16"})
 
 
@@ -65,6 +63,10 @@ class Adapter:
     """Module path to its full bias [O] after training (`bias="lora_only"` or `"all"`)."""
     copies: Mapping[str, Tensor] = field(default_factory=dict)
     """Base weights that PEFT stored along with LoRA on embeddings. They must equal the base model's."""
+    notes: tuple[str, ...] = ()
+    """What is to be said about how it was read, for instance that its tensors had other names."""
+    files: tuple[FileEntry, ...] = ()
+    """The files it was read from, as they were then; empty if they were not hashed."""
 
     @property
     def rank(self) -> int:
@@ -77,57 +79,83 @@ class Adapter:
         return factors + sum(bias.numel() for bias in self.biases.values())
 
 
-def read_adapter(folder: Path, *, name: str) -> Adapter:
-    """Read one adapter folder. `name` is its name in the bank.
+def read_adapter(folder: Path, *, name: str, inside: Path | None = None, hashed: bool = False) -> Adapter:
+    """Read one adapter folder. `name` is its name in the bank. Links must not lead out of `inside`, by default the
+    folder. `hashed` also hashes what is read.
 
     Raises InvalidRequest for an unsafe name and AdapterRefused, naming the adapter, the reason and the next
     action, for anything that is missing, damaged or cannot be served exactly.
     """
     validate_name(name)
     try:
-        return _read(folder, name)
+        return _read(folder, name, inside or folder, hashed)
     except DLPError:
         raise
     except Exception as error:  # the boundary to files that others wrote: nothing else may come out of it
         raise AdapterRefused(f"adapter {name!r}: cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _read(folder: Path, name: str) -> Adapter:
-    config = read_config(folder, name)
+def _read(folder: Path, name: str, inside: Path, hashed: bool) -> Adapter:
+    config, config_content = read_config(folder, name, inside=inside)
+    content = _read_weights(folder, name, inside)
+    contents = ((CONFIG_FILE, config_content), (WEIGHTS_FILE, content))
+    files = tuple(describe_bytes(path, read) for path, read in contents) if hashed else ()
+    tensors = _tensors(content, name)
+    try:
+        places, notes = parse_keys(tensors)
+    except ValueError as error:
+        raise AdapterRefused(f"adapter {name!r}: {error}") from None
     factors: dict[str, dict[str, Tensor]] = {}
+    spellings: dict[str, set[str]] = {}
     biases: dict[str, Tensor] = {}
     copies: dict[str, Tensor] = {}
-    for key, tensor in _read_tensors(folder, name).items():
-        if match := _FACTOR.fullmatch(key):
-            factors.setdefault(match["module"], {})[match["side"] or match["row"]] = tensor
-            continue
-        match = None if "lora_" in key else _BASE.fullmatch(key)
-        if match is None or (match["what"] == "bias" and not config.trains_biases):
-            raise AdapterRefused(
-                f"adapter {name!r}: tensor {key!r} is not a LoRA factor that can be mixed; retrain it as plain LoRA"
-            )
-        (biases if match["what"] == "bias" else copies)[match["module"]] = tensor
+    for key, place in places.items():
+        match place.part:
+            case "bias":
+                if not config.trains_biases:
+                    raise AdapterRefused(
+                        f"adapter {name!r}: tensor {key!r} is not a LoRA factor, and {CONFIG_FILE} says that no bias "
+                        "was trained; config and weights are from different training runs"
+                    )
+                biases[place.module] = tensors[key]
+            case "weight":
+                copies[place.module] = tensors[key]
+            case side:
+                factors.setdefault(place.module, {})[side] = tensors[key]
+                spellings.setdefault(place.module, {place.module}).add(place.written)
     if not factors:
         raise AdapterRefused(f"adapter {name!r}: {WEIGHTS_FILE} holds no LoRA weights; train it again")
-    modules = {module: _weights(name, module, sides, config) for module, sides in sorted(factors.items())}
-    return Adapter(name=name, base_model=config.base_model, modules=modules, biases=biases, copies=copies)
+    modules = {
+        module: _weights(name, module, spellings[module], sides, config) for module, sides in sorted(factors.items())
+    }
+    return Adapter(
+        name=name,
+        base_model=config.base_model,
+        modules=modules,
+        biases=biases,
+        copies=copies,
+        notes=notes,
+        files=files,
+    )
 
 
-def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
+def _read_weights(folder: Path, name: str, inside: Path) -> bytes:
     path = folder / WEIGHTS_FILE
     try:
-        data = read_regular(path, MAX_TENSORS_BYTES, inside=folder)
+        return read_regular(path, MAX_TENSORS_BYTES, inside=inside)
     except FileNotFoundError:
-        pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
-        hint = f"; {pickled[0]} is a pickle and is never opened, save it as safetensors" if pickled else ""
+        hint = elsewhere(folder) or convert_hint(folder)
         raise AdapterRefused(f"adapter {name!r}: {WEIGHTS_FILE} is missing from its folder{hint}") from None
     except OSError as error:
         raise disk_error(error, f"adapter {name!r}: {WEIGHTS_FILE} cannot be read", mistake=AdapterRefused) from error
+
+
+def _tensors(content: bytes, name: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     try:
-        tensors: dict[str, Tensor] = load(data)
+        tensors: dict[str, Tensor] = load(content)
     except (SafetensorError, ValueError, KeyError) as error:
         raise AdapterRefused(
             f"adapter {name!r}: {WEIGHTS_FILE} is not a complete safetensors file ({error}); upload it again"
@@ -157,7 +185,9 @@ def _overflows(name: str, what: str) -> AdapterRefused:
     )
 
 
-def _weights(name: str, module: str, sides: Mapping[str, Tensor], config: PeftConfig) -> LoRAWeights:
+def _weights(
+    name: str, module: str, spellings: Collection[str], sides: Mapping[str, Tensor], config: PeftConfig
+) -> LoRAWeights:
     if set(sides) != {"A", "B"}:
         missing = "B" if "A" in sides else "A"
         raise AdapterRefused(f"adapter {name!r}, {module}: lora_{missing} is missing; upload it again")
@@ -170,6 +200,12 @@ def _weights(name: str, module: str, sides: Mapping[str, Tensor], config: PeftCo
     rank = int(a_RD.shape[0])
     try:
         expected, scaling = config.rank(module), config.scaling(module, rank)
+        for spelling in spellings:
+            if (config.rank(spelling), config.scaling(spelling, rank)) != (expected, scaling):
+                raise AdapterRefused(
+                    f"adapter {name!r}, {module}: rank_pattern or alpha_pattern has one value for this module and "
+                    f"another for {spelling!r}, as its tensors call it; save the adapter again from the unwrapped model"
+                )
     except ValueError as error:
         raise AdapterRefused(f"adapter {name!r}, {module}: {error}") from None
     if expected != rank:

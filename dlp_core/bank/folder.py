@@ -1,12 +1,13 @@
 """Reads, validates and describes a local bank folder before anything is published.
 
-    bank.json                {"base_model": "<id>", "unrouted": ["<adapter the router does not know>", ...]}
+    bank.json                {"base_model": "<id>", "aliases": ["<another name of it>", ...],
+                              "unrouted": ["<adapter the router does not know>", ...]}
     adapters/<name>/         adapter_config.json, adapter_model.safetensors, as PEFT saves them
                              and description.txt, if you like: what it is for, in a sentence
     router/                  router.json, router.safetensors; a bank without a router serves named adapters only
     router/encoder/          of a router with an encoder of your own: config.json, model.safetensors, tokenizer.json
 
-Other files, such as a README, are not published. Pickles are refused in any folder, because loading one can run code.
+Other files, such as a README or what a trainer leaves, are neither opened nor published.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from dlp_core.adapter.checks import check_base
-from dlp_core.adapter.config import CONFIG_FILE
-from dlp_core.adapter.weights import Adapter, read_adapter
+from dlp_core.adapter.contents import CONFIG_FILE
+from dlp_core.adapter.examination import LENIENT, Check, Rules, Verdict, judge, read_by
+from dlp_core.adapter.weights import Adapter
+from dlp_core.bank.in_order import in_order
 from dlp_core.bank.manifest import (
     MAX_DESCRIPTION,
     AdapterEntry,
@@ -38,15 +41,19 @@ from dlp_core.router.sentence_encoder import SentenceEncoder
 from dlp_core.store.disk import disk_errors
 from dlp_core.store.files import FileEntry, describe_files, digest_of, version_of
 from dlp_core.store.records import Record, first_problem
+from dlp_core.store.transfers import Progress, silent
 
 FOLDER_FILE = "bank.json"
 DESCRIPTION_FILE = "description.txt"
 
 _DESCRIPTION = f"it must be one line of text, at most {MAX_DESCRIPTION} characters, in UTF-8"
-_PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
-Check = Callable[[Adapter], None]
-"""Called with each adapter before anything is written; raises AdapterRefused to abort."""
+Report = Callable[[Verdict], None]
+"""Called with the verdict on each adapter, in order."""
+
+
+def unreported(verdict: Verdict) -> None:
+    """A Report that reports nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,27 +66,44 @@ class LocalFile:
 
 
 def read_folder(
-    folder: Path, *, version: str | None = None, check: Check | None = None
+    folder: Path,
+    *,
+    version: str | None = None,
+    check: Check | None = None,
+    rules: Rules = LENIENT,
+    report: Report = unreported,
+    progress: Progress = silent,
 ) -> tuple[BankManifest, list[LocalFile]]:
     """The manifest that publishing this folder would create, and its files.
 
-    `version` names the bank; the default derives from its content. Raises AdapterRefused, BankError or InvalidRequest,
-    naming the file at fault.
+    `version` names the bank; the default derives from its content. Adapters are read on a few threads; `check` and
+    `report` are called one after the other, in order; `progress` counts adapters. Raises AdapterRefused, BankError or
+    InvalidRequest, naming the file at fault.
     """
     settings = _read_settings(folder)
-    base = BaseModelEntry(id=settings.base_model)
+    base = BaseModelEntry(id=settings.base_model, aliases=settings.aliases)
+    unrouted = set(settings.unrouted)
     sources: list[LocalFile] = []
     adapters = []
-    for path in sorted((folder / "adapters").glob("[!.]*/"), key=lambda path: path.name):
-        routed = path.name not in settings.unrouted
+    paths = sorted((folder / "adapters").glob("[!.]*/"), key=lambda path: path.name)
+    read = in_order(lambda path: read_by(rules, path, name=path.name), paths)
+    for path, adapter in zip(paths, read, strict=True):
         entry, files = describe_adapter(
-            path, name=path.name, base_id=base.id, check=check, routed=routed, description=read_description(path)
+            adapter,
+            path,
+            base=base,
+            check=check,
+            rules=rules,
+            report=report,
+            routed=path.name not in unrouted,
+            description=read_description(path),
         )
         adapters.append(entry)
         sources += files
+        progress(len(adapters), len(paths))
     if not adapters:
         raise BankError(f"{folder} has no adapters; put each in adapters/<name>/ with {CONFIG_FILE}")
-    unknown = sorted(set(settings.unrouted) - {adapter.name for adapter in adapters})
+    unknown = sorted(unrouted - {adapter.name for adapter in adapters})
     if unknown:
         raise BankError(f"{folder / FOLDER_FILE}: unrouted names {unknown[0]!r}, which is not an adapter of this bank")
     router = None
@@ -124,24 +148,32 @@ def _read_settings(folder: Path) -> _FolderFile:
 
 class _FolderFile(Record):
     base_model: str = Field(min_length=1)
+    aliases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     unrouted: tuple[str, ...] = ()
 
 
 def describe_adapter(
-    folder: Path, *, name: str, base_id: str, check: Check | None, routed: bool, description: str | None
+    adapter: Adapter,
+    folder: Path,
+    *,
+    base: BaseModelEntry,
+    check: Check | None,
+    routed: bool,
+    description: str | None,
+    rules: Rules = LENIENT,
+    report: Report = unreported,
 ) -> tuple[AdapterEntry, list[LocalFile]]:
-    """The manifest entry of a PEFT folder, and its files. Raises AdapterRefused or InvalidRequest."""
-    adapter = read_adapter(folder, name=name)
-    _refuse_pickles(folder, f"adapter {name!r}")
-    check_base(adapter, base_id)
-    if check is not None:
-        check(adapter)
-    files = describe_files(folder, AdapterEntry.FILES)
+    """The manifest entry of an adapter that was read from `folder` (dlp_core.adapter.examination.read_by), and its
+    files. Raises AdapterRefused."""
+    adapter, verdict = judge(adapter, folder, base=base.names, check=check, rules=rules)
+    files = adapter.files
+    report(verdict)
+    digest = digest_of(files)
     entry = AdapterEntry(
         name=adapter.name,
-        version=version_of(digest_of(files)),
+        version=version_of(digest),
         files=files,
-        digest=digest_of(files),
+        digest=digest,
         rank=adapter.rank,
         modules=tuple(sorted({module.rpartition(".")[2] for module in adapter.modules})),
         routed=routed,
@@ -173,7 +205,6 @@ def checked_description(text: str) -> str:
 
 def describe_router(folder: Path, names: Sequence[str]) -> tuple[RouterEntry, list[LocalFile]]:
     """The manifest entry of a router folder, and its files. Raises BankError unless it routes exactly `names`."""
-    _refuse_pickles(folder, "the router")
     router = Router.load(folder)
     if sorted(router.labels) != sorted(names):
         raise BankError(f"{folder}: {labels_problem(router.labels, names)}; train the router for these adapters")
@@ -193,13 +224,6 @@ def describe_router(folder: Path, names: Sequence[str]) -> tuple[RouterEntry, li
 
 
 def _describe_encoder(folder: Path) -> tuple[EncoderEntry, list[LocalFile]]:
-    _refuse_pickles(folder, "the router's encoder")
     files = describe_files(folder, EncoderEntry.FILES)
     entry = EncoderEntry(version=version_of(digest_of(files)), files=files, digest=digest_of(files))
     return entry, [LocalFile(entry.key(file.path), folder / file.path, file) for file in files]
-
-
-def _refuse_pickles(folder: Path, what: str) -> None:
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in _PICKLES:
-            raise AdapterRefused(f"{what}: {path.name} is a pickle, and loading a pickle can run code; remove it")

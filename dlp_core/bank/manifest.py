@@ -27,9 +27,9 @@ from pydantic import (
     model_validator,
 )
 
-from dlp_core.adapter.config import CONFIG_FILE
+from dlp_core.adapter.base_names import BaseNames
+from dlp_core.adapter.contents import CONFIG_FILE, WEIGHTS_FILE
 from dlp_core.adapter.names import AUTO, qualify, validate_name
-from dlp_core.adapter.weights import WEIGHTS_FILE
 from dlp_core.errors import InvalidRequest
 from dlp_core.router import files as router_files
 from dlp_core.router import sentence_encoder
@@ -143,6 +143,12 @@ class BaseModelEntry(Record):
     """The base model on which all adapters of a bank were trained."""
 
     id: str = Field(min_length=1)
+    aliases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Other names of it."""
+
+    @property
+    def names(self) -> BaseNames:
+        return BaseNames(self.id, self.aliases)
 
 
 class BankManifest(Record):
@@ -233,7 +239,13 @@ def diff(a: BankManifest, b: BankManifest) -> BankDiff:
 def labels_problem(labels: Sequence[str], names: Sequence[str]) -> str:
     """Describe how a router's labels differ from the adapters it should choose from."""
     unknown, missing = sorted(set(labels) - set(names)), sorted(set(names) - set(labels))
-    return f"router labels must be the adapters' names, each once (unknown: {unknown}, missing: {missing})"
+    return (
+        f"router labels must be the adapters' names, each once (unknown: {_some(unknown)}, missing: {_some(missing)})"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return str(names[:8]) + (f" and {len(names) - 8:,} more" if len(names) > 8 else "")
 
 
 def bank_digest(base: BaseModelEntry, adapters: Sequence[AdapterEntry], router: RouterEntry | None) -> str:
@@ -245,6 +257,8 @@ def bank_digest(base: BaseModelEntry, adapters: Sequence[AdapterEntry], router: 
     }
     if router is not None and router.encoder is not None:
         content["encoder"] = router.encoder.digest
+    if base.aliases:
+        content["aliases"] = base.aliases
     descriptions = {adapter.name: adapter.description for adapter in adapters if adapter.description}
     if descriptions:
         content["descriptions"] = descriptions

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from dlp_core.adapter.examination import LENIENT, Check, Rules
 from dlp_core.bank import pointer
-from dlp_core.bank.folder import Check, LocalFile, read_folder
+from dlp_core.bank.folder import LocalFile, Report, read_folder, unreported
 from dlp_core.bank.manifest import BankManifest, manifest_key
 from dlp_core.bank.reading import current, load_manifest, read_version
 from dlp_core.errors import (
@@ -54,19 +55,27 @@ def publish(
     *,
     version: str | None = None,
     check: Check | None = None,
+    rules: Rules = LENIENT,
+    report: Report = unreported,
+    read: Progress = silent,
     progress: Progress = silent,
 ) -> BankManifest:
     """Publish a local bank folder as the current bank and return its manifest.
 
     The folder holds `bank.json` ({"base_model": "<id>"}), `adapters/<name>/` with PEFT files and, optionally,
     `router/`. Everything is validated before the first byte is written. `version` names the bank; the
-    default derives from its content. Publishing the current bank again changes nothing.
+    default derives from its content. Publishing the current bank again changes nothing. `report` is called with the
+    verdict on each adapter, `read` with the adapters read so far and all of them, `progress` with the bytes uploaded.
 
     Raises AdapterRefused or BankError for content that cannot be served, Conflict after a concurrent publish or
     if `version` exists with other content, StoreUnavailable if the store fails: the previous bank then stays
     current, and publishing again resumes.
     """
-    return commit(store, lambda before: read_folder(folder, version=version, check=check), progress=progress)
+    return commit(
+        store,
+        lambda before: read_folder(folder, version=version, check=check, rules=rules, report=report, progress=read),
+        progress=progress,
+    )
 
 
 def commit(store: AdapterStore, make: Make, *, progress: Progress = silent) -> BankManifest:
@@ -94,8 +103,9 @@ def commit(store: AdapterStore, make: Make, *, progress: Progress = silent) -> B
         attempt += 1
 
 
-def rollback(store: AdapterStore, version: str | None = None) -> BankManifest:
-    """Move the pointer to `version`, by default to the previous bank, and return its manifest.
+def rollback(store: AdapterStore, version: str | None = None, *, progress: Progress = silent) -> BankManifest:
+    """Move the pointer to `version`, by default to the previous bank, and return its manifest. `progress` counts the
+    files that are looked up.
 
     Raises UnknownModel if there is no such version, BankError if some of its files are missing, Conflict if another
     writer changed the pointer meanwhile.
@@ -105,7 +115,13 @@ def rollback(store: AdapterStore, version: str | None = None) -> BankManifest:
     if target is None:
         raise BankError(f"{store.uri} has no bank before {before[0].version}; name a version (`dlp bank list`)")
     manifest, raw = read_version(store, target)
-    missing = [key for key, file in manifest.objects() if not _present(store, key, file.size)]
+    files = manifest.objects()
+
+    def absent(file: tuple[str, FileEntry]) -> str | None:
+        key, entry = file
+        return None if _present(store, key, entry.size) else key
+
+    missing = sorted(filter(None, in_parallel(absent, files, lambda key: 1, len(files), progress)))
     if missing:
         raise BankError(
             f"bank {target} cannot be served: {len(missing)} of its files are missing or have the wrong size, first "

@@ -10,14 +10,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from dlp_core.adapter.examination import LENIENT, Check, read_by
 from dlp_core.bank.folder import (
-    Check,
     LocalFile,
+    Report,
     checked_description,
     describe_adapter,
     describe_router,
     make_manifest,
     read_description,
+    unreported,
 )
 from dlp_core.bank.manifest import AdapterEntry, BankManifest, RouterEntry
 from dlp_core.bank.publish import commit
@@ -39,13 +41,15 @@ def with_adapter(
     description: str | None = None,
     replace: bool = False,
     check: Check | None = None,
+    report: Report = unreported,
 ) -> BankManifest:
     """Publish the current bank plus the adapter in `folder` (PEFT files) as `name`.
 
-    `examples` are prompts for the router to send to it, `description` says what it is for; the default is what the
-    folder says. `replace` allows an existing name; it stays routed if it was. Raises InvalidRequest if the name is
-    taken or the description is no sentence, AdapterRefused if the adapter cannot be served, UnknownModel for examples
-    or a `description` if the bank has no router, and what dlp_core.bank.publish.publish raises."""
+    `report` is called with the verdict on the adapter. `examples` are prompts for the router to send to it,
+    `description` says what it is for; the default is what the folder says. `replace` allows an existing name; it stays
+    routed if it was. Raises InvalidRequest if the name is taken or the description is no sentence, AdapterRefused if
+    the adapter cannot be served, UnknownModel for examples or a `description` if the bank has no router,
+    and what dlp_core.bank.publish.publish raises."""
 
     def make(before: BankManifest, work: Path) -> tuple[BankManifest, list[LocalFile]]:
         others = {adapter.name: adapter for adapter in before.adapters}
@@ -58,7 +62,13 @@ def with_adapter(
         about = read_description(folder) if description is None else checked_description(description)
         taught = examples is not None or description is not None or (about is not None and before.router is not None)
         entry, sources = describe_adapter(
-            folder, name=name, base_id=before.base_model.id, check=check, routed=was_routed or taught, description=about
+            read_by(LENIENT, folder, name=name),
+            folder,
+            base=before.base_model,
+            check=check,
+            report=report,
+            routed=was_routed or taught,
+            description=about,
         )
         adapters = sorted([*others.values(), entry], key=lambda adapter: adapter.name)
         router = before.router

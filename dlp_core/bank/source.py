@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dlp_core.adapter.checks import check_base
 from dlp_core.adapter.names import unqualify
 from dlp_core.adapter.weights import Adapter, read_adapter
 from dlp_core.bank.disk_cache import DiskCache
@@ -25,17 +24,17 @@ class BankSource:
     def __init__(self, store: AdapterStore, cache: DiskCache) -> None:
         self._store = store
         self._cache = cache
-        self._entries: dict[str, tuple[AdapterEntry, str]] = {}  # with the base model's id
+        self._entries: dict[str, AdapterEntry] = {}
 
     def add(self, manifest: BankManifest) -> None:
         """Register the adapters of a bank version. Idempotent."""
-        self._entries.update({entry.qualified_name: (entry, manifest.base_model.id) for entry in manifest.adapters})
+        self._entries.update({entry.qualified_name: entry for entry in manifest.adapters})
 
     def digest(self, name: str) -> str:
-        return self._entry(name)[0].digest
+        return self._entry(name).digest
 
     def size(self, name: str) -> int:
-        return self._entry(name)[0].size
+        return self._entry(name).size
 
     def load(self, name: str) -> Adapter:
         """Read one adapter, from disk if it was fetched before.
@@ -43,17 +42,15 @@ class BankSource:
         Raises AdapterUnavailable if it cannot be fetched now, AdapterMissing if it is not in the store, AdapterRefused
         if it cannot be served.
         """
-        entry, base_id = self._entry(name)
+        entry = self._entry(name)
         with self._cache.lease(self._store, entry) as folder:
-            adapter = read_adapter(folder, name=entry.name)
-        check_base(adapter, base_id)
-        return adapter
+            return read_adapter(folder, name=entry.name)
 
     def on_disk(self) -> int:
         """The number of known adapters in the disk cache. Blocking."""
-        return len(self._cache.digests() & {entry.digest for entry, _ in list(self._entries.values())})
+        return len(self._cache.digests() & {entry.digest for entry in list(self._entries.values())})
 
-    def _entry(self, name: str) -> tuple[AdapterEntry, str]:
+    def _entry(self, name: str) -> AdapterEntry:
         try:
             return self._entries[name]
         except KeyError:

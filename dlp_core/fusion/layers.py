@@ -21,7 +21,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dlp_core.adapter.checks import LayerShape, check_fits
+from dlp_core.adapter.checks import LayerShape
+from dlp_core.adapter.fitting import fit
 from dlp_core.adapter.weights import Adapter, LoRAWeights
 from dlp_core.errors import AdapterRefused, InvalidRequest
 from dlp_core.fusion.op import Op, Step
@@ -72,7 +73,7 @@ class Fusion:
 
     def pack(self, adapter: Adapter) -> Packed:
         """The first half of `load`: check an adapter and pack it in host memory. Safe on any thread."""
-        check_fits(adapter, self.shapes)
+        adapter = fit(adapter, self.shapes)
         deltas = self._deltas(adapter)
         d_in = {path: self.shapes[path].d_in for path in deltas}
         try:
@@ -156,12 +157,13 @@ def read_shapes(folder: Path) -> Mapping[str, LayerShape]:
     return {path: _shape(layer) for path, layer in _layers(model).items()}
 
 
-def fits_model(folder: Path) -> Callable[[Adapter], None]:
-    """A check that adapters fit the layers of the model in this folder (dlp_core.adapter.checks.check_fits).
+def fits_model(folder: Path) -> Callable[[Adapter], Adapter]:
+    """A check that adapters fit the layers of the model in this folder (dlp_core.adapter.fitting.fit), which returns
+    them with its names.
 
     Raises InvalidRequest as `read_shapes`; the check raises AdapterRefused.
     """
-    return partial(check_fits, layers=read_shapes(folder))
+    return partial(fit, layers=read_shapes(folder))
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:

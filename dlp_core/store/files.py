@@ -40,6 +40,11 @@ def version_of(digest: str) -> str:
     return digest.removeprefix("sha256:")[:12]
 
 
+def describe_bytes(path: str, content: bytes) -> FileEntry:
+    """Size and sha256 of what was read from a file."""
+    return FileEntry(path=path, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
 def describe_files(folder: Path, names: Sequence[str]) -> tuple[FileEntry, ...]:
     """Size and sha256 of each file, in the order of `names`."""
     entries = []

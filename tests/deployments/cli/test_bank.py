@@ -12,6 +12,7 @@ import pytest
 from deployments.cli import main
 from dlp_core.store.opening import open_store
 from tests.support.banks import ADAPTERS, upload, write_adapter, write_bank
+from tests.support.trainers import TRAINER_FILES, leave_trainer_files
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -171,6 +172,55 @@ def test_adapters_are_checked_against_the_real_base_model(dlp: Run, tmp_path: Pa
     code, _, err = dlp("publish", str(folder), "--base-model", str(tmp_path / "base"), "--json")
     assert code == (0 if fits else 2)
     assert ("8 -> 8" in err) is not fits
+
+
+def test_what_is_said_about_adapters_that_are_served(dlp: Run, tmp_path: Path) -> None:
+    """A line for each thing to say, however many adapters it is about; warnings on stderr."""
+    folder = write_bank(tmp_path / "bank")
+    for name in ADAPTERS:
+        write_adapter(folder / "adapters" / name, base_model_name_or_path="org/other-7b")
+        (folder / "adapters" / name / "training_args.bin").write_bytes(b"\x80\x04")
+    write_adapter(folder / "adapters" / "beta", base_model_name_or_path="unsloth/tiny-base-bnb-4bit")
+    (folder / "adapters" / "beta" / "README.md").write_text("made by PEFT")
+
+    code, out, err = dlp("publish", str(folder))
+    assert code == 0
+    assert err.splitlines() == [
+        "warning: it was trained on 'org/other-7b', and 'org/tiny-base' is served; if they are one model, list the "
+        "name in bank.json's aliases (alpha, gamma)"
+    ]
+    assert out.splitlines()[1:] == [
+        "note: its base model 'unsloth/tiny-base-bnb-4bit' is another form of 'org/tiny-base' (beta)",
+        "left out: training_args.bin (3), README.md (1)",
+    ]
+
+    code, out, err = dlp("publish", str(folder), "--json")
+    said = json.loads(out)
+    assert code == 0
+    assert len(err.splitlines()) == 1
+    assert [line.partition(":")[0] for line in said["warnings"]] == ["adapter 'alpha'", "adapter 'gamma'"]
+    assert [line.partition(":")[0] for line in said["notes"]] == ["adapter 'beta'"]
+    assert said["left_out"] == [
+        "alpha/training_args.bin",
+        "beta/README.md",
+        "beta/training_args.bin",
+        "gamma/training_args.bin",
+    ]
+
+    code, out, err = dlp("publish", str(folder), "--strict-names")
+    assert (code, out) == (2, "")
+    assert "adapter 'alpha' was trained on 'org/other-7b'" in err
+    assert err.count("\n") == 1
+
+
+def test_a_trainers_folder_in_a_store_is_published_like_one_here(dlp: Run, tmp_path: Path, s3: str) -> None:
+    folder = write_bank(tmp_path / "bank")
+    leave_trainer_files(folder / "adapters" / "alpha", tmp_path / "proof")
+    upload(folder, f"{s3}candidate/")
+    there = json_of(dlp("publish", f"{s3}candidate/", "--json"))
+    assert json_of(dlp("publish", str(folder), "--json")) == there
+    assert len(there["left_out"]) == len(TRAINER_FILES)
+    assert not (tmp_path / "proof").exists()
 
 
 def test_without_a_bank_the_option_is_asked_for(dlp: Run, monkeypatch: pytest.MonkeyPatch) -> None:

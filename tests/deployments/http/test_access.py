@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 
 from deployments.args import RoutingArgs
 from deployments.http.access import ANONYMOUS, TOKEN_VARIABLE, Access
+from deployments.http.admin import Published
 from deployments.http.app import create_app
 from deployments.http.errors import Unauthorized
 from dlp_core.bank.follower import Refusal
@@ -269,19 +270,21 @@ class AdminEcho(EchoService):
     """Remembers what it was asked."""
 
     changes: list[tuple[object, ...]] = field(default_factory=list)
+    warnings: tuple[str, ...] = ()
 
-    async def load_adapter(self, body: Any) -> BankManifest:
+    async def load_adapter(self, body: Any) -> Published:
         if body.lora_path == "/bad":
             raise BankError("it does not fit")
-        return self._changed("load", body.lora_name, body.lora_path, body.load_inplace, body.examples)
+        bank = self._changed("load", body.lora_name, body.lora_path, body.load_inplace, body.examples)
+        return Published(bank, self.warnings)
 
     async def unload_adapter(self, name: str) -> BankManifest:
         if name == "nobody":
             raise UnknownModel("adapter 'nobody' does not exist in bank b1")
         return self._changed("unload", name)
 
-    async def publish(self, folder: str, version: str | None) -> BankManifest:
-        return self._changed("publish", folder, version)
+    async def publish(self, folder: str, version: str | None) -> Published:
+        return Published(self._changed("publish", folder, version), self.warnings)
 
     async def rollback(self, version: str | None) -> BankManifest:
         return self._changed("rollback", version)
@@ -338,10 +341,18 @@ def test_vllms_bodies_and_answers(admin: TestClient, echo: AdminEcho) -> None:
 
 
 def test_publish_and_rollback(admin: TestClient, echo: AdminEcho) -> None:
-    assert admin.post("/bank/publish", json={"folder": "/bank"}).json() == {"version": "b2", "adapters": 2}
+    published = admin.post("/bank/publish", json={"folder": "/bank"}).json()
+    assert published == {"version": "b2", "adapters": 2, "warnings": []}
     admin.post("/bank/rollback", json={"version": "b1"})
     admin.post("/bank/rollback")
     assert echo.changes == [("publish", "/bank", None), ("rollback", "b1"), ("rollback", None)]
+
+
+def test_warnings_come_with_the_answer(admin: TestClient, echo: AdminEcho) -> None:
+    echo.warnings = ("adapter 'new': it was trained on 'x'",)
+    assert admin.post("/bank/publish", json={"folder": "/bank"}).json()["warnings"] == list(echo.warnings)
+    reply = admin.post("/load_lora_adapter", json={"lora_name": "new", "lora_path": "/new"})
+    assert reply.text.splitlines()[1:] == ["Warning: adapter 'new': it was trained on 'x'"]
 
 
 def test_admin_mistakes_have_their_status(admin: TestClient) -> None:

@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dlp_core.adapter.base_names import BaseNames
 from dlp_core.adapter.checks import LayerShape, check_base, check_fits
-from dlp_core.adapter.config import CONFIG_FILE
+from dlp_core.adapter.contents import CONFIG_FILE, WEIGHTS_FILE
 from dlp_core.adapter.names import qualify, unqualify, validate_name
-from dlp_core.adapter.weights import WEIGHTS_FILE, read_adapter
+from dlp_core.adapter.weights import read_adapter
 from dlp_core.errors import AdapterRefused, InvalidRequest
 from dlp_core.fusion.layers import install
 from examples.tiny.model import peft_model
@@ -186,11 +187,23 @@ def test_an_adapter_of_another_shape_does_not_fit(folder: Path) -> None:
         check_fits(adapter, shapes)
 
 
-def test_an_adapter_of_another_base_model_is_refused(folder: Path) -> None:
+def test_the_name_of_another_base_model_warns_and_is_refused_on_request(folder: Path) -> None:
     edit_config(folder, base_model_name_or_path="/models/SmolLM2-135M-Instruct/")
     adapter = read_adapter(folder, name="sql")
-    check_base(adapter, "HuggingFaceTB/smollm2-135m-instruct")
-    with pytest.raises(AdapterRefused, match="this bank serves 'Llama-3-8B'"):
-        check_base(adapter, "Llama-3-8B")
-    edit_config(folder, base_model_name_or_path=None)
-    check_base(read_adapter(folder, name="sql"), "Llama-3-8B")
+    assert check_base(adapter, "HuggingFaceTB/smollm2-135m-instruct", strict=True) is None
+    remark = check_base(adapter, "Llama-3-8B")
+    assert remark is not None
+    assert remark.warning
+    assert "'/models/SmolLM2-135M-Instruct/', and 'Llama-3-8B' is served" in remark.text
+    with pytest.raises(AdapterRefused, match="adapter 'sql' was trained on '/models/SmolLM2-135M-Instruct/'"):
+        check_base(adapter, "Llama-3-8B", strict=True)
+    assert check_base(adapter, BaseNames("Llama-3-8B", aliases=("smollm2-135m-instruct",)), strict=True) is None
+
+
+@pytest.mark.parametrize("name", [None, "", "/opt/ml/input/data/model", "x/tiny-llama-bnb-4bit"])
+def test_a_name_that_does_not_contradict_is_a_note(folder: Path, name: str | None) -> None:
+    edit_config(folder, base_model_name_or_path=name)
+    remark = check_base(read_adapter(folder, name="sql"), "tiny-llama", strict=True)
+    assert remark is not None
+    assert not remark.warning
+    assert "'tiny-llama'" in remark.text

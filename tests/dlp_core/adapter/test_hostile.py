@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from dlp_core.adapter import patterns
-from dlp_core.adapter.config import CONFIG_FILE
+from dlp_core.adapter.contents import CONFIG_FILE, WEIGHTS_FILE
 from dlp_core.adapter.patterns import MAX_CHARACTERS, Patterns
-from dlp_core.adapter.weights import WEIGHTS_FILE, Adapter, read_adapter
+from dlp_core.adapter.weights import Adapter, read_adapter
 from dlp_core.errors import AdapterRefused
 from dlp_core.store.documents import MAX_DOCUMENT_BYTES, parse_json, parse_yaml
 from tests.support.tiny import peft_adapter

@@ -10,14 +10,19 @@ import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dlp_core.adapter.examination import Rules, Verdict
+from dlp_core.adapter.weights import Adapter
+from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.manifest import POINTER_KEY, BankManifest, diff, manifest_key
 from dlp_core.bank.publish import publish, rollback, verify
 from dlp_core.bank.reading import current, list_versions, load_manifest
+from dlp_core.bank.source import BankSource
 from dlp_core.errors import (
     AdapterRefused,
     BankError,
@@ -32,6 +37,7 @@ from dlp_core.store.files import digest_of
 from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore
 from tests.support.banks import ADAPTERS, BASE_ID, Spy, write_adapter, write_bank, write_router
+from tests.support.trainers import TRAINER_FILES, hostile_pickle, leave_trainer_files
 from tests.support.waiting import HANG_S
 
 
@@ -261,16 +267,12 @@ def route(*labels: str) -> Callable[[Path], None]:
         (remove("bank.json"), BankError, "bank.json"),
         (write("bank.json", "{}"), BankError, "base_model"),
         (write("bank.json", '{"base_model": "b", "basemodel": "x"}'), BankError, "basemodel"),
-        (write("bank.json", '{"base_model": "other"}'), AdapterRefused, "alpha"),
         (lambda folder: shutil.rmtree(folder / "adapters"), BankError, "no adapters"),
         (lambda folder: write_adapter(folder / "adapters" / "bad name"), InvalidRequest, "bad name"),
         (lambda folder: write_adapter(folder / "adapters" / "auto"), BankError, "labels|auto"),
         (lambda folder: write_adapter(folder / "adapters" / "beta", use_dora=True), AdapterRefused, "use_dora"),
         (truncate("adapters/beta/adapter_model.safetensors"), AdapterRefused, "beta"),
         (remove("adapters/beta/adapter_model.safetensors"), AdapterRefused, "beta"),
-        (write("adapters/beta/adapter_model.bin", b"\x80\x04"), AdapterRefused, "adapter_model.bin"),
-        (write("adapters/beta/optimizer.PT", b"\x80\x04"), AdapterRefused, "optimizer.PT"),
-        (write("router/model.pkl", b"\x80\x04"), AdapterRefused, "model.pkl"),
         (remove("router/router.json"), BankError, "router"),
         (truncate("router/router.safetensors"), BankError, "train the router again"),
         (write("router/router.json", "[]"), BankError, "not a router"),
@@ -307,6 +309,102 @@ def test_the_caller_may_check_each_adapter(store: AdapterStore, folder: Path) ->
         publish(store, folder, check=check)
     assert seen == ["alpha", "beta"]
     assert store.list() == []
+
+
+def test_the_first_of_several_bad_adapters_is_named(store: AdapterStore, tmp_path: Path) -> None:
+    folder = write_bank(tmp_path / "bank", [f"a{number:02}" for number in range(30)], router=False)
+    for number in (7, 9, 20):
+        truncate(f"adapters/a{number:02}/adapter_model.safetensors")(folder)
+    for _ in range(5):
+        with pytest.raises(AdapterRefused, match="'a07'"):
+            publish(store, folder)
+
+
+def test_reading_has_a_progress_of_its_own(store: AdapterStore, folder: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    publish(store, folder, read=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_what_a_trainer_leaves_is_neither_opened_nor_published(
+    store: AdapterStore, folder: Path, tmp_path: Path
+) -> None:
+    plain = publish(store, folder)
+    for place in ("adapters/alpha", "router"):
+        leave_trainer_files(folder / place, tmp_path / "proof")
+    verdicts: list[Verdict] = []
+    spy = Spy(store)
+    assert publish(spy, folder, report=verdicts.append) == plain
+    assert not [key for key in spy.writes if not key.endswith(".json")]
+    assert not (tmp_path / "proof").exists()
+    assert [(verdict.name, set(verdict.left_out)) for verdict in verdicts] == [
+        ("alpha", set(TRAINER_FILES)),
+        ("beta", set()),
+        ("gamma", set()),
+    ]
+
+
+def test_pickled_weights_are_refused_with_the_command_that_converts_them(
+    store: AdapterStore, folder: Path, tmp_path: Path
+) -> None:
+    beta = folder / "adapters" / "beta"
+    (beta / "adapter_model.safetensors").unlink()
+    (beta / "adapter_model.bin").write_bytes(hostile_pickle(tmp_path / "proof"))
+    with pytest.raises(AdapterRefused, match=f"'beta'.*run: dlp adapter convert {beta}"):
+        publish(store, folder)
+    assert store.list() == []
+    assert not (tmp_path / "proof").exists()
+
+
+def test_names_of_base_models_are_judged_by_the_banks_own(store: AdapterStore, folder: Path, tmp_path: Path) -> None:
+    names = {"alpha": "other/model-7b", "beta": None, "gamma": "x/house-model"}
+    for name, base in names.items():
+        write_adapter(folder / "adapters" / name, base_model_name_or_path=base)
+    (folder / "bank.json").write_text(json.dumps({"base_model": BASE_ID, "aliases": ["acme/House-Model"]}))
+    verdicts: dict[str, Verdict] = {}
+    manifest = publish(store, folder, report=lambda verdict: verdicts.update({verdict.name: verdict}))
+    assert [len(verdicts[name].warnings) for name in names] == [1, 0, 0]
+    assert [len(verdicts[name].notes) for name in names] == [0, 1, 0]
+    assert load_manifest(store).base_model.aliases == ("acme/House-Model",)
+    with pytest.raises(AdapterRefused, match="'alpha' was trained on 'other/model-7b'"):
+        publish(store, folder, rules=Rules(strict_names=True))
+
+    source = BankSource(store, DiskCache(tmp_path / "cache", 10**7))
+    source.add(manifest)
+    for adapter in manifest.adapters:
+        assert source.load(adapter.qualified_name).modules, "what publishing accepts is served"
+
+
+def test_other_aliases_are_another_bank(store: AdapterStore, folder: Path) -> None:
+    plain = publish(store, folder)
+    assert "aliases" not in (folder / "bank.json").read_text()
+    (folder / "bank.json").write_text(json.dumps({"base_model": BASE_ID, "aliases": ["x"]}))
+    assert publish(store, folder).version != plain.version
+
+
+def test_what_a_check_returns_is_described(store: AdapterStore, folder: Path) -> None:
+    def rename(adapter: Adapter) -> Adapter:
+        return replace(adapter, modules=dict(zip(["model.layers.0.other"], adapter.modules.values(), strict=True)))
+
+    assert publish(store, folder, check=rename).adapters[0].modules == ("other",)
+
+
+def test_links_of_a_cached_snapshot_are_followed_on_request_alone(
+    store: AdapterStore, folder: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "models--org--alpha"
+    (folder / "adapters" / "alpha").rename(tmp_path / "alpha")
+    (repository / "snapshots").mkdir(parents=True)
+    (tmp_path / "alpha").rename(repository / "blobs")
+    snapshot = repository / "snapshots" / "c0ffee"
+    snapshot.mkdir()
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        (snapshot / file).symlink_to(Path("../../blobs") / file)
+    (folder / "adapters" / "alpha").symlink_to(snapshot)
+    with pytest.raises(AdapterRefused, match=r"'alpha'.*leads out of its folder"):
+        publish(store, folder)
+    assert publish(store, folder, rules=Rules(hub_links=True)).adapters[0].name == "alpha"
+    assert verify(store).problems == ()
 
 
 def test_other_files_stay_at_home(store: AdapterStore, folder: Path) -> None:

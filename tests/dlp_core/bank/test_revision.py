@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 
+from dlp_core.adapter.examination import Verdict
 from dlp_core.bank.manifest import BankManifest
 from dlp_core.bank.publish import publish, rollback, verify
 from dlp_core.bank.reading import current, load_manifest
@@ -128,8 +129,8 @@ def test_with_a_description_the_router_learns_it_and_the_bank_keeps_it(
 
 def test_what_cannot_be_done_changes_nothing(store: AdapterStore, bank: BankManifest, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "new")
-    with pytest.raises(AdapterRefused, match="base model"):
-        with_adapter(store, NEW, write_adapter(tmp_path / "alien", base_model_name_or_path="org/other"))
+    with pytest.raises(AdapterRefused, match="use_dora"):
+        with_adapter(store, NEW, write_adapter(tmp_path / "dora", use_dora=True))
     with pytest.raises(InvalidRequest, match="nothing to know 'object_owner' by"):
         with_adapter(store, NEW, folder, examples=[" "])
     with pytest.raises(BankError, match="auto"):
@@ -137,6 +138,14 @@ def test_what_cannot_be_done_changes_nothing(store: AdapterStore, bank: BankMani
     with pytest.raises(UnknownModel, match="'nobody' does not exist"):
         without_adapter(store, "nobody")
     assert load_manifest(store) == bank
+
+
+def test_the_verdict_on_a_new_adapter_is_reported(store: AdapterStore, bank: BankManifest, tmp_path: Path) -> None:
+    verdicts: list[Verdict] = []
+    folder = write_adapter(tmp_path / "new", base_model_name_or_path="org/other-7b")
+    with_adapter(store, NEW, folder, report=verdicts.append)
+    assert [(verdict.name, len(verdict.warnings)) for verdict in verdicts] == [(NEW, 1)]
+    assert "'org/other-7b'" in verdicts[0].warnings[0]
 
 
 def test_there_must_be_a_bank(store: AdapterStore, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dlp_core.adapter.config import CONFIG_FILE
+from dlp_core.adapter.contents import CONFIG_FILE
 from dlp_core.adapter.weights import read_adapter
 from dlp_core.errors import AdapterRefused
 from dlp_core.fusion.layers import Fusion, install
