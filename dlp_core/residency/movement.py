@@ -24,11 +24,13 @@ from typing import NamedTuple
 
 import torch
 
+from dlp_core.adapter.weights import Adapter
 from dlp_core.errors import AdapterUnavailable, DLPError, InvalidRequest
 from dlp_core.fusion.layers import Fusion
 from dlp_core.residency.host_memory import HostMemory
 from dlp_core.residency.slots import Claim, Load, Slots
 from dlp_core.residency.sources import AdapterSource
+from dlp_core.store.files import digest_of
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,8 @@ class _Waiter(NamedTuple):
     granted: asyncio.Event
     context: Context
 
+
+_CHANGED_RETRY_S = 1.0
 
 _LOAD_THREADS = 4
 """Concurrent loads: enough to hide the store's latency, few enough to leave the cores to the model."""
@@ -222,11 +226,20 @@ class Residency:
         packed = self._host.get(key)
         if packed is None:
             began = time.perf_counter()
-            packed = self._fusion.pack(self._source.load(key.name))
+            packed = self._fusion.pack(self._read(key))
             self._host.put(key, packed)
             if self._on_load is not None:
                 self._on_load(key.name, "host", time.perf_counter() - began)
         self._fusion.place(slot, packed)
+
+    def _read(self, key: _Key) -> Adapter:
+        """The adapter from the source, and no other that has its name by now: cached blocks go by the digest."""
+        adapter = self._source.load(key.name)
+        if adapter.files and digest_of(adapter.files) != key.digest:
+            raise AdapterUnavailable(
+                f"adapter {key.name!r} was changed while it was loaded; try again", retry_after=_CHANGED_RETRY_S
+            )
+        return adapter
 
 
 def _mark_exception_retrieved(task: asyncio.Task[None]) -> None:
