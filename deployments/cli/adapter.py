@@ -1,4 +1,4 @@
-"""`dlp adapter`: train a LoRA adapter, or check whether one can be served exactly."""
+"""`dlp adapter`: train a LoRA adapter, check whether one can be served exactly, convert one from a pickle."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from deployments import terminal
-from deployments.cli.options import Device, Json, Seed
-from dlp_core.adapter.weights import WEIGHTS_FILE, Adapter, read_adapter
+from deployments.cli.options import Device, Json, Seed, StrictNames
+from deployments.cli.verdicts import print_verdicts
+from dlp_core.adapter.contents import WEIGHTS_FILE
+from dlp_core.adapter.weights import Adapter
+from dlp_core.errors import InvalidRequest
 from dlp_core.store.local_copy import local_copy
 from dlp_core.store.opening import PLACES
 
-app = typer.Typer(help="Train and check LoRA adapters.", no_args_is_help=True)
+app = typer.Typer(help="Train, check and convert LoRA adapters.", no_args_is_help=True)
 
 
 @app.command()
@@ -78,23 +82,65 @@ def check(
     base_model: Annotated[
         Path | None, typer.Option(help="Folder of the base model: also check that the adapter fits its layers.")
     ] = None,
+    base_model_name: Annotated[
+        str | None, typer.Option(help="Name of the served base model; default: that of --base-model's folder.")
+    ] = None,
+    strict_names: StrictNames = False,
     json: Json = False,
 ) -> None:
     """Describe an adapter and check that it can be served exactly; exit 2 with the reason if it cannot."""
-    from dlp_core.adapter.checks import check_base
+    from dlp_core.adapter.base_names import BaseNames, folder_name
+    from dlp_core.adapter.examination import Rules, judge, read_by
 
-    with terminal.progress(f"read {location}") as bar, local_copy(location, progress=bar.report) as folder:
-        adapter = read_adapter(folder, name=folder.name)
-        facts = _facts(adapter, folder)
+    if strict_names and base_model is None and base_model_name is None:
+        raise InvalidRequest("--strict-names needs the served base model: --base-model DIR or --base-model-name NAME")
+    fits = None
     if base_model is not None:
         from dlp_core.fusion.layers import fits_model
 
-        check_base(adapter, base_model.resolve().name)
-        fits_model(base_model)(adapter)
+        fits = fits_model(base_model)
+        base_model_name = base_model_name or folder_name(base_model)
+    rules = Rules(strict_names=strict_names, hub_links=True)
+    with terminal.progress(f"read {location}") as bar, local_copy(location, progress=bar.report) as folder:
+        adapter = read_by(rules, folder, name=folder.name)
+        names = None if base_model_name is None else BaseNames(base_model_name)
+        adapter, verdict = judge(adapter, folder, base=names, check=fits, rules=rules)
+        facts = _facts(adapter, folder)
+    if base_model is not None:
         facts["fits"] = str(base_model)
+    said = {"notes": verdict.notes, "warnings": verdict.warnings, "left_out": verdict.left_out}
     if json:
-        terminal.print_json(facts)
+        terminal.print_json({**facts, **said})
+    else:
+        _print_facts(facts)
+        hint = "" if base_model else "; --base-model DIR checks it against the layers of its base model"
+        terminal.say(f"[green]can be served exactly[/]{hint}")
+    print_verdicts([verdict], json=json)
+
+
+@app.command()
+def convert(
+    folder: Annotated[
+        Path, typer.Argument(help="A PEFT folder with adapter_model.bin and no adapter_model.safetensors.")
+    ],
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing adapter_model.safetensors.")] = False,
+    json: Json = False,
+) -> None:
+    """Write adapter_model.safetensors from adapter_model.bin, in a process of its own that loads tensors alone."""
+    from dlp_core.adapter.conversion import convert as convert_folder
+
+    with terminal.progress(f"convert {folder}"):
+        adapter = convert_folder(folder, force=force)
+    written = folder / WEIGHTS_FILE
+    if json:
+        terminal.print_json({"adapter": adapter.name, "written": str(written), "bytes": written.stat().st_size})
         return
+    terminal.say(
+        f"[bold]{escape(str(written))}[/]: {adapter.parameters:,} parameters, {written.stat().st_size:,} bytes"
+    )
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None)
     for key, value in facts.items():
         if key == "served":  # printed below
@@ -105,8 +151,6 @@ def check(
             shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
         table.add_row(key.replace("_", " "), shown)
     terminal.out.print(table)
-    hint = "" if base_model else "; --base-model DIR checks it against the layers of its base model"
-    terminal.say(f"[green]can be served exactly[/]{hint}")
 
 
 def _facts(adapter: Adapter, folder: Path) -> dict[str, Any]:

@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from deployments.cli.adapter import app
-from dlp_core.adapter.config import CONFIG_FILE
-from dlp_core.errors import AdapterRefused, NotFound
+from dlp_core.adapter.contents import CONFIG_FILE, WEIGHTS_FILE
+from dlp_core.adapter.examination import Verdict
+from dlp_core.bank.publish import publish
+from dlp_core.errors import AdapterRefused, InvalidRequest, NotFound
 from dlp_core.store.opening import open_store
 from examples.tiny.model import tiny_backbone
 from tests.dlp_core.fusion.test_model_families import adapted, save
 from tests.support.families import FAMILIES
 from tests.support.tiny import peft_adapter, tiny_llama
+from tests.support.trainers import TRAINER_FILES, leave_trainer_files
 
 
 def check(*args: str) -> dict[str, Any]:
@@ -67,9 +72,94 @@ def test_the_layers_of_a_base_model_are_checked_where_it_is_given(tmp_path: Path
     tiny_llama(layers=1).save_pretrained(tmp_path / "small" / "tiny-llama")
     with pytest.raises(AdapterRefused, match="not a layer of the base model"):
         check(str(folder), "--base-model", str(tmp_path / "small" / "tiny-llama"))
-    tiny_llama().save_pretrained(tmp_path / "other")
-    with pytest.raises(AdapterRefused, match="this bank serves 'other'"):
-        check(str(folder), "--base-model", str(tmp_path / "other"))
+    tiny_llama().save_pretrained(tmp_path / "other-7b")
+    base = ["--base-model", str(tmp_path / "other-7b")]
+    assert "'other-7b' is served" in check(str(folder), *base)["warnings"][0]
+    with pytest.raises(AdapterRefused, match="trained on 'org/tiny-llama', and 'other-7b' is served"):
+        check(str(folder), *base, "--strict-names")
+    assert check(str(folder), *base, "--base-model-name", "x/Tiny-Llama", "--strict-names")["warnings"] == []
+
+
+def test_the_name_of_the_base_model_is_judged_without_its_folder(tmp_path: Path) -> None:
+    folder = peft_adapter(tmp_path / "sql", 1)
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    (folder / CONFIG_FILE).write_text(json.dumps(config | {"base_model_name_or_path": "/opt/ml/input/data/model"}))
+    found = check(str(folder), "--base-model-name", "org/tiny-llama", "--strict-names")
+    assert "'/opt/ml/input/data/model' may be 'org/tiny-llama' or not" in found["notes"][0]
+    with pytest.raises(InvalidRequest, match="--strict-names needs the served base model"):
+        check(str(folder), "--strict-names")
+
+
+@pytest.mark.parametrize("base", ["unsloth/tiny-llama-bnb-4bit", "/opt/ml/input/data/model", None])
+def test_a_base_model_that_is_called_otherwise_is_known_by_its_weights(tmp_path: Path, base: str | None) -> None:
+    tiny_llama().save_pretrained(tmp_path / "tiny-llama")
+    folder = peft_adapter(tmp_path / "sql", 1)
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    (folder / CONFIG_FILE).write_text(json.dumps(config | {"base_model_name_or_path": base}))
+    found = check(str(folder), "--base-model", str(tmp_path / "tiny-llama"), "--strict-names")
+    assert (found["served"], found["warnings"], len(found["notes"])) == (True, [], 1)
+    assert "'tiny-llama'" in found["notes"][0]
+
+
+def test_check_and_publish_give_one_verdict_on_a_trainers_folder(tmp_path: Path) -> None:
+    bank = tmp_path / "bank"
+    folder = leave_trainer_files(peft_adapter(bank / "adapters" / "sql", 1), tmp_path / "proof")
+    tensors = load_file(folder / WEIGHTS_FILE)
+    save_file({f"_orig_mod.{key}": tensor for key, tensor in tensors.items()}, folder / WEIGHTS_FILE)
+    (bank / "bank.json").write_text('{"base_model": "other/model-7b"}')
+    checked = check(str(folder), "--base-model-name", "other/model-7b")
+    verdicts: list[Verdict] = []
+    publish(open_store(str(tmp_path / "store")), bank, report=verdicts.append)
+    (verdict,) = verdicts
+    for key in ("notes", "warnings", "left_out"):
+        assert checked[key] == list(getattr(verdict, key)), key
+    assert checked["notes"]
+    assert set(checked["left_out"]) == set(TRAINER_FILES)
+    assert not (tmp_path / "proof").exists()
+
+
+def test_what_a_human_reads(tmp_path: Path) -> None:
+    folder = leave_trainer_files(peft_adapter(tmp_path / "sql", 1))
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    (folder / CONFIG_FILE).write_text(json.dumps(config | {"base_model_name_or_path": "Qwen/Qwen2-7B"}))
+    result = CliRunner().invoke(app, ["check", str(folder), "--base-model-name", "org/tiny-llama"])
+    assert result.exit_code == 0
+    assert "can be served exactly" in result.stdout
+    (left_out,) = [line for line in result.stdout.splitlines() if line.startswith("left out:")]
+    assert left_out.endswith(" more")
+    assert result.stderr == (
+        "warning: it was trained on 'Qwen/Qwen2-7B', and 'org/tiny-llama' is served; if they are one model, list the "
+        "name in bank.json's aliases (sql)\n"
+    )
+
+
+def test_a_snapshot_in_the_hubs_cache_is_checked(tmp_path: Path) -> None:
+    repository = tmp_path / "models--org--sql"
+    snapshot = repository / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    for file in peft_adapter(repository / "blobs", 1).iterdir():
+        (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
+    assert check(str(snapshot))["served"]
+    (snapshot / CONFIG_FILE).unlink()
+    (snapshot / CONFIG_FILE).symlink_to(peft_adapter(tmp_path / "elsewhere", 1) / CONFIG_FILE)
+    with pytest.raises(AdapterRefused, match="leads out of its folder"):
+        check(str(snapshot))
+
+
+def test_pickled_weights_are_converted_and_then_served(tmp_path: Path) -> None:
+    folder = peft_adapter(tmp_path / "sql", 1)
+    expected = check(str(folder))
+    torch.save(load_file(folder / WEIGHTS_FILE), folder / "adapter_model.bin")
+    (folder / WEIGHTS_FILE).unlink()
+    with pytest.raises(AdapterRefused) as refused:
+        check(str(folder))
+    command = refused.value.message.rpartition("run: dlp adapter ")[2].split()
+    converted = CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False)
+    assert json.loads(converted.stdout)["written"] == str(folder / WEIGHTS_FILE)
+    assert check(str(folder)) == expected | {"left_out": ["adapter_model.bin"]}
+    with pytest.raises(InvalidRequest, match="--force"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+    assert "1,792 parameters" in CliRunner().invoke(app, [*command, "--force"], catch_exceptions=False).stdout
 
 
 def test_train_then_check_from_the_command_line(tmp_path: Path) -> None:
