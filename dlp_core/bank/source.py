@@ -71,20 +71,20 @@ def read_router(store: AdapterStore, cache: DiskCache, manifest: BankManifest) -
 
 def qualified(mix: Mix, manifest: BankManifest) -> Mix:
     """`mix` with the engine's adapter names, `name@version`. Raises UnknownModel."""
-    keys = {entry.name: entry.qualified_name for entry in manifest.adapters}
+    entries = manifest.by_name
     for name in mix.names:
-        if name not in keys:
+        if name not in entries:
             raise UnknownModel(f"adapter {name!r} does not exist in bank {manifest.version}")
-    return Mix.of([(keys[part.name], part.weight) for part in mix.adapters])
+    return Mix.of([(entries[part.name].qualified_name, part.weight) for part in mix.adapters])
 
 
 def qualified_names(names: Iterable[str], manifest: BankManifest) -> list[str]:
     """The engine's names of a bank's adapters. Raises BankError for an adapter the bank does not have."""
-    keys = {entry.name: entry.qualified_name for entry in manifest.adapters}
-    missing = [name for name in names if name not in keys]
+    names = list(names)
+    missing = [name for name in names if name not in manifest.by_name]
     if missing:
         raise BankError(f"bank {manifest.version} has no adapter {missing[0]!r}, which pinned_adapters names")
-    return [keys[name] for name in names]
+    return [manifest.by_name[name].qualified_name for name in names]
 
 
 def successors(resident: Iterable[str], manifest: BankManifest) -> list[str]:

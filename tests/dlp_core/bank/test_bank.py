@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import shutil
 import subprocess
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +21,11 @@ import pytest
 from dlp_core.adapter.examination import Rules, Verdict
 from dlp_core.adapter.weights import Adapter
 from dlp_core.bank.disk_cache import DiskCache
-from dlp_core.bank.manifest import POINTER_KEY, BankManifest, diff, manifest_key
+from dlp_core.bank.folder import make_manifest
+from dlp_core.bank.manifest import POINTER_KEY, AdapterEntry, BankManifest, BaseModelEntry, diff, manifest_key
 from dlp_core.bank.publish import publish, rollback, verify
 from dlp_core.bank.reading import current, list_versions, load_manifest
-from dlp_core.bank.source import BankSource
+from dlp_core.bank.source import BankSource, qualified
 from dlp_core.errors import (
     AdapterRefused,
     BankError,
@@ -33,7 +36,8 @@ from dlp_core.errors import (
     StoreUnavailable,
     UnknownModel,
 )
-from dlp_core.store.files import digest_of
+from dlp_core.mix import Mix
+from dlp_core.store.files import FileEntry, digest_of
 from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore
 from tests.support.banks import ADAPTERS, BASE_ID, Spy, write_adapter, write_bank, write_router
@@ -605,3 +609,53 @@ def test_digest_of_does_not_depend_on_order(store: AdapterStore, folder: Path) -
     entry = publish(store, folder).adapters[0]
     assert digest_of(reversed(entry.files)) == digest_of(entry.files)
     assert hashlib.sha256(store.get(entry.key("adapter_config.json")).data).hexdigest() == entry.files[0].sha256
+
+
+# -- large banks ------------------------------------------------------------------------------
+
+
+def large(count: int) -> bytes:
+    """A manifest of many adapters."""
+    entries = []
+    for number in range(count):
+        sha256 = hashlib.sha256(str(number).encode()).hexdigest()
+        files = tuple(FileEntry(path=path, size=number, sha256=sha256) for path in AdapterEntry.FILES)
+        digest = digest_of(files)
+        entries.append(
+            AdapterEntry(
+                name=f"adapter-{number:06}",
+                version=digest[7:19],
+                files=files,
+                digest=digest,
+                rank=8,
+                modules=("q_proj",),
+            )
+        )
+    base = BaseModelEntry(id=BASE_ID)
+    return make_manifest(base, entries, None, version="v1", where="here").model_dump_json().encode()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Of this process, the least of three runs."""
+    taken = []
+    for _ in range(3):
+        began = time.process_time()
+        work()
+        taken.append(time.process_time() - began)
+    return min(taken)
+
+
+def test_reading_a_manifest_takes_time_in_proportion_to_its_length() -> None:
+    small, big = large(500), large(20_000)
+    assert seconds(lambda: BankManifest.model_validate_json(big)) < 40 * 4 * seconds(
+        lambda: BankManifest.model_validate_json(small)
+    )
+
+
+def test_looking_up_an_adapter_takes_no_longer_in_a_larger_bank() -> None:
+    manifest = BankManifest.model_validate_json(large(20_000))
+    mix = Mix.of({"adapter-000007": 1.0})
+    assert qualified(mix, manifest).names == (f"adapter-000007@{manifest.adapters[7].version}",)
+    once = seconds(lambda: [entry.name for entry in manifest.adapters])
+    assert seconds(lambda: qualified(mix, manifest)) < once / 4
+    assert pickle.loads(pickle.dumps(manifest)) == manifest
