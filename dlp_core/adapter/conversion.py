@@ -43,10 +43,9 @@ def convert(folder: Path, *, force: bool = False, timeout_s: float = TIMEOUT_S) 
         with disk_errors(f"adapter {name!r}: {CONFIG_FILE} cannot be read", mistake=AdapterRefused):
             Path(work, CONFIG_FILE).write_bytes(read_regular(folder / CONFIG_FILE, inside=link_root(folder)))
         adapter = read_adapter(Path(work), name=name)
-        if force:
-            converted.replace(target)
-        else:
-            os.link(converted, target)  # unlike a rename, never over a file that has appeared meanwhile
+        if not force:
+            target.touch(exist_ok=False)  # it may have appeared meanwhile
+        converted.replace(target)
     return adapter
 
 

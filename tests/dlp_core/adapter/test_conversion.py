@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from dlp_core.adapter import conversion
 from dlp_core.adapter.contents import CONFIG_FILE, PICKLED_WEIGHTS, WEIGHTS_FILE
 from dlp_core.adapter.conversion import convert
 from dlp_core.adapter.weights import read_adapter
@@ -61,6 +63,18 @@ def test_an_existing_file_is_only_replaced_by_force(folder: Path) -> None:
     assert read_adapter(folder, name="sql").modules
 
 
+def test_a_file_that_appears_meanwhile_is_not_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def finds_another(*args: Any) -> None:
+        unpickle(*args)
+        (folder / WEIGHTS_FILE).write_bytes(b"mine")
+
+    unpickle = conversion._unpickle
+    monkeypatch.setattr(conversion, "_unpickle", finds_another)
+    with pytest.raises(InvalidRequest, match="File exists"):
+        convert(folder)
+    assert (folder / WEIGHTS_FILE).read_bytes() == b"mine"
+
+
 def acts(path: Path, proof: Path) -> None:
     torch.save({"x": Acts(proof)}, path)
 
@@ -74,7 +88,7 @@ def raw(path: Path, proof: Path) -> None:
 
 
 def large(path: Path, proof: Path) -> None:
-    torch.save({"x": torch.zeros(1).expand(10**12)}, path)
+    torch.save({"x": torch.zeros(1).expand(8 * 10**8)}, path)  # 3.2 GB from a file of one kilobyte
 
 
 HOSTILE: dict[str, tuple[Callable[[Path, Path], object], str]] = {

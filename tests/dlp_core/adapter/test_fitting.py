@@ -66,6 +66,17 @@ def test_and_the_other_way_around(adapter: Adapter, name: str) -> None:
     assert renamed(adapter, NAMES[name]).modules == fit(fitted, layers).modules
 
 
+def test_biases_and_copies_have_the_same_names(adapter: Adapter) -> None:
+    head = "model.layers.0.mlp.down_proj"
+    layers = LAYERS | {Q0: LayerShape(64, 64, lora=True, bias=True)}
+    bias, copy = torch.zeros(64), torch.zeros(96, 64)
+    other = renamed(adapter, multimodal)
+    found = fit(replace(other, biases={multimodal(Q0): bias}, copies={multimodal(head): copy}), layers)
+    assert found.biases == {Q0: bias}
+    assert found.copies == {head: copy}
+    assert found.modules == adapter.modules
+
+
 def test_an_adapter_of_this_class_is_left_as_it_is(adapter: Adapter) -> None:
     assert fit(adapter, LAYERS) is adapter
 

@@ -104,6 +104,17 @@ def test_a_write_that_leaves_time_and_size_is_noticed(folders: dict[str, Path], 
     assert source.digest("a") != before
 
 
+def test_a_write_in_the_same_tick_of_the_clock_is_noticed(
+    folders: dict[str, Path], unsettled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = sources._state(folders["a"])
+    monkeypatch.setattr(sources, "_state", lambda folder: state)
+    source = FolderSource(folders)
+    before = source.digest("a")
+    overwrite(folders["a"], folders["n"])
+    assert source.digest("a") != before
+
+
 def test_a_copy_with_the_times_of_its_source_is_noticed(folders: dict[str, Path], settled: None) -> None:
     for name in FILES:
         os.utime(folders["n"] / name, ns=((folders["a"] / name).stat().st_mtime_ns,) * 2)
