@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+MAX_NAME = 1000
+"""Characters of a name; what is longer names nothing."""
+
 _CACHED = re.compile(r"(?:^|/)models--([^/]+)(?:/|$)")
 _WEB = re.compile(r"^https?://[^/]+/(.+?)(?:/(?:tree|resolve|blob)/.*)?$")
 _PATH = re.compile(r"^(?:/|~|\.|[A-Za-z]:/|[a-z0-9]+://)|/.*/")
@@ -63,8 +66,10 @@ def folder_name(folder: Path) -> str:
 
 
 def _compare(name: str | None, own: str) -> Naming:
-    if name is None or name == own:
-        return Naming.NOTHING if name is None else Naming.SAME
+    if name == own:
+        return Naming.SAME
+    if name is None or len(name) > MAX_NAME:
+        return Naming.NOTHING
     told, ours, normal = _model(name), _model(own), _normal(name)
     is_path = _PATH.search(normal) and not _CACHED.search(normal)
     if ours and (told == ours or (is_path and ours in normal.split("/"))):

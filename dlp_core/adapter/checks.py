@@ -37,23 +37,24 @@ def check_base(adapter: Adapter, base: BaseNames | str, *, strict: bool = False)
     """
     base = BaseNames(base) if isinstance(base, str) else base
     told = adapter.base_model
+    shown = repr(told if told is None else told[:200])
     match base.naming(told):
         case Naming.SAME:
             return None
         case Naming.EQUIVALENT:
-            return Remark(f"its base model {told!r} is another form of {base.id!r}")
+            return Remark(f"its base model {shown} is another form of {base.id!r}")
         case Naming.NOTHING:
             if told is None:
                 return Remark(f"it names no base model; whether it belongs to {base.id!r} shows in its layers")
-            return Remark(f"from its name, {told!r} may be {base.id!r} or not; that shows in its layers")
+            return Remark(f"from its name, {shown} may be {base.id!r} or not; that shows in its layers")
         case Naming.OTHER:
             if strict:
                 raise AdapterRefused(
-                    f"adapter {adapter.name!r} was trained on {told!r}, and {base.id!r} is served; publish it in a "
+                    f"adapter {adapter.name!r} was trained on {shown}, and {base.id!r} is served; publish it in a "
                     "bank of its own base model, list the name in bank.json's aliases, or leave out --strict-names"
                 )
             return Remark(
-                f"it was trained on {told!r}, and {base.id!r} is served; if they are one model, list the name in "
+                f"it was trained on {shown}, and {base.id!r} is served; if they are one model, list the name in "
                 "bank.json's aliases",
                 warning=True,
             )

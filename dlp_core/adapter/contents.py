@@ -24,7 +24,8 @@ _FOLDERS = ("*", "snapshots/*")
 def left_out(folder: Path, served: tuple[str, ...] = FILES) -> tuple[str, ...]:
     """What a folder holds beside the files that are served: names, folders with a slash, no hidden ones."""
     names = {f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir()}
-    return tuple(sorted(name for name in names if name not in served and not name.startswith(".")))
+    others = (name for name in names if name not in served and not name.startswith("."))
+    return tuple(sorted(name if name.isprintable() else repr(name) for name in others))
 
 
 def elsewhere(folder: Path) -> str:

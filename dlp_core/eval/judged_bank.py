@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from dlp_core.adapter.examination import Rules
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.folder import FOLDER_FILE
 from dlp_core.bank.manifest import BankManifest
@@ -47,7 +48,7 @@ def open_bank(location: str, cache: DiskCache) -> Iterator[JudgedBank]:
         return
     with local_copy(uri) as folder, TemporaryDirectory(prefix="dlp-eval-") as work:
         scratch = FolderStore(Path(work))
-        yield _read(scratch, publish(scratch, folder), None, cache)
+        yield _read(scratch, publish(scratch, folder, rules=Rules(hub_links=True)), None, cache)
 
 
 def split_location(location: str) -> tuple[str, str | None]:

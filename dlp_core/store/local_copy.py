@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,9 +20,19 @@ from dlp_core.store.transfers import Progress, silent
 MAX_JSON_BYTES = 64 << 20
 """Tokenizers of many languages take tens of megabytes. What reads a smaller document has a bound of its own."""
 
-_READ = {".json": MAX_JSON_BYTES, ".txt": MAX_DOCUMENT_BYTES, ".safetensors": MAX_TENSORS_BYTES}
+_READ = {
+    "*.json": MAX_JSON_BYTES,
+    "*.safetensors": MAX_TENSORS_BYTES,
+    "description.txt": MAX_DOCUMENT_BYTES,
+}
 """Files to download, and how large they may be. Others are created empty: their name is enough to refuse or ignore
 them."""
+
+_OF_TRAINERS = ("trainer_state.json",)
+"""Not read, and as long as the training."""
+
+
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
 @contextmanager
@@ -50,16 +63,27 @@ def _download(store: AdapterStore, folder: Path, progress: Progress) -> None:
     if not objects:
         raise NotFound(f"there is nothing at {store.uri}; check the location", param="folder")
     for info in objects:
-        limit = _READ.get(Path(info.key).suffix)
+        limit = _limit(info.key)
         if limit is not None and info.size > limit:
             raise InvalidRequest(f"{info.key!r} in {store.uri} has {info.size:,} bytes; at most {limit:,} are read")
     total, done = sum(info.size for info in objects), 0
     for info in objects:
         target = folder / info.key
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(store.get(info.key).data if target.suffix in _READ else b"")
+        target.write_bytes(b"" if _limit(info.key) is None else store.get(info.key).data)
         done += info.size
         progress(done, total)
+
+
+def _limit(key: str) -> int | None:
+    """How large an object may be; None if it is not downloaded: what a trainer's checkpoint holds may be a whole model,
+    and is not served from here."""
+    *folders, name = key.split("/")
+    for parent, folder in pairwise(["", *folders]):
+        if _CHECKPOINT.fullmatch(folder) and parent != "adapters":  # there, it is the name of an adapter
+            return None
+    limits = [limit for pattern, limit in _READ.items() if fnmatchcase(name, pattern) and name not in _OF_TRAINERS]
+    return limits[0] if limits else None
 
 
 def _hidden(key: str) -> bool:

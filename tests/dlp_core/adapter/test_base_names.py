@@ -64,6 +64,7 @@ def test_metas_models_with_and_without_their_maker() -> None:
         COMMIT,
         "s3://bucket/job-17/output/model/",
         "D:\\training\\base",
+        "a/" + "b-4bit" * 10**6,
     ],
 )
 def test_what_names_no_model(name: str | None) -> None:

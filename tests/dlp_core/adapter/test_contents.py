@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -40,6 +41,12 @@ def test_what_a_trainer_leaves_is_left_out(tmp_path: Path) -> None:
     (folder / ".gitattributes").write_text("*.safetensors filter=lfs\n")
     assert read_adapter(folder, name="sql").modules
     assert set(left_out(folder)) == set(TRAINER_FILES)
+
+
+def test_names_that_act_on_a_terminal_are_escaped(tmp_path: Path) -> None:
+    (tmp_path / "a\x1b[2J").write_text("")
+    (tmp_path / os.fsdecode(b"\xff")).write_text("")
+    assert left_out(tmp_path) == (r"'\udcff'", r"'a\x1b[2J'")
 
 
 def test_the_newest_checkpoint_is_named(tmp_path: Path) -> None:

@@ -108,6 +108,17 @@ def test_files_of_tools_are_left_out_and_others_come_by_name(monkeypatch: pytest
     assert found == {"a/b.json": b"{}", "a/w.bin": b""}
 
 
+def test_what_a_trainer_leaves_comes_by_name_however_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {"adapter_config.json": b"{}", "adapters/checkpoint-5/adapter_config.json": b"{}", "description.txt": b"x"}
+    left = ("merges.txt", "trainer_state.json", "checkpoint-9/model.safetensors", "a/checkpoint-9/deep/x.json")
+    bucket = Bucket(kept | dict.fromkeys(left, b"x"), dict.fromkeys(left, 1 << 40))
+    use(monkeypatch, bucket)
+    with local_copy("s3://evil/some-adapter/") as folder:
+        found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert found == kept | dict.fromkeys(left, b"")
+    assert bucket.read == list(kept)
+
+
 @pytest.mark.parametrize("location", ["s3://evil/..", "s3://..", "s3://evil/.hidden", "s3://evil/p"])
 def test_a_copy_is_never_beside_its_folder(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, Bucket({"a.json": b"{}"}))
