@@ -21,10 +21,11 @@ from dlp_core.adapter.names import validate_name
 from dlp_core.errors import AdapterRefused, DLPError
 from dlp_core.store.disk import disk_error
 from dlp_core.store.documents import MAX_TENSORS_BYTES, read_regular
-from dlp_core.store.files import FileEntry, describe_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from dlp_core.store.files import FileEntry
 
 MAX_GAIN = 1e6
 """Largest Frobenius norm of a tensor, and of what a module adds per unit of input: trained adapters stay below a
@@ -98,8 +99,7 @@ def read_adapter(folder: Path, *, name: str, inside: Path | None = None, hashed:
 def _read(folder: Path, name: str, inside: Path, hashed: bool) -> Adapter:
     config, config_content = read_config(folder, name, inside=inside)
     content = _read_weights(folder, name, inside)
-    contents = ((CONFIG_FILE, config_content), (WEIGHTS_FILE, content))
-    files = tuple(describe_bytes(path, read) for path, read in contents) if hashed else ()
+    files = _describe(config_content, content) if hashed else ()
     tensors = _tensors(content, name)
     try:
         places, notes = parse_keys(tensors)
@@ -137,6 +137,12 @@ def _read(folder: Path, name: str, inside: Path, hashed: bool) -> Adapter:
         notes=notes,
         files=files,
     )
+
+
+def _describe(config: bytes, weights: bytes) -> tuple[FileEntry, ...]:
+    from dlp_core.store.files import describe_bytes  # pydantic takes a while, and `dlp --help` needs none
+
+    return describe_bytes(CONFIG_FILE, config), describe_bytes(WEIGHTS_FILE, weights)
 
 
 def _read_weights(folder: Path, name: str, inside: Path) -> bytes:

@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import (
@@ -167,11 +166,6 @@ class BankManifest(Record):
     def size(self) -> int:
         """Bytes of all files."""
         return sum(blob.size for blob in self.blobs())
-
-    @cached_property
-    def by_name(self) -> Mapping[str, AdapterEntry]:
-        """The adapters by name: looking for one must not take longer in a larger bank."""
-        return {adapter.name: adapter for adapter in self.adapters}
 
     def blobs(self) -> Sequence[Blob]:
         """The adapters, the router, and its encoder if it has one."""

@@ -71,20 +71,27 @@ def read_router(store: AdapterStore, cache: DiskCache, manifest: BankManifest) -
 
 def qualified(mix: Mix, manifest: BankManifest) -> Mix:
     """`mix` with the engine's adapter names, `name@version`. Raises UnknownModel."""
-    entries = manifest.by_name
+    keys = _qualified_by_name(mix.names, manifest)
     for name in mix.names:
-        if name not in entries:
+        if name not in keys:
             raise UnknownModel(f"adapter {name!r} does not exist in bank {manifest.version}")
-    return Mix.of([(entries[part.name].qualified_name, part.weight) for part in mix.adapters])
+    return Mix.of([(keys[part.name], part.weight) for part in mix.adapters])
 
 
 def qualified_names(names: Iterable[str], manifest: BankManifest) -> list[str]:
     """The engine's names of a bank's adapters. Raises BankError for an adapter the bank does not have."""
     names = list(names)
-    missing = [name for name in names if name not in manifest.by_name]
+    keys = _qualified_by_name(names, manifest)
+    missing = [name for name in names if name not in keys]
     if missing:
         raise BankError(f"bank {manifest.version} has no adapter {missing[0]!r}, which pinned_adapters names")
-    return [manifest.by_name[name].qualified_name for name in names]
+    return [keys[name] for name in names]
+
+
+def _qualified_by_name(names: Iterable[str], manifest: BankManifest) -> dict[str, str]:
+    """The engine's names of these adapters, without those that the bank does not have. A bank may have 100,000."""
+    wanted = set(names)
+    return {entry.name: entry.qualified_name for entry in manifest.adapters if entry.name in wanted}
 
 
 def successors(resident: Iterable[str], manifest: BankManifest) -> list[str]:

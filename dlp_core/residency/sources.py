@@ -18,14 +18,15 @@ class AdapterSource(Protocol):
     """Where adapters come from. Implemented by `FolderSource` here and by the bank's source."""
 
     def digest(self, name: str) -> str:
-        """The digest of the adapter that `name` refers to now; raises UnknownModel for a name outside the bank."""
+        """The digest of the adapter that `name` refers to now: of its files, and of what the source makes of them, if
+        anything. Raises UnknownModel for a name outside the bank."""
 
     def size(self, name: str) -> int:
         """Bytes of the adapter's files; raises what `digest` raises."""
 
     def load(self, name: str) -> Adapter:
-        """Read one adapter; may block. Where what a name refers to may change at any time, the adapter has its `files`,
-        which tell whether it is the one of `digest`. Raises AdapterRefused or AdapterUnavailable."""
+        """Read one adapter; may block. Where what a name refers to may change at any time, the adapter has its `files`:
+        it is the one of a `digest` that begins with theirs. Raises AdapterRefused or AdapterUnavailable."""
 
 
 _SETTLED_S = 2.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import shutil
 import subprocess
 import threading
@@ -25,7 +24,7 @@ from dlp_core.bank.folder import make_manifest
 from dlp_core.bank.manifest import POINTER_KEY, AdapterEntry, BankManifest, BaseModelEntry, diff, manifest_key
 from dlp_core.bank.publish import publish, rollback, verify
 from dlp_core.bank.reading import current, list_versions, load_manifest
-from dlp_core.bank.source import BankSource, qualified
+from dlp_core.bank.source import BankSource
 from dlp_core.errors import (
     AdapterRefused,
     BankError,
@@ -36,7 +35,6 @@ from dlp_core.errors import (
     StoreUnavailable,
     UnknownModel,
 )
-from dlp_core.mix import Mix
 from dlp_core.store.files import FileEntry, digest_of
 from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore
@@ -650,12 +648,3 @@ def test_reading_a_manifest_takes_time_in_proportion_to_its_length() -> None:
     assert seconds(lambda: BankManifest.model_validate_json(big)) < 40 * 4 * seconds(
         lambda: BankManifest.model_validate_json(small)
     )
-
-
-def test_looking_up_an_adapter_takes_no_longer_in_a_larger_bank() -> None:
-    manifest = BankManifest.model_validate_json(large(20_000))
-    mix = Mix.of({"adapter-000007": 1.0})
-    assert qualified(mix, manifest).names == (f"adapter-000007@{manifest.adapters[7].version}",)
-    once = seconds(lambda: [entry.name for entry in manifest.adapters])
-    assert seconds(lambda: qualified(mix, manifest)) < once / 4
-    assert pickle.loads(pickle.dumps(manifest)) == manifest
