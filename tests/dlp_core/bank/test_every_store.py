@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dlp_core.adapter.contents import PICKLED_WEIGHTS
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.follower import BankFollower
 from dlp_core.bank.manifest import BankManifest, manifest_key
@@ -61,16 +62,24 @@ def test_a_manifest_that_lists_a_pickle(store: AdapterStore, tmp_path: Path) -> 
 
 
 def test_a_bank_folder_with_a_pickle(store: AdapterStore, tmp_path: Path) -> None:
-    bank = write_bank(tmp_path / "bank")
-    (bank / "adapters" / "alpha" / "adapter_model.bin").write_bytes(b"\x80\x04.")
+    """It is left behind, and where it is all there is, it is refused."""
+    bank, elsewhere = write_bank(tmp_path / "bank"), open_store("memory://elsewhere")
+    adapter = bank / "adapters" / "alpha"
+    (adapter / "training_args.bin").write_bytes(b"\x80\x04.")
     upload(bank, store.uri)
+    with local_copy(store.uri) as folder:
+        publish(elsewhere, folder)
+    assert not [info.key for info in elsewhere.list() if info.key.endswith(".bin")]
+    store.put(f"adapters/alpha/{PICKLED_WEIGHTS}", b"\x80\x04.")
+    store.delete(f"adapters/alpha/{WEIGHTS}")
 
     def publish_it() -> None:
         with local_copy(store.uri) as folder:
-            publish(open_store("memory://elsewhere"), folder)
+            publish(elsewhere, folder)
 
     assert said(store, publish_it, AdapterRefused) == (
-        "adapter 'alpha': adapter_model.bin is a pickle, and loading a pickle can run code; remove it"
+        f"adapter 'alpha': {WEIGHTS} is missing from its folder; {PICKLED_WEIGHTS} is a pickle and is never opened, "
+        "because loading one can run code; copy the folder here and run: dlp adapter convert FOLDER"
     )
 
 
