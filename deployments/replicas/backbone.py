@@ -25,7 +25,7 @@ from dlp_core.adapter.names import unqualify
 from dlp_core.bank.manifest import AdapterEntry, BankManifest, Blob
 from dlp_core.bank.publish import publish
 from dlp_core.bank.revision import with_adapter
-from dlp_core.bank.source import BankSource, qualified_names, successors
+from dlp_core.bank.source import BankSource, qualified, qualified_names, successors
 from dlp_core.errors import BankError, EngineFailed
 from dlp_core.generation.messages import Delta, Finished, GenerationRequest
 from dlp_core.generation.planning import planner
@@ -133,6 +133,7 @@ class FusedBackbone:
                     echo=request.echo,
                     prompt_only=request.prompt_only,
                     add_special_tokens=request.add_special_tokens,
+                    chat_template=await self._chat_template(request, manifest),
                     on_tokens=stopwatch.tokens,
                 )
                 async with aclosing(tracing.generation(span, request, generated)) as pieces:
@@ -147,6 +148,13 @@ class FusedBackbone:
     async def decode(self, ids: Sequence[int]) -> str:
         """The text of a prompt that comes as token ids: the ingress, which routes it, has no tokenizer."""
         return await self._generator.decode(ids)
+
+    async def _chat_template(self, request: GenerationRequest, manifest: BankManifest) -> str | None:
+        """That of the adapter which serves a conversation alone, if it brings one; None for the base model's."""
+        if not isinstance(request.source, tuple) or request.by_sentence is not None or len(request.mix.names) != 1:
+            return None
+        [name] = qualified(request.mix, manifest).names
+        return await asyncio.to_thread(self._source.chat_template, name)
 
     def check_health(self) -> None:
         """Raise if the engine or the watch loop has failed: Ray then replaces the replica."""

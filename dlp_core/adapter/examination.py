@@ -42,7 +42,7 @@ class Verdict:
     warnings: tuple[str, ...]
     """What its owner should look at."""
     left_out: tuple[str, ...]
-    """What else is in its folder: neither opened nor published."""
+    """What else is in its folder: not published, and not opened but for what a tokenizer says about prompts."""
 
 
 def read_by(rules: Rules, folder: Path, *, name: str) -> Adapter:
@@ -60,7 +60,13 @@ def judge(
     remarks = [] if remark is None else [remark]
     return adapter, Verdict(
         name=adapter.name,
-        notes=(*adapter.notes, *(remark.text for remark in remarks if not remark.warning)),
+        notes=(*adapter.notes, *_prompt_note(adapter), *(remark.text for remark in remarks if not remark.warning)),
         warnings=tuple(remark.text for remark in remarks if remark.warning),
         left_out=left_out(folder),
     )
+
+
+def _prompt_note(adapter: Adapter) -> list[str]:
+    if adapter.prompting is None or adapter.prompting.chat_template is None:
+        return []
+    return ["its chat template, unless it is the base model's, renders the chats that use this adapter alone"]

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from dlp_core.errors import AdapterRefused
-from dlp_core.store.disk import disk_error
 from dlp_core.store.documents import parse_json, read_regular
 
 PROMPT_FILE = "prompt.json"
@@ -72,71 +71,87 @@ class Prompting:
             )
 
 
-def read_prompting(folder: Path, name: str, *, inside: Path | None = None) -> Prompting | None:
-    """What the folder of adapter `name` says about prompts, or None if nothing.
+def read_prompting(folder: Path, name: str, *, inside: Path | None = None) -> tuple[Prompting | None, tuple[str, ...]]:
+    """What the folder of adapter `name` says about prompts, None if nothing, and notes on files of a tokenizer that
+    cannot be read: those say nothing either.
 
-    Raises AdapterRefused, naming the file, for one that cannot be read.
+    Raises AdapterRefused for a damaged PROMPT_FILE.
     """
-    documents = _Documents(folder, name, inside or folder)
-    if (kept := documents.get(PROMPT_FILE)) is not None:
-        return _checked(name, PROMPT_FILE, kept.get("chat_template"), kept.get("added_tokens"), kept.get("pad_token"))
-    config = documents.get("tokenizer_config.json") or {}
-    template = documents.text("chat_template.jinja") or _default(config.get("chat_template"))
+    inside = inside or folder
+    kept = _document(folder, PROMPT_FILE, inside, strict=name)
+    if kept is not None:
+        found = _valid(kept.get("chat_template"), kept.get("added_tokens"), kept.get("pad_token"))
+        if found is None:
+            raise AdapterRefused(f"adapter {name!r}: {PROMPT_FILE} is damaged; publish the adapter again")
+        return found, ()
+    notes: list[str] = []
+    template = _text(folder, "chat_template.jinja", inside, notes)
+    config = _document(folder, "tokenizer_config.json", inside, notes=notes) or {}
+    tokenizer = _document(folder, "tokenizer.json", inside, notes=notes)
+    extra = _document(folder, "added_tokens.json", inside, notes=notes)
     try:
-        added = dict(_added_tokens(config, documents.get("tokenizer.json"), documents.get("added_tokens.json")))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise AdapterRefused(
-            f"adapter {name!r}: the added tokens of its tokenizer cannot be read ({type(error).__name__}: {error}); "
-            f"remove {', '.join(TOKENIZER_FILES[1:])} if it was trained with the base model's"
-        ) from None
-    if template is None and not added:
+        added = dict(_added_tokens(config, tokenizer, extra))
+        template = template or _default(config.get("chat_template"))
+        found = _valid(template, added, _content(config.get("pad_token")))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        found = None
+    if found is None:
+        notes.append(f"its {', '.join(TOKENIZER_FILES)} are not a tokenizer's; the base model's is assumed")
+    elif found.chat_template is None and not found.added_tokens:
+        found = None
+    return found, tuple(notes)
+
+
+def read_vocabulary(base_model: Path) -> Mapping[str, int] | None:
+    """Token to id of the tokenizer in a base model's folder; None if it has none of the fast kind."""
+    from tokenizers import Tokenizer
+
+    path = base_model / "tokenizer.json"
+    return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True) if path.is_file() else None
+
+
+def _valid(template: object, added: object, pad: object) -> Prompting | None:
+    """None unless these are of the right types, and the template of a sensible length."""
+    if not isinstance(template, str | None) or len(template or "") > MAX_TEMPLATE or not isinstance(pad, str | None):
         return None
-    return _checked(name, "its tokenizer", template, added, _content(config.get("pad_token")))
+    if not isinstance(added, dict):
+        return None
+    if not all(isinstance(token, str) and type(token_id) is int for token, token_id in added.items()):
+        return None
+    return Prompting(template, added, pad)
 
 
-def _checked(name: str, source: str, template: object, added: object, pad: object) -> Prompting:
-    problem = None
-    if not isinstance(template, str | None) or len(template or "") > MAX_TEMPLATE:
-        problem = f"chat_template must be text of at most {MAX_TEMPLATE:,} characters"
-    elif not isinstance(added, dict) or not all(
-        isinstance(token, str) and type(token_id) is int for token, token_id in added.items()
-    ):
-        problem = "added_tokens must be token ids by token"
-    elif not isinstance(pad, str | None):
-        problem = "pad_token must be text"
-    if problem:
-        raise AdapterRefused(f"adapter {name!r}: {source}: {problem}; remove it, or save the tokenizer again")
-    return Prompting(template, added, pad)  # type: ignore[arg-type]  # as checked
+def _text(folder: Path, file: str, inside: Path, notes: list[str]) -> object:
+    try:
+        return read_regular(folder / file, _MAX_TOKENIZER_BYTES, inside=inside).decode()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        notes.append(f"{file} cannot be read ({error}); the base model's tokenizer is assumed")
+        return None
 
 
-class _Documents:
-    """Files of one folder, each read once, None where there is none."""
-
-    def __init__(self, folder: Path, name: str, inside: Path) -> None:
-        self._folder, self._name, self._inside = folder, name, inside
-
-    def text(self, file: str) -> str | None:
-        try:
-            return read_regular(self._folder / file, _MAX_TOKENIZER_BYTES, inside=self._inside).decode()
-        except FileNotFoundError:
-            return None
-        except UnicodeDecodeError:
-            raise AdapterRefused(f"adapter {self._name!r}: {file} is not UTF-8; save the tokenizer again") from None
-        except OSError as error:
-            what = f"adapter {self._name!r}: {file} cannot be read"
-            raise disk_error(error, what, mistake=AdapterRefused) from error
-
-    def get(self, file: str) -> dict[str, Any] | None:
-        text = self.text(file)
-        if text is None:
-            return None
+def _document(
+    folder: Path, file: str, inside: Path, *, notes: list[str] | None = None, strict: str | None = None
+) -> dict[str, Any] | None:
+    """A JSON object, None if there is none. What cannot be read is noted, or refused for the adapter `strict`."""
+    problems: list[str] = []
+    text = _text(folder, file, inside, problems)
+    document = None
+    if isinstance(text, str):
         try:
             document = parse_json(text)
         except ValueError as error:
-            raise AdapterRefused(f"adapter {self._name!r}: {file} cannot be read as JSON: {error}") from None
-        if not isinstance(document, dict):
-            raise AdapterRefused(f"adapter {self._name!r}: {file} must hold a JSON object")
-        return document
+            problems.append(f"{file} cannot be read ({error}); the base model's tokenizer is assumed")
+        else:
+            if not isinstance(document, dict):
+                problems.append(f"{file} is not a JSON object; the base model's tokenizer is assumed")
+                document = None
+    if problems and strict is not None:
+        raise AdapterRefused(f"adapter {strict!r}: {file} is damaged; publish the adapter again")
+    if notes is not None:
+        notes += problems
+    return document
 
 
 def _default(template: object) -> object:

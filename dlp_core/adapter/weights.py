@@ -18,6 +18,7 @@ from dlp_core.adapter.config import PeftConfig, read_config
 from dlp_core.adapter.contents import CONFIG_FILE, WEIGHTS_FILE, convert_hint, elsewhere
 from dlp_core.adapter.keys import parse_keys
 from dlp_core.adapter.names import validate_name
+from dlp_core.adapter.prompting import Prompting, read_prompting
 from dlp_core.errors import AdapterRefused, DLPError
 from dlp_core.store.disk import disk_error
 from dlp_core.store.documents import MAX_TENSORS_BYTES, read_regular
@@ -68,6 +69,8 @@ class Adapter:
     """What is to be said about how it was read, for instance that its tensors had other names."""
     files: tuple[FileEntry, ...] = ()
     """The files it was read from, as they were then; empty if they were not hashed."""
+    prompting: Prompting | None = None
+    """What its folder says about prompts; None if nothing."""
 
     @property
     def rank(self) -> int:
@@ -128,14 +131,16 @@ def _read(folder: Path, name: str, inside: Path, hashed: bool) -> Adapter:
     modules = {
         module: _weights(name, module, spellings[module], sides, config) for module, sides in sorted(factors.items())
     }
+    prompting, prompt_notes = read_prompting(folder, name, inside=inside)
     return Adapter(
         name=name,
         base_model=config.base_model,
         modules=modules,
         biases=biases,
         copies=copies,
-        notes=notes,
+        notes=(*notes, *prompt_notes),
         files=files,
+        prompting=prompting,
     )
 
 

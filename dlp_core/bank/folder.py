@@ -2,7 +2,8 @@
 
     bank.json                {"base_model": "<id>", "aliases": ["<another name of it>", ...],
                               "unrouted": ["<adapter the router does not know>", ...]}
-    adapters/<name>/         adapter_config.json, adapter_model.safetensors, as PEFT saves them
+    adapters/<name>/         adapter_config.json, adapter_model.safetensors, as PEFT saves them; the tokenizer, if it is
+                             there, for its chat template and added tokens
                              and description.txt, if you like: what it is for, in a sentence
     router/                  router.json, router.safetensors; a bank without a router serves named adapters only
     router/encoder/          of a router with an encoder of your own: config.json, model.safetensors, tokenizer.json
@@ -22,6 +23,7 @@ from pydantic import Field, ValidationError
 
 from dlp_core.adapter.contents import CONFIG_FILE
 from dlp_core.adapter.examination import LENIENT, Check, Rules, Verdict, judge, read_by
+from dlp_core.adapter.prompting import PROMPT_FILE
 from dlp_core.adapter.weights import Adapter
 from dlp_core.bank.in_order import in_order
 from dlp_core.bank.manifest import (
@@ -39,7 +41,7 @@ from dlp_core.router import Router
 from dlp_core.router.files import ENCODER_FOLDER
 from dlp_core.router.sentence_encoder import SentenceEncoder
 from dlp_core.store.disk import disk_errors
-from dlp_core.store.files import FileEntry, describe_files, digest_of, version_of
+from dlp_core.store.files import FileEntry, describe_bytes, describe_files, digest_of, version_of
 from dlp_core.store.records import Record, first_problem
 from dlp_core.store.transfers import Progress, silent
 
@@ -63,6 +65,8 @@ class LocalFile:
     key: str
     path: Path
     entry: FileEntry
+    content: bytes | None = None
+    """Of a file that is not in the folder, but made from what is."""
 
 
 def read_folder(
@@ -166,7 +170,8 @@ def describe_adapter(
     """The manifest entry of an adapter that was read from `folder` (dlp_core.adapter.examination.read_by), and its
     files. Raises AdapterRefused."""
     adapter, verdict = judge(adapter, folder, base=base.names, check=check, rules=rules)
-    files = adapter.files
+    prompts = {} if adapter.prompting is None else {PROMPT_FILE: adapter.prompting.content}
+    files = (*adapter.files, *(describe_bytes(path, content) for path, content in prompts.items()))
     report(verdict)
     digest = digest_of(files)
     entry = AdapterEntry(
@@ -179,7 +184,7 @@ def describe_adapter(
         routed=routed,
         description=description,
     )
-    return entry, [LocalFile(entry.key(file.path), folder / file.path, file) for file in files]
+    return entry, [LocalFile(entry.key(file.path), folder / file.path, file, prompts.get(file.path)) for file in files]
 
 
 def read_description(folder: Path) -> str | None:

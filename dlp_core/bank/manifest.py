@@ -30,6 +30,7 @@ from pydantic import (
 from dlp_core.adapter.base_names import BaseNames
 from dlp_core.adapter.contents import CONFIG_FILE, WEIGHTS_FILE
 from dlp_core.adapter.names import AUTO, qualify, validate_name
+from dlp_core.adapter.prompting import PROMPT_FILE
 from dlp_core.errors import InvalidRequest
 from dlp_core.router import files as router_files
 from dlp_core.router import sentence_encoder
@@ -55,6 +56,8 @@ class _Blob(Record):
     """Files under one prefix that are always used together."""
 
     FILES: ClassVar[tuple[str, ...]]
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()
+    """Files after those, all or none."""
 
     version: Name
     files: tuple[FileEntry, ...]
@@ -67,7 +70,8 @@ class _Blob(Record):
 
     @model_validator(mode="after")
     def _check_files(self) -> Self:
-        if tuple(file.path for file in self.files) != self.FILES:
+        paths = tuple(file.path for file in self.files)
+        if paths != self.FILES and (not self.OPTIONAL or paths != (*self.FILES, *self.OPTIONAL)):
             raise ValueError(f"files must be exactly {', '.join(self.FILES)}")
         if self.digest != digest_of(self.files):
             raise ValueError("the digest does not match the files")
@@ -86,6 +90,7 @@ class AdapterEntry(_Blob):
     # an adapter with `routed` false is used by name only: the bank's router does not know it
 
     FILES: ClassVar[tuple[str, ...]] = (CONFIG_FILE, WEIGHTS_FILE)
+    OPTIONAL: ClassVar[tuple[str, ...]] = (PROMPT_FILE,)
 
     name: Name
     rank: int = Field(ge=1)

@@ -163,7 +163,9 @@ def _upload(store: AdapterStore, sources: Sequence[LocalFile], progress: Progres
         for _ in range(_UPLOADS):
             if _present(store, source.key, source.entry.size):
                 return source.entry.size
-            if not put_unchanged(store, source.key, source.path, source.entry):
+            if source.content is not None:
+                store.put(source.key, source.content)
+            elif not put_unchanged(store, source.key, source.path, source.entry):
                 raise AdapterRefused(f"{source.path} changed while it was published; publish again when it is final")
         if not _present(store, source.key, source.entry.size):
             raise _altered(store, source.key)

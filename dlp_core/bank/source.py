@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dlp_core.adapter.names import unqualify
+from dlp_core.adapter.prompting import PROMPT_FILE, read_prompting
 from dlp_core.adapter.weights import Adapter, read_adapter
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.manifest import AdapterEntry, BankManifest
@@ -25,6 +26,7 @@ class BankSource:
         self._store = store
         self._cache = cache
         self._entries: dict[str, AdapterEntry] = {}
+        self._templates: dict[str, str | None] = {}
 
     def add(self, manifest: BankManifest) -> None:
         """Register the adapters of a bank version. Idempotent."""
@@ -45,6 +47,17 @@ class BankSource:
         entry = self._entry(name)
         with self._cache.lease(self._store, entry) as folder:
             return read_adapter(folder, name=entry.name)
+
+    def chat_template(self, name: str) -> str | None:
+        """The chat template that an adapter brings; None if it brings none. Blocking. Raises what `load` raises."""
+        entry = self._entry(name)
+        if all(file.path != PROMPT_FILE for file in entry.files):
+            return None
+        if name not in self._templates:
+            with self._cache.lease(self._store, entry) as folder:
+                prompting, _ = read_prompting(folder, entry.name)
+            self._templates[name] = None if prompting is None else prompting.chat_template
+        return self._templates[name]
 
     def on_disk(self) -> int:
         """The number of known adapters in the disk cache. Blocking."""

@@ -13,7 +13,7 @@ from dlp_core.engine.config import EngineConfig
 from dlp_core.engine.engine import FusedEngine
 from dlp_core.fusion.layers import Fusion, install
 from dlp_core.residency.movement import Residency
-from dlp_core.residency.sources import AdapterSource
+from dlp_core.residency.sources import AdapterSource, SpokenSource
 from dlp_core.store.base_model import check_model_folder
 from dlp_core.text.codec import TextCodec
 
@@ -51,10 +51,15 @@ def load(
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     model = model.to(device).eval()
     fusion = install(model)
-    residency = Residency(
-        source, fusion, config.slots, slot_bytes=config.slot_bytes, host_bytes=config.host_bytes, on_load=on_load
-    )
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    residency = Residency(
+        SpokenSource(source, tokenizer.get_vocab()),
+        fusion,
+        config.slots,
+        slot_bytes=config.slot_bytes,
+        host_bytes=config.host_bytes,
+        on_load=on_load,
+    )
     engine = FusedEngine(model, fusion, residency, config, tokenizer=tokenizer)
     codec = TextCodec(tokenizer, context=engine.context)
     return Loaded(engine, codec, model, fusion, residency, tokenizer, config)

@@ -14,7 +14,7 @@ from itertools import count
 from typing import Any
 
 from dlp_core.bank.manifest import BankManifest
-from dlp_core.bank.source import qualified
+from dlp_core.bank.source import BankSource, qualified
 from dlp_core.engine.loading import Loaded
 from dlp_core.engine.request import Plan, Sampling
 from dlp_core.errors import InvalidRequest, PromptTooLong
@@ -53,14 +53,23 @@ class Answerer:
     """Answers jobs with one engine over one bank. The caller starts and stops the engine."""
 
     def __init__(
-        self, loaded: Loaded, manifest: BankManifest, router: Router | None, journal: Journal, *, setup: str
+        self,
+        loaded: Loaded,
+        manifest: BankManifest,
+        router: Router | None,
+        journal: Journal,
+        *,
+        setup: str,
+        source: BankSource | None = None,
     ) -> None:
-        """`setup` names what answers depend on besides adapters and jobs: the base model and its precision."""
+        """`setup` names what answers depend on besides adapters and jobs: the base model and its precision. `source`
+        has the chat templates that adapters bring."""
         self._loaded = loaded
         self._manifest = manifest
         self._router = router
         self._journal = journal
         self._setup = setup
+        self._source = source
         self._digests = {adapter.name: adapter.digest for adapter in manifest.adapters}
         self._request_numbers = count()
 
@@ -118,7 +127,7 @@ class Answerer:
         """The prompt, ending in what the assistant has already said, and the plan."""
         codec = self._loaded.codec
         try:
-            chat = codec.encode_chat([Message("user", job.text)])
+            chat = codec.encode_chat([Message("user", job.text)], chat_template=self._chat_template(job))
         except PromptTooLong as error:
             raise InvalidRequest(
                 f"the question {job.text[:60]!r} is too long ({error.message}); remove it from the suite"
@@ -136,6 +145,13 @@ class Answerer:
         for position, mix in starts:
             _add(spans, position, self._qualified(mix))
         return prompt, Plan(tuple(spans))
+
+    def _chat_template(self, job: Job) -> str | None:
+        """As a server chooses it: that of an adapter which serves alone, if it brings one."""
+        mixes = set(_mixes(job))
+        if self._source is None or job.sentence is not None or len(mixes) != 1 or len(job.mix.names) != 1:
+            return None
+        return self._source.chat_template(self._qualified(job.mix).names[0])
 
     def _plan_by_sentence(self, job: Job, prompt: Prompt, begun: Sequence[int]) -> Plan:
         """Plan as a server does (dlp_core/generation/sentence_mixes.py) when `begun` tokens are already generated."""

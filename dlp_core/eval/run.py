@@ -91,7 +91,7 @@ async def _run(
             chooser,
             arms,
             bank.manifest,
-            Answerer(loaded, bank.manifest, bank.router, journal, setup=name),
+            Answerer(loaded, bank.manifest, bank.router, journal, setup=name, source=bank.source),
             setup=name,
             concurrency=setup.concurrency,
             phase=phase,

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from dlp_core.adapter.checks import LayerShape
 from dlp_core.adapter.fitting import fit
+from dlp_core.adapter.prompting import read_vocabulary
 from dlp_core.adapter.weights import Adapter, LoRAWeights
 from dlp_core.errors import AdapterRefused, InvalidRequest
 from dlp_core.fusion.op import Op, Step
@@ -158,12 +158,19 @@ def read_shapes(folder: Path) -> Mapping[str, LayerShape]:
 
 
 def fits_model(folder: Path) -> Callable[[Adapter], Adapter]:
-    """A check that adapters fit the layers of the model in this folder (dlp_core.adapter.fitting.fit), which returns
-    them with its names.
+    """A check that adapters fit the layers of the model in this folder (dlp_core.adapter.fitting.fit) and know no other
+    tokens, which returns them with its names.
 
     Raises InvalidRequest as `read_shapes`; the check raises AdapterRefused.
     """
-    return partial(fit, layers=read_shapes(folder))
+    shapes, vocabulary = read_shapes(folder), read_vocabulary(folder)
+
+    def check(adapter: Adapter) -> Adapter:
+        if adapter.prompting is not None and vocabulary is not None:
+            adapter.prompting.check(adapter.name, vocabulary)
+        return fit(adapter, shapes)
+
+    return check
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -29,6 +29,27 @@ class AdapterSource(Protocol):
         it is the one of a `digest` that begins with theirs. Raises AdapterRefused or AdapterUnavailable."""
 
 
+class SpokenSource:
+    """Adapters of another source, if they know no tokens but those of the base model's tokenizer."""
+
+    def __init__(self, source: AdapterSource, vocabulary: Mapping[str, int]) -> None:
+        """`vocabulary` maps tokens to ids."""
+        self._source = source
+        self._vocabulary = vocabulary
+
+    def digest(self, name: str) -> str:
+        return self._source.digest(name)
+
+    def size(self, name: str) -> int:
+        return self._source.size(name)
+
+    def load(self, name: str) -> Adapter:
+        adapter = self._source.load(name)
+        if adapter.prompting is not None:
+            adapter.prompting.check(adapter.name, self._vocabulary)
+        return adapter
+
+
 _SETTLED_S = 2.0
 """From this age on, the times of a file tell whether it was written since. A clock of a file system ticks every few
 milliseconds to two seconds: a write in the same tick as the last one would leave the times as they are."""

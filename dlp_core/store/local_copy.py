@@ -24,6 +24,7 @@ _READ = {
     "*.json": MAX_JSON_BYTES,
     "*.safetensors": MAX_TENSORS_BYTES,
     "description.txt": MAX_DOCUMENT_BYTES,
+    "chat_template.jinja": MAX_DOCUMENT_BYTES,
 }
 """Files to download, and how large they may be. Others are created empty: their name is enough to refuse or ignore
 them."""

@@ -19,6 +19,7 @@ import pytest
 from dlp_core.bank.publish import publish, rollback
 from dlp_core.store.opening import open_store
 from examples.tiny.build import BASE, TASKS
+from examples.tiny.model import tiny_tokenizer
 from tests.support.application import (
     ADMIN_TOKEN,
     BANK,
@@ -158,6 +159,33 @@ def test_an_adapter_is_loaded_and_unloaded_with_vllms_bodies(app: Application) -
     assert ask(app, "hello", key=ALL, model="again")["status"] == 404
     assert admin(app, "/unload_lora_adapter", {"lora_name": "again"}).status_code == 404
     assert admin(app, "/load_lora_adapter", {"lora_name": "x", "lora_path": "/nowhere"}).status_code == 404
+    back_to_bank_one(app)
+
+
+def test_an_adapters_own_chat_template_renders_the_chats_it_serves_alone(app: Application) -> None:
+    folder = shutil.copytree(app.folder / "bank" / "adapters" / "sql", app.folder / "spoken")
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[reply]"
+    (folder / "chat_template.jinja").write_text(template)
+    assert admin(app, "/load_lora_adapter", {"lora_name": "spoken", "lora_path": str(folder)}).status_code == 200
+    alone = ask(app, "hello", key=ALL, model="spoken")
+    own = tiny_tokenizer()("[user] hello\n[reply]").input_ids
+    assert alone["usage"]["prompt_tokens"] == len(own) != len(app.chat_ids("hello"))
+    assert text_of(alone) == app.expected(own, {"sql": 1.0}, 12)
+    both = [{"name": "spoken", "weight": 0.5}, {"name": "cron", "weight": 0.5}]
+    mixed = ask(app, "hello", key=ALL, dlp={"adapters": both})
+    assert text_of(mixed) == app.expected(app.chat_ids("hello"), {"sql": 0.5, "cron": 0.5}, 12)
+
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(endless)
+    assert admin(app, "/load_lora_adapter", {"lora_name": "endless", "lora_path": str(folder)}).status_code == 200
+    refused = ask(app, "hello", key=ALL, model="endless")
+    assert (refused["status"], refused["error"]["code"]) == (422, "adapter_refused")
+    assert text_of(ask(app, "hello", key=ALL, model="spoken")) == text_of(alone)
+
+    (folder / "added_tokens.json").write_text(json.dumps({"<|x|>": 99999}))
+    said = admin(app, "/load_lora_adapter", {"lora_name": "wordy", "lora_path": str(folder)})
+    assert (said.status_code, said.json()["error"]["code"]) == (422, "adapter_refused")
+    assert "<|x|>" in said.text
     back_to_bank_one(app)
 
 

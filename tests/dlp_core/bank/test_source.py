@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from dlp_core.adapter.examination import Verdict
 from dlp_core.bank.disk_cache import DiskCache
+from dlp_core.bank.publish import publish, verify
 from dlp_core.bank.source import BankSource, qualified, successors
 from dlp_core.errors import UnknownModel
 from dlp_core.mix import Mix
 from dlp_core.store.memory import MemoryStore
 from dlp_core.store.protocol import AdapterStore
-from tests.support.banks import publish_bank
+from tests.support.banks import publish_bank, write_bank
 
 
 @pytest.fixture
@@ -46,3 +48,20 @@ def test_two_banks_are_served_side_by_side(store: AdapterStore, tmp_path: Path) 
         qualified(Mix.of({"cron": 1.0}), one)
     with pytest.raises(UnknownModel):
         source.load("sql")
+
+
+def test_a_chat_template_goes_with_its_adapter(store: AdapterStore, tmp_path: Path) -> None:
+    folder = write_bank(tmp_path / "bank", ["plain", "spoken"], router=False)
+    (folder / "adapters/spoken/tokenizer_config.json").write_text('{"chat_template": "OTHER"}')
+    verdicts: list[Verdict] = []
+    manifest = publish(store, folder, report=verdicts.append)
+    assert ["chat template" in " ".join(verdict.notes) for verdict in verdicts] == [False, True]
+    assert [len(entry.files) for entry in manifest.adapters] == [2, 3]
+    assert verify(store).problems == ()
+    source = BankSource(store, DiskCache(tmp_path / "cache", 10**7))
+    source.add(manifest)
+    names = [entry.qualified_name for entry in manifest.adapters]
+    assert [source.chat_template(name) for name in names] == [None, "OTHER"]
+    assert source.load(names[1]).prompting is not None
+    (folder / "adapters/spoken/tokenizer_config.json").write_text('{"chat_template": "ANOTHER"}')
+    assert publish(store, folder).adapters[1].version != manifest.adapters[1].version
