@@ -20,8 +20,8 @@ from deployments.args import LimitArgs
 from deployments.http import openapi
 from deployments.http.access import Access
 from deployments.http.errors import unknown_url
+from deployments.http.fields import StrictBody
 from deployments.http.input import parse, read_json
-from deployments.http.requests import StrictBody
 from dlp_core.bank.manifest import MAX_DESCRIPTION
 
 if TYPE_CHECKING:

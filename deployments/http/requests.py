@@ -8,20 +8,19 @@ Types are strict: no booleans for numbers, no numbers in strings, no NaN.
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from dataclasses import fields
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, model_validator
 
+from deployments.http.fields import ChatMessage, DLPOptions, Neutral, ResponseFormat, StreamOptions, StrictBody
+from deployments.http.prompts import MAX_PROMPTS, Prompts
 from dlp_core.adapter.names import AUTO
 from dlp_core.engine.request import MAX_LOGPROBS, PENALTIES, REPETITION_PENALTIES, Sampling
 from dlp_core.errors import InvalidRequest
 from dlp_core.generation.messages import Source, TokenIds
-from dlp_core.mix import WeightRule
-from dlp_core.text.chat import Message, Role, routing_texts
+from dlp_core.text.chat import Message, routing_texts
 
 MAX_STOPS = 4
 """Stop strings per request, as in OpenAI's API."""
@@ -29,119 +28,10 @@ MAX_STOPS = 4
 MAX_CHOICES = 16
 """Completions per prompt (`n`)."""
 
-MAX_PROMPTS = 128
-"""Prompts of one completion request, and its completions in all."""
-
-
-def unsupported(field: str, reason: str) -> PydanticCustomError:
-    """The error for an unsupported field of OpenAI's API; from_validation() adds its full path."""
-    return PydanticCustomError("unsupported_parameter", reason, {"field": field})
-
 
 def signed_64(number: int) -> int:
     """The signed integer of the same 64 bits."""
     return (number + 2**63) % 2**64 - 2**63
-
-
-def _same(left: object, right: object) -> bool:
-    """Whether both are equal and of the same type: JSON's true is not 1."""
-    return type(left) is type(right) and left == right
-
-
-class StrictBody(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    """Fields of OpenAI's API that have no effect at these values and are not supported at others."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_neutral_fields(cls, data: object) -> object:
-        if not isinstance(data, dict):
-            return data
-        kept = {}
-        for key, value in data.items():
-            if value is None:
-                continue
-            if key in cls.neutral:
-                if not any(_same(value, neutral) for neutral in cls.neutral[key]):
-                    raise unsupported(key, "it is not supported by this server; remove it")
-                continue
-            kept[key] = value
-        return kept
-
-
-class AdapterWeight(StrictBody):
-    """One adapter of an explicit mix. `weight` multiplies the adapter's own scaling."""
-
-    name: str
-    weight: float = 1.0
-
-
-class DLPOptions(StrictBody):
-    """The `dlp` field. Absent fields take the server's defaults; `adapters` skips the router."""
-
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    max_adapters: int | None = Field(default=None, ge=1)
-    weights: WeightRule | None = None
-    min_confidence: float | None = Field(default=None, ge=0, le=1)
-    granularity: Literal["request", "sentence"] = "request"
-    adapters: list[AdapterWeight] | None = None
-
-
-_TEXT_PART = '{"type": "text", "text": "..."}'
-
-
-def _text_of(content: object) -> object:
-    """Join OpenAI's list of text parts into one string; other values are left to the type check."""
-    if not isinstance(content, list):
-        return content
-    texts = []
-    for index, part in enumerate(content):
-        if not isinstance(part, dict) or part.get("type") != "text":
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise PydanticCustomError(
-                "content_part", "part {index} is {kind}; only text parts are read", {"index": index, "kind": repr(kind)}
-            )
-        if not isinstance(part.get("text"), str):
-            raise PydanticCustomError(
-                "content_part",
-                "part {index} must be {shape}",
-                {"index": index, "shape": _TEXT_PART},
-            )
-        texts.append(part["text"])
-    return "".join(texts)
-
-
-class ChatMessage(StrictBody):
-    model_config = ConfigDict(extra="allow")
-
-    neutral = {
-        "refusal": (),
-        "annotations": ([],),
-        "audio": (),
-        "function_call": (),
-        "tool_calls": ([],),
-    }  # OpenAI's client sends these when a response is passed back as a turn
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_text_of)]
-    name: str | None = None  # of the author: no template reads it
-
-    @property
-    def ignored(self) -> tuple[str, ...]:
-        """Fields that are in no API this server knows."""
-        return tuple(self.model_extra or ())
-
-    def message(self) -> Message:
-        role: Role = "system" if self.role == "developer" else self.role
-        return Message(role, self.content)
-
-
-class StreamOptions(StrictBody):
-    neutral = {"include_obfuscation": (False,)}
-
-    include_usage: bool = False
 
 
 def _stops_of(stop: object) -> object:
@@ -160,35 +50,8 @@ class _RoutedBody(StrictBody):
         """What is to be continued, or only routed. Each is routed by itself."""
 
 
-class JsonSchema(StrictBody):
-    """The schema of an answer. It is enforced, `strict` or not."""
-
-    name: str | None = None
-    description: str | None = None
-    json_schema: dict[str, Any] = Field(default_factory=dict, alias="schema")
-    strict: bool = True
-
-
-class ResponseFormat(StrictBody):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-    @model_validator(mode="after")
-    def _check_schema(self) -> Self:
-        if (self.type == "json_schema") != (self.json_schema is not None):
-            raise PydanticCustomError("schema", 'type "json_schema" and the field json_schema come together')
-        return self
-
-    @property
-    def schema_text(self) -> str | None:
-        """The schema as JSON; None for text."""
-        if self.json_schema is not None:
-            return json.dumps(self.json_schema.json_schema)
-        return '{"type": "object"}' if self.type == "json_object" else None
-
-
 class _Generation(_RoutedBody):
-    neutral = {
+    neutral: ClassVar[Neutral] = {
         "logit_bias": ({},),
         "service_tier": ("auto", "default"),
         "store": (False,),
@@ -275,7 +138,7 @@ class _Generation(_RoutedBody):
 class ChatRequest(_Generation):
     """POST /v1/chat/completions"""
 
-    neutral = _Generation.neutral | {
+    neutral: ClassVar[Neutral] = _Generation.neutral | {
         "audio": (),
         "function_call": ("none", "auto"),
         "functions": ([],),
@@ -332,43 +195,15 @@ class ChatRequest(_Generation):
         return self.max_tokens or self.max_completion_tokens
 
 
-def _is_token_ids(prompt: object) -> bool:
-    return isinstance(prompt, list) and all(type(token) is int and 0 <= token < 2**31 for token in prompt)
-
-
-def _prompts_of(prompt: object) -> tuple[str | TokenIds, ...]:
-    """OpenAI's four shapes: a text, its token ids, or a list of either."""
-    single = isinstance(prompt, str) or (prompt != [] and _is_token_ids(prompt))
-    prompts = [prompt] if single else prompt
-    if not isinstance(prompts, list) or not all(isinstance(one, str) or _is_token_ids(one) for one in prompts):
-        raise PydanticCustomError("prompt", "a prompt must be text or token ids, or a list of such prompts")
-    if not 1 <= len(prompts) <= MAX_PROMPTS:
-        raise PydanticCustomError("prompts", "there must be 1 to {most} prompts", {"most": MAX_PROMPTS})
-    if any(not one for one in prompts):
-        raise PydanticCustomError("prompt", "a prompt must not be empty")
-    return tuple(one if isinstance(one, str) else TokenIds(tuple(one)) for one in prompts)
-
-
-_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
-_PROMPT_SCHEMA = {
-    "anyOf": [
-        {"type": "string", "minLength": 1},
-        _IDS_SCHEMA,
-        {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "maxItems": MAX_PROMPTS},
-        {"type": "array", "items": _IDS_SCHEMA, "minItems": 1, "maxItems": MAX_PROMPTS},
-    ]
-}
-
-
 class CompletionRequest(_Generation):
     """POST /v1/completions"""
 
-    neutral = _Generation.neutral | {
+    neutral: ClassVar[Neutral] = _Generation.neutral | {
         "best_of": (1,),
         "suffix": ("",),
     }
 
-    prompt: Annotated[tuple[str | TokenIds, ...], PlainValidator(_prompts_of), WithJsonSchema(_PROMPT_SCHEMA)]
+    prompt: Prompts
     max_tokens: int | None = Field(default=16, ge=0)  # OpenAI's default here; 0 computes the prompt alone
     echo: bool = False
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)

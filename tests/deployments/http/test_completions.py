@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 from deployments.args import LimitArgs, RoutingArgs
 from deployments.http.access import Access
 from deployments.http.app import create_app
+from deployments.http.prompts import MAX_PROMPTS
 from deployments.http.replies import text_logprobs_json
-from deployments.http.requests import MAX_PROMPTS
 from dlp_core.errors import EngineFailed
 from dlp_core.generation.messages import Logprob, TokenIds, TokenText
 from tests.support.echo import BASE, EchoService, refused

@@ -1,0 +1,148 @@
+"""What the request bodies are made of: the strict base of all of them, and the objects within them."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from dlp_core.mix import WeightRule
+from dlp_core.text.chat import Message, Role
+
+Neutral = dict[str, tuple[Any, ...]]
+"""Values at which a field that is not supported has no effect, by field."""
+
+
+def unsupported(field: str, reason: str) -> PydanticCustomError:
+    """The error for an unsupported field of OpenAI's API; from_validation() adds its full path."""
+    return PydanticCustomError("unsupported_parameter", reason, {"field": field})
+
+
+def _same(left: object, right: object) -> bool:
+    """Whether both are equal and of the same type: JSON's true is not 1."""
+    return type(left) is type(right) and left == right
+
+
+class StrictBody(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    neutral: ClassVar[Neutral] = {}
+    """Fields of OpenAI's API that have no effect at these values and are not supported at others."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral_fields(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
+        kept = {}
+        for key, value in data.items():
+            if value is None:
+                continue
+            if key in cls.neutral:
+                if not any(_same(value, neutral) for neutral in cls.neutral[key]):
+                    raise unsupported(key, "it is not supported by this server; remove it")
+                continue
+            kept[key] = value
+        return kept
+
+
+class AdapterWeight(StrictBody):
+    """One adapter of an explicit mix. `weight` multiplies the adapter's own scaling."""
+
+    name: str
+    weight: float = 1.0
+
+
+class DLPOptions(StrictBody):
+    """The `dlp` field. Absent fields take the server's defaults; `adapters` skips the router."""
+
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    max_adapters: int | None = Field(default=None, ge=1)
+    weights: WeightRule | None = None
+    min_confidence: float | None = Field(default=None, ge=0, le=1)
+    granularity: Literal["request", "sentence"] = "request"
+    adapters: list[AdapterWeight] | None = None
+
+
+_TEXT_PART = '{"type": "text", "text": "..."}'
+
+
+def _text_of(content: object) -> object:
+    """Join OpenAI's list of text parts into one string; other values are left to the type check."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for index, part in enumerate(content):
+        if not isinstance(part, dict) or part.get("type") != "text":
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise PydanticCustomError(
+                "content_part", "part {index} is {kind}; only text parts are read", {"index": index, "kind": repr(kind)}
+            )
+        if not isinstance(part.get("text"), str):
+            raise PydanticCustomError(
+                "content_part",
+                "part {index} must be {shape}",
+                {"index": index, "shape": _TEXT_PART},
+            )
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+class ChatMessage(StrictBody):
+    model_config = ConfigDict(extra="allow")
+
+    neutral: ClassVar[Neutral] = {
+        "refusal": (),
+        "annotations": ([],),
+        "audio": (),
+        "function_call": (),
+        "tool_calls": ([],),
+    }  # OpenAI's client sends these when a response is passed back as a turn
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_text_of)]
+    name: str | None = None  # of the author: no template reads it
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Fields that are in no API this server knows."""
+        return tuple(self.model_extra or ())
+
+    def message(self) -> Message:
+        role: Role = "system" if self.role == "developer" else self.role
+        return Message(role, self.content)
+
+
+class StreamOptions(StrictBody):
+    neutral: ClassVar[Neutral] = {"include_obfuscation": (False,)}
+
+    include_usage: bool = False
+
+
+class JsonSchema(StrictBody):
+    """The schema of an answer. It is enforced, `strict` or not."""
+
+    name: str | None = None
+    description: str | None = None
+    json_schema: dict[str, Any] = Field(default_factory=dict, alias="schema")
+    strict: bool = True
+
+
+class ResponseFormat(StrictBody):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _check_schema(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise PydanticCustomError("schema", 'type "json_schema" and the field json_schema come together')
+        return self
+
+    @property
+    def schema_text(self) -> str | None:
+        """The schema as JSON; None for text."""
+        if self.json_schema is not None:
+            return json.dumps(self.json_schema.json_schema)
+        return '{"type": "object"}' if self.type == "json_object" else None
