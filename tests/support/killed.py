@@ -1,11 +1,11 @@
 """Kills a publish, a rollback, a pin and a collection at every step they take, and looks at what is left.
 
-    python -m tests.support.killed FOLDER STORE_URI
+    python -m tests.support.killed FOLDER STORE_URI STRIDE
 
-A process is forked for each step and killed with SIGKILL there: before and after each write and delete of the store,
-and, in a folder, at each fsync, where an object is written but not yet in its place. After each kill the bank that
-served before must serve, every bank that is listed must be whole, and the same command must go through. Prints how
-many kills there were.
+A process is forked for each step, or for one of STRIDE, and killed with SIGKILL there: before and after each write and
+delete of the store, and, in a folder, at each fsync, where an object is written but not yet in its place. After each
+kill the bank that served before must serve, every bank that is listed must be whole, and the same command must go
+through. Prints how many steps there were.
 """
 
 from __future__ import annotations
@@ -67,14 +67,13 @@ class Mortal:
 
 Work = Callable[[AdapterStore], object]
 
+THREADED = ("gs://", "az://")
+"""Stores whose clients have threads."""
+
 
 def in_a_fork(work: Callable[[], object]) -> bool:
     """Does `work` in a process of its own; whether that was killed. Raises AssertionError if it failed otherwise; the
-    process has printed why.
-
-    Each use of a store is in a fork of a process that has never used one: a client with threads does not survive a
-    fork.
-    """
+    process has printed why."""
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     process.join(60)
@@ -99,8 +98,11 @@ def killed_at(step: int, uri: str, work: Work) -> bool:
     return in_a_fork(child)
 
 
-def every_step(uri: str, prepare: Callable[[AdapterStore], object], work: Work, done: Callable[[Any], bool]) -> int:
-    """Kills `work` at each of its steps, each time in a new place where `prepare` was done; how many there are."""
+def every_step(
+    uri: str, prepare: Callable[[AdapterStore], object], work: Work, done: Callable[[Any], bool], stride: int
+) -> int:
+    """Kills `work` at each of its steps, or at one of `stride`, each time in a new place where `prepare` was done; how
+    many steps there are, rounded up."""
     prepared = MemoryStore(work.__name__)
     prepare(prepared)
     before = current(prepared)[0].version
@@ -121,18 +123,20 @@ def every_step(uri: str, prepare: Callable[[AdapterStore], object], work: Work, 
         assert done(store), f"{place}: {work.__name__} does not end"
         assert not verify(store).problems
 
+    # A client with threads does not survive the fork that is to be killed; others need not be made anew each time.
+    between: Callable[[Callable[[], object]], object] = in_a_fork if uri.startswith(THREADED) else lambda work: work()
     step = 0
     while True:
         place = f"{uri.rstrip('/')}/{work.__name__}-{step}/"
-        in_a_fork(partial(fill, place))
+        between(partial(fill, place))
         killed = killed_at(step, place, work)
-        in_a_fork(partial(check, place))
+        between(partial(check, place))
         if not killed:
             return step
-        step += 1
+        step += stride
 
 
-def main(folder: Path, uri: str) -> None:
+def main(folder: Path, uri: str, stride: int) -> None:
     pointer.CLAIM = timedelta(0)  # nobody waits for a dead collector here
     open_store(uri)  # imports what forks would have to import, each of them
     old, new = (write_bank(folder / name, ADAPTERS[:2], seed=seed) for seed, name in enumerate(("old", "new")))
@@ -162,12 +166,12 @@ def main(folder: Path, uri: str) -> None:
     def serves(version: str) -> Callable[[AdapterStore], bool]:
         return lambda store: current(store)[0].version == version
 
-    kills = every_step(uri, lambda store: publish(store, old), publish_new, serves(versions[1]))
-    kills += every_step(uri, both, roll_back, serves(versions[0]))
-    kills += every_step(uri, both, pin_old, lambda store: current(store)[0].pinned == (versions[0],))
-    kills += every_step(uri, three, collect_all, lambda store: not collect(store, keep=0, dry_run=True).keys)
+    kills = every_step(uri, lambda store: publish(store, old), publish_new, serves(versions[1]), stride)
+    kills += every_step(uri, both, roll_back, serves(versions[0]), stride)
+    kills += every_step(uri, both, pin_old, lambda store: current(store)[0].pinned == (versions[0],), stride)
+    kills += every_step(uri, three, collect_all, lambda store: not collect(store, keep=0, dry_run=True).keys, stride)
     print(kills)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
