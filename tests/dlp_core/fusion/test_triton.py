@@ -223,7 +223,7 @@ def test_a_pass_after_a_capture_reads_nothing_that_was_only_recorded(monkeypatch
     ours = x.to(DEVICE)
     step = new_op().begin(segments, adapters.residents)
     assert step is not None
-    captured(monkeypatch, lambda: step.add(torch.empty(3, 72, device=DEVICE), ours, "q_proj", GROUP))
+    captured(monkeypatch, lambda: step.add(torch.zeros(3, 72, device=DEVICE), ours, "q_proj", GROUP))
     found = step.add(y.clone().to(DEVICE), ours, "q_proj", GROUP)
     assert relative_error(found.cpu(), fused_lora(y, x, segments, adapters.deltas["q_proj"])) <= 1e-5
 
