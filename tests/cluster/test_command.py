@@ -17,7 +17,7 @@ from deployments.local.app import free_port
 from dlp_core.bank.publish import publish
 from dlp_core.store.opening import open_store
 from examples.tiny.build import BASE
-from tests.support.application import ROOT, answer_of
+from tests.support.application import ROOT, START_S, answer_of
 from tests.support.waiting import HANG_S, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -40,7 +40,7 @@ def serve(folder: Path) -> Iterator[subprocess.Popen[str]]:
         [*command, *options], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         try:
-            wait_for(lambda: is_healthy(f"http://127.0.0.1:{port}/health"), "health", 240)
+            wait_for(lambda: is_healthy(f"http://127.0.0.1:{port}/health"), "health", START_S)
             yield process
         finally:
             process.terminate()
