@@ -32,7 +32,7 @@ cluster-tests: $(INSTALLED)
 	$(BIN)/python -m pytest -m cluster
 
 other-tests: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not cluster"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not cluster"
 
 check: $(INSTALLED) ## check lint, format, types and import directions
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,14 +44,17 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    for item in items:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
+    for item in items:  # before -m looks at the marks
         if not S3_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())) or "s3" in parameters(item):
             item.add_marker("s3")
         if item.path.is_relative_to(CLUSTER_TESTS):
             item.add_marker("cluster")
             item.add_marker(pytest.mark.timeout(CLUSTER_SECONDS))
+    yield
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)  # or a worker has one to itself when all else is done
 
 
 def parameters(item: pytest.Item) -> list[str]:
