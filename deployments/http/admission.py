@@ -20,10 +20,10 @@ class Admission:
         self._limit = limit
         self._running: Counter[str] = Counter()
 
-    def enter(self, caller: str, places: int = 1) -> None:
-        """Admit a request, or more of one, until `leave`. Raises TooManyRequests if the caller would have more than it
-        may have, and InvalidRequest if this is more by itself."""
-        if places > self._limit:
+    def enter(self, caller: str, places: int = 1, *, held: int = 0) -> None:
+        """Admit a request, or more of one that has `held` places already, until `leave`. Raises TooManyRequests if the
+        caller would have more than it may have, and InvalidRequest if the request is more by itself."""
+        if held + places > self._limit:
             raise InvalidRequest(f"a key may have {self._limit} completions at once here; ask for fewer", param="n")
         if self._running[caller] + places > self._limit:
             raise TooManyRequests(

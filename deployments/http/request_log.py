@@ -79,7 +79,7 @@ class RequestRecord:
     def admit(self, completions: int) -> None:
         """Take a place for each completion the request asks for. Raises TooManyRequests."""
         if self._admission is not None and self._caller is not None:
-            self._admission.enter(self._caller, completions - self._places)
+            self._admission.enter(self._caller, completions - self._places, held=self._places)
             self._places = completions
 
     def left(self) -> None:

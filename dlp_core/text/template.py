@@ -58,7 +58,7 @@ class ChatTemplate:
             text = self._apply(messages, parts=parts)
         except AdapterRefused:
             raise
-        except Exception:
+        except Exception:  # it rejects them, by whatever jinja2 raises
             return False
         return all(message.content in text for message in messages)
 

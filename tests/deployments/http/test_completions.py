@@ -144,5 +144,5 @@ def test_the_completions_of_a_key_count_against_its_limit(tmp_path: Path) -> Non
     with TestClient(app, base_url="http://server/v1", headers={"authorization": f"Bearer {key}"}) as http:
         for _ in range(3):
             complete(http, ["a", "b"], n=2)
-            body = {"model": "auto", "prompt": ["a", "b", "c"], "n": 2}
+            body = {"model": "auto", "prompt": ["a"] * 5}  # one more than will ever be free
             assert "4 completions" in refused(http.post("/completions", json=body), 400, "n", "invalid_value")

@@ -22,7 +22,7 @@ COMMIT = "12fd25f77366fa6b3b4b768ec3050bf629380bac"
         "SmolLM2-135M-Instruct",
         "/models/SmolLM2-135M-Instruct",
         "C:\\models\\SmolLM2-135M-Instruct\\",
-        f"/root/.cache/huggingface/hub/models--HuggingFaceTB--SmolLM2-135M-Instruct/snapshots/{COMMIT}",
+        f"/home/ann/.cache/huggingface/hub/models--HuggingFaceTB--SmolLM2-135M-Instruct/snapshots/{COMMIT}",
         f"models--HuggingFaceTB--SmolLM2-135M-Instruct/snapshots/{COMMIT}/",
         "/data/SmolLM2-135M-Instruct/model",
         "./HuggingFaceTB--SmolLM2-135M-Instruct",
