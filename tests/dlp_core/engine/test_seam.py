@@ -36,6 +36,19 @@ def test_every_overridden_method_exists_with_the_same_arguments() -> None:
         assert ours is not theirs, name
         assert list(inspect.signature(ours).parameters) == list(inspect.signature(theirs).parameters), name
     assert list(inspect.signature(ModelRunner._sample).parameters) == ["self", "scores", "output_ids"]
+    assert list(inspect.signature(ModelRunner._forward_process_and_sample).parameters)[:3] == [
+        "self",
+        "model",
+        "batch_data",
+    ]
+
+
+def test_the_rows_of_logits_are_chosen_by_the_batch_data() -> None:
+    source = inspect.getsource(ModelRunner._forward_process_and_sample)
+    assert 'logits_indices = batch_data["logits_indices"]' in source
+    assert "model(**batch_data).logits" in source
+    assert 'if "logits_to_keep" not in batch_data' in source
+    assert "self._forward_process_and_sample" in inspect.getsource(ModelRunner._get_forward_fn)
 
 
 def test_the_loop_calls_what_is_overridden() -> None:
