@@ -189,7 +189,7 @@ async def measure(model: Any, fusion: Fusion, size: Size, manifest: BankManifest
     )
     engine = FusedEngine(model, fusion, residency, EngineConfig(slots=1, cache_tokens=2048))
     os.sync()  # or the disk cache's first syncs would wait for the uploads to the S3 server
-    engine.start()
+    await engine.start()
     try:
         return await measure_starts(Client(engine, loads), manifest.adapters, make_client(), size.prefix)
     finally:

@@ -152,7 +152,7 @@ async def playing(base: Path, work: Path) -> AsyncIterator[Player]:
 
     residency = Residency(FolderSource(folders), fusion, SLOTS, host_bytes=1, on_load=on_load)
     engine = FusedEngine(model, fusion, residency, EngineConfig(slots=SLOTS, max_requests=1024))
-    engine.start()
+    await engine.start()
     try:
         yield Player(engine, lambda: len(loaded))
     finally:

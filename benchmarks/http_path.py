@@ -146,7 +146,7 @@ async def measure_engine(args: AppArgs, adapter: str, streams: Sequence[int], se
     engine, generator = loaded.engine, Generator(loaded.engine, loaded.codec)
     mix = qualified(Mix.of({adapter: 1.0}), manifest)
     sampling = Sampling(max_tokens=TOKENS, ignore_eos=True)
-    engine.start()
+    await engine.start()
 
     async def send(number: int) -> AsyncIterator[object]:
         async with aclosing(generator.generate(PROMPT, mix, sampling, request_id=str(number))) as pieces:

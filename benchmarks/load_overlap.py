@@ -76,7 +76,7 @@ async def measure(base: Path, streams: int, phase: float, every: float) -> dict[
     )
     config = EngineConfig(slots=3, max_requests=streams, cache_tokens=1100 * streams)
     engine = FusedEngine(model, fusion, residency, config)
-    engine.start()
+    await engine.start()
     gaps = Gaps()
     tasks = [asyncio.create_task(stream(engine, number, gaps)) for number in range(streams)]
     await asyncio.sleep(3.0)

@@ -22,7 +22,7 @@ async def main(base: str) -> None:
     engine = dlp.FusedEngine(model, fusion, residency, dlp.EngineConfig(slots=3))
     codec = dlp.TextCodec(AutoTokenizer.from_pretrained(base), context=engine.context)
     generator = dlp.Generator(engine, codec, default_max_tokens=40)
-    engine.start()
+    await engine.start()
 
     async def answer(question: str, mix: dlp.Mix) -> str:
         messages = (dlp.Message("user", question),)

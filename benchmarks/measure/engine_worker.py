@@ -33,9 +33,9 @@ class Engine:
         fusion = install(model)
         config = EngineConfig(slots=len(folders))
         self._engine = FusedEngine(model, fusion, Residency(FolderSource(folders), fusion, config.slots), config)
-        self._engine.start()
         self._numbers = itertools.count()
         self._loop = asyncio.Runner()
+        self._loop.run(self._engine.start())
 
     def run(self, batch: Batch) -> BatchResult:
         return self._loop.run(self._run(batch))

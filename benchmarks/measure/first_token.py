@@ -50,7 +50,7 @@ async def phases(model: str, bank: str) -> dict[str, float]:
     loaded = module.load(Path(model), source, args.engine, dtype=args.dtype, device="cpu", threads=args.threads)
     engine, codec = loaded.engine, loaded.codec
     end_phase("model and tokenizer")
-    engine.start()
+    await engine.start()
     end_phase("engine")
     try:
         ids = codec.encode("every weekday at 8:30 in the morning").ids

@@ -9,8 +9,6 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
-import ray
-
 from deployments.args import AppArgs
 from deployments.fleet.affinity import RESIDENT
 from deployments.fleet.autoscaling import ADAPTERS, REQUESTS, TOKENS
@@ -18,6 +16,7 @@ from deployments.http.admin import LoadAdapter, Published
 from deployments.observe import tracing
 from deployments.observe.metrics import EngineMetrics
 from deployments.replicas.banks import LoadedBanks
+from deployments.replicas.engines import load_engine
 from deployments.replicas.process import join_library_log, lasting_imports
 from dlp_core.adapter.base_names import Naming, folder_name
 from dlp_core.adapter.examination import Check, Verdict
@@ -39,9 +38,8 @@ WATCH_S = 2.0
 
 
 class FusedBackbone:
-    def __init__(self, args: AppArgs) -> None:
+    async def __init__(self, args: AppArgs) -> None:  # type: ignore[misc] # Serve awaits it
         with lasting_imports():
-            from dlp_core.engine.loading import load
             from dlp_core.generation.generator import Generator
 
         tracing.start()
@@ -52,21 +50,11 @@ class FusedBackbone:
         cache = args.cache.open(on_fetch=self._fetched)
         self._source = BankSource(self._store, cache)
         self._banks = LoadedBanks(self._store, cache, admit=self._admit)
-        # A GPU is used where serve_config.yaml gives this deployment one, and only there.
-        device = "cuda" if ray.get_gpu_ids() else "cpu"
-        loaded = load(
-            Path(args.base_model),
-            self._source,
-            args.engine,
-            dtype=args.dtype,
-            device=device,
-            threads=args.threads,
-            on_load=self._loaded,
-        )
+        loaded = load_engine(args, self._source, on_load=self._loaded)
         self._engine, self._codec = loaded.engine, loaded.codec
         self._generator = Generator(self._engine, self._codec, default_max_tokens=args.limits.default_max_tokens)
         self._max_adapters = args.engine.slots - len(args.pinned_adapters)
-        self._engine.start()
+        await self._engine.start()
         self._watching = asyncio.create_task(self._watch())
 
     async def prepare(self, bank: str) -> None:

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from dlp_core.errors import InvalidRequest
 
 
 @dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """Limits of one engine. Every field is read by the engine; raises InvalidRequest on a value below 1."""
+class VllmConfig:
+    """What engine vllm alone reads (dlp_core/vllm). Raises InvalidRequest for a list of no targets."""
 
+    targets: tuple[str, ...] | None = None
+    """Names of the modules that adapters may change (`q_proj`); None: all linear layers. Fewer cost less."""
+    eager: bool = False
+    """Leave out compilation: the engine starts sooner and runs slower."""
+
+    def __post_init__(self) -> None:
+        if self.targets is not None and not self.targets:
+            raise InvalidRequest("engine setting vllm.targets is empty; name modules such as q_proj, or leave it out")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Limits of one engine, and which one. Raises InvalidRequest on a value below 1."""
+
+    kind: Literal["transformers", "vllm"] = "transformers"
+    """What runs the model: transformers in the replica's process, or vLLM (docs/vllm.md)."""
     slots: int = 16
     """Adapters on the device at once, which bounds the adapters of a mix."""
     slot_bytes: int | None = None
@@ -27,6 +44,7 @@ class EngineConfig:
     """Tokens per forward pass; longer prompts are prefilled in chunks."""
     stall_seconds: float = 60.0
     """If no step finishes for this long while requests run, the engine reports itself as failed."""
+    vllm: VllmConfig = VllmConfig()
 
     def __post_init__(self) -> None:
         for field in (

@@ -1,6 +1,7 @@
-"""The engine: admits requests, pins their adapters, streams their tokens.
+"""The engine over transformers: admits requests, pins their adapters, streams their tokens.
 
-`FusedEngine` belongs to one event loop; the model runs on the batch's own thread (batching.py).
+`FusedEngine` belongs to one event loop; the model runs on the batch's own thread (batching.py). What its methods
+promise is in protocol.py.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
+from dlp_core.engine.admission import check_places, token_limit
 from dlp_core.engine.batching import Batching, NeedsAdapters, Output
 from dlp_core.engine.config import EngineConfig
 from dlp_core.engine.grammar import Grammars, Guide
 from dlp_core.engine.request import Plan, Sampling, TokenEvent
 from dlp_core.engine.stats import EngineStats
-from dlp_core.errors import EngineFailed, EngineFull, InvalidRequest, PromptTooLong, RequestAborted
+from dlp_core.errors import EngineFailed, InvalidRequest, RequestAborted
 from dlp_core.fusion.layers import Fusion
 from dlp_core.mix import Mix
 from dlp_core.residency.movement import Pin, Residency
@@ -36,7 +38,6 @@ class FusedEngine:
         text_config = model.config.get_text_config()
         self.vocabulary = int(text_config.vocab_size)
         self.context = min(int(text_config.max_position_embeddings), config.cache_tokens)
-        """Limit on the tokens of prompt and completion together."""
         self._eos = _eos_tokens(model)
         self._grammars = None if tokenizer is None else Grammars(tokenizer, self.vocabulary, self._eos)
         self._batching = Batching(model, fusion, config, eos=self._eos, can_hold=residency.can_hold)
@@ -44,17 +45,14 @@ class FusedEngine:
         self._token_limits: dict[str, int] = {}  # prompt and completion, of requests that are not finished
         self._running = 0
 
-    def start(self) -> None:
-        """Start the generation thread and return once it accepts requests. Raises EngineFailed if it cannot start, for
-        instance because the cache does not fit into memory."""
+    async def start(self) -> None:
         self._batching.start()
-        self._batching.ready.wait()
+        await asyncio.to_thread(self._batching.ready.wait)
         if not self._batching.alive:
             cause = self._batching.background_thread_status.fatal_error
             raise EngineFailed(f"the engine did not start: {cause}") from cause
 
     async def stop(self) -> None:
-        """Stop the generation thread; requests in flight get EngineFailed."""
         await asyncio.to_thread(self._batching.stop, block=True, hard_stop=True)
         self._residency.close()
 
@@ -67,16 +65,6 @@ class FusedEngine:
         request_id: str,
         prompt_logprobs: int | None = None,
     ) -> AsyncGenerator[TokenEvent, None]:
-        """Generate from `prompt_ids` under `mix`, or under the mixes of a plan, and yield tokens as they come; the last
-        event has a finish reason.
-
-        With `prompt_logprobs`, the first event has the log-probability of each token of the prompt, and those of that
-        many of the likeliest tokens there. The prompt is then computed whole, whatever the cache holds.
-
-        Closing the iterator aborts the request. However the request ends, its adapters are unpinned and its cache
-        blocks freed. Raises InvalidRequest, PromptTooLong, UnknownModel, AdapterRefused,
-        AdapterUnavailable, EngineFull, EngineFailed, and RequestAborted after `abort`.
-        """
         plan = mix if isinstance(mix, Plan) else Plan.of(mix)
         guide = None if sampling.response_format is None else await self._guide(sampling.response_format)
         max_tokens = self._admit(prompt_ids, plan, sampling, request_id)
@@ -124,16 +112,12 @@ class FusedEngine:
         yield last_event  # after everything is released, because the consumer may take its time
 
     async def keep(self, names: Sequence[str]) -> None:
-        """Load these adapters and keep them on the device, replacing those kept before. Raises UnknownModel,
-        AdapterRefused, AdapterUnavailable, or InvalidRequest if there are more of them than slots."""
         await self._residency.keep(names)
 
     async def preload(self, names: Sequence[str]) -> None:
-        """Load these adapters ahead of the requests that will use them. Raises what `keep` raises."""
         await self._residency.preload(names)
 
     def abort(self, request_id: str) -> None:
-        """Abort a request from outside: its stream raises RequestAborted. Unknown ids are ignored."""
         stream = self._streams.get(request_id)
         if stream is not None:
             stream.put_nowait(RequestAborted(f"request {request_id} was aborted"))
@@ -155,7 +139,6 @@ class FusedEngine:
         )
 
     def check_health(self) -> None:
-        """Raise EngineFailed if the generation thread is gone or has not finished a step for too long."""
         if not self._batching.alive:
             raise EngineFailed("the generation thread has ended; replace this replica")
         stalled_s = time.monotonic() - self._batching.last_step
@@ -174,23 +157,8 @@ class FusedEngine:
         """Return how many tokens the completion may have; raises if the request cannot be admitted."""
         if request_id in self._streams:
             raise InvalidRequest(f"request id {request_id!r} is in use")
-        if not prompt_ids:
-            raise InvalidRequest("the prompt is empty", param="prompt")
-        if not all(0 <= token < self.vocabulary for token in prompt_ids):
-            raise InvalidRequest(f"the prompt has token ids outside 0..{self.vocabulary - 1}", param="prompt")
-        max_tokens = sampling.max_tokens or max(1, self.context - len(prompt_ids))
-        if len(prompt_ids) + max_tokens > self.context:
-            raise PromptTooLong(
-                f"the prompt has {len(prompt_ids)} tokens and max_tokens is {max_tokens}; "
-                f"together they may be at most {self.context}",
-                param="prompt",
-            )
-        plan.check(len(prompt_ids))
-        if len(self._streams) >= self._config.max_requests:
-            raise EngineFull(
-                f"this replica is at its limit of {self._config.max_requests} requests; try again shortly",
-                retry_after=1.0,
-            )
+        max_tokens = token_limit(prompt_ids, plan, sampling, vocabulary=self.vocabulary, context=self.context)
+        check_places(len(self._streams), self._config.max_requests)
         if not self._batching.alive:
             raise EngineFailed("the generation thread has ended; this replica is being replaced, try again")
         return max_tokens

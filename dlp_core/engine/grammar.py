@@ -30,7 +30,7 @@ PARAM = "response_format"
 _LIMITS = LLParserLimits(
     initial_lexer_fuel=200_000, step_lexer_fuel=100_000, max_lexer_states=20_000, max_grammar_size=50_000
 )
-_OPTIONS: JsonCompileOptions = {
+OPTIONS: JsonCompileOptions = {
     "whitespace_pattern": r"[ \t\n]{0,16}",  # bounded: a small model may otherwise write nothing else
     "coerce_one_of": True,  # to anyOf: what Pydantic writes for a union with a discriminator
 }
@@ -84,7 +84,7 @@ class Grammars:
         if not self._eos:
             raise _refused("this model has no end-of-sequence token, so no document would end")
         try:
-            grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS)
+            grammar = LLMatcher.grammar_from_json_schema(schema, overrides=OPTIONS)
         except ValueError as error:
             raise _refused(str(error)) from None
         matcher = LLMatcher(self._for_masks(), grammar, limits=_LIMITS, log_level=0)

@@ -85,7 +85,7 @@ async def _run(
         loaded = load(
             setup.base_model, bank.source, config, dtype=setup.dtype, device=setup.device, threads=setup.threads
         )
-    loaded.engine.start()
+    await loaded.engine.start()
     try:
         return await evaluate(
             chooser,

@@ -23,7 +23,7 @@ _ALIGN = 16
 """Alignment of each factor in the buffer, in elements, so that a GPU can read 16 bytes at once."""
 
 
-class _Shape(NamedTuple):
+class Shape(NamedTuple):
     """One module's part of a packed adapter. Its last row is the trained bias if `has_bias`."""
 
     path: str
@@ -46,7 +46,7 @@ class Packed:
     """One adapter in host memory: one contiguous buffer, module after module."""
 
     buffer: Tensor
-    shapes: tuple[_Shape, ...]
+    shapes: tuple[Shape, ...]
 
     @property
     def nbytes(self) -> int:
@@ -102,16 +102,16 @@ def place(packed: Packed, device: torch.device) -> Resident:
     return Resident(buffer, modules, max((shape.rank for shape in packed.shapes), default=0))
 
 
-def _shape(path: str, delta: Delta, d_in: int) -> _Shape:
+def _shape(path: str, delta: Delta, d_in: int) -> Shape:
     rank, d_out = 0, 0
     if delta.lora is not None:
         rank, d_out = delta.lora.a_RD.shape[0], delta.lora.b_OR.shape[0]
     if delta.bias_delta_O is not None:
         rank, d_out = rank + 1, delta.bias_delta_O.shape[0]
-    return _Shape(path, rank, d_in, d_out, delta.bias_delta_O is not None)
+    return Shape(path, rank, d_in, d_out, delta.bias_delta_O is not None)
 
 
-def _views(buffer: Tensor, shapes: Sequence[_Shape]) -> Iterator[Factors]:
+def _views(buffer: Tensor, shapes: Sequence[Shape]) -> Iterator[Factors]:
     start = 0
     for shape in shapes:
         middle = start + _aligned(shape.rank * shape.d_in)

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from dlp_core.bank.source import unqualified
-from dlp_core.engine.engine import FusedEngine
+from dlp_core.engine.protocol import Engine
 from dlp_core.engine.request import FinishReason, Plan, Sampling, TokenLogprob
 from dlp_core.generation.messages import Completion, Delta, Finished, Logprob, Piece, Source, TokenIds, TokenText
 from dlp_core.generation.planning import Planner
@@ -27,7 +27,7 @@ T = TypeVar("T")
 class Generator:
     """Generates completions with one engine, which it neither starts nor stops. Use from one event loop."""
 
-    def __init__(self, engine: FusedEngine, codec: TextCodec, *, default_max_tokens: int | None = None) -> None:
+    def __init__(self, engine: Engine, codec: TextCodec, *, default_max_tokens: int | None = None) -> None:
         """`default_max_tokens` limits completions whose sampling sets no limit, in addition to the context window."""
         self._engine = engine
         self._codec = codec
@@ -54,7 +54,7 @@ class Generator:
         `echo`, `prompt_only` and `add_special_tokens` are those of GenerationRequest; `chat_template` replaces the
         model's. `on_tokens(count)` is called
         when `count` tokens arrive together. The spans use the bank's names, without a version. Raises PromptTooLong,
-        InvalidRequest for a prompt that cannot be read, and what FusedEngine.submit raises.
+        InvalidRequest for a prompt that cannot be read, and what Engine.submit raises.
         """
         prompt, mixes = await self._in_order(self._read, source, plan, add_special_tokens, chat_template)
         text = self._codec.stream(prompt, stop)

@@ -20,13 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
 from dlp_core.adapter.weights import Adapter
 from dlp_core.errors import AdapterUnavailable, DLPError, InvalidRequest
-from dlp_core.fusion.layers import Fusion
+from dlp_core.fusion.packed import Packed
 from dlp_core.residency.host_memory import HostMemory
 from dlp_core.residency.slots import Claim, Load, Slots
 from dlp_core.residency.sources import AdapterSource
@@ -50,6 +50,19 @@ class _Key(NamedTuple):
     digest: str
 
 
+class Device(Protocol):
+    """Where adapters are put: slots that a model reads. A model's fusion, or one in another process."""
+
+    def pack(self, adapter: Adapter) -> Packed:
+        """Check an adapter and pack it in host memory. On any thread. Raises AdapterRefused."""
+
+    def place(self, slot: int, packed: Packed) -> int:
+        """Put it into a slot, replacing its content; returns its bytes there. On any thread, not the event loop's."""
+
+    def unload(self, slot: int) -> None:
+        """Empty a slot. On the event loop."""
+
+
 class _Waiter(NamedTuple):
     """A request that waits for its adapters, and the context in which they are loaded."""
 
@@ -69,7 +82,7 @@ class Residency:
     def __init__(
         self,
         source: AdapterSource,
-        fusion: Fusion,
+        device: Device,
         slots: int,
         *,
         slot_bytes: int | None = None,
@@ -82,7 +95,7 @@ class Residency:
         for the whole load. Like `source.load`, it runs in the context (contextvars) of the request that the load was
         started for."""
         self._source = source
-        self._fusion = fusion
+        self._device = device
         self._slots = Slots(slots, slot_bytes)
         self._host = HostMemory(host_bytes)
         self._on_load = on_load
@@ -185,7 +198,7 @@ class Residency:
     def _advance(self, loads: Sequence[Load]) -> None:
         """Start the loads that `Slots` returned and wake the requests whose claims it granted."""
         for slot in self._slots.emptied():
-            self._fusion.unload(slot)
+            self._device.unload(slot)
         for load in loads:
             assert isinstance(load.key, _Key)
             work = self._load(load.key, load.slot)
@@ -226,11 +239,11 @@ class Residency:
         packed = self._host.get(key)
         if packed is None:
             began = time.perf_counter()
-            packed = self._fusion.pack(self._read(key))
+            packed = self._device.pack(self._read(key))
             self._host.put(key, packed)
             if self._on_load is not None:
                 self._on_load(key.name, "host", time.perf_counter() - began)
-        self._fusion.place(slot, packed)
+        self._device.place(slot, packed)
 
     def _read(self, key: _Key) -> Adapter:
         """The adapter from the source, and no other that has its name by now: cached blocks go by the digest."""

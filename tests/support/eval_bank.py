@@ -81,7 +81,7 @@ async def running(base: Path, bank: JudgedBank) -> AsyncIterator[Loaded]:
     """An engine over the bank, in float32."""
     config = EngineConfig(slots=4, cache_tokens=4096)
     loaded = load(base, bank.source, config, dtype="float32", device="cpu")
-    loaded.engine.start()
+    await loaded.engine.start()
     try:
         yield loaded
     finally:

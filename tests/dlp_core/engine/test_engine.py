@@ -42,17 +42,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: peft_adapter(root / name, seed, r=2 + seed, lora_alpha=16) for seed, name in enumerate(NAMES)}
 
 
-def build(folders: dict[str, Path], config: EngineConfig = CONFIG) -> FusedEngine:
+async def build(folders: dict[str, Path], config: EngineConfig = CONFIG) -> FusedEngine:
     model = tiny_llama()
     fusion = install(model)
     engine = FusedEngine(model, fusion, Residency(FolderSource(folders), fusion, config.slots), config)
-    engine.start()
+    await engine.start()
     return engine
 
 
 @pytest.fixture
 async def engine(folders: dict[str, Path]) -> AsyncIterator[FusedEngine]:
-    engine = build(folders)
+    engine = await build(folders)
     yield engine
     await engine.stop()
 
@@ -153,7 +153,7 @@ async def test_equal_prompts_under_different_mixes_share_no_blocks(engine: Fused
 
 async def test_a_tiny_cache_preempts_without_changing_tokens(folders: dict[str, Path]) -> None:
     """64 cache tokens for requests that need 36 each: the scheduler must preempt some and resume them."""
-    engine = build(folders, EngineConfig(slots=3, page_tokens=4, cache_tokens=64, batch_tokens=48))
+    engine = await build(folders, EngineConfig(slots=3, page_tokens=4, cache_tokens=64, batch_tokens=48))
     try:
         jobs = [(prompt(i, 12), Mix.of({NAMES[i % 3]: 1.0})) for i in range(6)]
         alone = [await generate(engine, f"a{i}", *job, max_tokens=24, ignore_eos=True) for i, job in enumerate(jobs)]
@@ -244,7 +244,7 @@ async def test_abort_raises_a_typed_error_in_the_stream(engine: FusedEngine) -> 
 
 
 async def test_a_full_engine_is_reported_with_a_retry_time(folders: dict[str, Path]) -> None:
-    engine = build(folders, EngineConfig(slots=3, max_requests=2, cache_tokens=1024, batch_tokens=48))
+    engine = await build(folders, EngineConfig(slots=3, max_requests=2, cache_tokens=1024, batch_tokens=48))
     try:
         running = [
             asyncio.create_task(generate(engine, f"r{i}", prompt(i, 4), EMPTY_MIX, 30, ignore_eos=True))
@@ -283,7 +283,7 @@ async def test_a_failing_step_ends_every_request_with_a_typed_error(
 
 
 async def test_a_stalled_step_is_unhealthy(folders: dict[str, Path]) -> None:
-    engine = build(folders)
+    engine = await build(folders)
     try:
         stream = engine.submit(*JOBS[1], Sampling(max_tokens=800, ignore_eos=True), request_id="r")
         await first_event(stream)
@@ -299,13 +299,13 @@ async def test_a_stalled_step_is_unhealthy(folders: dict[str, Path]) -> None:
         await engine.stop()
 
 
-def test_an_engine_that_cannot_start_says_why(folders: dict[str, Path]) -> None:
+async def test_an_engine_that_cannot_start_says_why(folders: dict[str, Path]) -> None:
     with pytest.raises(EngineFailed, match="did not start: Memory footprint"):
-        build(folders, EngineConfig(slots=3, cache_tokens=2**40))
+        await build(folders, EngineConfig(slots=3, cache_tokens=2**40))
 
 
 async def test_stopping_ends_requests_in_flight(folders: dict[str, Path]) -> None:
-    engine = build(folders)
+    engine = await build(folders)
     task = asyncio.create_task(generate(engine, "r", *JOBS[1], max_tokens=900, ignore_eos=True))
     await async_wait_for(lambda: engine.stats().tokens_running, "step")
     await engine.stop()

@@ -32,7 +32,7 @@ async def test_the_engine_generates_what_peft_generates(name: str, tmp_path: Pat
     model = family.build()
     fusion = install(model)
     engine = FusedEngine(model, fusion, Residency(FolderSource(folders), fusion, CONFIG.slots), CONFIG)
-    engine.start()
+    await engine.start()
     try:
         mixes = [EMPTY_MIX, *(Mix.of({folder: 1.0}) for folder in folders), Mix.of({"a0": 0.6, "a1": 0.4})]
         jobs = [(IDS[: 40 - i], mix) for i, mix in enumerate(mixes)]

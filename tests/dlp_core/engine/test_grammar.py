@@ -51,20 +51,20 @@ def padded_model() -> LlamaForCausalLM:
     return model
 
 
-def build(folders: Mapping[str, Path], tokenizer: Any = TOKENIZER) -> FusedEngine:
+async def build(folders: Mapping[str, Path], tokenizer: Any = TOKENIZER) -> FusedEngine:
     model = padded_model()
     fusion = install(model)
     config = EngineConfig(slots=2, max_requests=16, page_tokens=8, cache_tokens=4096, batch_tokens=64)
     residency = Residency(FolderSource(folders), fusion, config.slots)
     engine = FusedEngine(model, fusion, residency, config, tokenizer=tokenizer)
-    engine.start()
+    await engine.start()
     return engine
 
 
 @pytest.fixture
 async def engine(tmp_path: Path) -> AsyncIterator[FusedEngine]:
     peft_model(padded_model(), 3).save_pretrained(tmp_path / "a")
-    engine = build({"a": tmp_path / "a"})
+    engine = await build({"a": tmp_path / "a"})
     yield engine
     await engine.stop()
 
@@ -183,7 +183,7 @@ async def test_fields_that_contradict_a_schema_are_refused_by_name() -> None:
 
 
 async def test_without_a_tokenizer_a_schema_is_refused(tmp_path: Path) -> None:
-    engine = build({}, tokenizer=None)
+    engine = await build({}, tokenizer=None)
     try:
         with pytest.raises(InvalidRequest, match="no tokenizer"):
             await answer(engine, "r", PERSON)

@@ -73,13 +73,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def build(folders: dict[str, Path], dtype: torch.dtype = torch.float32) -> FusedEngine:
+async def build(folders: dict[str, Path], dtype: torch.dtype = torch.float32) -> FusedEngine:
     model = tiny_llama(dtype=dtype)
     fusion = install(model)
     residency = Residency(HostileSource(folders), fusion, len(HOSTILE) + len(GOOD))
     config = replace(CONFIG, slots=len(HOSTILE) + len(GOOD), max_requests=64)
     engine = FusedEngine(model, fusion, residency, config)
-    engine.start()
+    await engine.start()
     return engine
 
 
@@ -102,10 +102,10 @@ async def test_overflow_does_not_reach_other_rows(
     shared = prompt(1, 24)
     innocent = [(shared[: rng.randint(8, 24)] + prompt(n, rng.randint(1, 40)), mixes[n % 3]) for n in range(12)]
     with cpu_implementation(implementation):
-        quiet = build(folders, dtype)
+        quiet = await build(folders, dtype)
         expected = [await attempt(quiet, f"quiet-{n}", *job) for n, job in enumerate(innocent)]
         await quiet.stop()
-        engine = build(folders, dtype)
+        engine = await build(folders, dtype)
         for turn in range(3):
             hostile = [
                 (shared + prompt(n + turn, 20), Mix.of({name: 1.0} if n % 2 else {name: 0.5, "a": 0.5}))
@@ -127,7 +127,7 @@ async def test_overflow_does_not_reach_other_rows(
 
 @pytest.mark.parametrize("options", [{"temperature": 1e-40}, {"temperature": 5e-324}, {"temperature": 1e-5}])
 async def test_a_tiny_temperature_is_greedy(folders: dict[str, Path], options: dict[str, Any]) -> None:
-    engine = build(folders)
+    engine = await build(folders)
     greedy = await generate(engine, "g", prompt(3, 9), EMPTY_MIX)
     assert await generate(engine, "t", prompt(3, 9), EMPTY_MIX, **options) == greedy
     await engine.stop()
@@ -152,7 +152,7 @@ async def test_a_sampler_that_raises_ends_its_request_alone(
         return pick(self, logits_V, token_ids)
 
     monkeypatch.setattr(sampling.Sampler, "pick", failing)
-    engine = build(folders)
+    engine = await build(folders)
     jobs = [(prompt(n, 10), EMPTY_MIX) for n in range(6)]
     expected = [await generate(engine, f"alone-{n}", *job, temperature=1.0, seed=n) for n, job in enumerate(jobs)]
     with caplog.at_level(logging.WARNING, "dlp_core"):
@@ -177,7 +177,7 @@ async def test_a_follower_that_raises_ends_its_request_alone(folders: dict[str, 
     def follow(token: int) -> Mix | None:
         raise ValueError("no sentence")
 
-    engine = build(folders)
+    engine = await build(folders)
     with pytest.raises(ValueError, match="no sentence"):
         async for _ in engine.submit(prompt(1, 5), Plan(((0, EMPTY_MIX),), follow), Sampling(9), request_id="f"):
             pass
@@ -190,7 +190,7 @@ async def test_only_requests_of_the_failed_step_are_suspects(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A request in the step that raised is not to be tried elsewhere; one that only waited may be."""
-    engine = build(folders)
+    engine = await build(folders)
 
     def explode(*args: object) -> None:
         raise MemoryError("out of memory")

@@ -30,7 +30,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(params=[CONFIG.batch_tokens, 16], ids=["whole", "chunks"])
 async def engine(folders: dict[str, Path], request: pytest.FixtureRequest) -> AsyncIterator[FusedEngine]:
-    engine = build(folders, replace(CONFIG, batch_tokens=request.param))
+    engine = await build(folders, replace(CONFIG, batch_tokens=request.param))
     yield engine
     await engine.stop()
 
@@ -107,7 +107,7 @@ async def test_the_tokens_are_those_without_scores(engine: FusedEngine) -> None:
 
 
 async def test_the_scores_survive_a_preemption(folders: dict[str, Path]) -> None:
-    engine = build(folders, replace(CONFIG, cache_tokens=256, batch_tokens=64))
+    engine = await build(folders, replace(CONFIG, cache_tokens=256, batch_tokens=64))
     try:
         ids = prompt(8, 100)
         found, *_ = await asyncio.gather(

@@ -121,7 +121,7 @@ class Traffic(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tight = build(self.folders, TIGHT)
+        self.tight = self.loop.run_until_complete(build(self.folders, TIGHT))
         self.version = 0
         self.running: dict[str, tuple[asyncio.Task[Any], Job]] = {}
 
@@ -189,7 +189,8 @@ def solo_engine() -> Any:
         folders = {
             name: peft_adapter(Path(root) / name, seed, r=1 + seed, lora_alpha=16) for seed, name in enumerate(ADAPTERS)
         }
-        Traffic.loop, Traffic.folders, Traffic.roomy = asyncio.new_event_loop(), folders, build(folders, ROOMY)
+        Traffic.loop, Traffic.folders = asyncio.new_event_loop(), folders
+        Traffic.roomy = Traffic.loop.run_until_complete(build(folders, ROOMY))
         yield
         Traffic.loop.run_until_complete(Traffic.roomy.stop())
         Traffic.loop.close()

@@ -27,7 +27,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 async def engine(folders: dict[str, Path]) -> AsyncIterator[FusedEngine]:
-    engine = build(folders)
+    engine = await build(folders)
     yield engine
     await engine.stop()
 

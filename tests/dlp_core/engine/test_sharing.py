@@ -36,7 +36,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 async def engine(folders: dict[str, Path]) -> AsyncIterator[FusedEngine]:
-    engine = build(folders)
+    engine = await build(folders)
     yield engine
     assert_nothing_leaked(engine)
     await engine.stop()
@@ -125,7 +125,7 @@ async def test_an_adapter_republished_under_its_name_shares_nothing(folders: dic
     source = Republished([folders["a"], folders["b"]])
     config = EngineConfig(slots=2, page_tokens=PAGE, cache_tokens=1024, batch_tokens=48)
     engine = FusedEngine(model, fusion, Residency(source, fusion, 2), config)
-    engine.start()
+    await engine.start()
     try:
         old = await generate(engine, "one", IDS, A)
         source.current = 1
@@ -141,7 +141,7 @@ async def test_an_adapter_republished_under_its_name_shares_nothing(folders: dic
 
 async def test_unused_cached_blocks_are_evicted(folders: dict[str, Path]) -> None:
     """Unused blocks are dropped when a request needs the space."""
-    engine = build(folders, EngineConfig(slots=3, page_tokens=PAGE, cache_tokens=128, batch_tokens=48))
+    engine = await build(folders, EngineConfig(slots=3, page_tokens=PAGE, cache_tokens=128, batch_tokens=48))
     try:
         for number in range(6):
             assert await shared(engine, f"r{number}", prompt(number, 100), A) == 0

@@ -37,7 +37,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 async def engine(folders: dict[str, Path]) -> AsyncIterator[FusedEngine]:
-    engine = build(folders)
+    engine = await build(folders)
     yield engine
     await engine.stop()
 
@@ -118,7 +118,7 @@ async def test_tokens_and_spans_are_the_same_alone_and_in_any_batch(
 ) -> None:
     """With chunked prefill, with preemption in the tiny cache, and with adapters that must be loaded at each
     change: six adapters on two or three slots, and at most two per request."""
-    engine = build(folders, config or EngineConfig(slots=3, page_tokens=8, cache_tokens=2048, batch_tokens=24))
+    engine = await build(folders, config or EngineConfig(slots=3, page_tokens=8, cache_tokens=2048, batch_tokens=24))
 
     def jobs() -> list[tuple[list[int], Plan]]:
         made = []
@@ -143,7 +143,7 @@ async def test_tokens_and_spans_are_the_same_alone_and_in_any_batch(
 
 async def test_a_mix_that_needs_too_many_slots_is_ignored(folders: dict[str, Path]) -> None:
     """To recompute a request takes the adapters of all its spans at once."""
-    engine = build(folders, TINY)
+    engine = await build(folders, TINY)
     try:
         _, spans = await run(engine, "r", prompt(1, 9), Plan(((0, A),), every(4, A, B, C)()), 14)
         assert [span.mix for span in spans] == [A, B, A]
@@ -156,7 +156,7 @@ async def test_a_mix_that_needs_too_many_slots_is_ignored(folders: dict[str, Pat
 
 
 async def test_a_request_that_waits_for_adapters_can_be_closed(folders: dict[str, Path]) -> None:
-    engine = build(folders, EngineConfig(slots=1, page_tokens=8, cache_tokens=1024, batch_tokens=48))
+    engine = await build(folders, EngineConfig(slots=1, page_tokens=8, cache_tokens=1024, batch_tokens=48))
     try:
         ids = prompt(2, 12)
         holder = asyncio.create_task(run(engine, "holder", ids, Plan.of(A), 600))
@@ -188,7 +188,7 @@ async def test_an_error_between_two_steps_ends_every_request(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     """Even one that is out of the batch at that moment."""
-    engine = build(folders, EngineConfig(slots=2, page_tokens=8, cache_tokens=1024, batch_tokens=48))
+    engine = await build(folders, EngineConfig(slots=2, page_tokens=8, cache_tokens=1024, batch_tokens=48))
     library = getattr(engine._batching, broken)
 
     def explode(processor: object) -> None:

@@ -42,7 +42,7 @@ async def test_the_engine_generates_the_same_tokens_with_either_op(tmp_path: Pat
         model = tiny_llama().to(device)
         fusion = install(model, op)
         engine = FusedEngine(model, fusion, Residency(FolderSource(folders), fusion, CONFIG.slots), CONFIG)
-        engine.start()
+        await engine.start()
         try:
             jobs = (generate(engine, f"r{i}", *job, max_tokens=4, ignore_eos=True) for i, job in enumerate(JOBS))
             found = await asyncio.gather(*jobs)

@@ -35,7 +35,7 @@ async def engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fuse
     fusion = install(model)
     residency = Residency(FolderSource({"a": folder / "a"}), fusion, slots=2)
     engine = FusedEngine(model, fusion, residency, EngineConfig(slots=2, cache_tokens=2048))
-    engine.start()
+    await engine.start()
     yield engine
     await engine.stop()
 

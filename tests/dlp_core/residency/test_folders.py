@@ -50,12 +50,12 @@ def overwrite(folder: Path, by: Path) -> None:
         (folder / name).write_bytes((by / name).read_bytes())
 
 
-def engine_of(source: FolderSource) -> FusedEngine:
+async def engine_of(source: FolderSource) -> FusedEngine:
     model = tiny_llama()
     fusion = install(model)
     config = EngineConfig(slots=1, page_tokens=8, cache_tokens=1024, batch_tokens=48)
     engine = FusedEngine(model, fusion, Residency(source, fusion, 1, host_bytes=1), config)
-    engine.start()
+    await engine.start()
     return engine
 
 
@@ -66,7 +66,7 @@ async def test_a_folder_that_was_overwritten_answers_as_the_new_adapter(
 ) -> None:
     """Cache blocks of the old weights are never mixed with the new ones."""
     source = FolderSource({name: folders[name] for name in "ao"})
-    engine, fresh = engine_of(source), engine_of(FolderSource({"a": folders["n"]}))
+    engine, fresh = await engine_of(source), await engine_of(FolderSource({"a": folders["n"]}))
     try:
         old, old_digest = await generate(engine, "one", IDS, Mix.of({"a": 1.0})), source.digest("a")
         overwrite(folders["a"], folders["n"])
