@@ -12,6 +12,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="the extra `gpu` is not installed")
 
+from dlp_core.fusion import triton as op_module
 from dlp_core.fusion.reference import fused_lora
 from dlp_core.fusion.segments import Segment
 from dlp_core.fusion.triton import MAX_RANK, Limits, TritonOp, TritonStep
@@ -110,8 +111,10 @@ def test_a_graph_serves_adapters_that_take_the_places_of_others() -> None:
     graph = captured(model.forward)
     mixes = (Segment(1, ((0, 1.0), (4, 0.5))), Segment(1, ((1, -1.0),)), Segment(1, ()))
     check(op, model, graph, mixes, bank)
+    before = bank.residents[0]
     bank.put(0, {"k_proj": delta(D, WIDTHS["k_proj"], 40, 1.0)})  # a larger rank, in a module it had not
     check(op, model, graph, mixes, bank)
+    assert before is not bank.residents[0], "somebody may hold it still"
     del bank.residents[4]
     bank.deltas["down_proj"].clear()
     check(op, model, graph, (Segment(2, ((0, 1.0),)), Segment(1, ((1, 0.1),))), bank)
@@ -127,6 +130,18 @@ def test_a_graph_serves_a_prompt_beside_sequences_that_decode() -> None:
     prompt = (Segment(17, ((0, 0.5), (1, 0.5))), Segment(2, ()), Segment(5, ((2, 1.0),)))
     check(op, model, graph, padded(36, *decoding, *prompt), bank)
     check(op, model, graph, padded(36, *decoding, *decoding, *decoding), bank)
+
+
+@pytest.mark.parametrize("tokens", [7, 36])
+def test_more_tiles_and_parts_than_programs_are_done_one_after_the_other(
+    tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(op_module, "_TILES_AT_ONCE", 2)
+    monkeypatch.setattr(op_module, "_PARTS_AT_ONCE", 2)
+    op, bank = op_and_bank()
+    model = Model(op, tokens)
+    decoding = [Segment(1, ((slot, 1.0),)) for slot in range(SLOTS)]
+    check(op, model, captured(model.forward), padded(tokens, Segment(1, ALL), *decoding), bank)
 
 
 def test_one_adapter_of_the_highest_rank_is_served_by_a_graph_that_has_seen_none() -> None:
@@ -182,6 +197,16 @@ def test_passes_larger_than_any_graph_follow_their_own_plan() -> None:
         large.forward()
         assert relative_error(large.out.cpu(), large.expected(segments, bank)) <= 1e-5, segments
         check(op, small, graph, (Segment(1, ((0, 1.0),)), Segment(1, ())), bank)
+
+
+def test_a_large_pass_without_mixes_leaves_no_plan_behind() -> None:
+    """A pass that vLLM makes up, to try something, may come between two batches."""
+    op, bank = op_and_bank()
+    graph = captured((model := Model(op, 2)).forward)
+    check(op, model, graph, (Segment(2, ((0, 1.0),)),), bank)
+    op.begin((Segment(LIMITS.tokens + 1, ()),), {})
+    graph.replay()
+    assert torch.equal(model.out.cpu(), model.expected((Segment(2, ()),), bank))
 
 
 def test_a_graph_captured_after_a_large_pass_without_mixes_serves_mixes() -> None:
