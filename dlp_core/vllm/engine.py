@@ -26,6 +26,7 @@ from dlp_core.errors import EngineFailed, InvalidRequest, RequestAborted
 from dlp_core.mix import Mix
 from dlp_core.residency.movement import Pin, Residency
 from dlp_core.residency.sources import AdapterSource
+from dlp_core.vllm.causes import Causes
 from dlp_core.vllm.device import RemoteDevice
 from dlp_core.vllm.events import event_of
 from dlp_core.vllm.model import FrozenModel
@@ -35,6 +36,8 @@ from dlp_core.vllm.request import Request, check_follower
 _WORKER = "dlp_core.vllm.seam.CpuMixWorker"
 _VERSION = 1
 """Of what the seam puts into the model. vLLM keeps compiled code by its configuration, which this is part of."""
+_CACHE_CHECK_BYTES = 2**30
+"""Given, vLLM does not size the cache by the machine's memory, which others use too. Our count of blocks decides."""
 
 
 class VllmEngine:
@@ -63,6 +66,7 @@ class VllmEngine:
 
     async def start(self) -> None:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        self._causes = Causes()
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -70,7 +74,7 @@ class VllmEngine:
             self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments()))
             [shapes] = await self._call("dlp_shapes")
         except Exception as error:
-            raise EngineFailed(f"vLLM did not start: {error}") from error
+            raise EngineFailed(f"vLLM did not start: {self._causes.first() or error}") from error
         self._residency = Residency(
             self._source,
             RemoteDevice(self._call, asyncio.get_running_loop(), shapes, getattr(torch, self._model.dtype)),
@@ -83,6 +87,7 @@ class VllmEngine:
     async def stop(self) -> None:
         await asyncio.to_thread(self._llm.shutdown)
         self._residency.close()
+        self._causes.close()
 
     async def submit(
         self,
@@ -249,6 +254,7 @@ class VllmEngine:
             "model": str(self._model.folder),
             "dtype": self._model.dtype,
             "block_size": config.page_tokens,
+            "kv_cache_memory_bytes": _CACHE_CHECK_BYTES,
             "num_gpu_blocks_override": -(-config.cache_tokens // config.page_tokens) + 1,  # one is vLLM's own
             "max_num_seqs": config.max_requests,
             "max_num_batched_tokens": max(config.batch_tokens, config.max_requests),
