@@ -12,12 +12,13 @@ import typer
 
 from deployments import terminal
 from deployments.cli.options import Bank, BaseModel
-from deployments.local.engine import Engine, set_engine
+from deployments.local.engine import set_engine
+from dlp_core.engine.config import Kind
 
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Port of the endpoint.")]
 Config = Annotated[Path, typer.Option(help="Serve config file with the deployments' settings.")]
 EngineKind = Annotated[
-    Engine | None, typer.Option("--engine", help="What runs the model. Default: engine.kind of the config file.")
+    Kind | None, typer.Option("--engine", help="What runs the model. Default: engine.kind of the config file.")
 ]
 VllmPython = Annotated[
     Path | None, typer.Option("--vllm-python", help="Python of an environment with vLLM, for engine vllm.")

@@ -20,8 +20,9 @@ from rich.table import Table
 from deployments import terminal
 from deployments.local.app import LocalApp, load_config
 from deployments.local.demo_backbone import ensure_backbone
-from deployments.local.engine import Engine, set_engine
+from deployments.local.engine import set_engine
 from dlp_core.bank.publish import publish
+from dlp_core.engine.config import Kind
 from dlp_core.errors import InvalidRequest
 from dlp_core.store.local_s3 import LocalS3
 from dlp_core.store.opening import open_store
@@ -42,7 +43,7 @@ class Answer:
 
 
 def run(
-    *, port: int, config: Path, bank: Path, folder: Path, engine: Engine | None = None, vllm_python: Path | None = None
+    *, port: int, config: Path, bank: Path, folder: Path, engine: Kind | None = None, vllm_python: Path | None = None
 ) -> None:
     """Serve the demo bank until KeyboardInterrupt. Everything it started has ended when this returns or raises.
 

@@ -12,11 +12,10 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from dlp_core.engine.config import Kind
 from dlp_core.errors import InvalidRequest
-
-Engine = Literal["transformers", "vllm"]
 
 _DESCRIBE = """
 import importlib.metadata as metadata, importlib.util as util, json, sys
@@ -32,7 +31,7 @@ print(json.dumps({
 """
 
 
-def set_engine(config: dict[str, Any], engine: Engine | None, vllm_python: Path | None) -> None:
+def set_engine(config: dict[str, Any], engine: Kind | None, vllm_python: Path | None) -> None:
     """Set the engine in a Serve config, or leave the config's own, and the Python of its replicas.
 
     Raises InvalidRequest if the engine's environment is missing or does not go with this one.
