@@ -72,7 +72,7 @@ def _versions(python: str) -> dict[str, str | None]:
         said = subprocess.run(
             [python, "-c", _DESCRIBE], check=True, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
         )
-    except (OSError, subprocess.SubprocessError) as error:
+        found: dict[str, str | None] = json.loads(said.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise InvalidRequest(f"{python} is not a Python that runs: {error}") from None
-    found: dict[str, str | None] = json.loads(said.stdout)
     return found
