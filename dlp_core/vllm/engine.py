@@ -7,6 +7,7 @@ far are dropped, and it goes on as a new one whose prompt has the tokens so far 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -33,7 +34,9 @@ from dlp_core.vllm.model import FrozenModel
 from dlp_core.vllm.plans import KEY
 from dlp_core.vllm.request import Request, check_follower
 
-_WORKER = "dlp_core.vllm.seam.CpuMixWorker"
+log = logging.getLogger(__name__)
+
+_WORKER = "dlp_core.vllm.seam.worker.CpuMixWorker"
 _VERSION = 1
 """Of what the seam puts into the model. vLLM keeps compiled code by its configuration, which this is part of."""
 _CACHE_CHECK_BYTES = 2**30
@@ -70,14 +73,28 @@ class VllmEngine:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        from dlp_core.vllm.seam.blocks import active
+
         try:
             self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments()))
-            [shapes] = await self._call("dlp_shapes")
+            shapes, *_ = await self._call("dlp_shapes")
+            self._by_block = await active(self._llm)
+            if not self._by_block:
+                log.warning(
+                    "vLLM did not load the plugin dlp: only requests whose mixes are the same all along share cached "
+                    "blocks; install dlp-serve with pip in its environment, and let VLLM_PLUGINS name dlp if it is set"
+                )
         except Exception as error:
             raise EngineFailed(f"vLLM did not start: {self._causes.first() or error}") from error
         self._residency = Residency(
             self._source,
-            RemoteDevice(self._call, asyncio.get_running_loop(), shapes, getattr(torch, self._model.dtype)),
+            RemoteDevice(
+                self._call,
+                asyncio.get_running_loop(),
+                shapes,
+                getattr(torch, self._model.dtype),
+                targets=self._config.vllm.targets,
+            ),
             self._config.slots,
             slot_bytes=self._config.slot_bytes,
             host_bytes=self._config.host_bytes,
@@ -185,7 +202,7 @@ class VllmEngine:
 
     async def _stretch(self, request: Request, pins: Mapping[str, Pin]) -> AsyncGenerator[TokenEvent, None]:
         """The events up to the next change of the mix or to the end."""
-        prompt, parameters = request.to_vllm(pins, by_block=False)
+        prompt, parameters = request.to_vllm(pins, by_block=self._by_block)
         began = request.stretch
         first = True
         async with aclosing(self._outputs(request, prompt, parameters)) as outputs:
@@ -260,6 +277,9 @@ class VllmEngine:
             "max_num_batched_tokens": max(config.batch_tokens, config.max_requests),
             "max_model_len": self.context,
             "enforce_eager": own.eager,
+            "tensor_parallel_size": own.tensor_parallel,
+            # or vLLM starts Ray actors for the model where the replica has a placement group
+            "distributed_executor_backend": "mp" if own.tensor_parallel > 1 else None,
             "worker_cls": _WORKER,
             "additional_config": {KEY: {"version": _VERSION, "targets": targets}},
             "structured_outputs_config": {"backend": "guidance"},

@@ -1,0 +1,5 @@
+"""The only files that touch vLLM's internals; tests/dlp_core/vllm/test_seam.py names each touch.
+
+worker.py   in vLLM's worker: the op in its layers, the mixes of each forward pass, the adapters' slots
+blocks.py   in vLLM's scheduler process: what keys a block of the prefix cache
+"""
