@@ -65,7 +65,6 @@ class VllmEngine:
         self._grammars = Grammars(tokenizer, model.vocabulary, model.eos)
         self._requests: dict[str, Request] = {}
         self._shared_tokens = 0
-        self._last_output = time.monotonic()
 
     async def start(self) -> None:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -74,9 +73,12 @@ class VllmEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from dlp_core.vllm.seam.blocks import active
+        from dlp_core.vllm.seam.gauges import Gauges
 
+        self._gauges = Gauges()
         try:
-            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments()))
+            arguments = AsyncEngineArgs(**self._arguments())
+            self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[self._gauges])
             shapes, *_ = await self._call("dlp_shapes")
             self._by_block = await active(self._llm)
             if not self._by_block:
@@ -153,17 +155,17 @@ class VllmEngine:
 
     def stats(self) -> EngineStats:
         running = [request for request in self._requests.values() if request.running]
-        tokens = sum(request.tokens for request in running)
+        computing = [request for request in running if request.begun]
         return EngineStats(
             running=len(running),
             waiting=len(self._requests) - len(running),
             resident=tuple(self._residency.resident),
             host_adapters=self._residency.host_count,
             pinned=self._residency.pinned_count,
-            cache_free=max(0.0, 1 - tokens / self._config.cache_tokens),
+            cache_free=1 - self._gauges.cache_use if running else 1.0,  # after an abort no step tells that it is free
             shared_tokens=self._shared_tokens,
-            tokens_running=tokens,
-            tokens_waiting=sum(request.limit for request in self._requests.values() if not request.running),
+            tokens_running=sum(request.tokens for request in computing),
+            tokens_waiting=sum(request.limit for request in self._requests.values() if request not in computing),
             adapter_demand=self._residency.demand,
             adapter_wait_s=self._residency.max_wait_s,
         )
@@ -171,11 +173,11 @@ class VllmEngine:
     def check_health(self) -> None:
         if self._llm.errored:
             raise EngineFailed("vLLM has ended; this replica is being replaced, try again")
-        stalled_s = time.monotonic() - self._last_output
+        stalled_s = time.monotonic() - self._gauges.last_step
         running = sum(request.running for request in self._requests.values())
         if running and stalled_s > self._config.stall_seconds:
             raise EngineFailed(
-                f"vLLM has said nothing for {stalled_s:.0f} s with {running} requests running (limit "
+                f"vLLM has finished no step for {stalled_s:.0f} s with {running} requests running (limit "
                 f"{self._config.stall_seconds:.0f} s); replace this replica"
             )
 
@@ -197,7 +199,7 @@ class VllmEngine:
 
     def _begin(self, request: Request) -> None:
         if not any(other.running for other in self._requests.values()):
-            self._last_output = time.monotonic()
+            self._gauges.last_step = time.monotonic()
         request.running = True
 
     async def _stretch(self, request: Request, pins: Mapping[str, Pin]) -> AsyncGenerator[TokenEvent, None]:
@@ -250,7 +252,7 @@ class VllmEngine:
                     raise RequestAborted(f"request {request.name} was aborted")
                 if (output := step.result()) is None:
                     return
-                self._last_output = time.monotonic()
+                request.begun = True
                 yield output
         except (EngineDeadError, EngineGenerateError) as error:
             raise EngineFailed(f"vLLM has failed ({error}); this replica is being replaced") from error
