@@ -38,7 +38,10 @@ from tests.support.waiting import wait_for
 PYTHON = os.environ.get("DLP_TEST_VLLM_PYTHON")
 STREAMS = 8
 TOKENS = 24
-pytestmark = pytest.mark.skipif(not PYTHON, reason="DLP_TEST_VLLM_PYTHON does not name a Python with vLLM")
+pytestmark = [
+    pytest.mark.skipif(not PYTHON, reason="DLP_TEST_VLLM_PYTHON does not name a Python with vLLM"),
+    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`"),
+]
 
 
 @pytest.fixture(scope="module")
