@@ -11,6 +11,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,6 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def app(folder: Path) -> Iterator[Application]:
-    write_adapter(folder / "bank/adapters/words", tiny_model(), 4, target_modules=["embed_tokens"])
     engine = {"page_tokens": 32, "vllm": {"eager": True}}
     assert PYTHON
     with running(folder, queue=STREAMS, vllm_python=Path(PYTHON), engine=engine) as found:
@@ -113,26 +113,35 @@ def test_what_the_api_has_it_has_here(app: Application) -> None:
     assert len(spans) > 1
 
 
+@contextmanager
+def other_bank(app: Application, **lora: Any) -> Iterator[None]:
+    """Bank two, whose adapter `cron` is another one, in the place of bank one."""
+    other = app.folder / f"other-{len(lora)}"
+    shutil.copytree(app.folder / "bank", other)
+    shutil.rmtree(other / "adapters/cron")
+    write_adapter(other / "adapters/cron", tiny_model(), 11, **lora)
+    version = publish(open_store(BANK), other).version
+    wait_for(lambda: serving(app) == version, "the other bank")
+    yield
+    back_to_bank_one(app)
+
+
 def test_what_vllm_cannot_serve_is_refused_by_name(app: Application) -> None:
-    reply = ask(app, "words", **mixed({"words": 1.0}))
-    assert reply["status"] == 503 or reply["status"] == 400, reply
-    assert "words" in reply["error"]["message"]
-    assert "embed" in reply["error"]["message"]
+    with other_bank(app, target_modules=["embed_tokens"]):
+        reply = ask(app, "what?", model="cron")
+        assert (reply["status"], reply["error"]["code"]) == (409, "adapter_refused"), reply
+        assert (
+            "'cron' has LoRA on embeddings or the output head, which engine vllm does not" in reply["error"]["message"]
+        )
     refused = ask(app, "words", presence_penalty=1, dlp={"granularity": "sentence"})
     assert (refused["status"], refused["error"]["param"]) == (400, "presence_penalty")
 
 
 def test_a_bank_comes_and_goes(app: Application) -> None:
-    before = text_of(ask(app, "what?", **mixed({"cron": 1.0})))
-    other = app.folder / "other"
-    shutil.copytree(app.folder / "bank", other, dirs_exist_ok=True)
-    shutil.rmtree(other / "adapters/cron")
-    write_adapter(other / "adapters/cron", tiny_model(), 11)
-    publish(open_store(BANK), other, version="two")
-    wait_for(lambda: serving(app) == "two", "bank two")
-    assert text_of(ask(app, "what?", **mixed({"cron": 1.0}))) != before
-    back_to_bank_one(app)
-    assert text_of(ask(app, "what?", **mixed({"cron": 1.0}))) == before
+    before = text_of(ask(app, "what?", model="cron"))
+    with other_bank(app):
+        assert text_of(ask(app, "what?", model="cron")) != before
+    assert text_of(ask(app, "what?", model="cron")) == before
 
 
 @pytest.mark.parametrize("victim", ["worker", "replica"])
