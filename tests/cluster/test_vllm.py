@@ -129,7 +129,7 @@ def other_bank(app: Application, **lora: Any) -> Iterator[None]:
 def test_what_vllm_cannot_serve_is_refused_by_name(app: Application) -> None:
     with other_bank(app, target_modules=["embed_tokens"]):
         reply = ask(app, "what?", model="cron")
-        assert (reply["status"], reply["error"]["code"]) == (409, "adapter_refused"), reply
+        assert (reply["status"], reply["error"]["code"]) == (422, "adapter_refused"), reply
         assert (
             "'cron' has LoRA on embeddings or the output head, which engine vllm does not" in reply["error"]["message"]
         )
