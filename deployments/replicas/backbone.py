@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
+import ray
+
 from deployments.args import AppArgs
 from deployments.fleet.affinity import RESIDENT
 from deployments.fleet.autoscaling import ADAPTERS, REQUESTS, TOKENS
@@ -16,7 +18,6 @@ from deployments.http.admin import LoadAdapter, Published
 from deployments.observe import tracing
 from deployments.observe.metrics import EngineMetrics
 from deployments.replicas.banks import LoadedBanks
-from deployments.replicas.engines import load_engine
 from deployments.replicas.process import join_library_log, lasting_imports
 from dlp_core.adapter.base_names import Naming, folder_name
 from dlp_core.adapter.examination import Check, Verdict
@@ -40,6 +41,7 @@ WATCH_S = 2.0
 class FusedBackbone:
     async def __init__(self, args: AppArgs) -> None:  # type: ignore[misc] # Serve awaits it
         with lasting_imports():
+            from dlp_core.generation.engines import load_engine
             from dlp_core.generation.generator import Generator
 
         tracing.start()
@@ -50,8 +52,17 @@ class FusedBackbone:
         cache = args.cache.open(on_fetch=self._fetched)
         self._source = BankSource(self._store, cache)
         self._banks = LoadedBanks(self._store, cache, admit=self._admit)
-        loaded = load_engine(args, self._source, on_load=self._loaded)
-        self._engine, self._codec = loaded.engine, loaded.codec
+        with lasting_imports():
+            self._engine, self._codec = load_engine(
+                Path(args.base_model),
+                self._source,
+                args.engine,
+                dtype=args.dtype,
+                # A GPU is used where serve_config.yaml gives this deployment one, and only there.
+                device="cuda" if ray.get_gpu_ids() else "cpu",
+                threads=args.threads,
+                on_load=self._loaded,
+            )
         self._generator = Generator(self._engine, self._codec, default_max_tokens=args.limits.default_max_tokens)
         self._max_adapters = args.engine.slots - len(args.pinned_adapters)
         await self._engine.start()

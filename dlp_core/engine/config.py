@@ -7,26 +7,32 @@ from typing import Literal
 
 from dlp_core.errors import InvalidRequest
 
+Kind = Literal["transformers", "vllm"]
+
 
 @dataclass(frozen=True, slots=True)
 class VllmConfig:
-    """What engine vllm alone reads (dlp_core/vllm). Raises InvalidRequest for a list of no targets."""
+    """What engine vllm alone reads (dlp_core/vllm). Raises InvalidRequest on no targets or a value below 1."""
 
     targets: tuple[str, ...] | None = None
     """Names of the modules that adapters may change (`q_proj`); None: all linear layers. Fewer cost less."""
     eager: bool = False
     """Leave out compilation: the engine starts sooner and runs slower."""
+    tensor_parallel: int = 1
+    """Processes that the model's layers are split over, each with a device of its own."""
 
     def __post_init__(self) -> None:
         if self.targets is not None and not self.targets:
             raise InvalidRequest("engine setting vllm.targets is empty; name modules such as q_proj, or leave it out")
+        if self.tensor_parallel < 1:
+            raise InvalidRequest(f"engine setting vllm.tensor_parallel is {self.tensor_parallel}; it must be 1 or more")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Limits of one engine, and which one. Raises InvalidRequest on a value below 1."""
 
-    kind: Literal["transformers", "vllm"] = "transformers"
+    kind: Kind = "transformers"
     """What runs the model: transformers in the replica's process, or vLLM (docs/vllm.md)."""
     slots: int = 16
     """Adapters on the device at once, which bounds the adapters of a mix."""

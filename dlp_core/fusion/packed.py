@@ -41,6 +41,14 @@ class Factors(NamedTuple):
     has_bias: bool
 
 
+class Cut(NamedTuple):
+    """What of a module one process computes, where several share it: ranges of its inputs and outputs."""
+
+    inputs: tuple[int, int]
+    outputs: tuple[tuple[int, int], ...]
+    """In the order they have in the process's own output."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Packed:
     """One adapter in host memory: one contiguous buffer, module after module."""
@@ -74,8 +82,7 @@ def pack(deltas: Mapping[str, Delta], d_in: Mapping[str, int], *, dtype: torch.d
     Raises OverflowError, naming the module, for values that `dtype` cannot hold.
     """
     shapes = tuple(_shape(path, delta, d_in[path]) for path, delta in deltas.items())
-    size = sum(_aligned(shape.rank * width) for shape in shapes for width in (shape.d_in, shape.d_out))
-    buffer = torch.empty(size, dtype=dtype, pin_memory=pinned)
+    buffer = torch.empty(_size(shapes), dtype=dtype, pin_memory=pinned)
     for (a_RD, b_RO, _), (path, delta) in zip(_views(buffer, shapes), deltas.items(), strict=True):
         if delta.lora is not None:
             rank = delta.lora.a_RD.shape[0]
@@ -86,6 +93,26 @@ def pack(deltas: Mapping[str, Delta], d_in: Mapping[str, int], *, dtype: torch.d
             b_RO[-1] = delta.bias_delta_O
         if not (a_RD.isfinite().all() and b_RO.isfinite().all()):
             raise OverflowError(f"{path} has values beyond {dtype}")
+    return Packed(buffer, shapes)
+
+
+def cut(packed: Packed, cuts: Mapping[str, Cut]) -> Packed:
+    """What one process needs of a packed adapter: of the modules in `cuts` its part, of others all. Not for adapters
+    with trained biases: every process would add them.
+
+    Where inputs are cut, the processes' deltas add up to the module's; where outputs are, they lie side by side.
+    """
+    ranges = [cuts.get(shape.path, Cut((0, shape.d_in), ((0, shape.d_out),))) for shape in packed.shapes]
+    shapes = tuple(
+        shape._replace(d_in=last - first, d_out=sum(end - start for start, end in outputs))
+        for shape, ((first, last), outputs) in zip(packed.shapes, ranges, strict=True)
+    )
+    buffer = torch.empty(_size(shapes), dtype=packed.buffer.dtype)
+    parts = zip(_views(buffer, shapes), _views(packed.buffer, packed.shapes), ranges, strict=True)
+    for (a_RD, b_RO, has_bias), (all_a_RD, all_b_RO, _), ((first, last), outputs) in parts:
+        assert not has_bias
+        a_RD.copy_(all_a_RD[:, first:last])
+        torch.cat([all_b_RO[:, start:end] for start, end in outputs], dim=1, out=b_RO)
     return Packed(buffer, shapes)
 
 
@@ -121,6 +148,10 @@ def _views(buffer: Tensor, shapes: Sequence[Shape]) -> Iterator[Factors]:
             shape.has_bias,
         )
         start = middle + _aligned(shape.rank * shape.d_out)
+
+
+def _size(shapes: Sequence[Shape]) -> int:
+    return sum(_aligned(shape.rank * width) for shape in shapes for width in (shape.d_in, shape.d_out))
 
 
 def _aligned(elements: int) -> int:

@@ -1,15 +1,14 @@
 """Brings packed adapters from the replica's process into the slots of vLLM's worker.
 
-An adapter is checked and packed here, on a load thread. Its bytes go through a file in shared memory, which the worker
-maps; the call that places it carries their description alone and runs between two steps.
+An adapter is checked and packed here, on a load thread. Its bytes go through a file in memory, which the workers map;
+the call that places it carries their description alone and runs between two steps.
 """
 
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from collections.abc import Callable, Coroutine, Mapping
-from pathlib import Path
+import os
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,8 +23,6 @@ from dlp_core.fusion.reference import Delta
 Call = Callable[..., Coroutine[Any, Any, Any]]
 """Calls a method of every worker, by name, with arguments."""
 
-_SHARED_MEMORY = Path("/dev/shm")
-
 
 class RemoteDevice:
     """The slots of a vLLM engine, as a Residency moves adapters into them. `loop` is the engine's."""
@@ -36,11 +33,16 @@ class RemoteDevice:
         loop: asyncio.AbstractEventLoop,
         shapes: Mapping[str, tuple[int, int]],
         dtype: torch.dtype,
+        targets: Sequence[str] | None = None,
     ) -> None:
+        """`shapes` are (inputs, outputs) of each module that takes adapters, because it is one of `targets` or they are
+        None. Adapters are packed in `dtype`."""
         self._call = call
         self._loop = loop
         self._shapes = {path: LayerShape(d_in, d_out, lora=True, bias=False) for path, (d_in, d_out) in shapes.items()}
         self._dtype = dtype
+        self._targets = targets
+        self._names = {_name(path) for path in shapes}
 
     def pack(self, adapter: Adapter) -> Packed:
         """Check an adapter and pack it. Safe on any thread. Raises AdapterRefused for what is not installed."""
@@ -48,6 +50,12 @@ class RemoteDevice:
             what = "trained biases" if adapter.biases else "LoRA on embeddings or the output head"
             raise AdapterRefused(
                 f"adapter {adapter.name!r} has {what}, which engine vllm does not serve; engine transformers does"
+            )
+        names = {_name(path) for path in adapter.modules} - self._names
+        if self._targets is not None and names:
+            raise AdapterRefused(
+                f"adapter {adapter.name!r} targets {', '.join(sorted(names))}, and engine.vllm.targets has "
+                f"{', '.join(self._targets)} alone; list them there, or leave targets out to serve all linear layers"
             )
         adapter = fit(adapter, self._shapes)
         deltas = {path: Delta(lora, None) for path, lora in adapter.modules.items()}
@@ -58,15 +66,21 @@ class RemoteDevice:
 
     def place(self, slot: int, packed: Packed) -> int:
         """Put a packed adapter into a slot, replacing its content, and return once it is there. For load threads."""
-        with tempfile.NamedTemporaryFile(dir=_SHARED_MEMORY, prefix="dlp-adapter-", delete=False) as file:
+        # without a name, so that it goes when the last process has closed it, whatever ends them
+        with os.fdopen(os.memfd_create("adapter"), "wb") as file:
             file.write(packed.buffer.view(torch.uint8).numpy().data)
-        work = self._call("dlp_place", slot, file.name, packed.buffer.numel(), [list(shape) for shape in packed.shapes])
-        try:
-            asyncio.run_coroutine_threadsafe(work, self._loop).result()
-        finally:
-            Path(file.name).unlink(missing_ok=True)
+            file.flush()
+            path, shapes = f"/proc/{os.getpid()}/fd/{file.fileno()}", [list(shape) for shape in packed.shapes]
+            work = self._call("dlp_place", slot, path, packed.buffer.numel(), shapes)
+            answers = asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        if errors := [answer for answer in answers if answer is not None]:
+            raise RuntimeError(errors[0])
         return packed.nbytes
 
     def unload(self, slot: int) -> None:
         """Empty a slot. Calls reach the workers in order, so a later `place` is not undone."""
         self._loop.create_task(self._call("dlp_unload", slot))
+
+
+def _name(path: str) -> str:
+    return path.rpartition(".")[2]

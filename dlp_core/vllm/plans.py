@@ -43,21 +43,23 @@ def to_wire(spans: Sequence[tuple[int, Mix]], pins: Mapping[str, Pin]) -> Wire:
 def salt_of(wire: Wire, tenant: str, *, by_block: bool) -> str:
     """The cache salt of a request. It is always sent: without it, vLLM shares blocks by their tokens alone.
 
-    `by_block` says that the engine keys blocks by the mixes in them (blocks.py). Then requests share what they have in
-    common, within a `tenant`'s salt; otherwise only requests whose mixes are the same all along.
+    `by_block` says that the engine keys blocks by the mixes in them (seam/blocks.py). Then requests share what they
+    have in common, within a `tenant`'s salt; otherwise only requests whose mixes are the same all along.
     """
     spans = [] if by_block else [[start, identity] for start, _, identity in wire]
     return hashlib.sha256(json.dumps([tenant, spans]).encode()).hexdigest()
 
 
-def block_keys(wire: Wire, start: int, end: int) -> tuple[tuple[str, int, str], ...]:
+def block_keys(wire: Wire, start: int, end: int) -> tuple[tuple[str, str], ...]:
     """What the block of positions `start` to `end` depends on besides its tokens: which mix from where in it, the plain
-    backbone's too. Empty for a block of the plain backbone alone: everybody shares those."""
-    keys: list[tuple[str, int, str]] = []
+    backbone's too. Empty for a block of the plain backbone alone: everybody shares those. Tagged as vLLM's own keys."""
+    mixes: list[tuple[int, str]] = []
     for (first, _, identity), until in zip(wire, _untils(wire), strict=True):
-        if first < end and until > start and (not keys or keys[-1][2] != identity):
-            keys.append((KEY, max(first, start) - start, identity))
-    return () if [identity for *_, identity in keys] == [""] else tuple(keys)
+        if first < end and until > start and (not mixes or mixes[-1][1] != identity):
+            mixes.append((max(first, start) - start, identity))
+    if [identity for _, identity in mixes] == [""]:
+        return ()
+    return tuple((KEY, f"{offset}:{identity}") for offset, identity in mixes)
 
 
 class Spans:

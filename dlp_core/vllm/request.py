@@ -34,6 +34,8 @@ class Request:
     """How often the mix has changed."""
     running: bool = False
     """Whether it is with vLLM, and not waiting for its adapters."""
+    begun: bool = False
+    """Whether vLLM has answered: until then it may wait there for room."""
     aborted: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod

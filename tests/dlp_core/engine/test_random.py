@@ -26,7 +26,7 @@ from dlp_core.engine.request import Plan, Sampling, TokenLogprob
 from dlp_core.errors import DLPError, RequestAborted
 from dlp_core.mix import EMPTY_MIX, Mix, Span
 from tests.dlp_core.engine.test_engine import assert_nothing_leaked, build, prompt
-from tests.dlp_core.engine.test_spans import every
+from tests.support.followers import every
 from tests.support.tiny import peft_adapter
 from tests.support.waiting import HANG_S
 

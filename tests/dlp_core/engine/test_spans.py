@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from dlp_core.fusion.layers import install
 from dlp_core.fusion.segments import Segment
 from dlp_core.mix import EMPTY_MIX, Mix, Span
 from tests.dlp_core.engine.test_engine import NAMES, assert_nothing_leaked, build, prompt
+from tests.support.followers import every
 from tests.support.tiny import peft_adapter, tiny_llama
 from tests.support.waiting import HANG_S, async_wait_for
 
@@ -40,22 +41,6 @@ async def engine(folders: dict[str, Path]) -> AsyncIterator[FusedEngine]:
     engine = await build(folders)
     yield engine
     await engine.stop()
-
-
-def every(tokens: int, *mixes: Mix) -> Callable[[], Callable[[int], Mix | None]]:
-    """Makes followers that cycle through the mixes, changing after every `tokens` completion tokens."""
-
-    def follower() -> Callable[[int], Mix | None]:
-        seen = -1
-
-        def follow(token: int) -> Mix | None:
-            nonlocal seen
-            seen += 1
-            return mixes[seen // tokens % len(mixes)] if seen % tokens == 0 else None
-
-        return follow
-
-    return follower
 
 
 async def run(

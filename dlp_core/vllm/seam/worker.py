@@ -1,4 +1,4 @@
-"""Mixes in vLLM's forward pass. The only file that touches vLLM's internals; it runs in vLLM's worker process.
+"""Mixes in vLLM's forward pass. It runs in vLLM's worker process.
 
     the layers     each linear layer's `quant_method.apply` is followed by one op of ours, dlp::add, which changes its
                    output in place; to torch.compile it is opaque
@@ -10,15 +10,21 @@ vLLM's own LoRA is off: it has one adapter and no weight a request, and turns co
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.library import Library
-from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
+from vllm.model_executor.layers.attention import MLAAttention
+from vllm.model_executor.layers.linear import (
+    ColumnParallelLinear,
+    MergedColumnParallelLinear,
+    QKVParallelLinear,
+    RowParallelLinear,
+)
 from vllm.utils.torch_utils import (
     LayerNameType,
     _encode_layer_name,
@@ -29,9 +35,11 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 
 from dlp_core.fusion.cpu import CpuOp
 from dlp_core.fusion.op import Step
-from dlp_core.fusion.packed import Packed, Resident, Shape, place
+from dlp_core.fusion.packed import Cut, Packed, Resident, Shape, cut, place
 from dlp_core.fusion.segments import Segment
 from dlp_core.vllm.plans import KEY, PLAIN, Spans
+
+log = logging.getLogger(__name__)
 
 
 class _Part(NamedTuple):
@@ -85,37 +93,84 @@ def _mixed(method: type) -> type:
     return _mixed_methods[method]
 
 
-def install(model: nn.Module, targets: Sequence[str] | None) -> dict[str, tuple[int, int]]:
+class Module(NamedTuple):
+    """A module of the model as adapters name it: its size, and what of it this process computes (None: all)."""
+
+    d_in: int
+    d_out: int
+    cut: Cut | None
+
+
+_SPLIT_LAYERS = (ColumnParallelLinear, MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear)
+"""Layers that split over processes as their class says. Subclasses may do it in a way of their own."""
+
+
+def install(model: nn.Module, targets: Sequence[str] | None) -> dict[str, Module]:
     """Make every linear layer of `model` add mixed deltas, or those with a part named in `targets` (`q_proj`).
 
-    Returns (inputs, outputs) of each module, by the path that adapters know. Raises ValueError if nothing matches, or
-    for layers that are split over several processes.
+    Returns the modules that take adapters now, by the path that adapters know. Those of a layer are missing, so that
+    adapters on them are refused, if vLLM reads its weight without calling it, or splits it in an unknown way. Raises
+    ValueError if nothing is left.
     """
     packed: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
-    shapes: dict[str, tuple[int, int]] = {}
+    never_called = {module.kv_b_proj for module in model.modules() if isinstance(module, MLAAttention)}
+    modules: dict[str, Module] = {}
     for path, layer in model.named_modules():
-        if not isinstance(layer, ColumnParallelLinear | RowParallelLinear):
+        if not isinstance(layer, ColumnParallelLinear | RowParallelLinear) or layer in never_called:
             continue
         parent, _, name = path.rpartition(".")
         names = packed.get(name, [name])
         if targets is not None and not set(names) & set(targets):
             continue
-        if layer.tp_size != 1:
-            raise ValueError(f"{path} is split over {layer.tp_size} processes, which mixes do not support")
-        sizes = getattr(layer, "output_sizes", None) or [layer.output_size]
+        outputs = _outputs(layer)
+        if len(names) not in (1, len(outputs)) or (layer.tp_size > 1 and type(layer) not in _SPLIT_LAYERS):
+            log.warning("%s takes no adapters: how %s splits it is not known", path, type(layer).__name__)
+            continue
         siblings = tuple(f"{parent}.{part}" for part in names)
-        parts, start = [], 0
-        for part, size in zip(siblings, sizes, strict=True):
-            parts.append(_Part(part, siblings, start, start + size))
-            shapes[part] = (layer.input_size, size)
-            start += size
+        parts, end = [], 0
+        for part, shares in zip(siblings, [outputs] if len(names) == 1 else [[one] for one in outputs], strict=True):
+            start, d_out, ranges = end, 0, []
+            for share in shares:
+                ranges.append((d_out + share.start, d_out + share.end))
+                d_out += share.width
+                end += share.end - share.start
+            parts.append(_Part(part, siblings, start, end))
+            cut = Cut(_inputs(layer), tuple(ranges)) if layer.tp_size > 1 else None
+            modules[part] = Module(layer.input_size, d_out, cut)
         _InFlight.parts[path] = tuple(parts)
         layer.dlp_name = _encode_layer_name(path)
         layer.requires_unquantized_input = True
         layer.quant_method.__class__ = _mixed(type(layer.quant_method))
-    if not shapes:
+    if not modules:
         raise ValueError(f"the model has no linear layer named {', '.join(targets or ()) or 'at all'}")
-    return shapes
+    return modules
+
+
+class _Share(NamedTuple):
+    """A part of a layer's output: its width in all processes together, and the range of it that this one has."""
+
+    width: int
+    start: int
+    end: int
+
+
+def _outputs(layer: Any) -> list[_Share]:
+    """The parts of a layer's output, in their order."""
+    if isinstance(layer, RowParallelLinear):
+        return [_Share(layer.output_size, 0, layer.output_size)]
+    shares = []
+    for number, width in enumerate(layer.output_partition_sizes):
+        # several processes have the same heads where there are fewer of keys and values than processes
+        replicas = layer.num_kv_head_replicas if isinstance(layer, QKVParallelLinear) and number else 1
+        start = layer.tp_rank // replicas * width
+        shares.append(_Share(width * layer.tp_size // replicas, start, start + width))
+    return shares
+
+
+def _inputs(layer: Any) -> tuple[int, int]:
+    """The range of a layer's input that this process multiplies."""
+    first = layer.tp_rank * layer.input_size_per_partition if isinstance(layer, RowParallelLinear) else 0
+    return first, first + layer.input_size_per_partition
 
 
 class Mixes:
@@ -129,7 +184,7 @@ class Mixes:
         super().load_model(**kwargs)  # type: ignore[misc]
         runner = self.model_runner
         settings = self.vllm_config.additional_config.get(KEY, {})
-        self._shapes = install(runner.get_model(), settings.get("targets"))
+        self._modules = install(runner.get_model(), settings.get("targets"))
         self._op = CpuOp(self.model_config.dtype)
         self._residents: dict[int, Resident] = {}
         self._spans: dict[str, Spans] = {}
@@ -142,11 +197,11 @@ class Mixes:
         runner._model_forward = mixed_forward
 
     def execute_model(self, scheduler_output: Any) -> Any:
+        for request_id in scheduler_output.finished_req_ids:
+            self._spans.pop(request_id, None)
         for request in scheduler_output.scheduled_new_reqs:
             extra = (request.sampling_params and request.sampling_params.extra_args) or {}
             self._spans[request.req_id] = Spans(extra[KEY]) if KEY in extra else PLAIN
-        for request_id in scheduler_output.finished_req_ids:
-            self._spans.pop(request_id, None)
         return super().execute_model(scheduler_output)  # type: ignore[misc]
 
     @contextmanager
@@ -157,8 +212,7 @@ class Mixes:
         ends = runner.query_start_loc.np[: count + 1].tolist()
         segments: list[Segment] = []
         for index, request_id in enumerate(batch.req_ids[:count]):
-            spans = self._spans.get(request_id, PLAIN)  # dummy runs have requests nobody sent
-            segments += spans.segments(starts[index], ends[index + 1] - ends[index])
+            segments += self._spans[request_id].segments(starts[index], ends[index + 1] - ends[index])
         if padded > ends[-1]:
             segments.append(Segment(padded - ends[-1], ()))
         _InFlight.step = self._op.begin(tuple(segments), self._residents)
@@ -170,14 +224,25 @@ class Mixes:
     # ---------------------------------------------------------------- called by the engine, between two steps
 
     def dlp_shapes(self) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of each module that takes adapters."""
-        return self._shapes
+        """(inputs, outputs) of each module that takes adapters, in all processes together."""
+        return {path: (module.d_in, module.d_out) for path, module in self._modules.items()}
 
-    def dlp_place(self, slot: int, path: str, elements: int, shapes: Sequence[Sequence[Any]]) -> None:
-        """Put an adapter, packed in the file `path`, into a slot. The file is removed."""
-        buffer = torch.from_file(path, shared=False, size=elements, dtype=self._op.dtype)
-        Path(path).unlink()
-        self._residents[slot] = place(Packed(buffer, tuple(Shape(*shape) for shape in shapes)), torch.device("cpu"))
+    def dlp_place(self, slot: int, path: str, elements: int, shapes: Sequence[Sequence[Any]]) -> str | None:
+        """Put an adapter, packed in the file `path`, into a slot: this process's part of it.
+
+        Returns what went wrong. An exception would be worse: vLLM would not wait for the other workers, and take their
+        answers for those to its next call.
+        """
+        try:
+            buffer = torch.from_file(path, shared=False, size=elements, dtype=self._op.dtype)
+            packed = Packed(buffer, tuple(Shape(*shape) for shape in shapes))
+            if cuts := {path: module.cut for path, module in self._modules.items() if module.cut is not None}:
+                packed = cut(packed, cuts)
+            self._residents[slot] = place(packed, torch.device("cpu"))
+        except Exception as error:
+            log.exception("slot %d was not loaded", slot)
+            return f"{type(error).__name__}: {error}"
+        return None
 
     def dlp_unload(self, slot: int) -> None:
         self._residents.pop(slot, None)
