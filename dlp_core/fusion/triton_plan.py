@@ -37,6 +37,7 @@ class Plan(NamedTuple):
     """The plan of one batch, on the host."""
 
     data: NDArray[np.int32]
+    """The counts alone if there are no tiles."""
     capacity: int
     tile: int
     tokens: int
@@ -84,18 +85,8 @@ def make_plan(
             tiles += [(at, min(tile, len(mixes) - at), *mix) for at in range(start, len(mixes), tile)]
     heads = [(row, 1, *mixes[token]) for row, token in enumerate(head_rows) if mixes[token][2]]
     assert max(len(mixes), len(head_rows)) <= capacity
-    parts_at = places(capacity, head=False).parts_at
-    data = np.zeros(parts_at + 2 * len(parts), np.int32)
-    data[:_COUNTS] = len(tiles), len(heads)
-    for found, head in ((tiles, False), (heads, True)):
-        at = places(capacity, head=head).tiles_at
-        data[at : at + _FIELDS * len(found)] = np.array(found, np.int32).ravel()
-    if parts:
-        slots, weights = zip(*parts, strict=True)
-        data[parts_at::2] = slots
-        data[parts_at + 1 :: 2] = np.array(weights, np.float32).view(np.int32)
     return Plan(
-        data,
+        _lay_out(tiles, heads, parts, capacity) if parts else np.zeros(_COUNTS, np.int32),
         capacity=capacity,
         tile=tile,
         tokens=len(mixes),
@@ -105,3 +96,21 @@ def make_plan(
         rank=max((mix[2] for mix in mixes), default=0),
         columns=max((mix[1] * mix[2] for mix in mixes), default=0),
     )
+
+
+def _lay_out(
+    tiles: Sequence[tuple[int, ...]],
+    heads: Sequence[tuple[int, ...]],
+    parts: Sequence[tuple[int, float]],
+    capacity: int,
+) -> NDArray[np.int32]:
+    parts_at = places(capacity, head=False).parts_at
+    data = np.zeros(parts_at + 2 * len(parts), np.int32)
+    data[:_COUNTS] = len(tiles), len(heads)
+    for found, head in ((tiles, False), (heads, True)):
+        at = places(capacity, head=head).tiles_at
+        data[at : at + _FIELDS * len(found)] = np.array(found, np.int32).ravel()
+    slots, weights = zip(*parts, strict=True)
+    data[parts_at::2] = slots
+    data[parts_at + 1 :: 2] = np.array(weights, np.float32).view(np.int32)
+    return data
