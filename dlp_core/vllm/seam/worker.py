@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.library import Library
@@ -179,6 +180,7 @@ class Mixes:
     vllm_config: Any
     model_config: Any
     model_runner: Any
+    use_v2_model_runner: bool
 
     def load_model(self, **kwargs: Any) -> None:
         super().load_model(**kwargs)  # type: ignore[misc]
@@ -188,13 +190,40 @@ class Mixes:
         self._op = CpuOp(self.model_config.dtype)
         self._residents: dict[int, Resident] = {}
         self._spans: dict[str, Spans] = {}
+        (self._mix_v2 if self.use_v2_model_runner else self._mix_v1)(runner)
+
+    def _mix_v1(self, runner: Any) -> None:
+        """Compute the forward passes of vLLM's first model runner with mixes."""
         forward = runner._model_forward
 
         def mixed_forward(input_ids: Any = None, positions: Any = None, *args: Any, **kwargs: Any) -> Any:
-            with self._step(runner, int(positions.shape[-1])):
+            batch, count = runner.input_batch, runner.input_batch.num_reqs
+            starts = batch.num_computed_tokens_cpu[:count].tolist()
+            lengths = np.diff(runner.query_start_loc.np[: count + 1]).tolist()
+            with self._step(batch.req_ids[:count], starts, lengths, int(positions.shape[-1])):
                 return forward(input_ids, positions, *args, **kwargs)
 
         runner._model_forward = mixed_forward
+
+    def _mix_v2(self, runner: Any) -> None:
+        """Compute the forward passes of vLLM's second model runner with mixes. They follow the preparation of the
+        model's inputs, within execute_model; dummy runs are of requests that nobody sent."""
+        prepare, execute = runner.model_state.prepare_inputs, runner.execute_model
+        steps, is_dummy = ExitStack(), False
+
+        def prepare_inputs(batch: Any, states: Any) -> Any:
+            if not is_dummy:
+                starts, lengths = batch.num_computed_tokens_np.tolist(), batch.num_scheduled_tokens.tolist()
+                steps.enter_context(self._step(batch.req_ids, starts, lengths, batch.num_tokens_after_padding))
+            return prepare(batch, states)
+
+        def execute_model(*args: Any, dummy_run: bool = False, **kwargs: Any) -> Any:
+            nonlocal is_dummy
+            is_dummy = dummy_run
+            with steps:
+                return execute(*args, dummy_run=dummy_run, **kwargs)
+
+        runner.model_state.prepare_inputs, runner.execute_model = prepare_inputs, execute_model
 
     def execute_model(self, scheduler_output: Any) -> Any:
         for request_id in scheduler_output.finished_req_ids:
@@ -205,16 +234,14 @@ class Mixes:
         return super().execute_model(scheduler_output)  # type: ignore[misc]
 
     @contextmanager
-    def _step(self, runner: Any, padded: int) -> Iterator[None]:
-        batch = runner.input_batch
-        count = batch.num_reqs
-        starts = batch.num_computed_tokens_cpu[:count].tolist()
-        ends = runner.query_start_loc.np[: count + 1].tolist()
+    def _step(self, names: Sequence[str], starts: Sequence[int], lengths: Sequence[int], padded: int) -> Iterator[None]:
+        """A forward pass over rows of requests: their names, where each begins, and how many tokens it has; `padded`
+        is how many tokens the pass has, with those that only fill up."""
         segments: list[Segment] = []
-        for index, request_id in enumerate(batch.req_ids[:count]):
-            segments += self._spans[request_id].segments(starts[index], ends[index + 1] - ends[index])
-        if padded > ends[-1]:
-            segments.append(Segment(padded - ends[-1], ()))
+        for name, start, length in zip(names, starts, lengths, strict=True):
+            segments += self._spans[name].segments(start, length)
+        if padded > sum(lengths):
+            segments.append(Segment(padded - sum(lengths), ()))
         _InFlight.step = self._op.begin(tuple(segments), self._residents)
         try:
             yield
@@ -250,3 +277,19 @@ class Mixes:
 
 class CpuMixWorker(Mixes, CPUWorker):  # type: ignore[misc]
     """vLLM's CPU worker, with mixes."""
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """Draw tokens as vLLM does, but without generators for those that it throws away because their prompts go on.
+
+        vLLM's first model runner would turn a request's own generator back by such a draw. Those of CPUs cannot be
+        turned back: the error would end the engine, with a seed and a prompt of two chunks.
+        """
+        if self.use_v2_model_runner:
+            return super().sample_tokens(grammar_output)
+        generators = self.model_runner.input_batch.generators
+        discarded = self.model_runner.discard_request_mask.np
+        unused = {row: generators.pop(row) for row in list(generators) if discarded[row]}
+        try:
+            return super().sample_tokens(grammar_output)
+        finally:
+            generators.update(unused)
