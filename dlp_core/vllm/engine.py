@@ -36,7 +36,8 @@ from dlp_core.vllm.request import Request, check_follower
 
 log = logging.getLogger(__name__)
 
-_WORKER = "dlp_core.vllm.seam.worker.CpuMixWorker"
+_CPU_WORKER = "dlp_core.vllm.seam.cpu_worker.CpuMixWorker"
+_GPU_WORKER = "dlp_core.vllm.seam.gpu_worker.GpuMixWorker"
 _VERSION = 1
 """Of what the seam puts into the model. vLLM keeps compiled code by its configuration, which this is part of."""
 _CACHE_CHECK_BYTES = 2**30
@@ -83,6 +84,7 @@ class VllmEngine:
             arguments = AsyncEngineArgs(**self._arguments())
             self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[self._gauges])
             shapes, *_ = await self._call("dlp_shapes")
+            max_rank, *_ = await self._call("dlp_max_rank")
             self._by_block = await active(self._llm)
             if not self._by_block:
                 log.warning(
@@ -99,6 +101,7 @@ class VllmEngine:
                 shapes,
                 getattr(torch, self._model.dtype),
                 targets=self._config.vllm.targets,
+                max_rank=max_rank,
             ),
             self._config.slots,
             slot_bytes=self._config.slot_bytes,
@@ -279,6 +282,8 @@ class VllmEngine:
             call.cancel()
 
     def _arguments(self) -> dict[str, Any]:
+        from vllm.platforms import current_platform
+
         config, own = self._config, self._config.vllm
         targets = None if own.targets is None else sorted(own.targets)
         return {
@@ -294,8 +299,8 @@ class VllmEngine:
             "tensor_parallel_size": own.tensor_parallel,
             # or vLLM starts Ray actors for the model where the replica has a placement group
             "distributed_executor_backend": "mp" if own.tensor_parallel > 1 else None,
-            "worker_cls": _WORKER,
-            "additional_config": {KEY: {"version": _VERSION, "targets": targets}},
+            "worker_cls": _GPU_WORKER if current_platform.is_cuda() else _CPU_WORKER,
+            "additional_config": {KEY: {"version": _VERSION, "targets": targets, "slots": config.slots}},
             "structured_outputs_config": {"backend": "guidance"},
             "max_logprobs": MAX_LOGPROBS,
             "disable_log_stats": True,
