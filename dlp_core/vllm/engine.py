@@ -44,6 +44,9 @@ _CACHE_CHECK_BYTES = 2**30
 """Given, vLLM does not size the cache by the machine's memory, which others use too. Our count of blocks decides."""
 
 
+_ENDED_CHECK_S = 1.0
+
+
 class VllmEngine:
     """One vLLM engine with the adapters of one source in its slots. For use on one event loop."""
 
@@ -108,7 +111,7 @@ class VllmEngine:
 
     async def stop(self) -> None:
         await asyncio.to_thread(self._llm.shutdown)
-        self._residency.close()
+        await asyncio.to_thread(self._residency.close)  # its loads wait for calls on this loop
         self._causes.close()
 
     async def submit(
@@ -267,7 +270,16 @@ class VllmEngine:
             await outputs.aclose()
 
     async def _call(self, method: str, *args: Any) -> Any:
-        return await self._llm.collective_rpc(method, args=args)
+        """The answers of all workers. Raises EngineFailed if vLLM has ended, which leaves its own calls waiting."""
+        call = asyncio.ensure_future(self._llm.collective_rpc(method, args=args))
+        try:
+            while not call.done():
+                if self._llm.errored:
+                    raise EngineFailed("vLLM has ended; this replica is being replaced, try again")
+                await asyncio.wait({call}, timeout=_ENDED_CHECK_S)
+            return call.result()
+        finally:
+            call.cancel()
 
     def _arguments(self) -> dict[str, Any]:
         from vllm.platforms import current_platform

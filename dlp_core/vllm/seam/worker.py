@@ -230,8 +230,8 @@ class Mixes:
         runner._model_forward = mixed_forward
 
     def _follow_v2(self, runner: Any) -> None:
-        """Enter each batch when its inputs are prepared: a captured pass calls nothing of Python's. `execute_model` leaves
-        it. Passes that vLLM makes up come this way too, but not through the worker."""
+        """Enter each batch when its inputs are prepared: a captured pass calls nothing of Python's. `execute_model`
+        leaves it. Passes that vLLM makes up come this way too, but not through the worker."""
         state = runner.model_state
         prepare = state.prepare_inputs
 

@@ -221,3 +221,32 @@ def test_only_targets_take_adapters_and_none_at_all_is_an_error(monkeypatch: pyt
         assert set(install(block, ["q_proj"])) == {".q_proj", ".k_proj", ".v_proj"}
         with pytest.raises(ValueError, match="no linear layer named nothing"):
             install(block, ["nothing"])
+
+
+def test_the_op_is_opaque_to_torch_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is one node of the graph, which is the same under all mixes and none."""
+    monkeypatch.setattr(parallel_state, "_TP", Group(0, 1))
+    torch.manual_seed(0)
+    weights = {name: torch.randn(d_out, d_in) for name, (d_in, d_out) in widths(2).items()}
+    graphs: list[torch.fx.GraphModule] = []
+
+    def capture(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    with set_current_vllm_config(VllmConfig()):
+        layer = loaded(block := Block(2, fused=False), weights).down_proj
+        install(block, None)
+    path, x = ".down_proj", torch.randn(TOKENS, INNER)
+    deltas = {slot: one[path] for slot, one in enumerate(adapters(widths(2), False)) if path in one}
+    residents = {
+        slot: place(pack({path: delta}, {path: INNER}, dtype=torch.float32, pinned=False), CPU)
+        for slot, delta in deltas.items()
+    }
+    compiled = torch.compile(lambda x: layer.quant_method.apply(layer, x, None), backend=capture, fullgraph=True)
+    for segments in (SEGMENTS, SEGMENTS[::-1], (Segment(TOKENS, ()),)):
+        _InFlight.step = CpuOp(torch.float32).begin(segments, residents)
+        expected = fused_lora(x @ weights["down_proj"].T, x, segments, deltas)
+        torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-4)
+    [graph] = graphs
+    assert [node.target for node in graph.graph.nodes].count(torch.ops.dlp.add) == 1
