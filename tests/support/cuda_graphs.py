@@ -83,12 +83,12 @@ class _Recording(TorchDispatchMode):
             raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
         if name in _FROM_HOST:
             raise RuntimeError(f"{name} inside a capture: what it copies from the host would never change again")
-        if not name.startswith("aten::"):  # an op of Python's, recorded as what it does
+        if name.startswith("dlp::"):  # of Python's, recorded as what it does
             with self:
                 return func._op_dk(torch._C.DispatchKey.CPU, *args, **kwargs)
         if func._schema.is_mutable:
             self._graph.record(lambda: func(*args, **kwargs))
-            return kwargs["out"] if "out" in kwargs else args[0]
+            return kwargs.get("out", args[0]) if func._schema.returns else None
         results = func(*args, **kwargs)
         known = {_storage(tensor) for tensor in _tensors((args, kwargs))}
         fresh = [(i, tensor) for i, tensor in enumerate(_tensors(results)) if _storage(tensor) not in known]
