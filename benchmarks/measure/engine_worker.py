@@ -1,6 +1,6 @@
-"""Our engine as a worker (benchmarks/measure/worker.py): only the library, without Ray and HTTP.
+"""One of our engines as a worker (benchmarks/measure/worker.py): only the library, without Ray and HTTP.
 
-python -m benchmarks.measure.engine_worker MODEL_DIR ADAPTERS_DIR
+python -m benchmarks.measure.engine_worker transformers|vllm MODEL_DIR ADAPTERS_DIR
 """
 
 from __future__ import annotations
@@ -12,30 +12,36 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
-from benchmarks.measure.synthetic import load_model
 from benchmarks.measure.worker import Batch, BatchResult, serve
-from dlp_core.engine.config import EngineConfig
-from dlp_core.engine.engine import FusedEngine
+from dlp_core.adapter.weights import read_adapter
+from dlp_core.engine.config import EngineConfig, Kind, VllmConfig
+from dlp_core.engine.protocol import Engine
 from dlp_core.engine.request import Sampling
-from dlp_core.fusion.layers import install
+from dlp_core.generation.engines import load_engine
 from dlp_core.mix import Mix
-from dlp_core.residency.movement import Residency
 from dlp_core.residency.sources import FolderSource
 
 
-class Engine:
-    """The engine on its own event loop, which runs only during a batch."""
+def build(kind: Kind, base: Path, adapters: Path) -> Engine:
+    """An engine for the adapters in a folder, all of which fit. Engine vllm is told what they change, as an operator
+    would tell it."""
+    folders = {folder.name: folder for folder in sorted(adapters.iterdir())}
+    read = [read_adapter(folder, name=name) for name, folder in folders.items()]
+    targets = {path.rpartition(".")[2] for adapter in read for path in adapter.modules}
+    config = EngineConfig(kind=kind, slots=len(folders), vllm=VllmConfig(targets=tuple(sorted(targets))))
+    return load_engine(base, FolderSource(folders), config, dtype="bfloat16").engine
 
-    def __init__(self, base: Path, adapters: Path) -> None:
-        folders = {folder.name: folder for folder in sorted(adapters.iterdir())}
-        model = load_model(base)
-        fusion = install(model)
-        config = EngineConfig(slots=len(folders))
-        self._engine = FusedEngine(model, fusion, Residency(FolderSource(folders), fusion, config.slots), config)
+
+class Player:
+    """An engine on its own event loop, which runs only during a batch."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._numbers = itertools.count()
         self._loop = asyncio.Runner()
-        self._loop.run(self._engine.start())
+        self._loop.run(engine.start())
 
     def run(self, batch: Batch) -> BatchResult:
         return self._loop.run(self._run(batch))
@@ -53,8 +59,9 @@ class Engine:
 
 
 def load() -> tuple[Callable[[Batch], BatchResult], Mapping[str, str]]:
-    engine = Engine(*map(Path, sys.argv[1:]))
-    return engine.run, {name: version(name) for name in ("torch", "transformers")}
+    [kind] = [kind for kind in get_args(Kind) if kind == sys.argv[1]]
+    player = Player(build(kind, *map(Path, sys.argv[2:])))
+    return player.run, {name: version(name) for name in ("torch", "transformers")}
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ from benchmarks.measure.worker import Batch, BatchResult, Worker, WorkerFailed
 from benchmarks.peers import is_installed, report_skipped
 from dlp_core.fusion.layers import read_shapes
 
+INSIDE = "ours in vllm"
+"""Our engine over vLLM."""
+
 ADAPTERS = tuple(f"a{number}" for number in range(8))
 
 
@@ -49,9 +52,12 @@ def start_engines(
     for seed, name in enumerate(ADAPTERS):
         write_adapter(adapters / name, shapes, targets=TARGETS["q,v"], rank=8, seed=seed)
 
-    def worker(python: Path, module: str, *folders: Path) -> Worker:
-        log = scratch / f"{module}-{len(folders)}.log"
-        return Worker([str(python), "-m", f"benchmarks.{module}", *map(str, folders)], log)
+    def worker(python: Path, module: str, *arguments: str | Path) -> Worker:
+        log = scratch / f"{module}-{len(list(scratch.iterdir()))}.log"
+        return Worker([str(python), "-m", f"benchmarks.{module}", *map(str, arguments)], log)
+
+    def our_engine(python: Path, kind: str) -> Worker:
+        return worker(python, "measure.engine_worker", kind, model, adapters)
 
     with ExitStack() as running:
         engines: dict[Side, Engine] = {}
@@ -62,10 +68,12 @@ def start_engines(
             running.callback(engine.close)
             engines.update({Side(name, k): engine for k in ks})
 
-        start("ours", (0, 1, 2, 3), lambda: worker(Path(sys.executable), "measure.engine_worker", model, adapters))
+        start("ours", (0, 1, 2, 3), lambda: our_engine(Path(sys.executable), "transformers"))
         if vllm_python is None:
             report_skipped("vllm", "give the Python that has it with --vllm-python or VLLM_PYTHON")
         else:
+            with _skip_on_failure(INSIDE):
+                start(INSIDE, (0, 1, 2, 3), lambda: our_engine(vllm_python, "vllm"))
             with _skip_on_failure("vllm"):
                 start("vllm", (0,), lambda: worker(vllm_python, "peers.vllm", model))
                 start("vllm", (1,), lambda: worker(vllm_python, "peers.vllm", model, adapters))

@@ -36,6 +36,8 @@ class BatchResult:
 
     seconds: float
     tokens: Sequence[Sequence[int]]
+    cpu_seconds: float = 0.0
+    """That the engine's processes computed meanwhile, all together."""
 
 
 class WorkerFailed(Exception):
@@ -60,9 +62,11 @@ class Worker:
 
     def run(self, batch: Batch) -> BatchResult:
         assert self._process.stdin is not None
+        before = cpu_seconds(self._process.pid)
         self._process.stdin.write(json.dumps(asdict(batch)) + "\n")
         self._process.stdin.flush()
-        return BatchResult(**self._read_message())
+        answer = self._read_message()
+        return BatchResult(answer["seconds"], answer["tokens"], cpu_seconds(self._process.pid) - before)
 
     def close(self) -> None:
         try:
@@ -78,6 +82,24 @@ class Worker:
             lines = self._log.read_text(errors="replace").strip().splitlines()
             raise WorkerFailed(lines[-1] if lines else "it exited without output")
         return json.loads(line)
+
+
+def cpu_seconds(pid: int) -> float:
+    """That a process and those below it have computed so far, as Linux counts it."""
+    used: dict[int, float] = {}
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        number = int(stat.parent.name)
+        parents[number] = int(fields[1])
+        used[number] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    family = {pid}
+    while grown := {child for child, parent in parents.items() if parent in family} - family:
+        family |= grown
+    return sum(used.get(number, 0.0) for number in family)
 
 
 def serve(load: Callable[[], tuple[Callable[[Batch], BatchResult], Mapping[str, str]]]) -> None:

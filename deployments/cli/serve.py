@@ -12,30 +12,44 @@ import typer
 
 from deployments import terminal
 from deployments.cli.options import Bank, BaseModel
+from deployments.local.engine import set_engine
+from dlp_core.engine.config import Kind
 
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Port of the endpoint.")]
 Config = Annotated[Path, typer.Option(help="Serve config file with the deployments' settings.")]
+EngineKind = Annotated[
+    Kind | None, typer.Option("--engine", help="What runs the model. Default: engine.kind of the config file.")
+]
+VllmPython = Annotated[
+    Path | None, typer.Option("--vllm-python", help="Python of an environment with vLLM, for engine vllm.")
+]
 
 
 def demo(
+    *,
     port: Port = 8000,
     config: Config = Path("serve_config.yaml"),
     bank: Annotated[Path, typer.Option(help="Local folder of the bank to publish.")] = Path("examples/bank"),
     folder: Annotated[Path, typer.Option(help="Folder for everything the demo creates.")] = Path(".demo"),
+    engine: EngineKind = None,
+    vllm_python: VllmPython = None,
 ) -> None:
     """Publish the demo bank to a local S3 server, serve it, answer some prompts, and stay up until Ctrl-C."""
     from deployments.local.demo import run
 
     with until_interrupted():
-        run(port=port, config=config, bank=bank, folder=folder)
+        run(port=port, config=config, bank=bank, folder=folder, engine=engine, vllm_python=vllm_python)
 
 
 def serve(
     bank: Bank,
     base_model: BaseModel,
+    *,
     port: Port = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     config: Config = Path("serve_config.yaml"),
+    engine: EngineKind = None,
+    vllm_python: VllmPython = None,
 ) -> None:
     """Serve a published bank on this machine until Ctrl-C."""
     from deployments.local.app import LocalApp, load_config
@@ -43,6 +57,7 @@ def serve(
     from dlp_core.store.opening import open_store
 
     settings = load_config(config)
+    set_engine(settings, engine, vllm_python)
     with until_interrupted(), ExitStack() as started:
         with terminal.step(f"read the bank in {bank}"):
             load_manifest(open_store(bank))

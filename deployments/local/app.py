@@ -34,7 +34,7 @@ from dlp_core.store.records import first_problem
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
 
-READY_SECONDS = 300.0
+READY_SECONDS = 900.0  # vLLM compiles at its first start
 _UNLIMITED = 1000.0
 _FAST_RETRIES = {
     "RAY_raylet_client_connect_timeout_milliseconds": "50",

@@ -20,7 +20,9 @@ from rich.table import Table
 from deployments import terminal
 from deployments.local.app import LocalApp, load_config
 from deployments.local.demo_backbone import ensure_backbone
+from deployments.local.engine import set_engine
 from dlp_core.bank.publish import publish
+from dlp_core.engine.config import Kind
 from dlp_core.errors import InvalidRequest
 from dlp_core.store.local_s3 import LocalS3
 from dlp_core.store.opening import open_store
@@ -40,13 +42,16 @@ class Answer:
     milliseconds: float
 
 
-def run(*, port: int, config: Path, bank: Path, folder: Path) -> None:
+def run(
+    *, port: int, config: Path, bank: Path, folder: Path, engine: Kind | None = None, vllm_python: Path | None = None
+) -> None:
     """Serve the demo bank until KeyboardInterrupt. Everything it started has ended when this returns or raises.
 
-    Raises InvalidRequest for a port in use or missing files, StoreUnavailable or AppFailed if a part does not
-    start.
+    Raises InvalidRequest for a port in use, missing files or an engine without its environment, StoreUnavailable or
+    AppFailed if a part does not start.
     """
     settings = load_config(config)
+    set_engine(settings, engine, vllm_python)
     prompts = read_prompts(bank / "prompts.json")
     with terminal.step("unpack the backbone, SmolLM2-135M-Instruct (the first time only)"):
         base = ensure_backbone(folder)

@@ -7,6 +7,8 @@ from typing import Literal
 
 from dlp_core.errors import InvalidRequest
 
+Kind = Literal["transformers", "vllm"]
+
 
 @dataclass(frozen=True, slots=True)
 class VllmConfig:
@@ -30,7 +32,7 @@ class VllmConfig:
 class EngineConfig:
     """Limits of one engine, and which one. Raises InvalidRequest on a value below 1."""
 
-    kind: Literal["transformers", "vllm"] = "transformers"
+    kind: Kind = "transformers"
     """What runs the model: transformers in the replica's process, or vLLM (docs/vllm.md)."""
     slots: int = 16
     """Adapters on the device at once, which bounds the adapters of a mix."""

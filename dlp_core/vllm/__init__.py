@@ -7,5 +7,6 @@ request.py  a request, and the requests of vLLM that it becomes
 events.py   what vLLM puts out, as the engine's events
 model.py    what a model folder says before vLLM has loaded it
 engine.py   VllmEngine: submit, abort, keep, preload, stats, check_health
+causes.py   why vLLM did not start
 loading.py  from a model folder to an engine
 """

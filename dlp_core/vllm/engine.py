@@ -27,6 +27,7 @@ from dlp_core.errors import EngineFailed, InvalidRequest, RequestAborted
 from dlp_core.mix import Mix
 from dlp_core.residency.movement import Pin, Residency
 from dlp_core.residency.sources import AdapterSource
+from dlp_core.vllm.causes import Causes
 from dlp_core.vllm.device import RemoteDevice
 from dlp_core.vllm.events import event_of
 from dlp_core.vllm.model import FrozenModel
@@ -35,9 +36,12 @@ from dlp_core.vllm.request import Request, check_follower
 
 log = logging.getLogger(__name__)
 
-_WORKER = "dlp_core.vllm.seam.worker.CpuMixWorker"
+_CPU_WORKER = "dlp_core.vllm.seam.cpu_worker.CpuMixWorker"
+_GPU_WORKER = "dlp_core.vllm.seam.gpu_worker.GpuMixWorker"
 _VERSION = 1
 """Of what the seam puts into the model. vLLM keeps compiled code by its configuration, which this is part of."""
+_CACHE_CHECK_BYTES = 2**30
+"""Given, vLLM does not size the cache by the machine's memory, which others use too. Our count of blocks decides."""
 
 
 _ENDED_CHECK_S = 1.0
@@ -65,18 +69,22 @@ class VllmEngine:
         self._grammars = Grammars(tokenizer, model.vocabulary, model.eos)
         self._requests: dict[str, Request] = {}
         self._shared_tokens = 0
-        self._last_output = time.monotonic()
 
     async def start(self) -> None:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        self._causes = Causes()
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from dlp_core.vllm.seam.blocks import active
+        from dlp_core.vllm.seam.gauges import Gauges
 
+        self._gauges = Gauges()
         try:
-            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments()))
+            arguments = AsyncEngineArgs(**self._arguments())
+            self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[self._gauges])
             shapes, *_ = await self._call("dlp_shapes")
+            max_rank, *_ = await self._call("dlp_max_rank")
             self._by_block = await active(self._llm)
             if not self._by_block:
                 log.warning(
@@ -84,7 +92,7 @@ class VllmEngine:
                     "blocks; install dlp-serve with pip in its environment, and let VLLM_PLUGINS name dlp if it is set"
                 )
         except Exception as error:
-            raise EngineFailed(f"vLLM did not start: {error}") from error
+            raise EngineFailed(f"vLLM did not start: {self._causes.first() or error}") from error
         self._residency = Residency(
             self._source,
             RemoteDevice(
@@ -93,6 +101,7 @@ class VllmEngine:
                 shapes,
                 getattr(torch, self._model.dtype),
                 targets=self._config.vllm.targets,
+                max_rank=max_rank,
             ),
             self._config.slots,
             slot_bytes=self._config.slot_bytes,
@@ -103,6 +112,7 @@ class VllmEngine:
     async def stop(self) -> None:
         await asyncio.to_thread(self._llm.shutdown)
         await asyncio.to_thread(self._residency.close)  # its loads wait for calls on this loop
+        self._causes.close()
 
     async def submit(
         self,
@@ -151,17 +161,17 @@ class VllmEngine:
 
     def stats(self) -> EngineStats:
         running = [request for request in self._requests.values() if request.running]
-        tokens = sum(request.tokens for request in running)
+        computing = [request for request in running if request.begun]
         return EngineStats(
             running=len(running),
             waiting=len(self._requests) - len(running),
             resident=tuple(self._residency.resident),
             host_adapters=self._residency.host_count,
             pinned=self._residency.pinned_count,
-            cache_free=max(0.0, 1 - tokens / self._config.cache_tokens),
+            cache_free=1 - self._gauges.cache_use if running else 1.0,  # after an abort no step tells that it is free
             shared_tokens=self._shared_tokens,
-            tokens_running=tokens,
-            tokens_waiting=sum(request.limit for request in self._requests.values() if not request.running),
+            tokens_running=sum(request.tokens for request in computing),
+            tokens_waiting=sum(request.limit for request in self._requests.values() if request not in computing),
             adapter_demand=self._residency.demand,
             adapter_wait_s=self._residency.max_wait_s,
         )
@@ -169,11 +179,11 @@ class VllmEngine:
     def check_health(self) -> None:
         if self._llm.errored:
             raise EngineFailed("vLLM has ended; this replica is being replaced, try again")
-        stalled_s = time.monotonic() - self._last_output
+        stalled_s = time.monotonic() - self._gauges.last_step
         running = sum(request.running for request in self._requests.values())
         if running and stalled_s > self._config.stall_seconds:
             raise EngineFailed(
-                f"vLLM has said nothing for {stalled_s:.0f} s with {running} requests running (limit "
+                f"vLLM has finished no step for {stalled_s:.0f} s with {running} requests running (limit "
                 f"{self._config.stall_seconds:.0f} s); replace this replica"
             )
 
@@ -195,7 +205,7 @@ class VllmEngine:
 
     def _begin(self, request: Request) -> None:
         if not any(other.running for other in self._requests.values()):
-            self._last_output = time.monotonic()
+            self._gauges.last_step = time.monotonic()
         request.running = True
 
     async def _stretch(self, request: Request, pins: Mapping[str, Pin]) -> AsyncGenerator[TokenEvent, None]:
@@ -248,7 +258,7 @@ class VllmEngine:
                     raise RequestAborted(f"request {request.name} was aborted")
                 if (output := step.result()) is None:
                     return
-                self._last_output = time.monotonic()
+                request.begun = True
                 yield output
         except (EngineDeadError, EngineGenerateError) as error:
             raise EngineFailed(f"vLLM has failed ({error}); this replica is being replaced") from error
@@ -272,12 +282,15 @@ class VllmEngine:
             call.cancel()
 
     def _arguments(self) -> dict[str, Any]:
+        from vllm.platforms import current_platform
+
         config, own = self._config, self._config.vllm
         targets = None if own.targets is None else sorted(own.targets)
         return {
             "model": str(self._model.folder),
             "dtype": self._model.dtype,
             "block_size": config.page_tokens,
+            "kv_cache_memory_bytes": _CACHE_CHECK_BYTES,
             "num_gpu_blocks_override": -(-config.cache_tokens // config.page_tokens) + 1,  # one is vLLM's own
             "max_num_seqs": config.max_requests,
             "max_num_batched_tokens": max(config.batch_tokens, config.max_requests),
@@ -286,8 +299,8 @@ class VllmEngine:
             "tensor_parallel_size": own.tensor_parallel,
             # or vLLM starts Ray actors for the model where the replica has a placement group
             "distributed_executor_backend": "mp" if own.tensor_parallel > 1 else None,
-            "worker_cls": _WORKER,
-            "additional_config": {KEY: {"version": _VERSION, "targets": targets}},
+            "worker_cls": _GPU_WORKER if current_platform.is_cuda() else _CPU_WORKER,
+            "additional_config": {KEY: {"version": _VERSION, "targets": targets, "slots": config.slots}},
             "structured_outputs_config": {"backend": "guidance"},
             "max_logprobs": MAX_LOGPROBS,
             "disable_log_stats": True,

@@ -47,6 +47,7 @@ def tiny_model(seed: int = 1) -> LlamaForCausalLM:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=32,  # the narrowest that vLLM's attention for CPUs computes
         vocab_size=len(tiny_tokenizer()),
         max_position_embeddings=CONTEXT,
         initializer_range=0.3,

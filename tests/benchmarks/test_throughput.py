@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.measure.engines import ADAPTERS, Side, start_engines
+from benchmarks.measure.engines import ADAPTERS, INSIDE, Side, start_engines
 from benchmarks.measure.targets import Target, target_rows
 from benchmarks.measure.worker import Batch, Worker, WorkerFailed
 from benchmarks.throughput import Turns, measure, mixes, rows, targets_of
+from examples.tiny.model import tiny_tokenizer
 from tests.support.tiny import VOCAB, tiny_llama
 
 pytestmark = pytest.mark.model
@@ -27,11 +28,11 @@ def test_every_request_has_a_different_mix() -> None:
 
 def test_ratios_are_of_rounds_and_against_vllms_single_adapter() -> None:
     found = {
-        Side("ours", 0): Turns([40.0, 20.0, 40.0], [1, 2]),
-        Side("ours", 1): Turns([30.0, 15.0, 30.0], [1, 2]),
-        Side("ours", 2): Turns([30.0, 15.0, 20.0], [1, 3]),
-        Side("vllm", 0): Turns([50.0, 25.0, 50.0], [1, 2]),
-        Side("vllm", 1): Turns([20.0, 10.0, 20.0], [1, 4]),
+        Side("ours", 0): Turns([40.0, 20.0, 40.0], [2.0, 4.0, 2.0], [1, 2]),
+        Side("ours", 1): Turns([30.0, 15.0, 30.0], [2.0, 4.0, 2.0], [1, 2]),
+        Side("ours", 2): Turns([30.0, 15.0, 20.0], [2.0, 4.0, 2.0], [1, 3]),
+        Side("vllm", 0): Turns([50.0, 25.0, 50.0], [2.0, 4.0, 2.0], [1, 2]),
+        Side("vllm", 1): Turns([20.0, 10.0, 20.0], [2.0, 4.0, 2.0], [1, 4]),
     }
     by_side = {(row["engine"], row["side"]): row for row in rows(found, 2)}
     assert by_side["ours", "k=2"]["over_plain"] == 0.75
@@ -41,11 +42,24 @@ def test_ratios_are_of_rounds_and_against_vllms_single_adapter() -> None:
         "side": "k=1",
         "tokens_per_s": 20.0,
         "spread": 0.25,
+        "cpu_ms_per_token": 2.0,
         "over_plain": 0.4,
         "same_first": 0.5,
     }
     (target,) = targets_of(found, 2)
     assert (target.ratio, target.met) == (1.5, True)
+
+
+def test_mixes_inside_vllm_are_held_against_all_three() -> None:
+    found = {
+        Side("ours", 2): Turns([10.0], [8.0], [1]),
+        Side(INSIDE, 2): Turns([30.0], [4.0], [1]),
+        Side("vllm", 0): Turns([40.0], [3.0], [1]),
+        Side("vllm", 1): Turns([10.0], [9.0], [1]),
+    }
+    assert [target.ratio for target in targets_of(found, 16)] == [1.0, 0.75, 3.0, 3.0]
+    assert [target.met for target in targets_of(found, 16)] == [False, False, True, True]
+    assert len(targets_of(found, 4)) == 2
 
 
 def test_a_target_is_an_upper_bound_by_default(capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,10 +93,13 @@ def test_a_worker_that_cannot_start_reports_its_last_line(tmp_path: Path) -> Non
 
 def test_ours_runs_alone_when_no_peer_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_llama().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
     capsys.readouterr()  # its progress bar
     with start_engines(tmp_path / "model", tmp_path, vllm_python=tmp_path / "none", llama_server=None) as engines:
         assert capsys.readouterr().err.splitlines() == [
             "loading ours: plain, k=1, k=2, k=3",
+            "loading ours in vllm: plain, k=1, k=2, k=3",
+            f"ours in vllm is skipped: [Errno 2] No such file or directory: '{tmp_path / 'none'}'",
             "loading vllm: plain",
             f"vllm is skipped: [Errno 2] No such file or directory: '{tmp_path / 'none'}'",
             "llama.cpp is skipped: give its server's binary with --llama-server or LLAMA_SERVER",

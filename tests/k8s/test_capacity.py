@@ -99,8 +99,9 @@ def test_a_resource_that_no_group_offers_is_detected() -> None:
 
 
 def test_gpus_are_requested_where_they_are_offered() -> None:
-    assert capacity("overlays/gpu")["backbone"]["GPU"] == 1
-    assert deployments("overlays/gpu")["FusedBackbone"]["ray_actor_options"]["num_gpus"] == 1
+    for overlay in ("overlays/gpu", "overlays/vllm"):
+        assert capacity(overlay)["backbone"]["GPU"] == 1
+        assert deployments(overlay)["FusedBackbone"]["ray_actor_options"]["num_gpus"] == 1
     assert all(offer["GPU"] == 0 for overlay in ("base", "overlays/local") for offer in capacity(overlay).values())
 
 

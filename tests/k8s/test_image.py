@@ -49,7 +49,8 @@ def test_manifests_name_existing_targets_and_versions(overlay: str) -> None:
         assert f"docker build --target {target} " in DOCKERFILE
         assert container["imagePullPolicy"] == "IfNotPresent", "kind and minikube load the image beforehand"
         seen.add(target)
-    assert seen == {"base": {"cpu"}, "overlays/gpu": {"cpu", "cuda"}, "overlays/local": {"cpu", "demo"}}[overlay]
+    backbones = {"base": "cpu", "overlays/gpu": "cuda", "overlays/vllm": "vllm", "overlays/local": "demo"}
+    assert seen == {"cpu", backbones[overlay]}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -59,8 +60,9 @@ def test_the_manifests_name_the_ray_version_of_the_image(overlay: str) -> None:
 
 def test_every_pip_install_is_constrained() -> None:
     installs = re.findall(r"pip install [^&\n]*", DOCKERFILE)
-    assert len(installs) == 6
-    assert all("--constraint constraints.txt" in line for line in installs)
+    assert len(installs) == 8
+    assert all("--constraint constraints" in line for line in installs)
+    assert {line.split()[3] for line in installs if "vllm" in line} == {"constraints-vllm.txt"}
     cpu = [line for line in installs if "/whl/cpu" in line]
     assert len(cpu) == 1
     assert cpu[0].split()[-1] == "torch", "only torch comes from torch's own index"
@@ -81,15 +83,21 @@ def test_the_user_matches_the_manifests() -> None:
 def test_no_image_runs_as_root() -> None:
     parents = {name: base for base, name in BASES}
     texts = dict(zip(NAMES, re.split(r"^FROM .*$", DOCKERFILE, flags=re.MULTILINE)[1:], strict=True))
-    for stage in ("cpu", "cuda", "demo"):
+    for stage in ("cpu", "cuda", "vllm", "demo"):
         while "USER 1000:1000" not in texts[stage]:
             assert stage in parents
             stage = parents[stage]  # noqa: PLW2901
 
 
-def test_the_gpu_image_has_a_compiler_for_kernel_launchers() -> None:
-    cuda = DOCKERFILE.split(" AS cuda\n")[1].split("\nFROM ")[0]
-    assert re.search(r"apt-get install .* gcc libc6-dev", cuda)
+@pytest.mark.parametrize("image", ["cuda", "vllm"])
+def test_the_gpu_images_have_a_compiler_for_kernel_launchers(image: str) -> None:
+    stage = DOCKERFILE.split(f" AS {image}\n")[1].split("\nFROM ")[0]
+    assert re.search(r"apt-get install .* gcc libc6-dev", stage)
+
+
+def test_both_environments_have_the_same_ray() -> None:
+    others = dict(line.split("==") for line in (ROOT / "constraints-vllm.txt").read_text().splitlines() if "==" in line)
+    assert others["ray"] == PINS["ray"]
 
 
 def test_copied_files_exist_and_are_not_ignored() -> None:

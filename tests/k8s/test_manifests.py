@@ -38,19 +38,21 @@ CUSTOM = {"RayService", "PodMonitor", "PrometheusRule"}
 
 ENGINE = "applications.dlp.args.engine"
 BACKBONE = "applications.dlp.deployments.FusedBackbone"
+GPU = {
+    f"{ENGINE}.slots",
+    f"{ENGINE}.host_bytes",
+    f"{ENGINE}.max_requests",
+    f"{ENGINE}.cache_tokens",
+    f"{ENGINE}.batch_tokens",
+    f"{BACKBONE}.max_ongoing_requests",
+    f"{BACKBONE}.max_queued_requests",
+    f"{BACKBONE}.autoscaling_config.target_ongoing_requests",
+    f"{BACKBONE}.ray_actor_options.num_gpus",
+}
 MAY_DIFFER = {
     "base": set[str](),
-    "overlays/gpu": {
-        f"{ENGINE}.slots",
-        f"{ENGINE}.host_bytes",
-        f"{ENGINE}.max_requests",
-        f"{ENGINE}.cache_tokens",
-        f"{ENGINE}.batch_tokens",
-        f"{BACKBONE}.max_ongoing_requests",
-        f"{BACKBONE}.max_queued_requests",
-        f"{BACKBONE}.autoscaling_config.target_ongoing_requests",
-        f"{BACKBONE}.ray_actor_options.num_gpus",
-    },
+    "overlays/gpu": GPU,
+    "overlays/vllm": {*GPU, f"{ENGINE}.kind"},
     "overlays/local": {
         "applications.dlp.args.dtype",
         "applications.dlp.args.cache.max_bytes",

@@ -45,7 +45,7 @@ def test_secrets_are_referenced(overlay: str) -> None:
     assert not [key for key in settings(overlay) if re.search("TOKEN|SECRET|PASSWORD|ACCESS_KEY", key)]
 
 
-@pytest.mark.parametrize("overlay", ["base", "overlays/gpu"])
+@pytest.mark.parametrize("overlay", ["base", "overlays/gpu", "overlays/vllm"])
 def test_no_secret_is_shipped(overlay: str) -> None:
     assert not [o for o in objects(overlay) if o["kind"] == "Secret"]
 

@@ -15,6 +15,7 @@ import torch
 
 from deployments.http.access import TOKEN_VARIABLE
 from deployments.local.app import AppFailed, LocalApp, free_port, load_config
+from deployments.local.engine import set_engine
 from dlp_core.adapter.weights import read_adapter
 from dlp_core.bank.publish import publish, rollback
 from dlp_core.store.local_s3 import LocalS3
@@ -74,15 +75,19 @@ def running(
     store_is_late: bool = False,
     scaling: Mapping[str, Mapping[str, Any]] | None = None,
     local_app: type[LocalApp] = LocalApp,
+    vllm_python: Path | None = None,
     **args: Any,
 ) -> Iterator[Application]:
     """The application with BANK published as version one. `queue` requests run at once in a backbone replica, as many
     wait; `args` are set in serve_config.yaml, and `scaling` in the autoscaling_config of the deployments it names. With
-    `store_is_late` it starts while there is no store. `folder` has what `write_bank` puts there."""
+    `store_is_late` it starts while there is no store; with `vllm_python` the backbones run vLLM. `folder` has what
+    `write_bank` puts there."""
     config = load_config(ROOT / "serve_config.yaml")
     settings = config["applications"][0]["args"]
     settings |= {"dtype": "float32", "threads": 1, "bank_poll_s": 0.5, "cache": {"path": str(folder / "cache")}} | args
     settings["engine"] |= {"max_requests": queue, "cache_tokens": 32768} | args.get("engine", {})
+    if vllm_python is not None:
+        set_engine(config, "vllm", vllm_python)
     settings["routing"] |= {"timeout_s": HANG_S} | args.get("routing", {})
     for deployment in config["applications"][0]["deployments"]:
         deployment["ray_actor_options"]["num_cpus"] = 0.1

@@ -14,7 +14,7 @@ import yaml
 
 from tests.support.paths import ROOT
 
-OVERLAYS = ("base", "overlays/local", "overlays/gpu")
+OVERLAYS = ("base", "overlays/local", "overlays/gpu", "overlays/vllm")
 
 _UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 

@@ -30,6 +30,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core import EngineCore, EngineCoreProc
 from vllm.v1.engine.core_client import AsyncMPClient
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 from vllm.v1.request import Request
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu.input_batch import InputBatch as InputBatchV2
@@ -43,7 +45,7 @@ from vllm.v1.worker.worker_base import WorkerWrapperBase
 from dlp_core.engine.config import EngineConfig
 from dlp_core.vllm.engine import VllmEngine
 from dlp_core.vllm.model import FrozenModel
-from dlp_core.vllm.seam import blocks, worker
+from dlp_core.vllm.seam import blocks, cpu_worker, worker
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of vLLM are its own
 
@@ -152,7 +154,7 @@ def test_the_worker_has_the_methods_that_are_overridden() -> None:
     assert parameters(CPUWorker.execute_model) == ["self", "scheduler_output"]
     assert parameters(CPUWorker.sample_tokens) == ["self", "grammar_output"]
     assert parameters(worker.Mixes.execute_model) == parameters(CPUWorker.execute_model)
-    assert parameters(worker.CpuMixWorker.sample_tokens) == parameters(CPUWorker.sample_tokens)
+    assert parameters(cpu_worker.CpuMixWorker.sample_tokens) == parameters(CPUWorker.sample_tokens)
     assert "self.model_runner.execute_model(" in source(CPUWorker.execute_model)
     assert "resolve_obj_by_qualname( parallel_config.worker_cls )" in source(WorkerWrapperBase.init_worker)
 
@@ -184,7 +186,7 @@ def test_the_forward_pass_of_runner_v2_follows_the_preparation_of_its_inputs() -
     assert prepared < text.index("self.model(**model_inputs)")
     assert "dummy_run=True" in source(RunnerV2._dummy_run)
     assert "self.model_state = init_model_state(" in source(RunnerV2.load_model)
-    assert {"req_ids", "num_computed_tokens_np", "num_scheduled_tokens", "num_tokens_after_padding"} <= fields(
+    assert {"req_ids", "num_computed_tokens_np", "query_start_loc_np", "num_tokens_after_padding"} <= fields(
         InputBatchV2
     )
     assert "self.use_v2_model_runner = vllm_config.use_v2_model_runner" in source(Worker.__init__)
@@ -270,3 +272,14 @@ def test_requests_and_outputs_have_the_fields_that_are_used() -> None:
     assert "json" in fields(StructuredOutputsParams)
     assert {"outputs", "prompt_logprobs", "num_cached_tokens"} <= set(parameters(RequestOutput.__init__))
     assert {"token_ids", "logprobs", "finish_reason"} <= fields(CompletionOutput)
+
+
+# -------------------------------------------------------------------- seam/gauges.py
+
+
+def test_the_scheduler_reports_each_step_to_a_logger_of_ours() -> None:
+    assert "stat_loggers" in parameters(AsyncLLM.from_engine_args)
+    assert parameters(StatLoggerBase.record)[1:3] == ["scheduler_stats", "iteration_stats"]
+    assert "kv_cache_usage" in fields(SchedulerStats)
+    assert "self.num_preempted_reqs = 0" in source(IterationStats.__init__)
+    assert "enable_default_loggers=log_stats" in source(AsyncLLM.__init__)
