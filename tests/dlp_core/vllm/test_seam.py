@@ -81,6 +81,7 @@ def test_only_the_seam_touches_internals() -> None:
     }
     assert imports == {
         ("engine.py", "vllm.engine.arg_utils"),
+        ("engine.py", "vllm.platforms"),
         ("engine.py", "vllm.v1.engine.async_llm"),
         ("engine.py", "vllm.v1.engine.exceptions"),
         ("request.py", "vllm.inputs"),
