@@ -1,36 +1,28 @@
-"""vLLM with the worker for CUDA devices, on a CPU: its kernels interpreted, its graphs emulated, its streams of no effect.
+"""vLLM with its worker for CUDA devices on a CPU: kernels are interpreted, graphs emulated, streams of no effect.
 
     python -m tests.support.played_gpu FOLDER     FOLDER is one of vllm_engine.save_models
 
 Every linear layer is a graph of its own for each number of tokens up to LIMIT, captured before there are adapters or
-requests: from then on the layers' code runs in larger passes alone. Batches are padded to even numbers of tokens. Prints
-what the model says, and what it says with merged weights, as JSON. VLLM_USE_V2_MODEL_RUNNER chooses the model runner.
+requests: from then on the layers' code runs in larger passes alone. Batches are padded to even numbers of tokens.
+Prints what the model says, and what it says with merged weights, as JSON. Needs VLLM_ENABLE_V1_MULTIPROCESSING=0 and
+the variables of `interpreted_triton`; VLLM_USE_V2_MODEL_RUNNER chooses the model runner.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-
-os.environ |= {"TRITON_INTERPRET": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_PLUGINS": ""}
 
 import pytest
 import torch
-import triton.backends
 from torch import Tensor
-
-# vLLM's second runner has kernels of its own; it takes triton only with a backend for the platform
-triton.backends.backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: False))
-
 from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
 from vllm.v1.worker.cpu_worker import CPUWorker
@@ -188,7 +180,7 @@ def main(folder: Path) -> None:
             "runner": type(runner).__module__,
             "expected": expected,
             "said": found,
-            "said after adapters changed places": again,
+            "said_after_a_move": again,
             "batches": batches,
         }
         print(json.dumps(report))

@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed in this environment")
 
 import vllm
+from vllm.config import CompilationConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import TokensPrompt
 from vllm.model_executor.layers import linear
@@ -25,6 +26,7 @@ from vllm.utils import torch_utils
 from vllm.v1.core import block_pool, kv_cache_utils
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.cudagraph_dispatcher import CudagraphDispatcher
 from vllm.v1.engine import exceptions
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core import EngineCore, EngineCoreProc
@@ -34,6 +36,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 from vllm.v1.request import Request
 from vllm.v1.worker.cpu_worker import CPUWorker
+from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager, ModelCudaGraphManager
 from vllm.v1.worker.gpu.input_batch import InputBatch as InputBatchV2
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
 from vllm.v1.worker.gpu.model_states.interface import ModelState
@@ -205,6 +208,54 @@ def test_an_error_in_one_worker_leaves_the_answers_of_the_others_for_the_next_ca
     text = source(MultiprocExecutor.collective_rpc)
     assert "for mq in response_mqs:" in text
     assert 'raise RuntimeError( f"Worker failed with error' in text
+
+
+# -------------------------------------------------------------------- seam/gpu_worker.py
+
+
+def test_the_worker_for_cuda_devices_is_the_one_that_cpus_have_too() -> None:
+    assert issubclass(CPUWorker, Worker)
+    assert parameters(Worker.load_model) == parameters(CPUWorker.load_model)
+    assert parameters(Worker.execute_model) == parameters(worker.Mixes.execute_model)
+    assert "self.device = torch.device(" in source(Worker.init_device)
+    assert "current_platform.is_cuda()" in source(VllmEngine._arguments)
+
+
+def test_the_largest_graph_is_known_when_the_model_is_loaded() -> None:
+    assert "max_cudagraph_capture_size" in fields(CompilationConfig)
+    assert "self.compilation_config.max_cudagraph_capture_size = valid_max_size" in source(
+        VllmConfig._set_cudagraph_sizes
+    )
+    assert "self._set_cudagraph_sizes()" in source(VllmConfig.__post_init__)
+    for text in (source(CudaGraphManager._init_candidates), source(CudagraphDispatcher)):
+        assert "cudagraph_capture_sizes" in text
+
+
+def test_graphs_of_runner_v1_are_captured_past_the_forward_pass_of_batches() -> None:
+    """Hence the step that stands between batches."""
+    text = source(GPUModelRunner._dummy_run)
+    assert "outputs = self.model(" in text
+    assert "_model_forward" not in text
+    assert "self._dummy_run(" in source(GPUModelRunner._warmup_and_capture)
+
+
+def test_graphs_of_runner_v2_are_captured_with_other_inputs_and_replayed_after_those_of_batches() -> None:
+    capture = source(ModelCudaGraphManager.capture)
+    assert "model_state.prepare_dummy_inputs(" in capture
+    assert "model_state.prepare_inputs(" not in capture
+    text = source(RunnerV2.execute_model)
+    prepared = text.index("**self.model_state.prepare_inputs(input_batch, self.req_states)")
+    for run in ("self.cudagraph_manager.run_fullgraph(", "self.cudagraph_manager.run_pw_graph("):
+        assert prepared < text.index(run)
+    assert "self.graphs[desc].replay()" in source(CudaGraphManager.run_fullgraph)
+    assert "num_tokens_after_padding = max(num_tokens, batch_desc.num_tokens)" in source(RunnerV2.prepare_inputs)
+
+
+def test_batches_are_not_split_over_two_forward_passes() -> None:
+    """The plan of a step is that of one; vLLM splits where it is asked to."""
+    assert not AsyncEngineArgs.enable_dbo
+    assert AsyncEngineArgs.speculative_config is None, "nor are some of its tokens guesses"
+    assert AsyncEngineArgs.prefill_context_parallel_size == 1
 
 
 # -------------------------------------------------------------------- seam/blocks.py
