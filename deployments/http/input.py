@@ -132,6 +132,7 @@ def generations_of(
             prompt_only=body.requested_tokens == 0,
             add_special_tokens=body.add_special_tokens,
             salt=salt,
+            stream=body.stream,
             by_sentence=decision.options if decision.by_sentence else None,
             trace=tracing.carried(),
         )

@@ -9,10 +9,18 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
+<<<<<<< HEAD
+=======
+import ray
+from ray import serve
+
+>>>>>>> 7dba5e3 (What one step brings for all answers of an ingress replica is one message)
 from deployments.args import AppArgs
 from deployments.fleet.affinity import RESIDENT
 from deployments.fleet.autoscaling import ADAPTERS, REQUESTS, TOKENS
 from deployments.http.admin import LoadAdapter, Published
+from deployments.links.parts import Listening, Part
+from deployments.links.sending import Sender
 from deployments.observe import tracing
 from deployments.observe.metrics import EngineMetrics
 from deployments.replicas.banks import LoadedBanks
@@ -26,7 +34,7 @@ from dlp_core.bank.publish import publish
 from dlp_core.bank.revision import with_adapter
 from dlp_core.bank.source import BankSource, qualified, qualified_names, successors
 from dlp_core.errors import BankError, EngineFailed
-from dlp_core.generation.messages import Delta, Finished, GenerationRequest
+from dlp_core.generation.messages import Finished, GenerationRequest
 from dlp_core.generation.planning import planner
 from dlp_core.store.local_copy import local_copy
 from dlp_core.store.opening import open_store
@@ -54,7 +62,12 @@ class FusedBackbone:
         self._engine, self._codec = loaded.engine, loaded.codec
         self._generator = Generator(self._engine, self._codec, default_max_tokens=args.limits.default_max_tokens)
         self._max_adapters = args.engine.slots - len(args.pinned_adapters)
+<<<<<<< HEAD
         await self._engine.start()
+=======
+        self._sender = Sender(serve.get_replica_context().replica_tag, args.stream_interval_ms / 1000)
+        self._engine.start()
+>>>>>>> 7dba5e3 (What one step brings for all answers of an ingress replica is one message)
         self._watching = asyncio.create_task(self._watch())
 
     async def prepare(self, bank: str) -> None:
@@ -105,8 +118,9 @@ class FusedBackbone:
 
         return fits_model(Path(self._args.base_model))
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Finished, None]:
-        """The pieces of one completion. Closing the generator aborts the request in the engine."""
+    async def generate(self, request: GenerationRequest, ingress: str) -> AsyncGenerator[Part, None]:
+        """One completion for an ingress replica: the parts of it that `listen` does not send. Closing the generator
+        aborts the request in the engine."""
         stopwatch = self._metrics.stopwatch()
         try:
             with tracing.opened("generate", request.trace) as span:
@@ -124,14 +138,22 @@ class FusedBackbone:
                     chat_template=await self._chat_template(request, manifest),
                     on_tokens=stopwatch.tokens,
                 )
-                async with aclosing(tracing.generation(span, request, generated)) as pieces:
-                    async for piece in pieces:
-                        if isinstance(piece, Finished):
-                            self._metrics.finished(piece)
-                        yield piece
+                with self._sender.answer(request.request_id, ingress, stream=request.stream) as answer:
+                    async with aclosing(tracing.generation(span, request, generated)) as pieces:
+                        async for piece in pieces:
+                            if isinstance(piece, Finished):
+                                self._metrics.finished(piece)
+                            if part := answer.add(piece):
+                                yield part
         except EngineFailed:
             self._exit_if_failed()
             raise
+
+    async def listen(self, listening: Listening) -> AsyncGenerator[tuple[Part, ...], None]:
+        """What the completions for an ingress replica send together. Ends with the last of them."""
+        async with aclosing(self._sender.listen(listening)) as messages:
+            async for parts in messages:
+                yield parts
 
     async def decode(self, ids: Sequence[int]) -> str:
         """The text of a prompt that comes as token ids: the ingress, which routes it, has no tokenizer."""

@@ -44,6 +44,8 @@ class GenerationRequest:
     """Of the tokenizer, around the text; None: for bare prompts only, since a chat template brings its own."""
     salt: str = ""
     """It shares cache blocks with requests of the same salt only."""
+    stream: bool = True
+    """Whether its pieces are wanted as they come; if not, all of them at its end."""
     by_sentence: RoutingOptions | None = None
     """How to choose a mix per sentence; None: `mix` serves all of them."""
     trace: Mapping[str, str] | None = None
