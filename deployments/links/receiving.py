@@ -48,9 +48,11 @@ class Receiver:
         try:
             async for part in call:
                 self._arrived(answer, part)
-                self._check(answer)
+                if answer.holds(part):
+                    self._needs_link(answer)
             answer.end()
-            self._check(answer)
+            if answer.incomplete:
+                self._needs_link(answer)
         except Exception as error:
             answer.end(error)
         except asyncio.CancelledError:  # of this task, because nobody wants the answer any more, or of the call
@@ -66,7 +68,7 @@ class Receiver:
 
     def _open(self, link: Link) -> None:
         """One answer alone needs no link: its call brings as many messages."""
-        if len(link.answers) > 1 and link.listening is None and not link.broken:
+        if len(link.answers) > 1 and link.listening is None and not link.suspects:
             # in a context of its own: Serve cancels the calls of a request whose client leaves
             link.listening = asyncio.create_task(self._follow(link), context=Context())
 
@@ -79,41 +81,48 @@ class Receiver:
                     for part in parts:
                         if answer := self._answers.get(part.request_id):
                             self._arrived(answer, part)
-        except Exception as error:
-            link.broken = True
+        except BaseException as error:
+            link.suspects = {answer for answer in self._answers.values() if answer.link in (link, None)}
+            if not isinstance(error, Exception):
+                raise
             log.warning("lost the link to backbone replica %s: %s", link.replica, error)
         finally:
             link.listening = None
             for answer in link.answers:
-                if answer.ended:
-                    self._check(answer)
+                if answer.ended and answer.incomplete:
+                    self._needs_link(answer)
             if brought:  # it ended between two answers, of which the second was not known yet
                 self._open(link)
+            self._forget_if_unused(link)
 
     def _leave(self, answer: Incoming) -> None:
-        link = answer.link
-        if link is not None:
-            link.answers.remove(answer)
-            if not link.answers:
-                del self._links[link.replica]
-                if link.listening is not None:
-                    link.listening.cancel()
+        for link in list(self._links.values()):
+            link.answers.discard(answer)
+            link.suspects.discard(answer)
+            self._forget_if_unused(link)
 
-    def _check(self, answer: Incoming) -> None:
-        """Call is in order, so what is missing before something it brought can only come by the link."""
-        if answer.incomplete and (answer.link is None or answer.link.listening is None):
+    def _forget_if_unused(self, link: Link) -> None:
+        """Nobody but the replica ends a link: it may bring parts of answers that are not known yet to be its own."""
+        if not link.answers and not link.suspects and link.listening is None:
+            self._links.pop(link.replica, None)
+
+    def _needs_link(self, answer: Incoming) -> None:
+        """A call is in order: what is missing before something that it brought can only come by the link."""
+        if answer.link is None or answer.link.listening is None:
             answer.end(_lost())
 
 
 class Link:
-    """The link to one backbone replica, and the answers that it may bring parts of."""
+    """The link to one backbone replica, and the answers known to be its own."""
 
     def __init__(self, replica: str) -> None:
         self.replica = replica
         self.answers: set[Incoming] = set()
         self.listening: asyncio.Task[None] | None = None
-        self.broken = False
-        """Whether it ended with an error. What it had taken along is lost."""
+        """None while it is closed."""
+        self.suspects: set[Incoming] = set()
+        """Answers of which it may have lost parts when it broke. Until all of them have ended it stays closed, so that
+        what is missing shows: nothing else can bring it."""
 
 
 class Incoming:
@@ -132,8 +141,12 @@ class Incoming:
 
     @property
     def incomplete(self) -> bool:
-        """Whether something came whose turn it is not yet."""
+        """Whether something came before its turn."""
         return bool(self._early)
+
+    def holds(self, part: Part) -> bool:
+        """Whether it is not this part's turn yet."""
+        return part.position in self._early
 
     def put(self, part: Part) -> None:
         self._early[part.position] = part.pieces
