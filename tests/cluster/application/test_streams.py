@@ -3,18 +3,14 @@ counted where they are sent, and the engine takes its steps when it is told to, 
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
-
 from benchmarks.measure.replicas import inside, replicas
 from tests.cluster.application.conftest import QUEUE
 from tests.support.application import Application
-from tests.support.replicas import ENDLESS, slow_steps, wait_until_idle
+from tests.support.replicas import wait_until_idle
 from tests.support.streams import question, streams
 from tests.support.waiting import wait_for
 
@@ -27,9 +23,9 @@ def stepped() -> Iterator[str]:
     [replica_id] = replicas("FusedBackbone")
 
     def hold(engine: Any) -> None:
-        import time  # noqa: PLC0415 - this runs in the replica
+        import time
 
-        from deployments.links.sending import Link, Outgoing  # noqa: PLC0415
+        from deployments.links.sending import Link, Outgoing
 
         batching, step, add, messages = engine._batching, engine._batching._generation_step, Outgoing.add, Link.messages
         engine.allowed = engine.steps = engine.by_link = engine.by_call = engine.begun = engine.links = 0
