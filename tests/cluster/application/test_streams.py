@@ -89,7 +89,7 @@ def test_a_step_is_one_message_for_all_streams(app: Application) -> None:
             before = inside(replica_id, run_on)
         steps, by_link, by_call = inside(replica_id, counts)
     assert by_call == count, "of each answer, its call sends the last piece alone"
-    assert 0 < by_link <= steps - before < TOKENS + count
+    assert 0 < by_link <= steps - before + 1, "what the last step before them brought may be under way"
     assert [(one.text, one.error, one.done) for one in heard] == [(one.text, None, True) for one in alone]
     wait_until_idle()
     assert not inside(replica_id, lambda engine: engine.stats().running)
