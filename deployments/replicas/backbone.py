@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from dlp_core.bank.publish import publish
 from dlp_core.bank.revision import with_adapter
 from dlp_core.bank.source import BankSource, qualified, qualified_names, successors
 from dlp_core.errors import BankError, EngineFailed
-from dlp_core.generation.messages import Finished, GenerationRequest
+from dlp_core.generation.messages import Finished, GenerationRequest, Piece
 from dlp_core.generation.planning import planner
 from dlp_core.store.local_copy import local_copy
 from dlp_core.store.opening import open_store
@@ -69,6 +69,7 @@ class FusedBackbone:
         self._generator = Generator(self._engine, self._codec, default_max_tokens=args.limits.default_max_tokens)
         self._max_adapters = args.engine.slots - len(args.pinned_adapters)
         self._sender = Sender(serve.get_replica_context().replica_tag, args.stream_interval_ms / 1000)
+        self._places = asyncio.Semaphore(args.engine.max_requests)
         await self._engine.start()
         self._watching = asyncio.create_task(self._watch())
 
@@ -125,22 +126,12 @@ class FusedBackbone:
         aborts the request in the engine."""
         stopwatch = self._metrics.stopwatch()
         try:
-            with tracing.opened("generate", request.trace) as span:
-                manifest = await self._banks.manifest(request.bank)
-                router = None if request.by_sentence is None else await self._banks.router(request.bank)
-                generated = self._generator.generate(
-                    request.source,
-                    planner(request, manifest, router, self._codec, max_adapters=self._max_adapters),
-                    request.sampling,
-                    request_id=request.request_id,
-                    stop=request.stop,
-                    echo=request.echo,
-                    prompt_only=request.prompt_only,
-                    add_special_tokens=request.add_special_tokens,
-                    chat_template=await self._chat_template(request, manifest),
-                    on_tokens=stopwatch.tokens,
-                )
-                with self._sender.answer(request.request_id, ingress, stream=request.stream) as answer:
+            async with self._places:  # Serve lets in a few more: one for each link that there may be
+                with (
+                    tracing.opened("generate", request.trace) as span,
+                    self._sender.answer(request.request_id, ingress, stream=request.stream) as answer,
+                ):
+                    generated = await self._generated(request, stopwatch.tokens)
                     async with aclosing(tracing.generation(span, request, generated)) as pieces:
                         async for piece in pieces:
                             if isinstance(piece, Finished):
@@ -150,6 +141,24 @@ class FusedBackbone:
         except EngineFailed:
             self._exit_if_failed()
             raise
+
+    async def _generated(
+        self, request: GenerationRequest, on_tokens: Callable[[int], object]
+    ) -> AsyncGenerator[Piece, None]:
+        manifest = await self._banks.manifest(request.bank)
+        router = None if request.by_sentence is None else await self._banks.router(request.bank)
+        return self._generator.generate(
+            request.source,
+            planner(request, manifest, router, self._codec, max_adapters=self._max_adapters),
+            request.sampling,
+            request_id=request.request_id,
+            stop=request.stop,
+            echo=request.echo,
+            prompt_only=request.prompt_only,
+            add_special_tokens=request.add_special_tokens,
+            chat_template=await self._chat_template(request, manifest),
+            on_tokens=on_tokens,
+        )
 
     async def listen(self, listening: Listening) -> AsyncGenerator[tuple[Part, ...], None]:
         """What the completions for an ingress replica send together. Ends with the last of them."""

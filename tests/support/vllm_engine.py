@@ -48,9 +48,6 @@ CONFIG = EngineConfig(
     batch_tokens=64,
     vllm=VllmConfig(eager=True),
 )
-_SMALL = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-"""Or vLLM takes nearly all memory for its cache, and starts only where nobody else has any."""
-
 NEAR_TIE = 2e-4
 """Between the logits of two tokens: what less is, another order of sums may turn around."""
 
@@ -79,19 +76,15 @@ async def running(
     adapters: Sequence[str] = (*TARGETS, "embedding"),
     plugin: bool = True,
     environment: Mapping[str, str] | None = None,
-    **arguments: Any,
 ) -> AsyncIterator[VllmEngine]:
     """An engine for the model `base` and the `adapters` in a folder, with the plugin that keys blocks by their mixes or
-    without, started with more variables in its environment and other arguments of vLLM's engine."""
-    from dlp_core.vllm.engine import VllmEngine
+    without, started with more variables in its environment."""
     from dlp_core.vllm.loading import load
 
     source = FolderSource({name: folder / name for name in adapters})
-    our_arguments = VllmEngine._arguments
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(VllmEngine, "_arguments", lambda engine: our_arguments(engine) | arguments)
         plugins = {} if plugin else {"VLLM_PLUGINS": ""}
-        for name, value in (_SMALL | plugins | dict(environment or {})).items():
+        for name, value in ({"VLLM_LOGGING_LEVEL": "WARNING"} | plugins | dict(environment or {})).items():
             patch.setenv(name, value, prepend=os.pathsep if name == "PYTHONPATH" else None)
         if plugin:
             _let_the_plugin_be_found(patch, folder.parent / "site")

@@ -100,16 +100,22 @@ class Module(NamedTuple):
     cut: Cut | None
 
 
-_SPLIT_LAYERS = (ColumnParallelLinear, MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear)
-"""Layers that split over processes as their class says. Subclasses may do it in a way of their own."""
+_LAYERS = (ColumnParallelLinear, MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear)
+
+
+def _is_known(layer: Any) -> bool:
+    """Whether a layer calls its quant_method, and is split over processes as its class says. Subclasses, of which some
+    models have their own, may do neither."""
+    computes_as_known = type(layer).forward in [known.forward for known in _LAYERS]
+    return computes_as_known and (layer.tp_size == 1 or type(layer) in _LAYERS)
 
 
 def install(model: nn.Module, targets: Sequence[str] | None) -> dict[str, Module]:
     """Make every linear layer of `model` add mixed deltas, or those with a part named in `targets` (`q_proj`).
 
     Returns the modules that take adapters now, by the path that adapters know. Those of a layer are missing, so that
-    adapters on them are refused, if vLLM reads its weight without calling it, or splits it in an unknown way. Raises
-    ValueError if nothing is left.
+    adapters on them are refused, if vLLM reads its weight without calling it, or if its class computes or splits it in
+    an unknown way. Raises ValueError if nothing is left.
     """
     packed: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
     never_called = {module.kv_b_proj for module in model.modules() if isinstance(module, MLAAttention)}
@@ -122,8 +128,8 @@ def install(model: nn.Module, targets: Sequence[str] | None) -> dict[str, Module
         if targets is not None and not set(names) & set(targets):
             continue
         outputs = _outputs(layer)
-        if len(names) not in (1, len(outputs)) or (layer.tp_size > 1 and type(layer) not in _SPLIT_LAYERS):
-            log.warning("%s takes no adapters: how %s splits it is not known", path, type(layer).__name__)
+        if len(names) not in (1, len(outputs)) or not _is_known(layer):
+            log.warning("%s takes no adapters: what %s does is not known", path, type(layer).__name__)
             continue
         siblings = tuple(f"{parent}.{part}" for part in names)
         parts, end = [], 0

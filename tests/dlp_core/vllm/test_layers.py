@@ -23,6 +23,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed in this environment")
 
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import parallel_state
+from vllm.model_executor.layers.attention import MLAAttention
 from vllm.model_executor.layers.linear import (
     ColumnParallelLinear,
     MergedColumnParallelLinear,
@@ -212,6 +213,34 @@ def test_a_layer_that_is_split_in_an_unknown_way_takes_no_adapters(monkeypatch: 
             assert (".gate_proj" in install(block, None)) == (processes == 1)
             block.gate_up_proj = MergedColumnParallelLinear(HIDDEN, [INNER, INNER, INNER], bias=False)
             assert ".gate_proj" not in install(block, None), "two names for three parts"
+
+
+class OtherForward(RowParallelLinear):
+    """A layer that may compute without its quant_method."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+
+class Attention(MLAAttention):
+    """MLA attention, which reads the weight of its kv_b_proj and does not call it while it decodes."""
+
+    def __init__(self, kv_b_proj: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.kv_b_proj = kv_b_proj
+
+
+def test_a_layer_that_is_not_called_takes_no_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would change nothing, and nobody would be told."""
+    monkeypatch.setattr(parallel_state, "_TP", Group(0, 1))
+    with set_current_vllm_config(VllmConfig()):
+        block = Block(2, fused=False)
+        block.o_proj = OtherForward(HEADS * HEAD, HIDDEN, bias=False)
+        block.kv_b_proj = ColumnParallelLinear(HIDDEN, INNER, bias=False)
+        block.attention = Attention(block.kv_b_proj)
+        modules = install(block, None)
+    assert {".o_proj", ".kv_b_proj", "attention.kv_b_proj"}.isdisjoint(modules)
+    assert ".down_proj" in modules
 
 
 def test_only_targets_take_adapters_and_none_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

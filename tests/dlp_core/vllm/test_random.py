@@ -35,8 +35,6 @@ from tests.support.wide_model import wide_backbone, wide_model
 
 pytest.importorskip("vllm", reason="vLLM is not installed in this environment")
 
-from vllm.v1.metrics.reader import get_metrics_snapshot
-
 from dlp_core.vllm.engine import VllmEngine
 
 pytestmark = [
@@ -197,7 +195,6 @@ async def _all(tasks: list[asyncio.Task[Completion]]) -> list[Completion]:
 
 @pytest.fixture(scope="module", autouse=True)
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The engine, which counts how often vLLM preempts."""
     root = tmp_path_factory.mktemp("random") / "models"
     wide_backbone(root / "base")
     for seed, name in enumerate(ADAPTERS):
@@ -205,15 +202,11 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         peft_model(wide_model(), seed, r=1 + seed, lora_alpha=16, target_modules=targets).save_pretrained(root / name)
     Traffic.loop, Traffic.reference = asyncio.new_event_loop(), Reference(root)
     stack = AsyncExitStack()
-    entering = stack.enter_async_context(running(root, TIGHT, adapters=ADAPTERS, disable_log_stats=False))
+    entering = stack.enter_async_context(running(root, TIGHT, adapters=ADAPTERS))
     Traffic.engine = Traffic.loop.run_until_complete(entering)
     yield
     Traffic.loop.run_until_complete(stack.aclose())
     Traffic.loop.close()
-
-
-def preemptions() -> int:
-    return sum(int(metric.value) for metric in get_metrics_snapshot() if metric.name == "vllm:num_preemptions")
 
 
 def test_a_request_that_is_preempted_says_the_same() -> None:
@@ -224,7 +217,7 @@ def test_a_request_that_is_preempted_says_the_same() -> None:
         Job(number, 20, first, mixes[number % 4 - 1], 11 * (number % 2), 40 * (number // 4), 90, None)
         for number, first in enumerate([*mixes, *mixes])
     ]
-    before = preemptions()
+    before = Traffic.engine._gauges.preempted
 
     async def together() -> list[Completion]:
         return await asyncio.gather(
@@ -234,7 +227,7 @@ def test_a_request_that_is_preempted_says_the_same() -> None:
     for job, found in zip(requests, Traffic.loop.run_until_complete(together()), strict=True):
         assert found.spans == followed(job.plan(), 20, 90)
         assert found.tokens == Traffic.reference.tokens(job.ids, spans_of(found.spans), 90), job
-    assert preemptions() > before
+    assert Traffic.engine._gauges.preempted > before
     assert_nothing_leaked(Traffic.engine)
 
 

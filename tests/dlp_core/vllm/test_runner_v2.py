@@ -22,8 +22,6 @@ from tests.support.vllm_engine import CONFIG, Reference, assert_nothing_leaked, 
 pytest.importorskip("vllm", reason="vLLM is not installed in this environment")
 pytest.importorskip("triton", reason="Triton is not installed in this environment")
 
-from vllm.v1.metrics.reader import get_metrics_snapshot
-
 from dlp_core.vllm.engine import VllmEngine
 
 pytestmark = [
@@ -44,7 +42,7 @@ async def engine(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Asyn
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vllm.config.vllm.HAS_TRITON", True)
         patch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")  # this process looks at it again and again
-        async with running(folder, config, environment=variables, disable_log_stats=False) as engine:
+        async with running(folder, config, environment=variables) as engine:
             assert engine._llm.vllm_config.use_v2_model_runner
             yield engine
 
@@ -70,17 +68,13 @@ async def test_tokens_equal_merged_weights_in_chunks_and_while_mixes_change(
 
 async def test_requests_that_are_preempted_say_the_same(engine: VllmEngine, reference: Reference) -> None:
     """Five come to 2 blocks each of the 8 that there are."""
-
-    def preemptions() -> int:
-        return sum(int(metric.value) for metric in get_metrics_snapshot() if metric.name == "vllm:num_preemptions")
-
-    before = preemptions()
+    before = engine._gauges.preempted
     plans = [Plan(((0, first), (10, second))) for first, second in [(A, B), (B, ABC), (EMPTY_MIX, A), (BC, A), (B, BC)]]
     jobs = [(prompt(number + 20)[:30], plan) for number, plan in enumerate(plans)]
     found = await asyncio.gather(*(run(engine, f"p{number}", *job, max_tokens=34) for number, job in enumerate(jobs)))
     for job, completion in zip(jobs, found, strict=True):
         assert completion.tokens == reference.tokens(*job, 34)
-    assert preemptions() > before
+    assert engine._gauges.preempted > before
     assert_nothing_leaked(engine)
 
 

@@ -95,7 +95,7 @@ def test_only_the_seam_touches_internals() -> None:
 # -------------------------------------------------------------------- seam/worker.py: the layers
 
 
-@pytest.mark.parametrize("layer", worker._SPLIT_LAYERS, ids=lambda layer: layer.__name__)
+@pytest.mark.parametrize("layer", worker._LAYERS, ids=lambda layer: layer.__name__)
 def test_layers_multiply_in_their_quant_method_before_processes_exchange_anything(layer: type) -> None:
     text = source(layer.forward)
     applied = re.search(
