@@ -27,7 +27,7 @@ class EngineConfig:
     """Limits of one engine, and which one. Raises InvalidRequest on a value below 1."""
 
     kind: Literal["transformers", "vllm"] = "transformers"
-    """What runs the model: transformers in the replica's process, or vLLM (docs/vllm.md)."""
+    """What runs the model: transformers in the replica's process, or vLLM (dlp_core/vllm)."""
     slots: int = 16
     """Adapters on the device at once, which bounds the adapters of a mix."""
     slot_bytes: int | None = None

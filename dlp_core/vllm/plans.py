@@ -43,8 +43,8 @@ def to_wire(spans: Sequence[tuple[int, Mix]], pins: Mapping[str, Pin]) -> Wire:
 def salt_of(wire: Wire, tenant: str, *, by_block: bool) -> str:
     """The cache salt of a request. It is always sent: without it, vLLM shares blocks by their tokens alone.
 
-    `by_block` says that the engine keys blocks by the mixes in them (blocks.py). Then requests share what they have in
-    common, within a `tenant`'s salt; otherwise only requests whose mixes are the same all along.
+    `by_block` says that the engine keys blocks by the mixes in them (`block_keys`). Then requests share what they have
+    in common, within a `tenant`'s salt; otherwise only requests whose mixes are the same all along.
     """
     spans = [] if by_block else [[start, identity] for start, _, identity in wire]
     return hashlib.sha256(json.dumps([tenant, spans]).encode()).hexdigest()

@@ -1,6 +1,6 @@
 """The engine over vLLM: what it says equals merged weights, alone and beside others, and nothing of it is silent.
 
-It needs vLLM, which cannot share an environment with this project's transformers: docs/vllm.md says how to run these.
+It needs an environment with vLLM 0.32, which cannot share one with engine transformers; elsewhere these are skipped.
 """
 
 from __future__ import annotations
