@@ -124,13 +124,13 @@ class VllmEngine:
         prompt_logprobs: int | None = None,
     ) -> AsyncGenerator[TokenEvent, None]:
         plan = mix if isinstance(mix, Plan) else Plan.of(mix)
+        if sampling.response_format is not None:  # before anything is looked up that may change meanwhile
+            await asyncio.to_thread(self._grammars.guide, sampling.response_format)
         if request_id in self._requests:
             raise InvalidRequest(f"request id {request_id!r} is in use")
         max_tokens = token_limit(prompt_ids, plan, sampling, vocabulary=self.vocabulary, context=self.context)
         if plan.follow is not None:
             check_follower(sampling)
-        if sampling.response_format is not None:
-            await asyncio.to_thread(self._grammars.guide, sampling.response_format)
         check_places(len(self._requests), self._config.max_requests)
         self.check_health()
         sampling = replace(sampling, max_tokens=max_tokens)
