@@ -13,7 +13,7 @@ from deployments.fleet import haproxy
 from tests.support.manifests import ray_containers
 from tests.support.paths import ROOT
 
-AGAIN = "before_the_first or leaves or full_queue"
+AGAIN = "before_the_first or leaves or full_queue or ingress_that_dies"
 
 
 def test_faults_in_throughput_mode() -> None:
@@ -33,4 +33,4 @@ def test_faults_in_throughput_mode() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-5000:]
-    assert "4 passed" in done.stdout
+    assert "5 passed" in done.stdout
