@@ -13,7 +13,7 @@ from deployments.fleet import haproxy
 from tests.support.manifests import ray_containers
 from tests.support.paths import ROOT
 
-AGAIN = "before_the_first or leaves or full_queue or ingress_that_dies"
+AGAIN = "before_the_first or leaves or full_queue"
 
 
 def test_faults_in_throughput_mode() -> None:
