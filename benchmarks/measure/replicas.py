@@ -40,8 +40,17 @@ def inside(replica_id: str, function: Callable[[Any], Any]) -> Any:
     def call(replica: Any) -> Any:
         return function(replica._replica_impl._user_callable_wrapper._callable._engine)
 
+    return ray.get(_actor(replica_id).__ray_call__.remote(call))
+
+
+def ongoing(replica_id: str) -> int:
+    """The calls that a replica is busy with, as Serve counts them."""
+    return int(ray.get(_actor(replica_id).get_num_ongoing_requests.remote()))
+
+
+def _actor(replica_id: str) -> Any:
     [name] = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if replica_id in actor["name"]]
-    return ray.get(ray.get_actor(name, namespace="serve").__ray_call__.remote(call))
+    return ray.get_actor(name, namespace="serve")
 
 
 def stats() -> list[EngineStats]:

