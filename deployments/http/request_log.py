@@ -164,7 +164,10 @@ class RequestRecord:
         else:
             prompts = [list(source.ids) if isinstance(source, TokenIds) else source for source in body.sources]
             prompt = prompts[0] if len(prompts) == 1 else prompts
-        return {"prompt": prompt, "completions": [_written(self._completions[index]) for index in sorted(self._completions)]}
+        return {
+            "prompt": prompt,
+            "completions": [_written(self._completions[index]) for index in sorted(self._completions)],
+        }
 
     def _model(self) -> str | None:
         """The `model` field as sent, which may be any string; truncated."""

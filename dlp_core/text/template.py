@@ -82,39 +82,35 @@ class ChatTemplate:
 
     @cached_property
     def _reads_parts(self) -> bool:
-        return not self._shows([_USER.content], _USER) and self._shows([_USER.content], _USER, parts=True)
+        return _USER.content not in self._tried(_USER, parts=False) and _USER.content in self._tried(_USER, parts=True)
 
     @cached_property
     def _has_system(self) -> bool:
-        both = [_SYSTEM.content, _USER.content]
-        return self._shows(both, _SYSTEM, _USER, parts=self._reads_parts) or not self._shows(
-            [_USER.content], _USER, parts=self._reads_parts
-        )
+        alone, both = (self._tried(*turns, parts=self._reads_parts) for turns in ((_USER,), (_SYSTEM, _USER)))
+        return _USER.content not in alone or (_SYSTEM.content in both and _USER.content in both)
 
     @cached_property
     def _arguments(self) -> Arguments | None:
         """How it reads the arguments of calls; None if it leaves them out."""
         for form in _FORMS:
-            if self._shows(["probe-value"], *_CALLED, parts=self._reads_parts, arguments=form):
+            text = self._tried(*_CALLED, parts=self._reads_parts, arguments=form)
+            if "probe-value" in text and "{'probe_argument'" not in text:  # Python's quotes: it writes no JSON of them
                 return form
         return None
 
     @cached_property
     def _shows_results(self) -> bool:
-        return self._shows(["probe-result"], *_CALLED, parts=self._reads_parts, arguments=self._arguments)
+        return "probe-result" in self._tried(*_CALLED, parts=self._reads_parts, arguments=self._arguments)
 
-    def _shows(
-        self, texts: Sequence[str], *messages: Message, parts: bool = False, arguments: Arguments | None = None
-    ) -> bool:
-        """Whether all of `texts`, which are in these messages, are in what it renders."""
+    def _tried(self, *messages: Message, parts: bool, arguments: Arguments | None = None) -> str:
+        """What it makes of these messages; nothing if it rejects them."""
         tools = [_TOOL] if any(message.tool_calls for message in messages) else None
         try:
-            rendered = self._template(turns_of(messages, parts=parts, arguments=arguments), tools)
+            return self._template(turns_of(messages, parts=parts, arguments=arguments), tools)
         except AdapterRefused:
             raise
-        except Exception:  # it rejects them, by whatever jinja2 raises
-            return False
-        return all(text in rendered for text in texts)
+        except Exception:  # whatever jinja2 raises
+            return ""
 
 
 def turns_of(messages: Sequence[Message], *, parts: bool, arguments: Arguments | None) -> list[Turn]:
