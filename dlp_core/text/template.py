@@ -38,8 +38,8 @@ _TOOL = {
     "type": "function",
     "function": {
         "name": _CALL.name,
-        "description": "",
-        "parameters": {"type": "object", "properties": {"probe_argument": {"type": "string"}}},
+        "description": "probe",
+        "parameters": {"type": "object", "properties": {"probe_argument": {"type": "string", "description": "probe"}}},
     },
 }
 
@@ -67,53 +67,57 @@ class ChatTemplate:
     def _render(self, messages: Sequence[Message], tools: Schemas | None) -> str:
         calls = any(message.tool_calls for message in messages)
         if calls and self._arguments is None:
-            raise _left_out("calls of tools", "messages")
+            raise _left_out("the calls of tools", "messages", "put what they say into the content")
         if any(message.role == "tool" for message in messages) and not self._shows_results:
-            raise _left_out("results of tools", "messages")
+            raise _left_out("the results of tools", "messages", "put them into a user turn")
         turns = turns_of(
             messages if self._has_system else _without_system(messages),
             parts=self._reads_parts,
-            arguments=self._arguments if calls else None,
+            arguments=(self._arguments if calls else None) or "object",
         )
         text = self._template(turns, tools)
-        if tools and text == self._template(turns, None):
-            raise _left_out("tools", "tools")
+        if tools and text == self._tried(turns, None):
+            raise _left_out("tools", "tools", "put what they are for into a system turn")
         return text
 
     @cached_property
     def _reads_parts(self) -> bool:
-        return _USER.content not in self._tried(_USER, parts=False) and _USER.content in self._tried(_USER, parts=True)
+        text, of_parts = (self._tried(turns_of([_USER], parts=parts)) for parts in (False, True))
+        return _USER.content not in text and _USER.content in of_parts
 
     @cached_property
     def _has_system(self) -> bool:
-        alone, both = (self._tried(*turns, parts=self._reads_parts) for turns in ((_USER,), (_SYSTEM, _USER)))
+        alone, both = (self._tried(turns_of(turns, parts=self._reads_parts)) for turns in ([_USER], [_SYSTEM, _USER]))
         return _USER.content not in alone or (_SYSTEM.content in both and _USER.content in both)
 
     @cached_property
     def _arguments(self) -> Arguments | None:
         """How it reads the arguments of calls; None if it leaves them out."""
-        for form in _FORMS:
-            text = self._tried(*_CALLED, parts=self._reads_parts, arguments=form)
-            if "probe-value" in text and "{'probe_argument'" not in text:  # Python's quotes: it writes no JSON of them
+        tried = {form: self._called(form) for form in _FORMS}
+        for form, text in tried.items():
+            if "probe-value" in text and "{'probe_argument': 'probe-value'" not in text:  # which is Python, not JSON
                 return form
-        return None
+        return None if any(tried.values()) else "object"
 
     @cached_property
     def _shows_results(self) -> bool:
-        return "probe-result" in self._tried(*_CALLED, parts=self._reads_parts, arguments=self._arguments)
+        text = self._called(self._arguments or "object")
+        return not text or "probe-result" in text
 
-    def _tried(self, *messages: Message, parts: bool, arguments: Arguments | None = None) -> str:
-        """What it makes of these messages; nothing if it rejects them."""
-        tools = [_TOOL] if any(message.tool_calls for message in messages) else None
+    def _called(self, arguments: Arguments) -> str:
+        return self._tried(turns_of(_CALLED, parts=self._reads_parts, arguments=arguments), [_TOOL])
+
+    def _tried(self, turns: list[Turn], tools: Schemas | None = None) -> str:
+        """What it makes of these turns; nothing if it rejects them, as it will say when it is to render them."""
         try:
-            return self._template(turns_of(messages, parts=parts, arguments=arguments), tools)
+            return self._template(turns, tools)
         except AdapterRefused:
             raise
         except Exception:  # whatever jinja2 raises
             return ""
 
 
-def turns_of(messages: Sequence[Message], *, parts: bool, arguments: Arguments | None) -> list[Turn]:
+def turns_of(messages: Sequence[Message], *, parts: bool, arguments: Arguments = "object") -> list[Turn]:
     """The messages as templates read them, which is also how they came: contents as text or as parts, and arguments of
     calls as strings, or as objects where they are objects."""
     turns = []
@@ -142,10 +146,10 @@ def _call(call: ToolCall, *, as_object: bool) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 
-def _left_out(what: str, param: str) -> InvalidRequest:
+def _left_out(what: str, param: str, instead: str) -> InvalidRequest:
     return InvalidRequest(
-        f"{param}: the chat template leaves out {what}, so the model would not know of them; send none, or serve a "
-        "model, or an adapter with a template of its own, that has them",
+        f"{param}: the chat template leaves out {what}, so the model would not know of them; {instead}, or ask a model "
+        "or an adapter whose template has them",
         param=param,
     )
 

@@ -179,8 +179,8 @@ def test_arguments_that_are_no_json_stay_what_the_model_wrote() -> None:
     ("template", "turns", "tools", "what"),
     [
         (STRINGS, TURNS, TOOLS, "tools"),
-        (WITHOUT_CALLS, CALLED, None, "calls"),
-        (WITHOUT_RESULTS, CALLED, TOOLS, "results"),
+        (WITHOUT_CALLS, CALLED, None, "the calls"),
+        (WITHOUT_RESULTS, CALLED, TOOLS, "the results"),
     ],
 )
 def test_what_a_template_leaves_out_is_refused(
@@ -189,6 +189,17 @@ def test_what_a_template_leaves_out_is_refused(
     with pytest.raises(InvalidRequest, match=f"leaves out {what}") as refused:
         render(template, turns, tools)
     assert refused.value.param == ("tools" if what == "tools" else "messages")
+
+
+def test_a_template_that_cannot_do_without_tools_has_them(render: Rendered) -> None:
+    needs = OBJECTS.replace("{% if tools %}", "").replace("{% endfor %}{% endif %}", "{% endfor %}", 1)
+    assert "weather" in render(needs, TURNS, TOOLS)
+
+
+def test_a_template_that_rejects_calls_says_why(render: Rendered) -> None:
+    rejects = "{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{% endif %}" + OBJECTS
+    with pytest.raises(InvalidRequest, match="one turn only"):
+        render(rejects, CALLED, TOOLS)
 
 
 def test_tools_that_a_template_shows_in_some_conversations_only_are_refused_in_the_others() -> None:
