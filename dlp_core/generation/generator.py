@@ -71,7 +71,7 @@ class Generator:
         """
         check_tools(tools, self._calls)
         prompt, mixes = await self._in_order(self._read, source, plan, add_special_tokens, chat_template, tools)
-        reader = await self._reader(tools, source, prompt, stream=stream)
+        reader = await self._reader(tools, prompt, stream=stream)
         text = self._codec.stream(prompt, stop, special_tokens=reader.special_tokens)
         answer = ReadStream(text, reader)
         logprobs = _Logprobs(self._codec, text, begin=len(prompt.text) if echo else 0)
@@ -144,13 +144,10 @@ class Generator:
                 completion.add(piece)
         return completion
 
-    async def _reader(
-        self, tools: Tools | None, source: Source | Prompt, prompt: Prompt, *, stream: bool
-    ) -> CallReader:
+    async def _reader(self, tools: Tools | None, prompt: Prompt, *, stream: bool) -> CallReader:
         if tools is None or tools.choice == "none" or self._calls is None:
             return PlainReader()
-        turns = source if isinstance(source, tuple) else ()
-        return await self._in_order(partial(self._calls.reader, tools, turns, prompt.ids, stream=stream))
+        return await self._in_order(partial(self._calls.reader, tools, prompt.ids, stream=stream))
 
     def _read(
         self,

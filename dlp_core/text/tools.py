@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
-
-if TYPE_CHECKING:
-    from dlp_core.text.chat import Message
+from typing import Any, Literal, NamedTuple, Protocol
 
 Choice = Literal["none", "auto", "required"]
 
@@ -73,8 +70,6 @@ class CallReader(Protocol):
 class CallReaders(Protocol):
     """Makes the readers of one model."""
 
-    def reader(
-        self, tools: Tools, conversation: Sequence[Message], prompt_ids: Sequence[int], *, stream: bool
-    ) -> CallReader:
-        """The reader of one answer to `conversation`, which is `prompt_ids` for the model. Without `stream`, everything
-        comes at its end. Raises InvalidRequest for schemas that cannot be followed."""
+    def reader(self, tools: Tools, prompt_ids: Sequence[int], *, stream: bool) -> CallReader:
+        """The reader of one answer to a prompt. Without `stream`, everything comes at its end. Raises InvalidRequest
+        for schemas that cannot be followed."""

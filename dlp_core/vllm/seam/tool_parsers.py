@@ -26,8 +26,6 @@ from vllm.tool_parsers.streaming import extract_required_tool_call_streaming
 from vllm.tool_parsers.utils import get_json_schema_from_tools
 
 from dlp_core.errors import DLPError, InvalidRequest
-from dlp_core.text.chat import Message
-from dlp_core.text.template import turns_of
 from dlp_core.text.tools import CallDelta, CallReader, Read, Tools
 
 log = logging.getLogger(__name__)
@@ -52,10 +50,8 @@ class ToolParsers:
                 f"engine setting vllm.tool_parser is {name!r}, which is not this model's: {error.__cause__ or error}"
             ) from error
 
-    def reader(
-        self, tools: Tools, conversation: Sequence[Message], prompt_ids: Sequence[int], *, stream: bool
-    ) -> CallReader:
-        request = _request(tools, conversation)
+    def reader(self, tools: Tools, prompt_ids: Sequence[int], *, stream: bool) -> CallReader:
+        request = _request(tools)
         if tools.choice == "required":
             return _Forced(_schema(request, parallel=tools.parallel), tools.only, stream=stream)
 
@@ -193,12 +189,12 @@ class _Free:
         )
 
 
-def _request(tools: Tools, conversation: Sequence[Message]) -> ChatCompletionRequest:
-    """The request as vLLM's server has it, without what makes it hold answers to grammars of its own."""
+def _request(tools: Tools) -> ChatCompletionRequest:
+    """The request as vLLM's server has it, without what nobody parses by and what makes it use grammars of its own."""
     named = tools.only and {"type": "function", "function": {"name": tools.only}}
     functions = [{key: value for key, value in tool["function"].items() if key != "strict"} for tool in tools.schemas]
     return ChatCompletionRequest(
-        messages=turns_of(conversation, parts=False, arguments="string"),
+        messages=[],
         tools=[{"type": "function", "function": function} for function in functions],
         tool_choice=named or tools.choice,
     )
