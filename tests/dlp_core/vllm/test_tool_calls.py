@@ -85,7 +85,7 @@ async def test_an_answer_that_may_call_may_also_talk(engine: VllmEngine) -> None
 
 async def test_what_vllm_cannot_hold_to_a_schema_is_refused_as_tools(engine: VllmEngine) -> None:
     by_sentence = Plan(((0, EMPTY_MIX),), lambda token: None)
-    with pytest.raises(InvalidRequest, match="tool_choice .* mix for each sentence") as refused:
+    with pytest.raises(InvalidRequest, match=r"tool_choice .* mix for each sentence") as refused:
         await said(engine, by_sentence, Tools(TOOLS, "required"), Sampling(max_tokens=8))
     assert refused.value.param == "tools"
     wrong = ({"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": 5}}},)
