@@ -59,7 +59,7 @@ def serve_config(policy: str, folder: Path) -> dict[str, Any]:
     for deployment in application["deployments"]:
         if deployment["name"] == "FusedBackbone":
             deployment["autoscaling_config"] |= {"min_replicas": SMALL.replicas, "max_replicas": SMALL.replicas}
-            deployment |= {"max_ongoing_requests": SMALL.capacity, "max_queued_requests": 1000}
+            deployment |= {"max_ongoing_requests": SMALL.capacity + 1, "max_queued_requests": 1000}
             if policy == "power_of_two":
                 del deployment["request_router_config"]
     return config

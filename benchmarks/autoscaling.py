@@ -163,7 +163,7 @@ def serve_config(work: Path, seen: Path) -> dict[str, Any]:
     for deployment in application["deployments"]:
         if deployment["name"] == "FusedBackbone":
             deployment["autoscaling_config"] |= SCALING | {"policy": policy}
-            deployment |= {"max_ongoing_requests": QUEUE, "max_queued_requests": QUEUE}
+            deployment |= {"max_ongoing_requests": QUEUE + 1, "max_queued_requests": QUEUE}
     return config
 
 

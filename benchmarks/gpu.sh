@@ -29,7 +29,8 @@ status=0
 # The project's own pytest settings want plugins that a bare machine does not have. Interrupted, pytest still says where
 # it was; terminated, it would not.
 timeout --signal=INT --kill-after=10 200 \
-  "$python" -m pytest -v -c /dev/null --rootdir . --noconftest -p no:cacheprovider tests/dlp_core/fusion/test_triton.py 2>&1 |
+  "$python" -m pytest -v -c /dev/null --rootdir . --noconftest -p no:cacheprovider tests/dlp_core/fusion/test_triton.py \
+  tests/dlp_core/fusion/test_triton_graphs.py 2>&1 |
   tee "$out/gpu_tests.txt" || status=1
 "$python" -m benchmarks.gpu_decode --out "$out/gpu_decode.json" "$@" 2>&1 | tee "$out/gpu_decode.txt" || status=1
 [ "$status" = 0 ] || echo "something is red: see $out/gpu_tests.txt and $out/gpu_decode.txt" >&2

@@ -9,7 +9,7 @@ grid these take turns (ABBA), in device time:
 
     base     the plain model
     one      ours: one adapter for all tokens
-    mix      ours: every sequence another mix of k of the resident adapters; each replay copies its own plan
+    mix      ours: every sequence another mix of k of the resident adapters; when decoding, each replay copies its plan
     peft     PEFT with one adapter for all tokens
     loop     what the paper released, a loop over adapters in each layer, without its empty_cache (up to 8 sequences)
 
@@ -50,7 +50,7 @@ from benchmarks.peers.loop import Factors, loop_model
 from dlp_core.adapter.weights import Adapter, LoRAWeights
 from dlp_core.fusion.layers import Fusion, install
 from dlp_core.fusion.segments import Segment
-from dlp_core.fusion.triton import TritonOp
+from dlp_core.fusion.triton import Limits, TritonOp
 
 TARGETS = {
     "qv": ("q_proj", "v_proj"),
@@ -60,6 +60,7 @@ RANKS: dict[str, tuple[int, ...]] = {"8": (8,), "16": (16,), "64": (64,), "mixed
 CONTEXT = 512
 ROOT = Path(__file__).parents[1]
 LOOP_SEQUENCES = 8
+MAX_SEQUENCES = 64
 
 Run = Callable[[], object]
 
@@ -196,12 +197,12 @@ def graphed(forward: Run, device: torch.device) -> tuple[Run, Any]:
 
 def fused(fusion: Fusion, forward: Run, segments: tuple[Segment, ...], rows: list[int], device: torch.device) -> Run:
     with fusion.batch(segments, rows):
-        shape = fusion.step.shape
+        step = fusion.step
         replay, logits = graphed(forward, device)
 
     def run() -> Any:
+        assert step is not None, "a prompt's plan belongs to its step, and its graph reads that very one"
         with fusion.batch(segments, rows):
-            assert fusion.step.shape == shape, "the graph would not fit"
             result = replay()
         return result if logits is None else logits
 
@@ -229,7 +230,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.model = twin(self.plain)
-        self.fusion = install(self.model, TritonOp(self.device, torch.bfloat16))
+        self.fusion = install(self.model, TritonOp(self.device, torch.bfloat16))  # `hold` replaces the op
 
     def hold(self, targets: str, ranks: str, resident: int) -> None:
         """Makes these adapters resident, each in memory of its own."""
@@ -238,12 +239,12 @@ class Bench:
         self.held = None
         for slot in list(self.fusion._residents):
             self.fusion.unload(slot)
-        self.fusion._op = TritonOp(self.device, torch.bfloat16)  # knows of no modules and ranks that were before
+        widths = {path: shape.d_in for path, shape in self.fusion.shapes.items() if _name(path) in TARGETS[targets]}
+        limits = Limits(tokens=MAX_SEQUENCES, slots=resident, modules=widths, groups=self.fusion.groups)
+        self.fusion._op = TritonOp(self.device, torch.bfloat16, limits)
         packed = [self.fusion.pack(self.adapter(targets, rank)) for rank in RANKS[ranks]]
         for slot in range(resident):
             self.fusion.place(slot, packed[slot % len(packed)])
-        with self.fusion.batch((Segment(1, tuple((slot, 1.0) for slot in range(resident))),)):
-            pass  # the op's table grows here; under a graph that is captured already it could not
         self.held = targets, ranks, resident
 
     def adapter(self, targets: str, rank: int) -> Adapter:
@@ -252,7 +253,7 @@ class Bench:
                 torch.randn(rank, shape.d_in) / shape.d_in**0.5, torch.randn(shape.d_out, rank) / rank**0.5, 2.0
             )
             for path, shape in self.fusion.shapes.items()
-            if path.rpartition(".")[2] in TARGETS[targets]
+            if _name(path) in TARGETS[targets]
         }
         return Adapter(f"r{rank}", None, modules)
 
@@ -365,6 +366,10 @@ class Bench:
             {"copy": lambda: target.copy_(source)}, rounds=5, calls=self.repeats, clock=self.seconds
         )
         return 2 * source.nbytes / median(copy["copy"].seconds) / 1e9
+
+
+def _name(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _milliseconds(timing: Timing) -> dict[str, float]:

@@ -147,7 +147,7 @@ def serve_config(work: Path) -> dict[str, Any]:
     for deployment in application["deployments"]:
         deployment["autoscaling_config"] |= {"min_replicas": 1, "max_replicas": 1}
         if deployment["name"] == "FusedBackbone":
-            deployment |= {"max_ongoing_requests": STREAMS, "max_queued_requests": STREAMS}
+            deployment |= {"max_ongoing_requests": STREAMS + 1, "max_queued_requests": STREAMS}
     return config
 
 

@@ -115,6 +115,9 @@ class AppArgs(_Args):
     """torch's CPU threads in a backbone replica. None: Ray sets them to its num_cpus."""
     bank_poll_s: float = Field(default=5.0, gt=0)
     """Interval between polls of the pointer, in seconds: the delay until a publish or rollback is noticed."""
+    stream_interval_ms: float = Field(default=20.0, ge=0, le=1000)
+    """Least time between two messages of a backbone replica to an ingress replica, which carry the text of all answers
+    between them. The first token of an answer and its end never wait."""
     engine: EngineConfig = EngineConfig()
     pinned_adapters: tuple[str, ...] = ()
     """Adapters that every backbone replica preloads and never evicts, by their names in the bank."""

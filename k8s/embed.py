@@ -29,7 +29,7 @@ GPU: Values = {
     f"{_ARGS}.engine.max_requests": 256,
     f"{_ARGS}.engine.cache_tokens": 65_536,
     f"{_ARGS}.engine.batch_tokens": 2048,
-    f"{_BACKBONE}.max_ongoing_requests": 256,
+    f"{_BACKBONE}.max_ongoing_requests": 260,
     f"{_BACKBONE}.max_queued_requests": 512,
     f"{_BACKBONE}.autoscaling_config.target_ongoing_requests": 64,
     f"{_BACKBONE}.ray_actor_options.num_gpus": 1,
@@ -46,7 +46,7 @@ LOCAL: Values = {
     f"{_ARGS}.cache.max_bytes": 1024**3,
     f"{_DEPLOYMENTS}.Ingress.autoscaling_config.max_replicas": 1,
     f"{_DEPLOYMENTS}.Router.autoscaling_config.max_replicas": 2,
-    f"{_BACKBONE}.max_ongoing_requests": 16,
+    f"{_BACKBONE}.max_ongoing_requests": 17,
     f"{_BACKBONE}.max_queued_requests": 32,
     f"{_BACKBONE}.autoscaling_config.max_replicas": 1,
 }

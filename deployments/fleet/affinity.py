@@ -36,6 +36,8 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]
         pending_request.routing_context.should_backoff = True
         # The calls of one HTTP request (its n choices) share an internal id, by which Serve finds the call to fulfil.
         self._pending_requests_by_id[pending_request.metadata.internal_request_id] = pending_request
+        if named := [r for r in candidate_replicas if r.replica_id.unique_id == replica_named_by(pending_request)]:
+            return [named]
         views = {replica.replica_id.unique_id: self._view(replica) for replica in candidate_replicas}
         by_id = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         ranked = rank(
@@ -70,6 +72,11 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]
             running=self.replica_queue_len_cache.get(replica.replica_id) or 0,
             capacity=replica.max_ongoing_requests,
         )
+
+
+def replica_named_by(pending_request: PendingRequest) -> str | None:
+    """The id of the replica that the call's Listening is for; None for other calls."""
+    return getattr(pending_request.args[0], "replica", None) if pending_request.args else None
 
 
 def weights_of(pending_request: PendingRequest) -> dict[str, float]:

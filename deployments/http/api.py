@@ -72,7 +72,8 @@ class Service(AdminService, Protocol):
     async def explain(self, decision: Decision, texts: Sequence[str]) -> Explanation:
         """Explain a decision that the router made."""
 
-    def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]: ...
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[tuple[Piece, ...], None]:
+        """The pieces of one completion, those that came together in one tuple."""
 
 
 class Api:

@@ -33,7 +33,7 @@ class AnswerStream:
     def __init__(
         self,
         reply: Reply,
-        generations: Sequence[AsyncGenerator[Piece, None]],
+        generations: Sequence[AsyncGenerator[tuple[Piece, ...], None]],
         *,
         record: RequestRecord,
         deadline: float,
@@ -42,7 +42,7 @@ class AnswerStream:
         self._choices = len(generations)
         self._running = len(generations)
         self._record = record
-        self._arrived: deque[tuple[int, Piece] | Exception] = deque()
+        self._arrived: deque[tuple[int, tuple[Piece, ...]] | Exception] = deque()
         self._changed = asyncio.Event()
         self._tasks = [asyncio.create_task(self._drain(*numbered)) for numbered in enumerate(generations)]
         self._timer = asyncio.get_running_loop().call_at(deadline, self._put, timed_out())
@@ -62,8 +62,9 @@ class AnswerStream:
         completions = [Completion() for _ in range(self._choices)]
         try:
             while (arrived := await self._next()) is not None:
-                index, piece = arrived
-                completions[index].add(piece)
+                index, pieces = arrived
+                for piece in pieces:
+                    completions[index].add(piece)
         finally:
             await self.close()
         return self._reply.complete(completions)
@@ -75,13 +76,14 @@ class AnswerStream:
         batch = [event(chunk) for chunk in self._reply.opening(self._choices)]
         try:
             while (arrived := await self._next()) is not None:
-                index, piece = arrived
-                if isinstance(piece, Finished):
-                    finished[index] = piece
-                    chunks = self._reply.ending(index, piece, self._in_order(finished))
-                else:
-                    chunks = [self._reply.delta(index, piece)]
-                batch += [event(chunk) for chunk in chunks]
+                index, pieces = arrived
+                for piece in pieces:
+                    if isinstance(piece, Finished):
+                        finished[index] = piece
+                        chunks = self._reply.ending(index, piece, self._in_order(finished))
+                    else:
+                        chunks = [self._reply.delta(index, piece)]
+                    batch += [event(chunk) for chunk in chunks]
                 if not self._arrived:
                     yield "".join(batch)
                     batch.clear()
@@ -105,13 +107,13 @@ class AnswerStream:
         """The ends of all choices in order; None until all have ended."""
         return [finished[index] for index in range(self._choices)] if len(finished) == self._choices else None
 
-    async def _drain(self, index: int, generation: AsyncGenerator[Piece, None]) -> None:
+    async def _drain(self, index: int, generation: AsyncGenerator[tuple[Piece, ...], None]) -> None:
         finished = False
         try:
             async with aclosing(generation):
-                async for piece in generation:
-                    finished = isinstance(piece, Finished)
-                    self._put((index, piece))
+                async for pieces in generation:
+                    finished = isinstance(pieces[-1], Finished)
+                    self._put((index, pieces))
             if not finished:
                 raise DLPError("the backbone ended a generation without a finish reason")
         except Exception as error:
@@ -120,12 +122,12 @@ class AnswerStream:
             self._running -= 1
             self._changed.set()
 
-    def _put(self, item: tuple[int, Piece] | Exception) -> None:
+    def _put(self, item: tuple[int, tuple[Piece, ...]] | Exception) -> None:
         self._arrived.append(item)
         self._changed.set()
 
-    async def _next(self) -> tuple[int, Piece] | None:
-        """The next piece with the index of its choice, noted in the record; None after the last."""
+    async def _next(self) -> tuple[int, tuple[Piece, ...]] | None:
+        """The next pieces of a choice with its index, noted in the record; None after the last."""
         while not self._arrived:
             if not self._running:
                 return None
@@ -134,7 +136,9 @@ class AnswerStream:
         item = self._arrived.popleft()
         if isinstance(item, Exception):
             raise item
-        self._record.arrived(*item)
+        index, pieces = item
+        for piece in pieces:
+            self._record.arrived(index, piece)
         return item
 
 

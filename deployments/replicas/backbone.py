@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
 import ray
+from ray import serve
 
 from deployments.args import AppArgs
 from deployments.fleet.affinity import RESIDENT
 from deployments.fleet.autoscaling import ADAPTERS, REQUESTS, TOKENS
 from deployments.http.admin import LoadAdapter, Published
+from deployments.links.parts import Listening, Part
+from deployments.links.sending import Sender
 from deployments.observe import tracing
 from deployments.observe.metrics import EngineMetrics
 from deployments.replicas.banks import LoadedBanks
@@ -27,7 +30,7 @@ from dlp_core.bank.publish import publish
 from dlp_core.bank.revision import with_adapter
 from dlp_core.bank.source import BankSource, qualified, qualified_names, successors
 from dlp_core.errors import BankError, EngineFailed
-from dlp_core.generation.messages import Delta, Finished, GenerationRequest
+from dlp_core.generation.messages import Finished, GenerationRequest, Piece
 from dlp_core.generation.planning import planner
 from dlp_core.store.local_copy import local_copy
 from dlp_core.store.opening import open_store
@@ -67,6 +70,8 @@ class FusedBackbone:
             self._engine, self._codec, calls=calls, default_max_tokens=args.limits.default_max_tokens
         )
         self._max_adapters = args.engine.slots - len(args.pinned_adapters)
+        self._sender = Sender(serve.get_replica_context().replica_tag, args.stream_interval_ms / 1000)
+        self._places = asyncio.Semaphore(args.engine.max_requests)
         await self._engine.start()
         self._watching = asyncio.create_task(self._watch())
 
@@ -118,35 +123,52 @@ class FusedBackbone:
 
         return fits_model(Path(self._args.base_model))
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Finished, None]:
-        """The pieces of one completion. Closing the generator aborts the request in the engine."""
+    async def generate(self, request: GenerationRequest, ingress: str) -> AsyncGenerator[Part, None]:
+        """One completion for an ingress replica: the parts of it that `listen` does not send. Closing the generator
+        aborts the request in the engine."""
         stopwatch = self._metrics.stopwatch()
         try:
-            with tracing.opened("generate", request.trace) as span:
-                manifest = await self._banks.manifest(request.bank)
-                router = None if request.by_sentence is None else await self._banks.router(request.bank)
-                generated = self._generator.generate(
-                    request.source,
-                    planner(request, manifest, router, self._codec, max_adapters=self._max_adapters),
-                    request.sampling,
-                    request_id=request.request_id,
-                    stop=request.stop,
-                    echo=request.echo,
-                    prompt_only=request.prompt_only,
-                    add_special_tokens=request.add_special_tokens,
-                    chat_template=await self._chat_template(request, manifest),
-                    tools=request.tools,
-                    stream=request.stream,
-                    on_tokens=stopwatch.tokens,
-                )
-                async with aclosing(tracing.generation(span, request, generated)) as pieces:
-                    async for piece in pieces:
-                        if isinstance(piece, Finished):
-                            self._metrics.finished(piece)
-                        yield piece
+            async with self._places:  # Serve lets in a few more: one for each link that there may be
+                with (
+                    tracing.opened("generate", request.trace) as span,
+                    self._sender.answer(request.request_id, ingress, stream=request.stream) as answer,
+                ):
+                    generated = await self._generated(request, stopwatch.tokens)
+                    async with aclosing(tracing.generation(span, request, generated)) as pieces:
+                        async for piece in pieces:
+                            if isinstance(piece, Finished):
+                                self._metrics.finished(piece)
+                            if part := answer.add(piece):
+                                yield part
         except EngineFailed:
             self._exit_if_failed()
             raise
+
+    async def _generated(
+        self, request: GenerationRequest, on_tokens: Callable[[int], object]
+    ) -> AsyncGenerator[Piece, None]:
+        manifest = await self._banks.manifest(request.bank)
+        router = None if request.by_sentence is None else await self._banks.router(request.bank)
+        return self._generator.generate(
+            request.source,
+            planner(request, manifest, router, self._codec, max_adapters=self._max_adapters),
+            request.sampling,
+            request_id=request.request_id,
+            stop=request.stop,
+            echo=request.echo,
+            prompt_only=request.prompt_only,
+            add_special_tokens=request.add_special_tokens,
+            chat_template=await self._chat_template(request, manifest),
+            tools=request.tools,
+            stream=request.stream,
+            on_tokens=on_tokens,
+        )
+
+    async def listen(self, listening: Listening) -> AsyncGenerator[tuple[Part, ...], None]:
+        """What the completions for an ingress replica send together. Ends with the last of them."""
+        async with aclosing(self._sender.listen(listening)) as messages:
+            async for parts in messages:
+                yield parts
 
     async def decode(self, ids: Sequence[int]) -> str:
         """The text of a prompt that comes as token ids: the ingress, which routes it, has no tokenizer."""

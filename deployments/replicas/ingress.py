@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import time
+import uuid
 from collections.abc import AsyncGenerator, Awaitable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -18,6 +20,8 @@ from deployments.args import AppArgs
 from deployments.http.access import Access
 from deployments.http.admin import LoadAdapter, Published
 from deployments.http.app import create_app
+from deployments.links.parts import Listening, Part
+from deployments.links.receiving import Receiver
 from deployments.observe import tracing
 from deployments.observe.metrics import BankMetrics, RoutingMetrics
 from deployments.replicas.errors import from_ray
@@ -28,7 +32,7 @@ from dlp_core.bank.publish import rollback
 from dlp_core.bank.revision import without_adapter
 from dlp_core.decision import Decision, RoutingOptions, decide
 from dlp_core.errors import EngineFailed, RouterUnavailable, StepFailed
-from dlp_core.generation.messages import Delta, Finished, GenerationRequest
+from dlp_core.generation.messages import GenerationRequest, Piece
 from dlp_core.router import Routing
 from dlp_core.router.explanation import Explanation
 from dlp_core.store.opening import open_store
@@ -52,6 +56,9 @@ class Ingress:
         self._args = args
         self._backbone = backbone
         self._router = router
+        self._links = copy.copy(backbone)  # has a queue of its own: links must not wait behind requests
+        self._id = uuid.uuid4().hex
+        self._receiver = Receiver(self._listen)
         self._metrics = RoutingMetrics()
         self._bank_metrics = BankMetrics()
         secrets = args.access
@@ -173,17 +180,19 @@ class Ingress:
                 reason = f"{ATTEMPTS} router replicas in a row were lost"
         raise RouterUnavailable(f"{reason}; retry, or name an adapter as the model", retry_after=1.0)
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Finished, None]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[tuple[Piece, ...], None]:
         """Forward the pieces of a replica. If it is lost before its first piece, another one runs the request."""
         for attempt in range(1, ATTEMPTS + 1):
-            pieces = self._backbone.options(stream=True).generate.remote(
-                replace(request, request_id=f"{request.request_id}-{attempt}")
+            request_id = f"{request.request_id}-{attempt}"
+            call = self._backbone.options(stream=True).generate.remote(
+                replace(request, request_id=request_id), self._id
             )
             sent = ended = False
             try:
-                async for piece in pieces:
-                    sent = True
-                    yield piece
+                async with aclosing(self._receiver.receive(request_id, call)) as received:
+                    async for pieces in received:
+                        sent = True
+                        yield pieces
                 ended = True
                 return
             except Exception as error:
@@ -198,7 +207,18 @@ class Ingress:
                 log.warning("request %s: lost its replica before the first token; trying another", request.request_id)
             finally:
                 if not ended:
-                    pieces.cancel()
+                    call.cancel()
+
+    async def _listen(self, replica: str) -> AsyncGenerator[tuple[Part, ...], None]:
+        """What a backbone replica sends for all the answers that it computes for this one."""
+        call = self._links.options(stream=True).listen.remote(Listening(replica, self._id))
+        try:
+            async for parts in call:
+                yield parts
+        except Exception as error:
+            raise from_ray(error) from error
+        finally:
+            call.cancel()
 
     async def _prepare(self, bank: BankManifest) -> None:
         """Prepare every router and backbone replica for a bank before requests use it."""

@@ -22,10 +22,11 @@ _WRAPS = frozenset({"base_model", "language_model", "model", "module", "text_mod
 V = TypeVar("V")
 
 
-def fit(adapter: Adapter, layers: Mapping[str, LayerShape]) -> Adapter:
+def fit(adapter: Adapter, layers: Mapping[str, LayerShape], *, max_rank: int | None = None) -> Adapter:
     """The adapter with its modules named as in the base model, which has `layers` (module path to shape).
 
-    Raises AdapterRefused, naming the module, if a layer does not exist, has another shape, or could be several.
+    Raises AdapterRefused, naming the module, if a layer does not exist, has another shape, or could be several, or if
+    the rank is above `max_rank`.
     """
     written = {*adapter.modules, *adapter.biases, *adapter.copies}
     unknown = {path for path in written if path not in layers}
@@ -41,6 +42,12 @@ def fit(adapter: Adapter, layers: Mapping[str, LayerShape]) -> Adapter:
             notes=(*adapter.notes, note),
         )
     check_fits(adapter, layers)
+    for path, weights in adapter.modules.items():
+        if max_rank is not None and weights.rank > max_rank:
+            raise AdapterRefused(
+                f"adapter {adapter.name!r} has rank {weights.rank} in {path!r}; this server's CUDA graphs are made for "
+                f"ranks up to {max_rank}: train it with a lower rank, or serve without graphs (engine.vllm.eager)"
+            )
     return adapter
 
 

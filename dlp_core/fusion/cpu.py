@@ -27,6 +27,8 @@ summed over all tokens. At rank 8, mixes of three for 85 tokens."""
 class CpuOp:
     """Picks an implementation for each forward pass; both cache what they prepare for the adapters in use."""
 
+    max_rank: int | None = None
+
     def __init__(self, dtype: torch.dtype) -> None:
         """`dtype` is the model's: float32, bfloat16 or float16."""
         self.dtype = dtype

@@ -12,7 +12,7 @@ computed before, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -60,6 +60,8 @@ class Fusion:
     def __init__(self, layers: Mapping[str, nn.Module], device: torch.device, op: Op) -> None:
         self.shapes: Mapping[str, LayerShape] = {path: _shape(layer) for path, layer in layers.items()}
         """Module path to shape of every layer an adapter may change."""
+        self.groups: Collection[tuple[str, ...]] = ()
+        """Those of them that read one input, one after another."""
         self.step: Step | None = None
         self._layers = layers
         self._device = device
@@ -73,7 +75,7 @@ class Fusion:
 
     def pack(self, adapter: Adapter) -> Packed:
         """The first half of `load`: check an adapter and pack it in host memory. Safe on any thread."""
-        adapter = fit(adapter, self.shapes)
+        adapter = fit(adapter, self.shapes, max_rank=self._op.max_rank)
         deltas = self._deltas(adapter)
         d_in = {path: self.shapes[path].d_in for path in deltas}
         try:
@@ -139,6 +141,7 @@ def install(model: nn.Module, op: Op | None = None) -> Fusion:
         siblings = _siblings(path, layers)
         siblings = interned.setdefault(siblings, siblings)  # one object per group: a step compares by identity
         module.forward = FusedForward(module.forward, path, siblings, fusion, head=module is head)
+    fusion.groups = interned.values()
     return fusion
 
 

@@ -27,6 +27,8 @@ class Op(Protocol):
 
     dtype: torch.dtype
     """The dtype adapters are packed in."""
+    max_rank: int | None
+    """The highest rank of an adapter that it takes; None for any."""
 
     def begin(
         self,
@@ -34,5 +36,5 @@ class Op(Protocol):
         residents: Mapping[int, Resident],
         head_rows: Sequence[int] | None = None,
     ) -> Step | None:
-        """Make the step for these segments, or None if no token uses an adapter. `residents` maps slot to adapter;
-        `head_rows` are the tokens that the output head computes, None for all."""
+        """Make the step for these segments. It may be None if no token uses an adapter. `residents` maps slot to
+        adapter; `head_rows` are the tokens that the output head computes, None for all."""

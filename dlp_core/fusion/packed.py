@@ -124,9 +124,14 @@ def place(packed: Packed, device: torch.device) -> Resident:
     buffer = packed.buffer.to(device, non_blocking=True)
     if buffer.is_cuda:
         torch.cuda.current_stream(device).synchronize()
-    factors = _views(buffer, packed.shapes)
-    modules = {shape.path: next(factors) for shape in packed.shapes}
-    return Resident(buffer, modules, max((shape.rank for shape in packed.shapes), default=0))
+    return resident(buffer, packed.shapes)
+
+
+def resident(buffer: Tensor, shapes: Sequence[Shape]) -> Resident:
+    """The adapter that a packed one's buffer is, wherever it has been copied to."""
+    factors = _views(buffer, shapes)
+    modules = {shape.path: next(factors) for shape in shapes}
+    return Resident(buffer, modules, max((shape.rank for shape in shapes), default=0))
 
 
 def _shape(path: str, delta: Delta, d_in: int) -> Shape:

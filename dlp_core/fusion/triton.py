@@ -3,22 +3,22 @@
 Semantics: those of `reference`. Adapters stay where they were placed, in the model's dtype: factors are rounded to it
 once, everything is summed in float32, and the sum is rounded once into y. Nothing is concatenated as on a CPU: that
 would copy weights whenever the set of active adapters changes, in a step that is bound by reading weights. Instead, a
-table on the device holds the address of each slot's factors, and a plan, a few hundred integers copied before the
-forward pass, says which tokens use which slots at what weight.
+table on the device holds the address of each slot's factors (`triton_table`), and a plan, a few hundred integers copied
+before the forward pass, says which tokens use which slots at what weight (`triton_plan`). Neither waits for the device.
 
-Neither waits for the device, and both are in persistent buffers: a CUDA graph captured inside one `fusion.batch` may be
-replayed inside any other whose step has the same `shape`, on the stream that the batch was entered on. A batch without
-adapters has no step and needs a graph that was captured without one.
+CUDA graphs need `Limits`. Up to its number of tokens, the table and the plan then lie in buffers that never move, and
+launches depend on the number of tokens alone. So a graph captured inside one batch may be replayed inside any other of
+as many tokens, whatever its mixes and adapters, on the stream that the batch was entered on; and there is a step for
+every batch, even for one without adapters, because a graph that was captured without launches would serve the plain
+backbone ever after. Larger passes are not captured: their launches follow their own plan, as all do without limits.
 
 Shape letters: T tokens, D in, O out, R rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
-from weakref import WeakValueDictionary
 
 import torch
 import triton
@@ -28,121 +28,133 @@ from torch import Tensor
 from dlp_core.fusion.packed import Resident
 from dlp_core.fusion.segments import Segment, active_slots
 from dlp_core.fusion.triton_kernels import expand, shrink
+from dlp_core.fusion.triton_plan import Places, Plan, make_plan, places, plan_size
+from dlp_core.fusion.triton_table import Table
+
+MAX_RANK = 256
+"""Of an adapter, under limits. It takes room in a captured pass, and time only of the tokens that use it."""
 
 _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-_BLOCK_R = 16
-"""Ranks of one program: the minimum for a Tensor Core product."""
-_BLOCK_N = 32
 _TILE, _SMALL_TILE = 64, 16
-"""Tokens of a tile when prompts are computed. The small one is used if no segment is longer, and in float32, where a
-large tile does not fit into registers."""
+"""Tokens of a tile. The small one is used in passes that may be captured, if no segment is longer, and in float32,
+where a large tile does not fit into registers."""
+_TILES_AT_ONCE, _PARTS_AT_ONCE = 128, 4
+"""Programs side by side; each does every so many-th tile, or part of a mix. None of this is measured on a GPU yet."""
+_BLOCK_R, _MAX_BLOCK_R, _BLOCK_N, _BLOCK_O = 16, 32, 32, 64
+_BLOCK_D, _TOKEN_D = 64, 512
+"""Columns of x in a block: with a tile of tokens, and with one token, whose products are so small that what matters is
+how much is read at once."""
+_STAGES = 2
+"""Loops are short. A third stage costs a tile's kernels a third more registers (ptxas, capability 9.0)."""
 
 
-class _Blocks(NamedTuple):
-    """How a layer's work is divided. Not yet measured on a GPU."""
-
-    block_d: int
-    splits: int
-    block_o: int
-
-
-_DECODE = _Blocks(block_d=512, splits=16, block_o=64)
-"""One token per tile: the products are small, so what matters is how many programs read at once."""
-_PREFILL = _Blocks(block_d=64, splits=4, block_o=64)
-
-
-class Shape(NamedTuple):
-    """Everything that a step's launches depend on. Filled by `TritonOp.begin`, compared before a graph is replayed."""
+class Limits(NamedTuple):
+    """What CUDA graphs are captured for. Declared before the first capture; nothing that is served may exceed it."""
 
     tokens: int
-    head_tokens: int
-    tiles: int
-    tile: int
-    parts: int
-    rank: int
-    modules: int
-    table: tuple[int, ...]
-    plan: int
+    """Of the largest pass that is captured."""
+    slots: int
+    """Of adapters, and so the most adapters of a mix."""
+    modules: Mapping[str, int]
+    """Every module that adapters may change, with the width of its input."""
+    groups: Collection[tuple[str, ...]]
+    """The modules that read one input one after another, as `TritonStep.add` is told."""
+
+    @property
+    def columns(self) -> int:
+        """Of z. A trained bias is one rank more."""
+        return self.slots * (MAX_RANK + 1)
 
 
-class _Tiles(NamedTuple):
-    """Tiles of the plan that cover all tokens of a layer's input."""
+class _Work(NamedTuple):
+    """What the launches of a layer need to know of its tokens. Under limits, their number says all of it."""
 
-    at: int
-    number: int
+    plan: Tensor
+    places: Places
     tokens: int
-    size: int
+    tiles_at_once: int
+    parts_at_once: int
+    columns: int
+    block_t: int
+    block_r: int
 
 
 class _Shrunk(NamedTuple):
-    """A group's products with A. `members` are the modules that any adapter changes."""
+    """A group's products with A. `members` are the modules in the table."""
 
     z: Tensor
     members: tuple[str, ...]
-    tiles: _Tiles
+    work: _Work
     splits: int
 
 
 class TritonStep:
-    """One forward pass under the op's plan. Made by `TritonOp.begin`, dropped after the pass."""
+    """One forward pass. Made by `TritonOp.begin`, dropped after it. Without mixes, it fits any number of tokens."""
 
-    def __init__(self, op: TritonOp, shape: Shape, ready: torch.cuda.Event | None) -> None:
-        self.shape = shape
+    def __init__(self, op: TritonOp, plan: Plan, own: Tensor | None, ready: torch.cuda.Event | None) -> None:
+        """`own` is the plan on the device, unless it is in the op's buffer."""
         self._op = op
+        self._plan = plan
+        self._own = own
         self._ready = ready
-        self._all = _Tiles(0, shape.tiles, shape.tokens, shape.tile)
-        self._head = _Tiles(4 * shape.tiles, shape.head_tokens, shape.head_tokens, 1)
-        self._parts_at = 4 * (shape.tiles + shape.head_tokens)
         self._input: tuple[Tensor | None, tuple[str, ...], bool] = (None, (), False)
         self._shrunk: _Shrunk | None = None
 
     def add(self, y: Tensor, x: Tensor, path: str, siblings: tuple[str, ...], *, head: bool = False) -> Tensor:
-        if path not in self._op.modules:
+        tokens = x.numel() // x.shape[-1] if x.is_floating_point() else x.numel()
+        if path not in self._op.table.modules or (work := self._work(tokens, head=head)) is None:
             return y
         capturing = _capturing(x.device)
         # What was shrunk before a capture is missing from the graph; what was captured has not been computed.
         if x is not self._input[0] or siblings is not self._input[1] or capturing is not self._input[2]:
             self._input = (x, siblings, capturing)
-            self._shrunk = self._shrink(x, siblings, head=head)
-        assert self._shrunk is not None
-        return self._expand(y.contiguous(), path, self._shrunk)
+            self._shrunk = self._shrink(x, siblings, work)
+        shrunk = self._shrunk
+        assert shrunk is not None
+        if path == shrunk.members[-1]:  # nobody else reads this x: let go of it
+            self._input, self._shrunk = (None, (), False), None
+        return self._expand(y if y.stride(-1) == 1 else y.contiguous(), path, shrunk)
 
-    def _shrink(self, x: Tensor, siblings: tuple[str, ...], *, head: bool) -> _Shrunk:
+    def _work(self, tokens: int, *, head: bool) -> _Work | None:
+        """For a layer that sees so many tokens; None if there is none. Raises RuntimeError if they are neither the
+        batch's nor the output head's."""
+        plan = self._plan
+        counts = {False: plan.tokens, True: plan.heads}
+        if counts[head] != tokens:
+            if counts[not head] == tokens:
+                head = not head
+            elif plan.tiles:
+                raise RuntimeError(f"a layer sees {tokens} tokens, the batch's segments cover {plan.tokens}")
+        if self._own is None:
+            return self._op.captured_work(tokens, head=head)
+        return _own_work(plan, self._own, head=head) if plan.tiles else None
+
+    def _shrink(self, x: Tensor, siblings: tuple[str, ...], work: _Work) -> _Shrunk:
         self._wait_for_plan()
-        op, ids = self._op, not x.is_floating_point()
+        table, ids = self._op.table, not x.is_floating_point()
         x = x.contiguous()
-        tokens, width = (x.numel(), op.width(siblings)) if ids else (x.numel() // x.shape[-1], x.shape[-1])
-        tiles = self._tiles(tokens, head=head)
-        blocks = _DECODE if tiles.size == 1 else _PREFILL
-        span = triton.cdiv(triton.cdiv(width, blocks.splits), blocks.block_d) * blocks.block_d
+        width = table.width(siblings) if ids else x.shape[-1]
+        span = triton.cdiv(triton.cdiv(width, _splits(work.tokens)), _TOKEN_D) * _TOKEN_D
         splits = 1 if ids else triton.cdiv(width, span)
-        members, modules = op.group(siblings)
-        parts, rank = self.shape.parts, self.shape.rank
-        z = torch.empty(splits, len(members), tokens, parts * rank, device=x.device)
-        shrink[parts * (rank // _BLOCK_R) * splits, len(members), tiles.number](
-            x, z, op.plan, op.table, modules, tiles.at, self._parts_at, tokens, parts, op.table.stride(0), width,
-            splits, span, DTYPE=_DTYPES[op.dtype], RANK=rank,
-            BLOCK_T=tiles.size, BLOCK_R=_BLOCK_R, BLOCK_D=blocks.block_d,
+        members, modules = table.group(siblings)
+        z = torch.empty(splits, len(members), work.tokens, work.columns, device=x.device)
+        shrink[work.parts_at_once * splits, len(members), work.tiles_at_once](
+            x, z, work.plan, table.rows, modules, *work.places, work.tokens, work.columns, table.rows.stride(0), width,
+            splits, span, DTYPE=_DTYPES[self._op.dtype], BLOCK_T=work.block_t, BLOCK_R=work.block_r, BLOCK_D=_BLOCK_D,
+            TOKEN_R=_BLOCK_R, TOKEN_D=_TOKEN_D, num_stages=_STAGES,
         )  # fmt: skip
-        return _Shrunk(z, members, tiles, splits)
+        return _Shrunk(z, members, work, splits)
 
     def _expand(self, y: Tensor, path: str, shrunk: _Shrunk) -> Tensor:
-        op, tiles, width = self._op, shrunk.tiles, y.shape[-1]
-        block_o = (_DECODE if tiles.size == 1 else _PREFILL).block_o
-        expand[triton.cdiv(width, block_o), tiles.number](
-            y, shrunk.z, op.plan, op.table, op.modules[path], shrunk.members.index(path), len(shrunk.members),
-            tiles.at, self._parts_at, tiles.tokens, self.shape.parts, op.table.stride(0), width,
-            DTYPE=_DTYPES[op.dtype], RANK=self.shape.rank, SPLITS=shrunk.splits,
-            SPLITS_2=triton.next_power_of_2(shrunk.splits), BLOCK_T=tiles.size, BLOCK_N=_BLOCK_N, BLOCK_O=block_o,
+        table, work, width = self._op.table, shrunk.work, y.shape[-1]
+        y_TO = y.reshape(-1, width)
+        expand[triton.cdiv(width, _BLOCK_O), work.tiles_at_once](
+            y_TO, shrunk.z, work.plan, table.rows, table.modules[path], shrunk.members.index(path),
+            len(shrunk.members), *work.places, work.tokens, work.columns, table.rows.stride(0), y_TO.stride(0), width,
+            DTYPE=_DTYPES[self._op.dtype], SPLITS=shrunk.splits, SPLITS_2=triton.next_power_of_2(shrunk.splits),
+            BLOCK_T=work.block_t, BLOCK_N=_BLOCK_N, BLOCK_O=_BLOCK_O, num_stages=_STAGES,
         )  # fmt: skip
-        return y
-
-    def _tiles(self, tokens: int, *, head: bool) -> _Tiles:
-        """The tiles for all tokens, or for those that the output head computes."""
-        for tiles in (self._head, self._all) if head else (self._all, self._head):
-            if tiles.tokens == tokens:
-                return tiles
-        raise RuntimeError(f"a layer sees {tokens} tokens, the batch's segments cover {self.shape.tokens}")
+        return y if y_TO.data_ptr() == y.data_ptr() else y_TO.view(y.shape)
 
     def _wait_for_plan(self) -> None:
         """Wait for the plan if the model runs on another stream than the one it was copied on. While a graph is
@@ -150,26 +162,26 @@ class TritonStep:
         if self._ready is not None and not torch.cuda.is_current_stream_capturing():
             stream = torch.cuda.current_stream()
             stream.wait_event(self._ready)
+            if self._own is not None:
+                self._own.record_stream(stream)
             self._op.last_stream, self._ready = stream, None
 
 
 class TritonOp:
     """The table of the adapters in the slots, and the plan of the step in flight."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        """`dtype` is the model's: float32, bfloat16 or float16."""
+    def __init__(self, device: torch.device, dtype: torch.dtype, limits: Limits | None = None) -> None:
+        """`dtype` is the model's: float32, bfloat16 or float16. Without `limits` no pass may be captured."""
         self.dtype = dtype
-        self.modules: dict[str, int] = {}
-        """Module path to its row in a slot's table. It has only modules that some adapter has changed; no kernel is
-        launched for the others."""
-        self.table = _buffer(64, 64, 4, dtype=torch.int64, device=device)
-        self.plan = _buffer(2**16, dtype=torch.int32, device=device)
+        self.max_rank = None if limits is None else MAX_RANK
+        self.table = Table(device) if limits is None else Table(device, limits.slots, limits.modules, limits.groups)
         self.last_stream: torch.cuda.Stream | None = None
         self._device = device
-        self._rank = _BLOCK_R
-        self._widths: dict[str, int] = {}
-        self._groups: dict[tuple[str, ...], tuple[tuple[str, ...], Tensor]] = {}
-        self._in_table: WeakValueDictionary[int, Resident] = WeakValueDictionary()
+        self._limits = limits
+        self._plan = torch.empty(0)
+        if limits is not None:
+            with torch.inference_mode(False):  # writable in any mode
+                self._plan = torch.zeros(plan_size(limits.tokens, limits.slots), dtype=torch.int32, device=device)
 
     def begin(
         self,
@@ -177,108 +189,85 @@ class TritonOp:
         residents: Mapping[int, Resident],
         head_rows: Sequence[int] | None = None,
     ) -> TritonStep | None:
+        """Under limits there is a step for every batch."""
         active = active_slots(segments)
-        if not active:
+        if not active and self._limits is None:
             return None
         if _capturing(self._device):
             raise RuntimeError("enter the batch before capturing a graph: its plan must change between replays")
         if self.last_stream is not None:  # the last step may still be reading the table and the plan
             torch.cuda.current_stream(self._device).wait_stream(self.last_stream)
-        self._update_table({slot: residents[slot] for slot in active})
-        shape = self._make_plan(segments, head_rows or ())
+        self.table.update({slot: residents[slot] for slot in active}, self._copy)
+        plan, own = self._place_plan(segments, residents, head_rows or ())
         on_gpu = self._device.type == "cuda"
-        return TritonStep(self, shape, torch.cuda.current_stream(self._device).record_event() if on_gpu else None)
+        return TritonStep(self, plan, own, torch.cuda.current_stream(self._device).record_event() if on_gpu else None)
 
-    def group(self, siblings: tuple[str, ...]) -> tuple[tuple[str, ...], Tensor]:
-        """The modules of a group that are in the table, and their rows in it."""
-        if siblings not in self._groups:
-            members = tuple(path for path in siblings if path in self.modules)
-            rows = torch.tensor([self.modules[path] for path in members], dtype=torch.int32, device=self._device)
-            self._groups[siblings] = members, rows
-        return self._groups[siblings]
-
-    def width(self, siblings: tuple[str, ...]) -> int:
-        """Columns of A, for modules whose inputs are token ids."""
-        return next(self._widths[path] for path in siblings if path in self._widths)
-
-    def _update_table(self, active: Mapping[int, Resident]) -> None:
-        """Update the table for those of these slots whose adapter has changed."""
-        if not self._changed(active):
-            return
-        for resident in self._changed(active).values():
-            for path, factors in resident.modules.items():
-                if path not in self.modules:
-                    self.modules[path] = len(self.modules)
-                    self._widths[path] = factors.a_RD.shape[1]
-                    self._groups.clear()
-                self._rank = max(self._rank, _round_up(factors.a_RD.shape[0], _BLOCK_R))
-        slots, modules, _ = self.table.shape
-        if max(active) >= slots or len(self.modules) > modules:
-            slots = max(slots, _round_up(max(active) + 1, 64))
-            modules = max(modules, _round_up(len(self.modules), 64))
-            self.table = _buffer(slots, modules, 4, dtype=torch.int64, device=self._device)
-            self._in_table.clear()
-        for slot, resident in self._changed(active).items():
-            rows = [[0, 0, 0, 0]] * self.table.shape[1]
-            for path, (a_RD, b_RO, has_bias) in resident.modules.items():
-                rows[self.modules[path]] = [a_RD.data_ptr(), b_RO.data_ptr(), a_RD.shape[0], int(has_bias)]
-            self._copy(torch.tensor(rows), self.table[slot])
-            self._in_table[slot] = resident
-
-    def _changed(self, active: Mapping[int, Resident]) -> dict[int, Resident]:
-        return {slot: resident for slot, resident in active.items() if self._in_table.get(slot) is not resident}
-
-    def _make_plan(self, segments: tuple[Segment, ...], head_rows: Sequence[int]) -> Shape:
-        max_length = max(segment.length for segment in segments if segment.parts)
-        small = max_length <= _SMALL_TILE or self.dtype == torch.float32
-        size = 1 if max_length == 1 else _SMALL_TILE if small else _TILE
-        tiles: list[tuple[int, int, int, int]] = []
-        parts: list[tuple[int, float]] = []
-        mixes: list[tuple[int, int]] = []
-        """(first part, number of parts) of each token."""
-        for segment in segments:
-            start, mix = len(mixes), (len(parts), len(segment.parts))
-            mixes += [mix] * segment.length
-            if segment.parts:
-                parts += segment.parts
-                tiles += [(t, min(size, len(mixes) - t), *mix) for t in range(start, len(mixes), size)]
-        if size == 1:  # as many tiles as tokens, so that a graph fits whichever tokens use adapters
-            tiles += [(0, 0, 0, 0)] * (len(mixes) - len(tiles))
-        heads = [(row, 1, *mixes[token]) for row, token in enumerate(head_rows)]
-        slots, weights = zip(*parts, strict=True)
-        plan = torch.tensor(list(chain(*tiles, *heads)), dtype=torch.int32)
-        bits = torch.tensor(weights, dtype=torch.float32).view(torch.int32)
-        plan = torch.cat((plan, torch.stack((torch.tensor(slots, dtype=torch.int32), bits), 1).flatten()))
-        if plan.numel() > self.plan.numel():
-            self.plan = _buffer(2 * plan.numel(), dtype=torch.int32, device=self._device)
-        self._copy(plan, self.plan[: plan.numel()])
-        return Shape(
-            tokens=len(mixes),
-            head_tokens=len(heads),
-            tiles=len(tiles),
-            tile=size,
-            parts=max(count for _, count in mixes),
-            rank=self._rank,
-            modules=len(self.modules),
-            table=tuple(self.table.shape),
-            plan=self.plan.numel(),
+    def captured_work(self, tokens: int, *, head: bool) -> _Work | None:
+        """The launches of a pass that may be captured. None for one that is too large; its step has a plan of its own,
+        unless there is nothing to do."""
+        limits = self._limits
+        if limits is None or tokens > limits.tokens:
+            return None
+        return _Work(
+            self._plan,
+            places(limits.tokens, head=head),
+            tokens,
+            tiles_at_once=min(tokens, _TILES_AT_ONCE),
+            parts_at_once=min(limits.slots, _PARTS_AT_ONCE),
+            columns=limits.columns,
+            block_t=_SMALL_TILE,
+            block_r=_BLOCK_R,
         )
+
+    def _place_plan(
+        self, segments: tuple[Segment, ...], residents: Mapping[int, Resident], head_rows: Sequence[int]
+    ) -> tuple[Plan, Tensor | None]:
+        """The plan, and its copy on the device if that is not in the op's buffer."""
+        tokens = sum(segment.length for segment in segments)
+        limits = self._limits
+        if limits is not None and tokens <= limits.tokens:
+            plan = make_plan(segments, residents, head_rows, tile=_SMALL_TILE, capacity=limits.tokens)
+            if plan.parts > limits.slots or plan.columns > limits.columns:
+                raise RuntimeError(
+                    f"a mix of {plan.parts} adapters of ranks up to {plan.rank} is beyond what CUDA graphs are made "
+                    f"for: {limits.slots} adapters, rank {MAX_RANK}"
+                )
+            data = torch.from_numpy(plan.data)
+            self._copy(data, self._plan[: data.numel()])
+            return plan, None
+        longest = max((segment.length for segment in segments if segment.parts), default=0)
+        if limits is not None and not longest:  # graphs that are captured in this step find a plan of nothing
+            return self._place_plan((), residents, ())
+        tile = _SMALL_TILE if longest <= _SMALL_TILE or self.dtype == torch.float32 else _TILE
+        plan = make_plan(segments, residents, head_rows, tile=tile, capacity=max(tokens, len(head_rows)))
+        data = torch.from_numpy(plan.data)
+        own = torch.empty(data.shape, dtype=data.dtype, device=self._device)
+        self._copy(data, own)
+        return plan, own
 
     def _copy(self, source: Tensor, target: Tensor) -> None:
         """Copy to the device without waiting. Freed pinned memory is reused only once its copies are done."""
         target.copy_(source.pin_memory() if target.is_cuda else source, non_blocking=True)
 
 
-def _buffer(*size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Allocate zeros that are writable in any mode, even if a batch in inference mode allocates them."""
-    with torch.inference_mode(False):
-        return torch.zeros(size, dtype=dtype, device=device)
+def _own_work(plan: Plan, own: Tensor, *, head: bool) -> _Work:
+    return _Work(
+        own,
+        places(plan.capacity, head=head),
+        plan.heads if head else plan.tokens,
+        tiles_at_once=min(plan.heads if head else plan.tiles, _TILES_AT_ONCE),
+        parts_at_once=min(plan.parts, _PARTS_AT_ONCE),
+        columns=plan.columns,
+        block_t=plan.tile,
+        block_r=min(_MAX_BLOCK_R, max(_BLOCK_R, triton.next_power_of_2(plan.rank))),
+    )
+
+
+def _splits(tokens: int) -> int:
+    """Parts of x that are multiplied at once: the more, the fewer tokens there are to keep a device busy."""
+    return 16 if tokens <= 32 else 4 if tokens <= 128 else 2
 
 
 def _capturing(device: torch.device) -> bool:
     """Whether a launch on this device is recorded into a CUDA graph instead of run."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def _round_up(number: int, step: int) -> int:
-    return -(-number // step) * step

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,10 @@ from dlp_core.adapter.weights import Adapter
 from dlp_core.errors import AdapterRefused
 from dlp_core.fusion.packed import Packed, pack
 from dlp_core.fusion.reference import Delta
+from dlp_core.vllm.arrivals import COPYING
+
+_LOOK_S = 0.005
+"""Between two looks whether a copy has arrived; each is a call between two steps."""
 
 Call = Callable[..., Coroutine[Any, Any, Any]]
 """Calls a method of every worker, by name, with arguments."""
@@ -33,15 +38,18 @@ class RemoteDevice:
         loop: asyncio.AbstractEventLoop,
         shapes: Mapping[str, tuple[int, int]],
         dtype: torch.dtype,
+        *,
         targets: Sequence[str] | None = None,
+        max_rank: int | None = None,
     ) -> None:
         """`shapes` are (inputs, outputs) of each module that takes adapters, because it is one of `targets` or they are
-        None. Adapters are packed in `dtype`."""
+        None. Adapters are packed in `dtype`; those above `max_rank` are refused."""
         self._call = call
         self._loop = loop
         self._shapes = {path: LayerShape(d_in, d_out, lora=True, bias=False) for path, (d_in, d_out) in shapes.items()}
         self._dtype = dtype
         self._targets = targets
+        self._max_rank = max_rank
         self._names = {_name(path) for path in shapes}
 
     def pack(self, adapter: Adapter) -> Packed:
@@ -57,7 +65,7 @@ class RemoteDevice:
                 f"adapter {adapter.name!r} targets {', '.join(sorted(names))}, and engine.vllm.targets has "
                 f"{', '.join(self._targets)} alone; list them there, or leave targets out to serve all linear layers"
             )
-        adapter = fit(adapter, self._shapes)
+        adapter = fit(adapter, self._shapes, max_rank=self._max_rank)
         deltas = {path: Delta(lora, None) for path, lora in adapter.modules.items()}
         try:
             return pack(deltas, {path: self._shapes[path].d_in for path in deltas}, dtype=self._dtype, pinned=False)
@@ -71,11 +79,18 @@ class RemoteDevice:
             file.write(packed.buffer.view(torch.uint8).numpy().data)
             file.flush()
             path, shapes = f"/proc/{os.getpid()}/fd/{file.fileno()}", [list(shape) for shape in packed.shapes]
-            work = self._call("dlp_place", slot, path, packed.buffer.numel(), shapes)
-            answers = asyncio.run_coroutine_threadsafe(work, self._loop).result()
+            answers = self._answers("dlp_place", slot, path, packed.buffer.numel(), shapes)
+            while COPYING in answers:
+                time.sleep(_LOOK_S)
+                answers = self._answers("dlp_placed", slot)
         if errors := [answer for answer in answers if answer is not None]:
             raise RuntimeError(errors[0])
         return packed.nbytes
+
+    def _answers(self, method: str, *args: Any) -> list[str | None]:
+        """Of all workers."""
+        answers: list[str | None] = asyncio.run_coroutine_threadsafe(self._call(method, *args), self._loop).result()
+        return answers
 
     def unload(self, slot: int) -> None:
         """Empty a slot. Calls reach the workers in order, so a later `place` is not undone."""

@@ -36,11 +36,15 @@ from dlp_core.vllm.request import Request, check_follower
 
 log = logging.getLogger(__name__)
 
-_WORKER = "dlp_core.vllm.seam.worker.CpuMixWorker"
+_CPU_WORKER = "dlp_core.vllm.seam.cpu_worker.CpuMixWorker"
+_GPU_WORKER = "dlp_core.vllm.seam.gpu_worker.GpuMixWorker"
 _VERSION = 1
 """Of what the seam puts into the model. vLLM keeps compiled code by its configuration, which this is part of."""
 _CACHE_CHECK_BYTES = 2**30
 """Given, vLLM does not size the cache by the machine's memory, which others use too. Our count of blocks decides."""
+
+
+_ENDED_CHECK_S = 1.0
 
 
 class VllmEngine:
@@ -80,6 +84,7 @@ class VllmEngine:
             arguments = AsyncEngineArgs(**self._arguments())
             self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[self._gauges])
             shapes, *_ = await self._call("dlp_shapes")
+            max_rank, *_ = await self._call("dlp_max_rank")
             self._by_block = await active(self._llm)
             if not self._by_block:
                 log.warning(
@@ -96,6 +101,7 @@ class VllmEngine:
                 shapes,
                 getattr(torch, self._model.dtype),
                 targets=self._config.vllm.targets,
+                max_rank=max_rank,
             ),
             self._config.slots,
             slot_bytes=self._config.slot_bytes,
@@ -105,7 +111,7 @@ class VllmEngine:
 
     async def stop(self) -> None:
         await asyncio.to_thread(self._llm.shutdown)
-        self._residency.close()
+        await asyncio.to_thread(self._residency.close)  # its loads wait for calls on this loop
         self._causes.close()
 
     async def submit(
@@ -264,9 +270,20 @@ class VllmEngine:
             await outputs.aclose()
 
     async def _call(self, method: str, *args: Any) -> Any:
-        return await self._llm.collective_rpc(method, args=args)
+        """The answers of all workers. Raises EngineFailed if vLLM has ended, which leaves its own calls waiting."""
+        call = asyncio.ensure_future(self._llm.collective_rpc(method, args=args))
+        try:
+            while not call.done():
+                if self._llm.errored:
+                    raise EngineFailed("vLLM has ended; this replica is being replaced, try again")
+                await asyncio.wait({call}, timeout=_ENDED_CHECK_S)
+            return call.result()
+        finally:
+            call.cancel()
 
     def _arguments(self) -> dict[str, Any]:
+        from vllm.platforms import current_platform
+
         config, own = self._config, self._config.vllm
         targets = None if own.targets is None else sorted(own.targets)
         return {
@@ -282,8 +299,8 @@ class VllmEngine:
             "tensor_parallel_size": own.tensor_parallel,
             # or vLLM starts Ray actors for the model where the replica has a placement group
             "distributed_executor_backend": "mp" if own.tensor_parallel > 1 else None,
-            "worker_cls": _WORKER,
-            "additional_config": {KEY: {"version": _VERSION, "targets": targets}},
+            "worker_cls": _GPU_WORKER if current_platform.is_cuda() else _CPU_WORKER,
+            "additional_config": {KEY: {"version": _VERSION, "targets": targets, "slots": config.slots}},
             "structured_outputs_config": {"backend": "guidance"},
             "max_logprobs": MAX_LOGPROBS,
             "disable_log_stats": True,

@@ -75,7 +75,10 @@ class Request:
     def change(self, mix: Mix) -> None:
         """Go on under `mix`. The last token was picked under the mix before; its keys and values, and what follows, are
         the new one's."""
-        self.spans.append((self.tokens - 1, mix))
+        start = self.tokens - 1
+        if self.spans[-1][0] == start:  # nothing was computed under that one
+            self.spans.pop()
+        self.spans.append((start, mix))
         self.stretch += 1
 
     def to_vllm(self, pins: Mapping[str, Pin], *, by_block: bool) -> tuple[Any, Any]:

@@ -142,7 +142,7 @@ def test_the_tests_need_nothing_that_a_bare_machine_has_not(machine: Machine) ->
     assert (module, pytest_name) == ("-m", "pytest")
     done = machine.bare_python("import pytest; sys.exit(pytest.main(sys.argv[1:]))", *words, "--collect-only")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "test_a_captured_step_serves_other_mixes_and_other_adapters" in done.stdout
+    assert "test_a_graph_captured_without_a_mix_serves_mixes_that_come_and_go" in done.stdout
 
 
 def test_a_cell_that_fails_costs_no_other(

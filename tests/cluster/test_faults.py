@@ -279,7 +279,7 @@ def test_a_client_that_leaves_leaves_nothing_behind(app: Application, streaming:
 
 def test_a_full_queue_refuses_and_disturbs_nobody(app: Application, said: Callable[[int, int], list[str]]) -> None:
     """QUEUE requests run in each replica, as many wait for one; whoever comes then is told when to come back."""
-    room = 2 * 2 * QUEUE
+    room = 2 * 2 * QUEUE + 2  # and a link to each replica
 
     async def flood() -> tuple[list[httpx.Response], list[httpx.Response]]:
         """Answers of short requests, which find room or wait for it, and of as many as must be refused of those behind

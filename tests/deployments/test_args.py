@@ -128,7 +128,8 @@ def test_the_builder_is_given_app_args() -> None:
 def test_limits_that_must_agree() -> None:
     args = AppArgs(**APPLICATION["args"])
     backbone = DEPLOYMENTS["FusedBackbone"]
-    assert backbone["max_ongoing_requests"] == args.engine.max_requests
+    links = DEPLOYMENTS["Ingress"]["autoscaling_config"]["max_replicas"]
+    assert backbone["max_ongoing_requests"] == args.engine.max_requests + links
     for name in ("Ingress", "FusedBackbone"):
         assert DEPLOYMENTS[name]["graceful_shutdown_timeout_s"] > args.limits.request_timeout_s
     assert backbone["autoscaling_config"]["target_ongoing_requests"] <= args.engine.max_requests

@@ -150,7 +150,8 @@ def test_limits_agree(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
     [application] = serve_config(overlay)["applications"]
     args = AppArgs(**application["args"])
     backbone = deployments(overlay)["FusedBackbone"]
-    assert backbone["max_ongoing_requests"] == args.engine.max_requests
+    links = deployments(overlay)["Ingress"]["autoscaling_config"]["max_replicas"]
+    assert backbone["max_ongoing_requests"] == args.engine.max_requests + links
     assert backbone["autoscaling_config"]["target_ongoing_requests"] <= backbone["max_ongoing_requests"]
     assert (args.bank, str(args.base_model)) == (settings(overlay)["DLP_BANK"], settings(overlay)["DLP_BASE_MODEL"])
 

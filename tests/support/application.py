@@ -94,7 +94,7 @@ def running(
         deployment |= {"health_check_period_s": 1, "health_check_timeout_s": HANG_S}  # what broke is soon seen
         deployment["autoscaling_config"] |= (scaling or {}).get(deployment["name"], {})
         if deployment["name"] == "FusedBackbone":
-            deployment |= {"max_ongoing_requests": queue, "max_queued_requests": queue}
+            deployment |= {"max_ongoing_requests": queue + 1, "max_queued_requests": queue}  # and a link
     server = LocalS3(folder / "s3", port=free_port())
     with pytest.MonkeyPatch.context() as environment, ExitStack() as started:
         started.callback(server.stop)

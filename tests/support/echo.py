@@ -13,7 +13,7 @@ from typing import Any
 from deployments.args import LimitArgs
 from dlp_core.decision import Decision, RoutingOptions, decide
 from dlp_core.errors import StoreUnavailable
-from dlp_core.generation.messages import Delta, Finished, GenerationRequest, Logprob, TokenIds, TokenText
+from dlp_core.generation.messages import Delta, Finished, GenerationRequest, Logprob, Piece, TokenIds, TokenText
 from dlp_core.mix import EMPTY_MIX, Mix, Span, select_top_p
 from dlp_core.router.explanation import Explanation, WordEffect
 
@@ -101,7 +101,7 @@ class EchoService:
     def refused(self) -> None:
         return None
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Finished, None]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[tuple[Piece, ...], None]:
         number = len(self.asked)
         self.asked.append(request)
         source = request.source
@@ -120,8 +120,8 @@ class EchoService:
                 token = TokenText(f"{word} ", f"{word} ".encode(), -0.5)
                 asked = request.sampling.logprobs
                 logprob = Logprob(token, (token,)[:asked], sum(len(word) + 1 for word in words[:index]))
-                yield Delta(f"{word} ", () if asked is None else (logprob,))
-            yield Finished("stop", 7, len(words), (Span(0, 7 + len(words), request.mix),))
+                yield (Delta(f"{word} ", () if asked is None else (logprob,)),)
+            yield (Finished("stop", 7, len(words), (Span(0, 7 + len(words), request.mix),)),)
         finally:
             self.closed += 1
 

@@ -5,10 +5,8 @@ Nothing here imports vLLM before an engine is started.
 
 from __future__ import annotations
 
-import gc
 import os
 import tomllib
-import warnings
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -50,9 +48,6 @@ CONFIG = EngineConfig(
     batch_tokens=64,
     vllm=VllmConfig(eager=True),
 )
-_SMALL = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-"""Or vLLM takes nearly all memory for its cache, and starts only where nobody else has any."""
-
 NEAR_TIE = 2e-4
 """Between the logits of two tokens: what less is, another order of sums may turn around."""
 
@@ -75,17 +70,22 @@ def save_models(root: Path) -> Path:
 
 @asynccontextmanager
 async def running(
-    folder: Path, config: EngineConfig = CONFIG, *, plugin: bool = True, **variables: str
+    folder: Path,
+    config: EngineConfig = CONFIG,
+    *,
+    adapters: Sequence[str] = (*TARGETS, "embedding"),
+    plugin: bool = True,
+    environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[VllmEngine]:
-    """An engine for a `folder` of `save_models`, started with these environment variables and with the plugin that keys
-    blocks by their mixes, or without."""
+    """An engine for the model `base` and the `adapters` in a folder, with the plugin that keys blocks by their mixes or
+    without, started with more variables in its environment."""
     from dlp_core.vllm.loading import load
 
-    source = FolderSource({name: folder / name for name in (*TARGETS, "embedding")})
+    source = FolderSource({name: folder / name for name in adapters})
     with pytest.MonkeyPatch.context() as patch:
         plugins = {} if plugin else {"VLLM_PLUGINS": ""}
-        for name, value in (_SMALL | plugins | variables).items():
-            patch.setenv(name, value)
+        for name, value in ({"VLLM_LOGGING_LEVEL": "WARNING"} | plugins | dict(environment or {})).items():
+            patch.setenv(name, value, prepend=os.pathsep if name == "PYTHONPATH" else None)
         if plugin:
             _let_the_plugin_be_found(patch, folder.parent / "site")
         engine = load(folder / "base", source, config, dtype="float32", threads=1).engine
@@ -94,10 +94,6 @@ async def running(
         yield engine
     finally:
         await engine.stop()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # vLLM leaves a context of ZeroMQ open
-            del engine._llm
-            gc.collect()
 
 
 def _let_the_plugin_be_found(patch: pytest.MonkeyPatch, site: Path) -> None:
@@ -112,7 +108,7 @@ def _let_the_plugin_be_found(patch: pytest.MonkeyPatch, site: Path) -> None:
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
     lines = [f"{name} = {target}" for name, target in project["entry-points"][group].items()]
     (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines]))
-    patch.setenv("PYTHONPATH", os.pathsep.join([str(site), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))
+    patch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
     patch.syspath_prepend(site)
     assert entry_points(group=group, name="dlp")
 

@@ -1,6 +1,8 @@
 """The only files that touch vLLM's internals; tests/dlp_core/vllm/test_seam.py names each touch.
 
-worker.py   in vLLM's worker: the op in its layers, the mixes of each forward pass, the adapters' slots
-gauges.py   in the replica: what the scheduler says of each step
-blocks.py   in vLLM's scheduler process: what keys a block of the prefix cache
+worker.py       in vLLM's worker: the op in its layers, the mixes of each forward pass, the adapters' slots
+cpu_worker.py   what of it is for CPUs
+gpu_worker.py   what of it is for CUDA devices
+gauges.py       in the replica: what the scheduler says of each step
+blocks.py       in vLLM's scheduler process: what keys a block of the prefix cache
 """

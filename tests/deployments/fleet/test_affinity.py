@@ -11,6 +11,7 @@ from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve._private.request_router.common import ReplicaQueueLengthCache
 
 from deployments.fleet.affinity import AffinityRouter, weights_of
+from deployments.links.parts import Listening
 from dlp_core.engine.request import Sampling
 from dlp_core.generation.messages import GenerationRequest
 from dlp_core.mix import EMPTY_MIX, Mix
@@ -83,6 +84,24 @@ def test_calls_that_share_an_id_can_all_be_fulfilled(router: AffinityRouter) -> 
     for call in (first, second):
         ranked(router, call, replica("a"))
         assert router._pending_requests_by_id["1"] is call
+
+
+def listening(replica: str) -> Any:
+    call = pending()
+    call.args = [Listening(replica, "ingress")]
+    return call
+
+
+def test_a_call_that_listens_goes_to_the_replica_it_names_however_busy(router: AffinityRouter) -> None:
+    busy, idle = replica("busy"), replica("idle", "sql", "cron")
+    router._replica_queue_len_cache.update(busy.replica_id, 15)
+    call = listening("busy")
+    assert ranked(router, call, idle, busy) == ["busy"]
+    assert call.routing_context.should_backoff
+
+
+def test_one_that_listens_to_a_replica_that_is_gone_goes_to_another_which_ends_it(router: AffinityRouter) -> None:
+    assert sorted(ranked(router, listening("gone"), replica("a"), replica("b"))) == ["a", "b"]
 
 
 def test_calls_without_a_mix_go_to_the_least_busy(router: AffinityRouter) -> None:

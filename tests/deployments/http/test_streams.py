@@ -23,9 +23,9 @@ END = Finished("stop", 3, 2, ())
 
 
 class Generation:
-    """Says its pieces when it is told to go on, and remembers that it was closed."""
+    """Says its pieces when it is told to go on, those of a tuple together, and remembers that it was closed."""
 
-    def __init__(self, *pieces: Piece | Exception) -> None:
+    def __init__(self, *pieces: Piece | tuple[Piece, ...] | Exception) -> None:
         self._pieces = pieces
         self._said = asyncio.Semaphore(0)
         self.closed = False
@@ -34,13 +34,13 @@ class Generation:
         for _ in range(pieces):
             self._said.release()
 
-    async def __call__(self) -> AsyncGenerator[Piece, None]:
+    async def __call__(self) -> AsyncGenerator[tuple[Piece, ...], None]:
         try:
             for piece in self._pieces:
                 await self._said.acquire()
                 if isinstance(piece, Exception):
                     raise piece
-                yield piece
+                yield piece if isinstance(piece, tuple) else (piece,)
         finally:
             self.closed = True
 
@@ -74,14 +74,14 @@ async def settle() -> None:
 
 
 async def test_events_come_as_pieces_do_and_those_that_came_together_in_one_string() -> None:
-    generation = Generation(Delta("a"), Delta("b"), Delta("c"), END)
+    generation = Generation(Delta("a"), (Delta("b"), Delta("c")), Delta("d"), END)
     events = answer_of([generation]).events()
     generation.go_on()
     assert [said(chunk) for chunk in chunks(await anext(events))] == [(0, "a", None)]
     generation.go_on(2)
     await settle()
-    assert [said(chunk) for chunk in chunks(await anext(events))] == [(0, "b", None), (0, "c", None)]
-    generation.go_on(2)
+    assert [said(chunk) for chunk in chunks(await anext(events))] == [(0, text, None) for text in "bcd"]
+    generation.go_on()
     last, done = chunks("".join([text async for text in events]))
     assert said(last) == (0, "", "stop")
     assert last["dlp"]["bank"] == "b1"

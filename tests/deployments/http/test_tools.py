@@ -58,15 +58,15 @@ class Caller(EchoService):
     text = ""
     refusal: Exception | None = None
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[tuple[Piece, ...], None]:
         self.asked.append(request)
         if self.refusal is not None:
             raise self.refusal
         if self.text:
-            yield Delta(self.text)
+            yield (Delta(self.text),)
         for call in CALLS:
-            yield Delta("", (), (call,))
-        yield Finished("tool_calls", 7, 9, (Span(0, 16, request.mix),))
+            yield (Delta("", (), (call,)),)
+        yield (Finished("tool_calls", 7, 9, (Span(0, 16, request.mix),)),)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,10 +11,11 @@ from ray import serve
 from ray.exceptions import ActorDiedError
 
 from deployments.args import AppArgs
+from deployments.links.parts import Part
 from deployments.replicas.ingress import Ingress
 from dlp_core.engine.request import Sampling
 from dlp_core.errors import EngineFailed, EngineFull, StepFailed
-from dlp_core.generation.messages import Delta, Finished, GenerationRequest
+from dlp_core.generation.messages import Delta, Finished, GenerationRequest, Piece
 from dlp_core.mix import EMPTY_MIX, Span
 
 FINISHED = Finished("stop", 1, 2, (Span(0, 3, EMPTY_MIX),))
@@ -29,12 +30,13 @@ class Replicas:
     def __init__(self, lines: list[list[Any]]) -> None:
         self._lines = lines
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Finished, None]:
+    async def generate(self, request: GenerationRequest, ingress: str) -> AsyncGenerator[Part, None]:
+        assert ingress
         self.asked.append(request.request_id)
-        for piece in self._lines.pop(0):
+        for position, piece in enumerate(self._lines.pop(0)):
             if isinstance(piece, Exception):
                 raise piece
-            yield piece
+            yield Part("replica", request.request_id, position, (piece,))
 
 
 class Nothing:
@@ -50,9 +52,12 @@ def generate(folder: Path, *lines: list[Any]) -> tuple[list[Any], list[str]]:
         serve.deployment(Nothing).bind(),
     )
     found: list[Any] = []
-    pieces = serve.run(app, _local_testing_mode=True).options(stream=True).generate.remote(REQUEST)
+    together: Iterator[tuple[Piece, ...]] = (
+        serve.run(app, _local_testing_mode=True).options(stream=True).generate.remote(REQUEST)
+    )
     try:
-        found.extend(pieces)
+        for pieces in together:
+            found.extend(pieces)
     except Exception as error:
         found.append(error)
     return found, list(Replicas.asked)

@@ -23,6 +23,12 @@ if find_spec("vllm") is not None:
         import vllm.v1.worker.cpu_worker  # noqa: F401
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_unconfigure() -> None:
+    """Not an error when the last objects go: vLLM leaves a context of ZeroMQ open for each engine."""
+    warnings.filterwarnings("ignore", "Unclosed context <zmq", ResourceWarning)
+
+
 @pytest.fixture(scope="package")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("vllm") / "models"

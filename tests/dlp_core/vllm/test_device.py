@@ -95,7 +95,5 @@ def test_modules_that_take_no_adapters_are_named(loop: asyncio.AbstractEventLoop
     limited.pack(adapter(PATHS[0]))
     with pytest.raises(AdapterRefused, match=r"'mine' targets down_proj, and engine\.vllm\.targets has q_proj alone"):
         limited.pack(adapter(*PATHS))
-    with pytest.raises(
-        AdapterRefused, match=r"'mine' targets 'model\.layers\.0\.mlp\.down_proj', which is not a layer"
-    ):
+    with pytest.raises(AdapterRefused, match=r"'mine' targets 'model.*\.down_proj', which is not a layer"):
         RemoteDevice(Workers().call, loop, some, torch.float32).pack(adapter(*PATHS))

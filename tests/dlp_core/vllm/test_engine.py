@@ -16,6 +16,7 @@ from dlp_core.engine.request import Plan, Sampling
 from dlp_core.errors import AdapterRefused, InvalidRequest, PromptTooLong, RequestAborted, UnknownModel
 from dlp_core.mix import EMPTY_MIX, Mix
 from tests.support.vllm_engine import (
+    CONFIG,
     TARGETS,
     Reference,
     assert_nothing_leaked,
@@ -58,14 +59,16 @@ async def test_log_probabilities_are_the_models(engine: VllmEngine, reference: R
         assert logprob.logprob == pytest.approx(float(rows[position][logprob.token_id]), abs=1e-3)
 
 
-async def test_a_seed_repeats(engine: VllmEngine) -> None:
-    draw = {"temperature": 1.2, "seed": 5}
-    one = tokens_of(await generate(engine, "d1", prompt(5), EMPTY_MIX, **draw))
-    both = await asyncio.gather(
-        generate(engine, "d2", prompt(5), EMPTY_MIX, **draw), generate(engine, "d3", prompt(6), Mix.of({"a": 1.0}))
-    )
+@pytest.mark.parametrize("repeats", [3, 9], ids=["one chunk", "two chunks"])
+async def test_a_seed_repeats(engine: VllmEngine, repeats: int) -> None:
+    """Alone and beside others, whether vLLM draws before the prompt is all there or not."""
+    ids, draw = prompt(5, repeats), {"temperature": 1.2, "seed": 5}
+    assert (len(ids) > CONFIG.batch_tokens) == (repeats == 9)
+    one = tokens_of(await generate(engine, "d1", ids, EMPTY_MIX, **draw))
+    others = [generate(engine, f"o{number}", prompt(number, 9), Mix.of({"a": 1.0}), **draw) for number in range(3)]
+    both = await asyncio.gather(generate(engine, "d2", ids, EMPTY_MIX, **draw), *others)
     assert tokens_of(both[0]) == one
-    assert tokens_of(await generate(engine, "d4", prompt(5), EMPTY_MIX, temperature=1.2, seed=6)) != one
+    assert tokens_of(await generate(engine, "d4", ids, EMPTY_MIX, temperature=1.2, seed=6)) != one
 
 
 async def test_abort_raises_a_typed_error_and_frees_everything(engine: VllmEngine) -> None:

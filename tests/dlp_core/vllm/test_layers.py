@@ -23,6 +23,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed in this environment")
 
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import parallel_state
+from vllm.model_executor.layers.attention import MLAAttention
 from vllm.model_executor.layers.linear import (
     ColumnParallelLinear,
     MergedColumnParallelLinear,
@@ -214,6 +215,34 @@ def test_a_layer_that_is_split_in_an_unknown_way_takes_no_adapters(monkeypatch: 
             assert ".gate_proj" not in install(block, None), "two names for three parts"
 
 
+class OtherForward(RowParallelLinear):
+    """A layer that may compute without its quant_method."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+
+class Attention(MLAAttention):
+    """MLA attention, which reads the weight of its kv_b_proj and does not call it while it decodes."""
+
+    def __init__(self, kv_b_proj: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.kv_b_proj = kv_b_proj
+
+
+def test_a_layer_that_is_not_called_takes_no_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would change nothing, and nobody would be told."""
+    monkeypatch.setattr(parallel_state, "_TP", Group(0, 1))
+    with set_current_vllm_config(VllmConfig()):
+        block = Block(2, fused=False)
+        block.o_proj = OtherForward(HEADS * HEAD, HIDDEN, bias=False)
+        block.kv_b_proj = ColumnParallelLinear(HIDDEN, INNER, bias=False)
+        block.attention = Attention(block.kv_b_proj)
+        modules = install(block, None)
+    assert {".o_proj", ".kv_b_proj", "attention.kv_b_proj"}.isdisjoint(modules)
+    assert ".down_proj" in modules
+
+
 def test_only_targets_take_adapters_and_none_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel_state, "_TP", Group(0, 1))
     with set_current_vllm_config(VllmConfig()):
@@ -221,3 +250,32 @@ def test_only_targets_take_adapters_and_none_at_all_is_an_error(monkeypatch: pyt
         assert set(install(block, ["q_proj"])) == {".q_proj", ".k_proj", ".v_proj"}
         with pytest.raises(ValueError, match="no linear layer named nothing"):
             install(block, ["nothing"])
+
+
+def test_the_op_is_opaque_to_torch_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is one node of the graph, which is the same under all mixes and none."""
+    monkeypatch.setattr(parallel_state, "_TP", Group(0, 1))
+    torch.manual_seed(0)
+    weights = {name: torch.randn(d_out, d_in) for name, (d_in, d_out) in widths(2).items()}
+    graphs: list[torch.fx.GraphModule] = []
+
+    def capture(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    with set_current_vllm_config(VllmConfig()):
+        layer = loaded(block := Block(2, fused=False), weights).down_proj
+        install(block, None)
+    path, x = ".down_proj", torch.randn(TOKENS, INNER)
+    deltas = {slot: one[path] for slot, one in enumerate(adapters(widths(2), False)) if path in one}
+    residents = {
+        slot: place(pack({path: delta}, {path: INNER}, dtype=torch.float32, pinned=False), CPU)
+        for slot, delta in deltas.items()
+    }
+    compiled = torch.compile(lambda x: layer.quant_method.apply(layer, x, None), backend=capture, fullgraph=True)
+    for segments in (SEGMENTS, SEGMENTS[::-1], (Segment(TOKENS, ()),)):
+        _InFlight.step = CpuOp(torch.float32).begin(segments, residents)
+        expected = fused_lora(x @ weights["down_proj"].T, x, segments, deltas)
+        torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-4)
+    [graph] = graphs
+    assert [node.target for node in graph.graph.nodes].count(torch.ops.dlp.add) == 1
