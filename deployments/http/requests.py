@@ -160,7 +160,7 @@ class ChatRequest(_Generation):
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0, le=MAX_LOGPROBS)
     tools: ToolList = Field(default_factory=list)
-    tool_choice: ToolChoice = ("auto", None)
+    tool_choice: ToolChoice = Field(default_factory=lambda: ("auto", None))
     parallel_tool_calls: bool = True
 
     @model_validator(mode="after")

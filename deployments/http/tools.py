@@ -40,7 +40,7 @@ def _tools(tools: list[Tool]) -> list[Tool]:
     names = [tool.function.name for tool in tools]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise PydanticCustomError("tools", "two functions are named {name}", {"name": repr(twice)})
-    size = len(json.dumps([schema_of(tool) for tool in tools], ensure_ascii=False).encode())
+    size = len(json.dumps([schema_of(tool) for tool in tools], ensure_ascii=False, allow_nan=False).encode())
     if size > MAX_TOOLS_BYTES:
         raise PydanticCustomError(
             "tools", "they have {size} bytes as JSON; at most {most} are read", {"size": size, "most": MAX_TOOLS_BYTES}

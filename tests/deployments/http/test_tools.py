@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
@@ -234,6 +235,11 @@ def test_what_is_malformed_is_named(http: TestClient, service: Caller, changes: 
 )
 def test_what_is_missing_or_unknown_is_named(http: TestClient, changes: dict[str, Any], param: str, code: str) -> None:
     refused(http.post("/chat/completions", json=chat(**changes)), 400, param, code)
+
+
+def test_a_schema_has_no_numbers_that_json_lacks(http: TestClient) -> None:
+    body = json.dumps(chat(tools=function(parameters={"type": "object", "maximum": float("inf")})))
+    refused(http.post("/chat/completions", content=body), 400, "tools", "invalid_value")
 
 
 def test_there_are_limits() -> None:
