@@ -47,9 +47,13 @@ class Arrivals:
         steps = torch.cuda.current_stream(self._device)
         self._under_way[slot] = self._thread.submit(self._copy, load, steps)
 
+    def expects(self, slot: int) -> bool:
+        """Whether an adapter for this slot has not been taken yet."""
+        return slot in self._under_way
+
     def take(self, slot: int) -> Resident | None:
-        """The adapter for this slot, once, if it has arrived; the next step may read it. Until then None. Raises what
-        kept it from arriving, and KeyError for a slot that nothing is under way to."""
+        """The adapter that is expected for this slot if it has arrived; the next step may read it. Until then None.
+        Raises what kept it from arriving."""
         future = self._under_way[slot]
         if not future.done():
             return None

@@ -80,10 +80,12 @@ class RemoteDevice:
             file.flush()
             path, shapes = f"/proc/{os.getpid()}/fd/{file.fileno()}", [list(shape) for shape in packed.shapes]
             answers = self._answers("dlp_place", slot, path, packed.buffer.numel(), shapes)
+            errors = _errors(answers)
             while COPYING in answers:
                 time.sleep(_LOOK_S)
                 answers = self._answers("dlp_placed", slot)
-        if errors := [answer for answer in answers if answer is not None]:
+                errors += _errors(answers)
+        if errors:
             raise RuntimeError(errors[0])
         return packed.nbytes
 
@@ -95,6 +97,10 @@ class RemoteDevice:
     def unload(self, slot: int) -> None:
         """Empty a slot. Calls reach the workers in order, so a later `place` is not undone."""
         self._loop.create_task(self._call("dlp_unload", slot))
+
+
+def _errors(answers: Sequence[str | None]) -> list[str]:
+    return [answer for answer in answers if answer not in (None, COPYING)]
 
 
 def _name(path: str) -> str:

@@ -6,12 +6,16 @@ batch was entered with. So the op is given limits: it launches in every pass tha
 
 from __future__ import annotations
 
+import logging
+
 from vllm.v1.worker.gpu_worker import Worker
 
 from dlp_core.fusion.packed import Packed
 from dlp_core.fusion.triton import Limits, TritonOp
 from dlp_core.vllm.arrivals import COPYING, Arrivals
 from dlp_core.vllm.seam.worker import Mixes, _InFlight
+
+log = logging.getLogger(__name__)
 
 
 class GpuMixWorker(Mixes, Worker):  # type: ignore[misc]
@@ -41,10 +45,14 @@ class GpuMixWorker(Mixes, Worker):  # type: ignore[misc]
         return COPYING
 
     def dlp_placed(self, slot: int) -> str | None:
-        """What `dlp_place` answers, for an adapter that it began to copy."""
+        """What `dlp_place` answers, for an adapter that it began to copy. It is asked again while other workers copy
+        theirs."""
+        if not self._arrivals.expects(slot):
+            return None
         try:
             resident = self._arrivals.take(slot)
         except Exception as error:
+            log.exception("slot %d was not loaded", slot)
             return f"{type(error).__name__}: {error}"
         if resident is None:
             return COPYING

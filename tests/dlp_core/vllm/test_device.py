@@ -15,6 +15,7 @@ import torch
 from dlp_core.adapter.weights import Adapter, LoRAWeights
 from dlp_core.errors import AdapterRefused
 from dlp_core.fusion.packed import Packed, Shape, place
+from dlp_core.vllm.arrivals import COPYING
 from dlp_core.vllm.device import RemoteDevice
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (12, 20), "model.layers.0.mlp.down_proj": (30, 12)}
@@ -79,6 +80,50 @@ def test_every_worker_maps_the_adapter_and_keeps_it_after_the_file_is_gone(loop:
         ours = place(packed, torch.device("cpu")).modules
         assert all(torch.equal(modules[path].b_RO, ours[path].b_RO) for path in PATHS)
     assert files_in_memory() == []
+
+
+class SlowWorkers(Workers):
+    """Two that copy at different paces: a look at a slot answers what is in `looks`, one after the other."""
+
+    def __init__(self, *looks: tuple[str | None, str | None]) -> None:
+        super().__init__(COPYING, COPYING)
+        self._looks = list(looks)
+
+    async def call(self, method: str, slot: int, *args: Any) -> Any:
+        if method == "dlp_place":
+            return await super().call(method, slot, *args)
+        assert (method, slot) == ("dlp_placed", 5)
+        assert len(files_in_memory()) == 1, "they may still read it"
+        return list(self._looks.pop(0))
+
+    @property
+    def done(self) -> bool:
+        return not self._looks
+
+
+def test_an_adapter_is_placed_once_every_worker_has_copied_it(loop: asyncio.AbstractEventLoop) -> None:
+    workers = SlowWorkers((COPYING, COPYING), (None, COPYING), (None, None))
+    device = RemoteDevice(workers.call, loop, SHAPES, torch.float32)
+    packed = device.pack(adapter(*PATHS))
+    assert device.place(5, packed) == packed.nbytes
+    assert workers.done
+    assert files_in_memory() == []
+
+
+def test_a_copy_that_fails_says_why_once_no_worker_copies_any_more(loop: asyncio.AbstractEventLoop) -> None:
+    workers = SlowWorkers(("no memory", COPYING), (None, COPYING), (None, None))
+    device = RemoteDevice(workers.call, loop, SHAPES, torch.float32)
+    with pytest.raises(RuntimeError, match="no memory"):
+        device.place(5, device.pack(adapter(*PATHS)))
+    assert workers.done
+    assert files_in_memory() == []
+
+
+def test_a_rank_above_that_of_the_graphs_is_refused_with_both(loop: asyncio.AbstractEventLoop) -> None:
+    RemoteDevice(Workers().call, loop, SHAPES, torch.float32, max_rank=3).pack(adapter(*PATHS))
+    limited = RemoteDevice(Workers().call, loop, SHAPES, torch.float32, max_rank=2)
+    with pytest.raises(AdapterRefused, match=r"'mine' has rank 3 in .*ranks up to 2.*engine\.vllm\.eager"):
+        limited.pack(adapter(*PATHS))
 
 
 @pytest.mark.parametrize("answers", [("disk is full", None), (None, "disk is full"), (RuntimeError("disk is full"),)])

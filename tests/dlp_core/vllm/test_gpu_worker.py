@@ -20,7 +20,9 @@ pytest.importorskip("triton", reason="Triton is not installed in this environmen
 
 from vllm.platforms import current_platform
 
+from dlp_core.vllm.arrivals import COPYING
 from dlp_core.vllm.loading import load
+from dlp_core.vllm.seam.gpu_worker import GpuMixWorker
 
 pytestmark = [pytest.mark.slow, pytest.mark.model, pytest.mark.filterwarnings("ignore")]  # those of vLLM are its own
 
@@ -64,6 +66,32 @@ def test_the_module_of_the_worker_leaves_torch_cuda_as_it_is() -> None:
     assert told.split() == ["torch.cuda.streams"]
     told = run("-c", "import torch, dlp_core.vllm.seam.cpu_worker; print(torch.cuda.Stream.__module__)")
     assert told.split() == ["vllm.v1.worker.cpu.shm"]
+
+
+class TwoLooks:
+    """Arrivals of one adapter, or of an error, at the second look."""
+
+    def __init__(self, outcome: object) -> None:
+        self._outcomes = [None, outcome]
+
+    def expects(self, slot: int) -> bool:
+        return bool(self._outcomes)
+
+    def take(self, slot: int) -> object:
+        outcome = self._outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+def test_a_worker_answers_as_often_as_others_copy() -> None:
+    worker = GpuMixWorker.__new__(GpuMixWorker)
+    worker._residents, worker._arrivals = {}, TwoLooks("adapter")
+    assert [worker.dlp_placed(3) for _ in range(3)] == [COPYING, None, None]
+    assert worker._residents == {3: "adapter"}
+    worker._residents, worker._arrivals = {}, TwoLooks(MemoryError("none left"))
+    assert [worker.dlp_placed(3) for _ in range(3)] == [COPYING, "MemoryError: none left", None]
+    assert worker._residents == {}
 
 
 @pytest.mark.parametrize(("cuda", "worker"), [(False, "cpu_worker.CpuMixWorker"), (True, "gpu_worker.GpuMixWorker")])
