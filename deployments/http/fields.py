@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from dlp_core.mix import WeightRule
-from dlp_core.text.chat import Message, Role
 
 Neutral = dict[str, tuple[Any, ...]]
 """Values at which a field that is not supported has no effect, by field."""
@@ -64,55 +63,6 @@ class DLPOptions(StrictBody):
     min_confidence: float | None = Field(default=None, ge=0, le=1)
     granularity: Literal["request", "sentence"] = "request"
     adapters: list[AdapterWeight] | None = None
-
-
-_TEXT_PART = '{"type": "text", "text": "..."}'
-
-
-def _text_of(content: object) -> object:
-    """Join OpenAI's list of text parts into one string; other values are left to the type check."""
-    if not isinstance(content, list):
-        return content
-    texts = []
-    for index, part in enumerate(content):
-        if not isinstance(part, dict) or part.get("type") != "text":
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise PydanticCustomError(
-                "content_part", "part {index} is {kind}; only text parts are read", {"index": index, "kind": repr(kind)}
-            )
-        if not isinstance(part.get("text"), str):
-            raise PydanticCustomError(
-                "content_part",
-                "part {index} must be {shape}",
-                {"index": index, "shape": _TEXT_PART},
-            )
-        texts.append(part["text"])
-    return "".join(texts)
-
-
-class ChatMessage(StrictBody):
-    model_config = ConfigDict(extra="allow")
-
-    neutral: ClassVar[Neutral] = {
-        "refusal": (),
-        "annotations": ([],),
-        "audio": (),
-        "function_call": (),
-        "tool_calls": ([],),
-    }  # OpenAI's client sends these when a response is passed back as a turn
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_text_of)]
-    name: str | None = None  # of the author: no template reads it
-
-    @property
-    def ignored(self) -> tuple[str, ...]:
-        """Fields that are in no API this server knows."""
-        return tuple(self.model_extra or ())
-
-    def message(self) -> Message:
-        role: Role = "system" if self.role == "developer" else self.role
-        return Message(role, self.content)
 
 
 class StreamOptions(StrictBody):

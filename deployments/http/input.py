@@ -120,6 +120,7 @@ def generations_of(
     """One request per choice: `n` for each prompt, in order. With a seed the choices of a prompt are reproducible, yet
     differ from each other. `salt`: see deployments.http.sharing."""
     sampling = body.sampling
+    tools = body.offered if isinstance(body, ChatRequest) else None
     return [
         GenerationRequest(
             request_id=f"{request_id}-{number * body.n + index}",
@@ -131,6 +132,7 @@ def generations_of(
             echo=isinstance(body, CompletionRequest) and body.echo,
             prompt_only=body.requested_tokens == 0,
             add_special_tokens=body.add_special_tokens,
+            tools=tools,
             salt=salt,
             stream=body.stream,
             by_sentence=decision.options if decision.by_sentence else None,

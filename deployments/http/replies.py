@@ -17,6 +17,7 @@ from dlp_core.decision import Decision
 from dlp_core.generation.messages import Completion, Delta, Finished, Logprob, TokenText
 from dlp_core.mix import Mix
 from dlp_core.router.routing import NONE_THRESHOLD
+from dlp_core.text.tools import CallDelta
 
 if TYPE_CHECKING:
     from dlp_core.bank.manifest import BankManifest
@@ -76,6 +77,32 @@ def chat_logprobs_json(logprobs: Sequence[Logprob]) -> dict[str, Any]:
 
     content = [{**token(entry.token), "top_logprobs": [token(other) for other in entry.top]} for entry in logprobs]
     return {"content": content, "refusal": None}
+
+
+def message_json(completion: Completion) -> dict[str, Any]:
+    """The message of a chat's answer. Without text, one with calls has no content."""
+    if not completion.calls:
+        return {"role": "assistant", "content": completion.text}
+    calls = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in completion.calls
+    ]
+    return {"role": "assistant", "content": completion.text or None, "tool_calls": calls}
+
+
+def delta_json(delta: Delta) -> dict[str, Any]:
+    """The next part of that message."""
+    if not delta.calls:
+        return {"content": delta.text}
+    content = {"content": delta.text} if delta.text else {}
+    return {**content, "tool_calls": [call_json(call) for call in delta.calls]}
+
+
+def call_json(call: CallDelta) -> dict[str, Any]:
+    if call.name is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}
 
 
 def text_logprobs_json(logprobs: Sequence[Logprob]) -> dict[str, Any]:
@@ -169,8 +196,7 @@ class Reply:
         finished = [completion.finished for completion in completions if completion.finished is not None]
         choices = []
         for index, (completion, end) in enumerate(zip(completions, finished, strict=True)):
-            message = {"role": "assistant", "content": completion.text}
-            content: dict[str, Any] = {"message": message} if self.kind == "chat" else {"text": completion.text}
+            content = {"message": message_json(completion)} if self.kind == "chat" else {"text": completion.text}
             choices.append(self._choice(index, content, end.finish_reason, completion.logprobs))
         return {
             **self._head("chat.completion" if self.kind == "chat" else "text_completion"),
@@ -186,7 +212,7 @@ class Reply:
         return [self._chunk(index, {"delta": {"role": "assistant", "content": ""}}) for index in range(choices)]
 
     def delta(self, index: int, delta: Delta) -> dict[str, Any]:
-        content = {"delta": {"content": delta.text}} if self.kind == "chat" else {"text": delta.text}
+        content = {"delta": delta_json(delta)} if self.kind == "chat" else {"text": delta.text}
         return self._chunk(index, content, None, delta.logprobs)
 
     def ending(self, index: int, finished: Finished, all_finished: Sequence[Finished] | None) -> list[dict[str, Any]]:

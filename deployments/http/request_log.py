@@ -29,7 +29,8 @@ from deployments.http.requests import ChatRequest
 from deployments.observe import tracing
 from dlp_core.decision import Decision
 from dlp_core.errors import DLPError
-from dlp_core.generation.messages import Finished, Piece, TokenIds
+from dlp_core.generation.messages import Completion, Finished, Piece, TokenIds
+from dlp_core.text.template import turns_of
 
 if TYPE_CHECKING:
     from deployments.http.access import Caller
@@ -64,7 +65,7 @@ class RequestRecord:
         self._decide_seconds: float | None = None
         self._first_token_seconds: float | None = None
         self._finished: dict[int, Finished] = {}
-        self._texts: dict[int, str] = {}
+        self._completions: dict[int, Completion] = {}
         self._error_code: str | None = None
         self._span = trace.get_current_span()
 
@@ -116,7 +117,7 @@ class RequestRecord:
         if self._first_token_seconds is None:
             self._first_token_seconds = time.perf_counter() - self._began
         if self._settings.prompts:
-            self._texts[index] = self._texts.get(index, "") + piece.text
+            self._completions.setdefault(index, Completion()).add(piece)
 
     def write(self, status: int, *, gone: bool) -> None:
         """Write the log line. `gone`: the client disconnected before the end; `status` is then replaced by 499."""
@@ -159,11 +160,14 @@ class RequestRecord:
         if body is None:
             return {}
         if isinstance(body, ChatRequest):
-            prompt: Any = [{"role": turn.role, "content": turn.content} for turn in body.sources[0]]
+            prompt: Any = turns_of(body.sources[0], parts=False, arguments="string")
         else:
             prompts = [list(source.ids) if isinstance(source, TokenIds) else source for source in body.sources]
             prompt = prompts[0] if len(prompts) == 1 else prompts
-        return {"prompt": prompt, "completions": [self._texts[index] for index in sorted(self._texts)]}
+        return {
+            "prompt": prompt,
+            "completions": [_written(self._completions[index]) for index in sorted(self._completions)],
+        }
 
     def _model(self) -> str | None:
         """The `model` field as sent, which may be any string; truncated."""
@@ -257,6 +261,12 @@ class RequestLogMiddleware:
 def safe_id(client_id: str | None) -> str:
     """A request id safe for headers, logs and spans: printable ASCII without spaces, of bounded length."""
     return re.sub(r"[^!-~]", "_", client_id[:_ID_LENGTH]) if client_id else uuid.uuid4().hex
+
+
+def _written(completion: Completion) -> str:
+    """A completion's text, and below it its calls."""
+    calls = [f"{call.name}({call.arguments})" for call in completion.calls]
+    return "\n".join([completion.text, *calls] if completion.text else calls)
 
 
 def _rounded(seconds: float | None) -> float | None:

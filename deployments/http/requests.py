@@ -1,7 +1,7 @@
 """The request bodies of the HTTP API: the OpenAI fields this server supports, plus `dlp` and `top_k`.
 
 Three rules hold for every body. null means absent, whatever the field. A field of OpenAI's API that this server lacks
-is accepted at its neutral value (`n: 1`, `tools: []`) and rejected by name otherwise. Any other unknown field is
+is accepted at its neutral value (`n: 1`, `functions: []`) and rejected by name otherwise. Any other unknown field is
 rejected by name, but of a message it is ignored and named in a header: clients pass on what other servers gave them.
 Types are strict: no booleans for numbers, no numbers in strings, no NaN.
 """
@@ -14,13 +14,16 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from deployments.http.fields import ChatMessage, DLPOptions, Neutral, ResponseFormat, StreamOptions, StrictBody
+from deployments.http.fields import DLPOptions, Neutral, ResponseFormat, StreamOptions, StrictBody
+from deployments.http.messages import ChatMessage
 from deployments.http.prompts import MAX_PROMPTS, Prompts
+from deployments.http.tools import ToolChoice, ToolList, schema_of
 from dlp_core.adapter.names import AUTO
 from dlp_core.engine.request import MAX_LOGPROBS, PENALTIES, REPETITION_PENALTIES, Sampling
 from dlp_core.errors import InvalidRequest
 from dlp_core.generation.messages import Source, TokenIds
 from dlp_core.text.chat import Message, routing_texts
+from dlp_core.text.tools import Tools
 
 MAX_STOPS = 4
 """Stop strings per request, as in OpenAI's API."""
@@ -144,13 +147,10 @@ class ChatRequest(_Generation):
         "functions": ([],),
         "modalities": (["text"],),
         "moderation": (),
-        "parallel_tool_calls": (True, False),
         "prediction": (),
         "prompt_cache_options": (),
         "prompt_cache_retention": (),
         "reasoning_effort": ("none",),
-        "tool_choice": ("none", "auto"),
-        "tools": ([],),
         "verbosity": ("medium",),
         "web_search_options": (),
     }
@@ -159,6 +159,9 @@ class ChatRequest(_Generation):
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0, le=MAX_LOGPROBS)
+    tools: ToolList = Field(default_factory=list)
+    tool_choice: ToolChoice = Field(default_factory=lambda: ("auto", None))
+    parallel_tool_calls: bool = True
 
     @model_validator(mode="after")
     def _check_user_turn(self) -> Self:
@@ -177,6 +180,29 @@ class ChatRequest(_Generation):
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
         return self
+
+    @model_validator(mode="after")
+    def _check_tool_choice(self) -> Self:
+        choice, only = self.tool_choice
+        if choice == "required" and not self.tools:
+            raise InvalidRequest("tool_choice: there are no tools to choose from", param="tool_choice")
+        if only is not None and all(tool.function.name != only for tool in self.tools):
+            raise InvalidRequest(f"tool_choice: no tool is named {only!r}", param="tool_choice")
+        schema = None if self.response_format is None else self.response_format.schema_text
+        if self.tools and choice != "none" and schema is not None:
+            raise InvalidRequest(
+                "response_format leaves no room for calls; leave it out, or send tool_choice: none",
+                param="response_format",
+            )
+        return self
+
+    @property
+    def offered(self) -> Tools | None:
+        """What the answer may call; None without tools."""
+        if not self.tools:
+            return None
+        choice, only = self.tool_choice
+        return Tools(tuple(map(schema_of, self.tools)), choice, only, self.parallel_tool_calls)
 
     @property
     def requested_logprobs(self) -> int | None:

@@ -56,7 +56,7 @@ class FusedBackbone:
         self._source = BankSource(self._store, cache)
         self._banks = LoadedBanks(self._store, cache, admit=self._admit)
         with lasting_imports():
-            self._engine, self._codec = load_engine(
+            self._engine, self._codec, calls = load_engine(
                 Path(args.base_model),
                 self._source,
                 args.engine,
@@ -66,7 +66,9 @@ class FusedBackbone:
                 threads=args.threads,
                 on_load=self._loaded,
             )
-        self._generator = Generator(self._engine, self._codec, default_max_tokens=args.limits.default_max_tokens)
+        self._generator = Generator(
+            self._engine, self._codec, calls=calls, default_max_tokens=args.limits.default_max_tokens
+        )
         self._max_adapters = args.engine.slots - len(args.pinned_adapters)
         self._sender = Sender(serve.get_replica_context().replica_tag, args.stream_interval_ms / 1000)
         self._places = asyncio.Semaphore(args.engine.max_requests)
@@ -157,6 +159,8 @@ class FusedBackbone:
             prompt_only=request.prompt_only,
             add_special_tokens=request.add_special_tokens,
             chat_template=await self._chat_template(request, manifest),
+            tools=request.tools,
+            stream=request.stream,
             on_tokens=on_tokens,
         )
 

@@ -20,6 +20,9 @@ class VllmConfig:
     """Leave out compilation: the engine starts sooner and runs slower."""
     tensor_parallel: int = 1
     """Processes that the model's layers are split over, each with a device of its own."""
+    tool_parser: str | None = None
+    """Name of the parser of vLLM that finds calls of tools in the answers of this model ("hermes"); None: requests
+    with tools are refused."""
 
     def __post_init__(self) -> None:
         if self.targets is not None and not self.targets:

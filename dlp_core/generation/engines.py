@@ -1,4 +1,4 @@
-"""The engine that a config names, and the codec of its tokens."""
+"""The engine that a config names, the codec of its tokens, and what finds calls of tools in its answers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from dlp_core.engine.config import EngineConfig
 from dlp_core.engine.protocol import Engine
 from dlp_core.residency.sources import AdapterSource
 from dlp_core.text.codec import TextCodec
+from dlp_core.text.tools import CallReaders
 
 
 class LoadedEngine(NamedTuple):
-    """An engine, not yet started, and the codec of its tokens."""
+    """An engine, not yet started, and the codec of its tokens. `calls` finds the calls of tools in its answers; without
+    it, its answers have none."""
 
     engine: Engine
     codec: TextCodec
+    calls: CallReaders | None = None
 
 
 def load_engine(
@@ -39,7 +42,7 @@ def load_engine(
         from dlp_core.vllm import loading as vllm
 
         inside = vllm.load(folder, source, config, dtype=dtype, threads=threads, on_load=on_load)
-        return LoadedEngine(inside.engine, inside.codec)
+        return LoadedEngine(inside.engine, inside.codec, inside.calls)
     from dlp_core.engine import loading as transformers
 
     loaded = transformers.load(folder, source, config, dtype=dtype, device=device, threads=threads, on_load=on_load)

@@ -18,8 +18,10 @@ from dlp_core.engine.protocol import Engine
 from dlp_core.engine.request import FinishReason, Plan, Sampling, TokenLogprob
 from dlp_core.generation.messages import Completion, Delta, Finished, Logprob, Piece, Source, TokenIds, TokenText
 from dlp_core.generation.planning import Planner
+from dlp_core.generation.tool_calls import PlainReader, ReadStream, check_tools, named_as_tools
 from dlp_core.mix import Mix, Span
 from dlp_core.text.codec import Prompt, TextCodec, TextStream
+from dlp_core.text.tools import CallReader, CallReaders, Tools
 
 T = TypeVar("T")
 
@@ -27,10 +29,19 @@ T = TypeVar("T")
 class Generator:
     """Generates completions with one engine, which it neither starts nor stops. Use from one event loop."""
 
-    def __init__(self, engine: Engine, codec: TextCodec, *, default_max_tokens: int | None = None) -> None:
-        """`default_max_tokens` limits completions whose sampling sets no limit, in addition to the context window."""
+    def __init__(
+        self,
+        engine: Engine,
+        codec: TextCodec,
+        *,
+        calls: CallReaders | None = None,
+        default_max_tokens: int | None = None,
+    ) -> None:
+        """`calls` finds the calls of tools in this model's answers; without it, nothing may be called.
+        `default_max_tokens` limits completions whose sampling sets no limit, in addition to the context window."""
         self._engine = engine
         self._codec = codec
+        self._calls = calls
         self._default_max_tokens = default_max_tokens or codec.context
         # one thread: a tokenizer is not thread-safe, and a flood of long prompts must not occupy every core
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
@@ -47,21 +58,28 @@ class Generator:
         prompt_only: bool = False,
         add_special_tokens: bool | None = None,
         chat_template: str | None = None,
+        tools: Tools | None = None,
+        stream: bool = True,
         on_tokens: Callable[[int], object] = lambda count: None,
     ) -> AsyncGenerator[Piece, None]:
         """Yield any number of Delta, then one Finished. Closing the generator aborts the request.
 
-        `echo`, `prompt_only` and `add_special_tokens` are those of GenerationRequest; `chat_template` replaces the
-        model's. `on_tokens(count)` is called
-        when `count` tokens arrive together. The spans use the bank's names, without a version. Raises PromptTooLong,
-        InvalidRequest for a prompt that cannot be read, and what Engine.submit raises.
+        `echo`, `prompt_only`, `add_special_tokens`, `tools` and `stream` are those of GenerationRequest;
+        `chat_template` replaces the model's. `on_tokens(count)` is called when `count` tokens arrive together. The
+        spans use the bank's names, without a version. Raises PromptTooLong, InvalidRequest for a prompt that cannot be
+        read or tools that cannot be called, and what Engine.submit raises.
         """
-        prompt, mixes = await self._in_order(self._read, source, plan, add_special_tokens, chat_template)
-        text = self._codec.stream(prompt, stop)
+        check_tools(tools, self._calls)
+        prompt, mixes = await self._in_order(self._read, source, plan, add_special_tokens, chat_template, tools)
+        reader = await self._reader(tools, prompt, stream=stream)
+        text = self._codec.stream(prompt, stop, special_tokens=reader.special_tokens)
+        answer = ReadStream(text, reader)
         logprobs = _Logprobs(self._codec, text, begin=len(prompt.text) if echo else 0)
         reason: FinishReason = "stop"
         spans: tuple[Span, ...] = ()
         sampling = replace(sampling, max_tokens=1) if prompt_only else self._within_context(sampling, prompt)
+        if reader.schema is not None:
+            sampling = replace(sampling, response_format=reader.schema)
         echoed = not echo
         submitted = self._engine.submit(
             prompt.ids,
@@ -70,7 +88,7 @@ class Generator:
             request_id=request_id,
             prompt_logprobs=sampling.logprobs if echo else None,
         )
-        async with aclosing(submitted) as events:
+        async with named_as_tools(reader), aclosing(submitted) as events:
             async for event in events:
                 spans = event.spans
                 if not echoed:
@@ -80,19 +98,22 @@ class Generator:
                     reason = "length"
                     break
                 on_tokens(len(event.token_ids))
-                delta = Delta(text.push(event.token_ids), logprobs.push(event.logprobs))
-                if delta.text or delta.logprobs:
+                read = answer.push(event.token_ids)
+                delta = Delta(read.text, logprobs.push(event.logprobs), read.calls)
+                if delta.text or delta.logprobs or delta.calls:
                     yield delta
                 if text.stopped:
                     break
                 if event.finish_reason is not None:
                     reason = event.finish_reason
-        rest = Delta(text.finish(), logprobs.push(()))
+        read = answer.finish()
+        rest = Delta(read.text, logprobs.push(()), read.calls)
         if text.stopped:
             reason = "stop"
-        if rest.text or rest.logprobs:
+        if rest.text or rest.logprobs or rest.calls:
             yield rest
-        yield Finished(reason, len(prompt.ids), text.tokens, _reported_spans(spans, len(prompt.ids) + text.tokens))
+        spans = _reported_spans(spans, len(prompt.ids) + text.tokens)
+        yield Finished(answer.end_reason(reason, tools), len(prompt.ids), text.tokens, spans)
 
     async def decode(self, ids: Sequence[int]) -> str:
         """The text of a prompt that comes as token ids. Raises PromptTooLong, or InvalidRequest if there are none."""
@@ -123,12 +144,18 @@ class Generator:
                 completion.add(piece)
         return completion
 
+    async def _reader(self, tools: Tools | None, prompt: Prompt, *, stream: bool) -> CallReader:
+        if tools is None or tools.choice == "none" or self._calls is None:
+            return PlainReader()
+        return await self._in_order(partial(self._calls.reader, tools, prompt.ids, stream=stream))
+
     def _read(
         self,
         source: Source | Prompt,
         plan: Mix | Plan | Planner,
         add_special_tokens: bool | None,
         chat_template: str | None,
+        tools: Tools | None,
     ) -> tuple[Prompt, Mix | Plan]:
         if isinstance(source, Prompt):
             prompt = source
@@ -138,7 +165,10 @@ class Generator:
             prompt = self._codec.encode(source, add_special_tokens=add_special_tokens is not False)
         else:
             prompt = self._codec.encode_chat(
-                source, chat_template=chat_template, add_special_tokens=add_special_tokens is True
+                source,
+                tools=None if tools is None else tools.schemas,
+                chat_template=chat_template,
+                add_special_tokens=add_special_tokens is True,
             )
         return prompt, plan if isinstance(plan, Mix | Plan) else plan(prompt)
 

@@ -6,12 +6,14 @@ A generation is any number of `Delta`, then one `Finished`, or an error of dlp_c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from dlp_core.decision import RoutingOptions
 from dlp_core.engine.request import FinishReason, Sampling
 from dlp_core.mix import Mix, Span
 from dlp_core.text.chat import Message
+from dlp_core.text.tools import CallDelta, ToolCall, Tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class GenerationRequest:
     """Whether nothing follows the prompt: its log-probabilities are all that is wanted."""
     add_special_tokens: bool | None = None
     """Of the tokenizer, around the text; None: for bare prompts only, since a chat template brings its own."""
+    tools: Tools | None = None
+    """What a conversation offers its answer to call."""
     salt: str = ""
     """It shares cache blocks with requests of the same salt only."""
     stream: bool = True
@@ -77,14 +81,20 @@ class Delta:
 
     text: str
     logprobs: tuple[Logprob, ...] = ()
-    """Log-probabilities, if requested, of tokens whose text has been sent."""
+    """Log-probabilities, if requested, of tokens whose text has been sent, or is part of calls."""
+    calls: tuple[CallDelta, ...] = ()
+    """What follows of calls of tools. Their text is not in `text`."""
+
+
+EndReason = FinishReason | Literal["tool_calls"]
+"""The last means that the model ended its answer to have tools called."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
     """The end of a completion. `spans` count tokens of prompt and completion together."""
 
-    finish_reason: FinishReason
+    finish_reason: EndReason
     prompt_tokens: int
     completion_tokens: int
     spans: tuple[Span, ...]
@@ -99,12 +109,18 @@ class Completion:
 
     text: str = ""
     logprobs: list[Logprob] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
     finished: Finished | None = None
     """Set by the last piece."""
 
     def add(self, piece: Piece) -> None:
         if isinstance(piece, Finished):
             self.finished = piece
-        else:
-            self.text += piece.text
-            self.logprobs += piece.logprobs
+            return
+        self.text += piece.text
+        self.logprobs += piece.logprobs
+        for delta in piece.calls:
+            if delta.index == len(self.calls):
+                self.calls.append(ToolCall(delta.id or "", delta.name or "", ""))
+            call = self.calls[delta.index]
+            self.calls[delta.index] = replace(call, arguments=call.arguments + delta.arguments)

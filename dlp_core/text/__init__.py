@@ -1,1 +1,1 @@
-"""Text to tokens and back, conversations, and where sentences start."""
+"""Text to tokens and back, conversations with their tools, and where sentences start."""

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["system", "user", "assistant"]
+from dlp_core.text.tools import ToolCall
+
+Role = Literal["system", "user", "assistant", "tool"]
 
 FOLLOW_UP_CHARS = 120
 """A turn of at most this many characters may be a follow-up that means little without the turn before it."""
@@ -14,10 +16,16 @@ FOLLOW_UP_CHARS = 120
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `content` is plain text."""
+    """One turn. `content` is plain text, empty if an assistant only calls tools."""
 
     role: Role
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Of an assistant."""
+    tool_call_id: str | None = None
+    """Of a tool: the call that this is the result of."""
+    name: str | None = None
+    """Of a tool, if it is known: the function that was called."""
 
 
 def routing_texts(messages: Sequence[Message]) -> tuple[str, ...]:
@@ -25,21 +33,31 @@ def routing_texts(messages: Sequence[Message]) -> tuple[str, ...]:
 
         the last user turn                           the current question; if it fits an adapter, it alone decides
         the user turn before it, and the last one    a follow-up ("and on weekends?"), if the last one is short enough
+        the last user turn, and tools' results       a question whose matter is in what was looked up for it
         the system prompt, and the last user turn    bare data whose instruction is in the system prompt
 
     So neither a long system prompt nor an earlier topic interferes if the user's own words fit an adapter. The
-    assistant's turns never count: they were written by an adapter, not for one. Without a user turn, the last turn is
-    the text. Raises ValueError if there is no message.
+    assistant's turns never count: they were written by an adapter, not for one. Nor do the schemas of tools, which are
+    the same whatever is asked. Without a user turn, the last turn is the text. Raises ValueError if there is no
+    message.
     """
     if not messages:
         raise ValueError("a conversation has at least one message")
-    user_turns = [message.content for message in messages if message.role == "user"]
+    user_turns = [number for number, message in enumerate(messages) if message.role == "user"]
     if not user_turns:
         return (messages[-1].content,)
-    texts = [user_turns[-1]]
-    if len(user_turns) > 1 and len(user_turns[-1]) <= FOLLOW_UP_CHARS:
-        texts.append(f"{user_turns[-2]}\n{user_turns[-1]}")
-    system = "\n".join(message.content for message in messages if message.role == "system" and message.content.strip())
+    last = messages[user_turns[-1]].content
+    texts = [last]
+    if len(user_turns) > 1 and len(last) <= FOLLOW_UP_CHARS:
+        texts.append(f"{messages[user_turns[-2]].content}\n{last}")
+    results = "\n".join(_contents(messages[user_turns[-1] :], "tool"))
+    if results:
+        texts.append(f"{last}\n\n{results}")
+    system = "\n".join(_contents(messages, "system"))
     if system:
-        texts.append(f"{system}\n\n{user_turns[-1]}")
+        texts.append(f"{system}\n\n{last}")
     return tuple(texts)
+
+
+def _contents(messages: Sequence[Message], role: Role) -> list[str]:
+    return [message.content for message in messages if message.role == role and message.content.strip()]

@@ -6,6 +6,7 @@ this file applies them to a stream of tokens.
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from dlp_core.errors import InvalidRequest, PromptTooLong
 from dlp_core.text.chat import Message
 from dlp_core.text.decoding import IncrementalDecoder, Pieces
 from dlp_core.text.foreign import ForeignTemplates
-from dlp_core.text.template import ChatTemplate, Turn
+from dlp_core.text.template import ChatTemplate, Schemas, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -60,26 +61,33 @@ class TextCodec:
         self._template = lru_cache(_TEMPLATES)(self._make_template)
 
     def encode_chat(
-        self, messages: Sequence[Message], *, chat_template: str | None = None, add_special_tokens: bool = False
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Schemas | None = None,
+        chat_template: str | None = None,
+        add_special_tokens: bool = False,
     ) -> Prompt:
-        """Encode a conversation with the model's chat template, or with an adapter's `chat_template`, up to where the
-        assistant's turn begins.
+        """Encode a conversation that offers `tools` with the model's chat template, or with an adapter's
+        `chat_template`, up to where the assistant's turn begins.
 
         `add_special_tokens` puts the special tokens of a bare text around what the template writes, which normally
-        brings its own. Raises PromptTooLong, InvalidRequest if the template rejects the turns, or AdapterRefused if an
-        adapter's takes too much time or memory.
+        brings its own. Raises PromptTooLong, InvalidRequest if the template rejects the turns or has no place for
+        tools, or AdapterRefused if an adapter's takes too much time or memory.
         """
-        self._reject_oversized(sum(len(message.content) for message in messages), param="messages")
-        text = self._template(chat_template).render(messages)
+        self._reject_oversized(sum(map(_size, messages)), param="messages")
+        if tools:
+            self._reject_oversized(len(json.dumps(list(tools), ensure_ascii=False)), param="tools")
+        text = self._template(chat_template).render(messages, tools)
         ids, ends = self._tokens(text, param="messages", add_special_tokens=add_special_tokens)
-        spans, position = [], 0
-        for message in messages:
+        spans, end = [], len(text)
+        for message in reversed(messages):  # before the first may be tools, with any words
             content = message.content.strip()  # as templates do
-            start = text.find(content, position) if content else -1
+            start = text.rfind(content, 0, end) if content else -1
             if start >= 0:
-                position = start + len(content)
-                spans.append((start, position))
-        return Prompt(ids, text, ends, tuple(spans), is_chat=True)
+                spans.append((start, start + len(content)))
+                end = start
+        return Prompt(ids, text, ends, tuple(reversed(spans)), is_chat=True)
 
     def encode(self, prompt: str, *, add_special_tokens: bool = True) -> Prompt:
         """Encode a bare prompt, with the special tokens that the model expects at the start of a text. One that the
@@ -124,9 +132,10 @@ class TextCodec:
             )
         return requested
 
-    def stream(self, prompt: Prompt, stop: Iterable[str] = ()) -> TextStream:
-        """The text of the completion that follows `prompt`, up to the first of the `stop` strings."""
-        return TextStream(IncrementalDecoder(self._pieces, prompt.ids), stop)
+    def stream(self, prompt: Prompt, stop: Iterable[str] = (), *, special_tokens: bool = False) -> TextStream:
+        """The text of the completion that follows `prompt`, with or without special tokens, up to the first of the
+        `stop` strings."""
+        return TextStream(IncrementalDecoder(self._pieces, prompt.ids, special_tokens=special_tokens), stop)
 
     def token_text(self, token_id: int) -> tuple[str, bytes]:
         """One token within a text: with U+FFFD for incomplete characters, and as the bytes it stands for."""
@@ -137,10 +146,13 @@ class TextCodec:
         if text is None or (isinstance(own, str) and text.strip() == own.strip()):
             return ChatTemplate(self._apply_template)
         special = self._tokenizer.special_tokens_map
-        return ChatTemplate(lambda turns: self._foreign.render(text, turns, special))
+        return ChatTemplate(lambda turns, tools: self._foreign.render(text, turns, special, tools))
 
-    def _apply_template(self, turns: list[Turn]) -> str:
-        return str(self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    def _apply_template(self, turns: list[Turn], tools: Schemas | None) -> str:
+        functions = None if tools is None else [dict(tool) for tool in tools]
+        return str(
+            self._tokenizer.apply_chat_template(turns, tools=functions, add_generation_prompt=True, tokenize=False)
+        )
 
     @cached_property
     def _pieces(self) -> Pieces:
@@ -179,6 +191,11 @@ class TextCodec:
                 param=param,
             )
         return ids
+
+
+def _size(message: Message) -> int:
+    """Characters of a message's content and of its calls' arguments."""
+    return len(message.content) + sum(len(call.arguments) for call in message.tool_calls)
 
 
 class TextStream:

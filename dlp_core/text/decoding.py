@@ -44,9 +44,9 @@ class Pieces:
         """All of `ids` as text, special tokens included."""
         return str(self._backend.decode(list(ids), skip_special_tokens=False))
 
-    def is_text(self, token_id: int) -> bool:
-        """Whether a token is part of the text: it exists and is not a special one."""
-        return token_id not in self._special and self._backend.id_to_token(token_id) is not None
+    def is_text(self, token_id: int, *, special: bool = False) -> bool:
+        """Whether a token is part of the text: it exists and, unless special tokens count too, is not one of them."""
+        return (special or token_id not in self._special) and self._backend.id_to_token(token_id) is not None
 
     def byte(self, token_id: int) -> bytes | None:
         """The byte of a byte-fallback token; None for any other."""
@@ -91,10 +91,11 @@ class Pieces:
 
 
 class IncrementalDecoder:
-    """The text of tokens that follow `before`, piece by piece."""
+    """The text of tokens that follow `before`, piece by piece, with or without special tokens."""
 
-    def __init__(self, pieces: Pieces, before: Sequence[int] = ()) -> None:
+    def __init__(self, pieces: Pieces, before: Sequence[int] = (), *, special_tokens: bool = False) -> None:
         self._pieces = pieces
+        self._special_tokens = special_tokens
         window: list[int] = []
         for token_id in reversed(before):
             if len(window) >= _WINDOW and (pieces.byte(window[-1]) is None or pieces.byte(token_id) is None):
@@ -111,8 +112,8 @@ class IncrementalDecoder:
         """Tokens since the last text that was returned, which the text of the next tokens may complete."""
 
     def push(self, token_id: int) -> str:
-        """The text that this token releases, often its own. Special tokens have none."""
-        if not self._pieces.is_text(token_id):
+        """The text that this token releases, often its own."""
+        if not self._pieces.is_text(token_id, special=self._special_tokens):
             return ""
         self._window.append(token_id)
         self.held += 1

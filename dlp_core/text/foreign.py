@@ -16,8 +16,15 @@ _HANG_SECONDS = 60.0
 """After which the process is lost: a template that takes a second of the processor ends it before."""
 _ANSWER_BYTES = 16 * 2**20
 
+_FIRST: Mapping[str, object] = {
+    "template": "",
+    "turns": [{"role": "user", "content": ""}],
+    "tools": None,
+    "special": {},
+}
+
 Turn = Mapping[str, object]
-"""A message as templates see it: {"role", "content"}."""
+"""A message as templates see it: {"role", "content"}, and what tools need."""
 
 
 class ForeignTemplates:
@@ -32,12 +39,21 @@ class ForeignTemplates:
         self._connection: socket.socket | None = None
         self._refused: set[str] = set()
 
-    def render(self, template: str, turns: Sequence[Turn], special: Mapping[str, object]) -> str:
-        """The text of a conversation up to where the assistant's turn begins.
+    def render(
+        self,
+        template: str,
+        turns: Sequence[Turn],
+        special: Mapping[str, object],
+        tools: Sequence[Mapping[str, object]] | None = None,
+    ) -> str:
+        """The text of a conversation, with the schemas of the `tools` it offers, up to where the assistant's turn
+        begins.
 
         Raises InvalidRequest if the template rejects the turns, and AdapterRefused if it does not end in time.
         """
-        request = json.dumps({"template": template, "turns": list(turns), "special": dict(special)})
+        request = json.dumps(
+            {"template": template, "turns": list(turns), "tools": tools and list(tools), "special": dict(special)}
+        )
         with self._lock:
             if template in self._refused:
                 raise _refused()
@@ -66,7 +82,7 @@ class ForeignTemplates:
             self._process = subprocess.Popen(command, pass_fds=[other.fileno()], stdin=subprocess.DEVNULL)
         self._connection = own
         own.settimeout(_HANG_SECONDS)
-        own.sendall(b'{"template": "", "turns": [{"role": "user", "content": ""}], "special": {}}\n')
+        own.sendall(json.dumps(_FIRST).encode() + b"\n")
         if not own.recv(2**16):
             raise OSError("the process that renders chat templates did not start")
         return own

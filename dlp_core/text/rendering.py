@@ -6,7 +6,7 @@ template wants more, and its parent (foreign.py) starts another.
 
 Each line read from the socket FD is a request, each line written its answer:
 
-    {"template": str, "turns": [{"role", "content"}, ...], "special": {"bos_token": str, ...}}
+    {"template": str, "turns": [{"role", "content"}, ...], "tools": [...] or null, "special": {"bos_token": str, ...}}
     {"text": str} or {"error": str}
 """
 
@@ -34,6 +34,7 @@ def main() -> None:
         try:
             [text], _ = render_jinja_template(
                 [request["turns"]],
+                tools=request["tools"],
                 chat_template=request["template"],
                 add_generation_prompt=True,
                 **request["special"],

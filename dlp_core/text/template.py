@@ -1,70 +1,157 @@
-"""A model's chat template, and what it does with content: found out by rendering, not by reading it.
+"""A model's chat template, and what it does with content and tools: found out by rendering, not by reading it.
 
 Some templates read a turn's content as a string, some as OpenAI's list of parts; the wrong one renders as nothing, and
-the model would answer an empty turn. Some have no system role: they raise, or leave it out.
+the model would answer an empty turn. Some have no system role: they raise, or leave it out. Many know nothing of tools,
+and those that do read the arguments of a call as an object or as a string.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from dlp_core.errors import AdapterRefused, DLPError, InvalidRequest
 from dlp_core.text.chat import Message
-
-_SYSTEM, _USER = Message("system", "probe-system"), Message("user", "probe-user")
-
+from dlp_core.text.tools import ToolCall
 
 Turn = dict[str, Any]
-"""A message as templates see it: {"role", "content"}."""
+"""A message as templates see it: {"role", "content"}, and maybe "tool_calls", "tool_call_id" and "name"."""
+
+Schemas = Sequence[Mapping[str, Any]]
+"""The functions that a conversation offers: see Tools."""
+
+Arguments = Literal["object", "string"]
+_FORMS: tuple[Arguments, ...] = ("object", "string")
+
+_SYSTEM, _USER = Message("system", "probe-system"), Message("user", "probe-user")
+_CALL = ToolCall("probe1234", "probe_function", '{"probe_argument": "probe-value"}')  # some want ids of 9 characters
+_CALLED = (
+    _USER,
+    Message("assistant", "", tool_calls=(_CALL,)),
+    Message("tool", "probe-result", tool_call_id=_CALL.id, name=_CALL.name),
+)
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": _CALL.name,
+        "description": "probe",
+        "parameters": {"type": "object", "properties": {"probe_argument": {"type": "string", "description": "probe"}}},
+    },
+}
 
 
 class ChatTemplate:
-    """Renders conversations. `apply` is the template itself: from turns to text, up to where the assistant's begins."""
+    """Renders conversations. `apply` is the template itself: from turns and the schemas of tools, None if there are
+    none, to text, up to where the assistant's begins."""
 
-    def __init__(self, apply: Callable[[list[Turn]], str]) -> None:
+    def __init__(self, apply: Callable[[list[Turn], Schemas | None], str]) -> None:
         self._template = apply
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The text of a conversation, up to where the assistant's turn begins.
+    def render(self, messages: Sequence[Message], tools: Schemas | None = None) -> str:
+        """The text of a conversation that offers `tools`, up to where the assistant's turn begins.
 
-        Raises InvalidRequest if the template rejects the turns (jinja2 may raise anything).
+        Raises InvalidRequest if the template rejects the turns (jinja2 may raise anything), or leaves out tools, their
+        calls or their results.
         """
         try:
-            return self._apply(messages if self._has_system else _without_system(messages), parts=self._reads_parts)
+            return self._render(messages, tools)
         except DLPError:
             raise
         except Exception as error:
             raise InvalidRequest(f"the chat template rejects these messages: {error}", param="messages") from error
 
-    def _apply(self, messages: Sequence[Message], *, parts: bool) -> str:
-        return self._template(
-            [{"role": message.role, "content": _content(message, parts=parts)} for message in messages]
+    def _render(self, messages: Sequence[Message], tools: Schemas | None) -> str:
+        calls = any(message.tool_calls for message in messages)
+        if calls and self._arguments is None:
+            raise _left_out("the calls of tools", "messages", "put what they say into the content")
+        if any(message.role == "tool" for message in messages) and not self._shows_results:
+            raise _left_out("the results of tools", "messages", "put them into a user turn")
+        turns = turns_of(
+            messages if self._has_system else _without_system(messages),
+            parts=self._reads_parts,
+            arguments=(self._arguments if calls else None) or "object",
         )
+        text = self._template(turns, tools)
+        if tools and text == self._tried(turns, None):
+            raise _left_out("tools", "tools", "put what they are for into a system turn")
+        return text
 
     @cached_property
     def _reads_parts(self) -> bool:
-        return not self._shows(_USER, parts=False) and self._shows(_USER, parts=True)
+        text, of_parts = (self._tried(turns_of([_USER], parts=parts)) for parts in (False, True))
+        return _USER.content not in text and _USER.content in of_parts
 
     @cached_property
     def _has_system(self) -> bool:
-        return self._shows(_SYSTEM, _USER, parts=self._reads_parts) or not self._shows(_USER, parts=self._reads_parts)
+        alone, both = (self._tried(turns_of(turns, parts=self._reads_parts)) for turns in ([_USER], [_SYSTEM, _USER]))
+        return _USER.content not in alone or (_SYSTEM.content in both and _USER.content in both)
 
-    def _shows(self, *messages: Message, parts: bool) -> bool:
-        """Whether all of these messages' contents are in the text."""
+    @cached_property
+    def _arguments(self) -> Arguments | None:
+        """How it reads the arguments of calls; None if it leaves them out."""
+        tried = {form: self._called(form) for form in _FORMS}
+        for form, text in tried.items():
+            if "probe-value" in text and "{'probe_argument': 'probe-value'" not in text:  # which is Python, not JSON
+                return form
+        return None if any(tried.values()) else "object"
+
+    @cached_property
+    def _shows_results(self) -> bool:
+        text = self._called(self._arguments or "object")
+        return not text or "probe-result" in text
+
+    def _called(self, arguments: Arguments) -> str:
+        return self._tried(turns_of(_CALLED, parts=self._reads_parts, arguments=arguments), [_TOOL])
+
+    def _tried(self, turns: list[Turn], tools: Schemas | None = None) -> str:
+        """What it makes of these turns; nothing if it rejects them, as it will say when it is to render them."""
         try:
-            text = self._apply(messages, parts=parts)
+            return self._template(turns, tools)
         except AdapterRefused:
             raise
-        except Exception:  # it rejects them, by whatever jinja2 raises
-            return False
-        return all(message.content in text for message in messages)
+        except Exception:  # whatever jinja2 raises
+            return ""
+
+
+def turns_of(messages: Sequence[Message], *, parts: bool, arguments: Arguments = "object") -> list[Turn]:
+    """The messages as templates read them, which is also how they came: contents as text or as parts, and arguments of
+    calls as strings, or as objects where they are objects."""
+    turns = []
+    for message in messages:
+        turn: Turn = {"role": message.role, "content": _content(message, parts=parts)}
+        if message.tool_calls:
+            turn["tool_calls"] = [_call(call, as_object=arguments != "string") for call in message.tool_calls]
+        if message.tool_call_id is not None:
+            turn["tool_call_id"] = message.tool_call_id
+        if message.name is not None:
+            turn["name"] = message.name
+        turns.append(turn)
+    return turns
 
 
 def _content(message: Message, *, parts: bool) -> Any:
     return [{"type": "text", "text": message.content}] if parts else message.content
+
+
+def _call(call: ToolCall, *, as_object: bool) -> dict[str, Any]:
+    """What is not an object was written by a model and stays what it is."""
+    arguments: Any = call.arguments
+    if as_object:
+        with suppress(ValueError):
+            arguments = json.loads(call.arguments or "{}")
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
+
+
+def _left_out(what: str, param: str, instead: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{param}: the chat template leaves out {what}, so the model would not know of them; {instead}, or ask a model "
+        "or an adapter whose template has them",
+        param=param,
+    )
 
 
 def _without_system(messages: Sequence[Message]) -> list[Message]:

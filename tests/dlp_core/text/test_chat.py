@@ -9,6 +9,7 @@ import pytest
 
 from dlp_core.router import Routing
 from dlp_core.text.chat import FOLLOW_UP_CHARS, Message, routing_texts
+from dlp_core.text.tools import ToolCall
 from tests.support.router_rows import TASKS, make_rows, trained
 
 FRESH = make_rows(25, seed=41)
@@ -80,3 +81,22 @@ def test_an_instruction_in_the_system_prompt_counts_if_the_data_alone_is_ambiguo
 def test_a_text_that_fits_nothing_is_routed_as_the_last_turn_alone() -> None:
     small_talk = user("My landlord refuses to repair the boiler, what are my rights?")
     assert route(user("hello"), small_talk) == route(small_talk)
+
+
+def test_results_of_tools_count_after_the_question_they_were_looked_up_for() -> None:
+    called = [Message("assistant", "", (ToolCall("1", "f", "{}"),)), Message("tool", "found", tool_call_id="1")]
+    assert routing_texts([user("one"), *called]) == ("one", "one\n\nfound")
+    again = [*called, Message("tool", "more", tool_call_id="2")]
+    assert routing_texts([Message("system", "s"), user("zero"), *called, user("one"), *again]) == (
+        "one",
+        "zero\none",
+        "one\n\nfound\nmore",
+        "s\n\none",
+    )
+
+
+def test_what_was_looked_up_does_not_drown_the_question() -> None:
+    rng = Random(6)
+    for row in FRESH:
+        other = rng.choice([each for each in FRESH if each.task != row.task])
+        assert route(user(row.input), Message("tool", other.input, tool_call_id="1")).best == row.task

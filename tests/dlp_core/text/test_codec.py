@@ -44,6 +44,14 @@ def test_token_bytes_are_the_text(text: str) -> None:
     assert b"".join(CODEC.token_text(token)[1] for token in ids) == text.encode()
 
 
+@given(st.lists(st.sampled_from([0, 2, *TOKENIZER("日本 the é").input_ids]), max_size=20))
+def test_special_tokens_are_text_where_they_are_asked_for(ids: list[int]) -> None:
+    plain, special = CODEC.stream(CODEC.encode("x")), CODEC.stream(CODEC.encode("x"), special_tokens=True)
+    texts = ["".join([*(stream.push([token]) for token in ids), stream.finish()]) for stream in (plain, special)]
+    assert texts[0] == TOKENIZER.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
+    assert texts[1] == TOKENIZER.decode(ids, skip_special_tokens=False).rstrip("\ufffd")
+
+
 @given(st.text("ab#", max_size=20), st.sampled_from([["#"], ["b#a"], ["ab", "ba#"], []]))
 def test_released_tokens_are_those_whose_text_was_sent(text: str, stop: list[str]) -> None:
     stream = CODEC.stream(CODEC.encode("x"), stop)
