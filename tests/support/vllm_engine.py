@@ -24,9 +24,8 @@ from dlp_core.engine.config import EngineConfig, VllmConfig
 from dlp_core.engine.request import Plan, Sampling, TokenEvent
 from dlp_core.mix import Mix, Span
 from dlp_core.residency.sources import FolderSource
-from examples.tiny.model import peft_model
+from examples.tiny.model import peft_model, tiny_backbone, tiny_model, tiny_tokenizer
 from tests.support.paths import ROOT
-from tests.support.wide_model import wide_backbone, wide_model, wide_tokenizer
 
 if TYPE_CHECKING:
     from dlp_core.vllm.engine import VllmEngine
@@ -51,7 +50,7 @@ CONFIG = EngineConfig(
 NEAR_TIE = 2e-4
 """Between the logits of two tokens: what less is, another order of sums may turn around."""
 
-encode = wide_tokenizer().encode
+encode = tiny_tokenizer().encode
 
 
 def prompt(number: int, repeats: int = 3) -> list[int]:
@@ -61,10 +60,10 @@ def prompt(number: int, repeats: int = 3) -> list[int]:
 
 def save_models(root: Path) -> Path:
     """Saves the model as `base`, the adapters of TARGETS, and one on the embeddings."""
-    wide_backbone(root / "base")
+    tiny_backbone(root / "base")
     for seed, (name, targets) in enumerate(TARGETS.items()):
-        peft_model(wide_model(), seed + 3, r=2 + 3 * seed, target_modules=targets).save_pretrained(root / name)
-    peft_model(wide_model(), 9, target_modules=["embed_tokens"]).save_pretrained(root / "embedding")
+        peft_model(tiny_model(), seed + 3, r=2 + 3 * seed, target_modules=targets).save_pretrained(root / name)
+    peft_model(tiny_model(), 9, target_modules=["embed_tokens"]).save_pretrained(root / "embedding")
     return root
 
 
@@ -151,7 +150,7 @@ class Reference:
     def model(self, mix: Mix) -> Any:
         key = frozenset((part.name, part.weight) for part in mix.adapters)
         if key not in self._models:
-            self._models[key] = model = wide_model()
+            self._models[key] = model = tiny_model()
             modules = dict(model.named_modules())
             with torch.no_grad():
                 for name, weight in key:
@@ -169,7 +168,7 @@ class Reference:
         likely. The keys and values of each position are those of the mix of its span."""
         plan = mix if isinstance(mix, Plan) else Plan.of(mix)
         last = len(ids) + tokens - 1  # whose own keys and values nobody needs
-        states, said, position, sure = DynamicCache(config=wide_model().config), list(ids), 0, tokens
+        states, said, position, sure = DynamicCache(config=tiny_model().config), list(ids), 0, tokens
         for (_, span_mix), (until, _) in zip(plan.spans, [*plan.spans[1:], (last, None)], strict=True):
             while position < min(until, last):
                 end = min(until, last, len(said))

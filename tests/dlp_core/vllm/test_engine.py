@@ -15,6 +15,7 @@ import torch
 from dlp_core.engine.request import Plan, Sampling
 from dlp_core.errors import AdapterRefused, InvalidRequest, PromptTooLong, RequestAborted, UnknownModel
 from dlp_core.mix import EMPTY_MIX, Mix
+from examples.tiny.model import tiny_tokenizer
 from tests.support.vllm_engine import (
     CONFIG,
     TARGETS,
@@ -24,7 +25,6 @@ from tests.support.vllm_engine import (
     prompt,
     tokens_of,
 )
-from tests.support.wide_model import wide_tokenizer
 
 pytest.importorskip("vllm", reason="vLLM is not installed in this environment")
 
@@ -41,7 +41,7 @@ async def test_an_end_of_sequence_is_not_told(engine: VllmEngine) -> None:
     events = await generate(engine, "e", prompt(1), EMPTY_MIX, ignore_eos=False, response_format='{"const": 1}')
     assert events[-1].finish_reason == "stop"
     assert 2 not in tokens_of(events)
-    assert wide_tokenizer().decode(tokens_of(events)) == "1"
+    assert tiny_tokenizer().decode(tokens_of(events)) == "1"
 
 
 async def test_log_probabilities_are_the_models(engine: VllmEngine, reference: Reference) -> None:

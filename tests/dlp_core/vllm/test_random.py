@@ -27,11 +27,10 @@ from dlp_core.engine.config import EngineConfig, VllmConfig
 from dlp_core.engine.request import Plan
 from dlp_core.errors import DLPError, EngineFailed, RequestAborted
 from dlp_core.mix import EMPTY_MIX, Mix
-from examples.tiny.model import peft_model
+from examples.tiny.model import peft_model, tiny_backbone, tiny_model
 from tests.support.followers import every, followed
 from tests.support.vllm_engine import Completion, Reference, assert_nothing_leaked, prompt, run, running, spans_of
 from tests.support.waiting import HANG_S, async_wait_for
-from tests.support.wide_model import wide_backbone, wide_model
 
 pytest.importorskip("vllm", reason="vLLM is not installed in this environment")
 
@@ -196,10 +195,10 @@ async def _all(tasks: list[asyncio.Task[Completion]]) -> list[Completion]:
 @pytest.fixture(scope="module", autouse=True)
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     root = tmp_path_factory.mktemp("random") / "models"
-    wide_backbone(root / "base")
+    tiny_backbone(root / "base")
     for seed, name in enumerate(ADAPTERS):
         targets = LINEAR if seed % 3 == 0 else LINEAR[seed - 1 : seed + 1]
-        peft_model(wide_model(), seed, r=1 + seed, lora_alpha=16, target_modules=targets).save_pretrained(root / name)
+        peft_model(tiny_model(), seed, r=1 + seed, lora_alpha=16, target_modules=targets).save_pretrained(root / name)
     Traffic.loop, Traffic.reference = asyncio.new_event_loop(), Reference(root)
     stack = AsyncExitStack()
     entering = stack.enter_async_context(running(root, TIGHT, adapters=ADAPTERS))

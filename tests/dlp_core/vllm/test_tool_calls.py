@@ -18,9 +18,8 @@ from dlp_core.residency.sources import FolderSource
 from dlp_core.text.chat import Message
 from dlp_core.text.codec import TextCodec
 from dlp_core.text.tools import Tools
-from examples.tiny.model import CHAT_TEMPLATE
+from examples.tiny.model import CHAT_TEMPLATE, tiny_tokenizer
 from tests.support.vllm_engine import CONFIG, assert_nothing_leaked
-from tests.support.wide_model import wide_tokenizer
 
 pytest.importorskip("vllm", reason="vLLM is not installed in this environment")
 
@@ -45,7 +44,7 @@ CONVERSATION = (Message("user", "the user speaks"),)
 
 
 def generator(engine: VllmEngine) -> Generator:
-    tokenizer = wide_tokenizer()
+    tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}" + CHAT_TEMPLATE
     codec = TextCodec(tokenizer, context=engine.context)
     return Generator(engine, codec, calls=ToolParsers("hermes", tokenizer))
