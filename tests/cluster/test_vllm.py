@@ -126,8 +126,8 @@ def test_what_vllm_cannot_serve_is_refused_by_name(app: Application, tmp_path: P
     version = publish_another(app, tmp_path / "bank", target_modules=["embed_tokens"])
     refused = wait_for(lambda: health(app).get("refused"), "a refusal")
     assert refused["version"] == version
-    assert "'cron@" in refused["reason"]
-    assert "has LoRA on embeddings or the output head, which engine vllm does not serve" in refused["reason"]
+    assert "adapter 'cron' has LoRA on embeddings" in refused["reason"]
+    assert "which engine vllm does not serve" in refused["reason"]
     assert serving(app) == "one"
     back_to_bank_one(app)
     reply = ask(app, "words", presence_penalty=1, dlp={"granularity": "sentence"})
