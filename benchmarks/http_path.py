@@ -1,6 +1,7 @@
 """Cost of HTTP and Ray Serve compared with calling the engine directly, with and without Serve's throughput mode.
 
     .venv/bin/python -m benchmarks.http_path [--base MODEL_DIR --bank BANK_FOLDER --adapter NAME] [--quick] [--out FILE]
+    .venv/bin/python -m benchmarks.http_path --engine vllm --vllm-python .venv-vllm/bin/python ...
 
 Clients stream answers of 32 tokens, each sending its next request once the last is answered. The sides, each in a
 separate process, forward and backward:
@@ -39,11 +40,13 @@ from benchmarks.measure.harness import ROOT, abba, median_ratio, model_folder, r
 from benchmarks.measure.targets import Target, target_rows
 from deployments.args import AppArgs
 from deployments.local.app import LocalApp
+from deployments.local.engine import set_engine
 from dlp_core.bank.publish import publish
 from dlp_core.bank.reading import load_manifest
 from dlp_core.bank.source import BankSource, qualified
-from dlp_core.engine.loading import load as load_engine
+from dlp_core.engine.config import Kind
 from dlp_core.engine.request import Sampling
+from dlp_core.generation.engines import load_engine
 from dlp_core.generation.generator import Generator
 from dlp_core.mix import Mix
 from dlp_core.store.opening import open_store
@@ -140,9 +143,7 @@ async def measure_engine(args: AppArgs, adapter: str, streams: Sequence[int], se
     manifest = load_manifest(store)
     source = BankSource(store, args.cache.open())
     source.add(manifest)
-    loaded = load_engine(
-        Path(args.base_model), source, args.engine, dtype=args.dtype, device="cpu", threads=args.threads
-    )
+    loaded = load_engine(Path(args.base_model), source, args.engine, dtype=args.dtype, threads=args.threads)
     engine, generator = loaded.engine, Generator(loaded.engine, loaded.codec)
     mix = qualified(Mix.of({adapter: 1.0}), manifest)
     sampling = Sampling(max_tokens=TOKENS, ignore_eos=True)
@@ -197,6 +198,10 @@ def main(
     adapter: Annotated[str, typer.Option(help="Adapter of the bank that serves all requests.")] = "sql",
     dtype: Annotated[str, typer.Option(help="Precision of the backbone.")] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the backbone.")] = 1,
+    engine: Annotated[Kind, typer.Option(help="What runs the model.")] = "transformers",
+    vllm_python: Annotated[
+        Path | None, typer.Option(envvar="VLLM_PYTHON", help="Python of an environment with vLLM, for its engine.")
+    ] = None,
     streams: Annotated[list[int] | None, typer.Option(min=1, help="May be given several times.")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Duration of each load.")] = 10.0,
     quick: Annotated[bool, typer.Option(help="16 streams only, for 3 seconds.")] = False,
@@ -218,25 +223,28 @@ def main(
         application["args"] |= {"bank": str(work / "store"), "base_model": str(model_folder(base).resolve())}
         for deployment in application["deployments"]:
             deployment["autoscaling_config"] |= {"min_replicas": 1, "max_replicas": 1}
+        inside = vllm_python if engine == "vllm" else None
+        set_engine(config, engine, inside)
         for name in abba(SIDES):
             print(f"{name} ...", file=sys.stderr)
             job = {"side": name, "config": config, "adapter": adapter, "streams": stream_counts, "seconds": seconds}
-            runs[name].append(run_side(job, SIDES[name]))
+            python = str(inside) if inside and name == "engine" else sys.executable
+            runs[name].append(run_side(job, SIDES[name], python))
     result = rows(runs)
     targets = target_rows(
         [
-            Target(f"HTTP ({row['side']}) over the engine, {row['streams']} streams", row["ratio"], 0.75, at_least=True)
+            Target(f"HTTP ({row['side']}) over the engine, {row['streams']} streams", row["ratio"], 0.8, at_least=True)
             for row in result
             if row["streams"] == TARGET_STREAMS and row["side"] != "engine"
         ]
     )
-    settings = {"model": base.name, "dtype": dtype, "tokens": TOKENS, "seconds": seconds}
+    settings = {"model": base.name, "engine": engine, "dtype": dtype, "tokens": TOKENS, "seconds": seconds}
     report("http path", result, out=out, **settings, targets=targets)
 
 
-def run_side(job: Mapping[str, Any], variables: Mapping[str, str]) -> Measurement:
+def run_side(job: Mapping[str, Any], variables: Mapping[str, str], python: str) -> Measurement:
     """Run a job in a new process, because Ray reads `variables` when it is imported."""
-    command = [sys.executable, "-m", "benchmarks.http_path", SIDE]
+    command = [python, "-m", "benchmarks.http_path", SIDE]
     environment = {**os.environ, **variables}
     completed = subprocess.run(
         command, env=environment, input=json.dumps(job), stdout=subprocess.PIPE, check=True, text=True

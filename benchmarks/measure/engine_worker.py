@@ -25,8 +25,8 @@ from dlp_core.residency.sources import FolderSource
 
 
 def build(kind: Kind, base: Path, adapters: Path) -> Engine:
-    """An engine for the adapters in a folder, all of which fit. Engine vllm is told what they change, as an operator
-    would tell it."""
+    """An engine that holds all adapters of a folder. Engine vllm is told what they change, as an operator would tell
+    it."""
     folders = {folder.name: folder for folder in sorted(adapters.iterdir())}
     read = [read_adapter(folder, name=name) for name, folder in folders.items()]
     targets = {path.rpartition(".")[2] for adapter in read for path in adapter.modules}
@@ -35,13 +35,14 @@ def build(kind: Kind, base: Path, adapters: Path) -> Engine:
 
 
 class Player:
-    """An engine on its own event loop, which runs only during a batch."""
+    """An engine on its own event loop, which runs only during a batch. It starts with all `adapters` loaded."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, adapters: Sequence[str]) -> None:
         self._engine = engine
         self._numbers = itertools.count()
         self._loop = asyncio.Runner()
         self._loop.run(engine.start())
+        self._loop.run(engine.preload(adapters))
 
     def run(self, batch: Batch) -> BatchResult:
         return self._loop.run(self._run(batch))
@@ -60,7 +61,8 @@ class Player:
 
 def load() -> tuple[Callable[[Batch], BatchResult], Mapping[str, str]]:
     [kind] = [kind for kind in get_args(Kind) if kind == sys.argv[1]]
-    player = Player(build(kind, *map(Path, sys.argv[2:])))
+    model, adapters = map(Path, sys.argv[2:])
+    player = Player(build(kind, model, adapters), [folder.name for folder in adapters.iterdir()])
     return player.run, {name: version(name) for name in ("torch", "transformers")}
 
 
