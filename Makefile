@@ -28,10 +28,10 @@ demo: $(INSTALLED) $(and $(filter vllm,$(ENGINE)),$(VLLM_INSTALLED)) ## serve th
 vllm: $(VLLM_INSTALLED) ## build .venv-vllm, the environment of engine vllm: 4 GB, for CPUs; VLLM=vllm: for GPUs
 
 vllm-tests: $(VLLM_INSTALLED) ## run the tests of engine vllm in its environment
-	$(VLLM_BIN)/python -m pytest tests/dlp_core/vllm
+	$(VLLM_BIN)/python -m pytest -n 2 --dist loadfile tests/dlp_core/vllm
 
 # their models are tiny
-quick cluster-tests other-tests: export OMP_NUM_THREADS = 1
+quick cluster-tests other-tests vllm-tests: export OMP_NUM_THREADS = 1
 
 quick: $(INSTALLED) ## run the tests without a cluster, a model or an S3 server, 90 seconds
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 5 --durations-min 2 -m "not cluster and not model and not s3 and not slow"
