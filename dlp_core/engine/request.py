@@ -87,8 +87,9 @@ class Plan:
     """The mixes of a request.
 
     `spans` are (first position, mix), ascending from 0; the last may start right after the prompt. `follow`, if given,
-    is called with each completion token in order and returns the mix from that token on, or None for no change. It runs
-    on the generation thread, so it must be quick and must not raise.
+    is called with each completion token in order, but not with one that reaches the limit of tokens, and returns the
+    mix from that token on, or None for no change. It runs on the generation thread, so it must be quick and must not
+    raise.
     """
 
     spans: tuple[tuple[int, Mix], ...]

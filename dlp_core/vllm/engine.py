@@ -229,7 +229,10 @@ class VllmEngine:
         tokens, logprobs, reason = event.token_ids, event.logprobs, event.finish_reason
         changed = None
         if request.plan.follow is not None:
-            for count, token in enumerate(event.token_ids, start=1):
+            followed = event.token_ids[
+                : request.limit - 1 - request.tokens
+            ]  # all but a last one, which nothing follows
+            for count, token in enumerate(followed, start=1):
                 mix = request.plan.follow(token)
                 if mix is None or mix == request.spans[-1][1]:
                     continue
@@ -239,7 +242,7 @@ class VllmEngine:
         request.written += tokens
         if changed is not None:
             request.change(changed)
-            reason = "length" if request.tokens >= request.limit else None
+            reason = None
         return replace(event, token_ids=tokens, logprobs=logprobs, finish_reason=reason, spans=request.reported())
 
     async def _outputs(self, request: Request, prompt: Any, parameters: Any) -> AsyncGenerator[Any, None]:

@@ -37,9 +37,9 @@ def changing(at: int, mix: Mix) -> Callable[[int], Mix | None]:
 
 
 def followed(plan: Plan, prompt_tokens: int, tokens: int) -> tuple[Span, ...]:
-    """The spans of a request with this plan that writes so many `tokens`. Uses the plan's follower up."""
+    """The spans of a request with this plan that writes so many `tokens`, its limit. Uses the plan's follower up."""
     spans = list(plan.spans)
-    for position in range(prompt_tokens, prompt_tokens + tokens):
+    for position in range(prompt_tokens, prompt_tokens + tokens - 1):
         mix = plan.follow(0) if plan.follow is not None else None
         if mix is not None and mix != spans[-1][1]:
             spans = [*(span for span in spans if span[0] < position), (position, mix)]

@@ -37,7 +37,7 @@ from dlp_core.vllm.plans import KEY, salt_of, to_wire
 from dlp_core.vllm.seam.gpu_worker import GpuMixWorker
 from dlp_core.vllm.seam.worker import _InFlight
 from tests.support.cuda_graphs import Graph, emulated_graphs
-from tests.support.vllm_engine import Reference, prompt
+from tests.support.engines import Reference, prompt
 
 LIMIT = 6
 SLOTS = 3

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from tests.support.vllm_engine import Reference, running, save_models
+from tests.support.engines import Reference, save_models
+from tests.support.vllm_engine import running
 
 if TYPE_CHECKING:
     from dlp_core.vllm.engine import VllmEngine

@@ -12,8 +12,8 @@ from dlp_core.engine.request import Plan
 from dlp_core.mix import EMPTY_MIX, Mix
 from dlp_core.residency.movement import Pin
 from dlp_core.vllm.plans import KEY, salt_of, to_wire
+from tests.support.engines import PAGE, Reference, assert_nothing_leaked, prompt, run, spans_of
 from tests.support.followers import changing
-from tests.support.vllm_engine import PAGE, Reference, assert_nothing_leaked, prompt, run, spans_of
 
 pytest.importorskip("vllm", reason="vLLM is not installed in this environment")
 

@@ -28,8 +28,9 @@ from dlp_core.engine.request import Plan
 from dlp_core.errors import DLPError, EngineFailed, RequestAborted
 from dlp_core.mix import EMPTY_MIX, Mix
 from examples.tiny.model import peft_model, tiny_backbone, tiny_model
+from tests.support.engines import Completion, Reference, assert_nothing_leaked, prompt, run, spans_of
 from tests.support.followers import every, followed
-from tests.support.vllm_engine import Completion, Reference, assert_nothing_leaked, prompt, run, running, spans_of
+from tests.support.vllm_engine import running
 from tests.support.waiting import HANG_S, async_wait_for
 
 pytest.importorskip("vllm", reason="vLLM is not installed in this environment")

@@ -14,8 +14,9 @@ import pytest_asyncio
 from dlp_core.engine.config import VllmConfig
 from dlp_core.engine.request import Plan
 from dlp_core.mix import EMPTY_MIX, Mix
+from tests.support.engines import Reference, assert_nothing_leaked, prompt, run, spans_of
 from tests.support.followers import every
-from tests.support.vllm_engine import CONFIG, Reference, assert_nothing_leaked, prompt, run, running, spans_of
+from tests.support.vllm_engine import CONFIG, running
 
 pytest.importorskip("vllm", reason="vLLM is not installed in this environment")
 

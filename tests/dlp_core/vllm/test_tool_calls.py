@@ -19,7 +19,8 @@ from dlp_core.text.chat import Message
 from dlp_core.text.codec import TextCodec
 from dlp_core.text.tools import Tools
 from examples.tiny.model import CHAT_TEMPLATE, tiny_tokenizer
-from tests.support.vllm_engine import CONFIG, assert_nothing_leaked
+from tests.support.engines import assert_nothing_leaked
+from tests.support.vllm_engine import CONFIG
 
 pytest.importorskip("vllm", reason="vLLM is not installed in this environment")
 
