@@ -1,6 +1,6 @@
 """What adapters cost inside vLLM: how many are resident, and how many layers they change.
 
-    .venv/bin/python -m benchmarks.inside_vllm MODEL_DIR --vllm-python PYTHON [--quick] [--out FILE]
+    .venv/bin/python -m benchmarks.inside_vllm MODEL_DIR --vllm-python PYTHON [--dtype float32] [--quick]
 
 The requests of benchmarks/throughput.py, by engines in processes of their own that take turns:
 
@@ -48,7 +48,7 @@ class Bank(NamedTuple):
 BANKS = {FEW: Bank(8, "q,v", 8), MANY: Bank(100, "q,v", 8), WIDE: Bank(8, "all-linear", 16)}
 
 
-def start(python: Path, model: Path, scratch: Path, running: ExitStack) -> dict[Side, Engine]:
+def start(python: Path, model: Path, dtype: str, scratch: Path, running: ExitStack) -> dict[Side, Engine]:
     """Start an engine for each side. Raises WorkerFailed."""
 
     def worker(side: Side, *arguments: str | Path) -> Engine:
@@ -58,13 +58,13 @@ def start(python: Path, model: Path, scratch: Path, running: ExitStack) -> dict[
         running.callback(engine.close)
         return engine
 
-    engines: dict[Side, Engine] = {PLAIN: worker(PLAIN, "benchmarks.peers.vllm", model)}
+    engines: dict[Side, Engine] = {PLAIN: worker(PLAIN, "benchmarks.peers.vllm", dtype, model)}
     shapes = read_shapes(model)
     for side, bank in BANKS.items():
         folder = scratch / side.engine
         for number in range(bank.adapters):
             write_adapter(folder / f"a{number}", shapes, targets=TARGETS[bank.targets], rank=bank.rank, seed=number)
-        engines[side] = worker(side, "benchmarks.measure.engine_worker", "vllm", model, folder)
+        engines[side] = worker(side, "benchmarks.measure.engine_worker", "vllm", dtype, model, folder)
     return engines
 
 
@@ -87,13 +87,14 @@ def main(
     model: Annotated[Path, typer.Argument(help="Folder of a Llama model.", callback=model_folder)],
     *,
     vllm_python: Annotated[Path, typer.Option(envvar="VLLM_PYTHON", help="Python of an environment with vLLM.")],
+    dtype: Annotated[str, typer.Option(help="Precision of all engines.")] = "bfloat16",
     quick: Annotated[bool, typer.Option(help="One round.")] = False,
-    rounds: Annotated[int, typer.Option(min=2)] = 4,
+    rounds: Annotated[int, typer.Option(min=2)] = 3,
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes; standard output by default.")] = None,
 ) -> None:
     vocabulary = AutoConfig.from_pretrained(model).vocab_size
     with TemporaryDirectory() as scratch, ExitStack() as running:
-        engines = start(vllm_python, model, Path(scratch), running)
+        engines = start(vllm_python, model, dtype, Path(scratch), running)
         versions = dict(engines[PLAIN].versions)
         results = {count: measure(engines, count, 1 if quick else rounds, vocabulary) for count in SEQUENCES}
     targets = [
@@ -109,7 +110,7 @@ def main(
         [row for count, turns in results.items() for row in rows(turns, count)],
         out=out,
         model=model.name,
-        dtype="bfloat16",
+        dtype=dtype,
         prompt_tokens=PROMPT,
         new_tokens=TOKENS,
         engine=versions,

@@ -1,9 +1,10 @@
 """Tokens per second of whole engines on the same requests: both of ours, vLLM and llama.cpp.
 
-    .venv/bin/python -m benchmarks.throughput MODEL_DIR [--vllm-python PYTHON] [--llama-server BINARY] [--quick]
+    .venv/bin/python -m benchmarks.throughput MODEL_DIR [--vllm-python PYTHON] [--llama-server BINARY]
+        [--dtype float32] [--quick]
 
-1, 4 and 16 requests arrive together and generate 32 tokens each from prompts of 32 tokens, greedily and in bfloat16,
-with 8 adapters on q and v at rank 8:
+1, 4 and 16 requests arrive together and generate 32 tokens each from prompts of 32 tokens, greedily, with 8 adapters
+on q and v at rank 8; in bfloat16, which CPUs without instructions for it compute very slowly (`--dtype float32`):
 
     plain    no adapter; vLLM runs without LoRA altogether
     k=1      one adapter per request, all that vLLM's own LoRA supports
@@ -128,6 +129,7 @@ def main(
         Path | None, typer.Option(envvar="VLLM_PYTHON", help="Python of an environment with vLLM.")
     ] = None,
     llama_server: Annotated[Path | None, typer.Option(envvar="LLAMA_SERVER", help="llama.cpp's llama-server.")] = None,
+    dtype: Annotated[str, typer.Option(help="Precision of all engines.")] = "bfloat16",
     quick: Annotated[bool, typer.Option(help="One round.")] = False,
     rounds: Annotated[int, typer.Option(min=2)] = 2,
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes; standard output by default.")] = None,
@@ -135,14 +137,14 @@ def main(
     vocabulary = AutoConfig.from_pretrained(model).vocab_size
     with (
         TemporaryDirectory() as scratch,
-        start_engines(model, Path(scratch), vllm_python=vllm_python, llama_server=llama_server) as engines,
+        start_engines(model, Path(scratch), dtype=dtype, vllm_python=vllm_python, llama_server=llama_server) as engines,
     ):
         results = {count: measure(engines, count, 1 if quick else rounds, vocabulary) for count in SEQUENCES}
     versions = {side.engine: dict(engine.versions) for side, engine in engines.items()}
     targets = target_rows([target for count, turns in results.items() for target in targets_of(turns, count)])
     table = [row for count, turns in results.items() for row in rows(turns, count)]
     settings = {"prompt_tokens": PROMPT, "new_tokens": TOKENS, "adapters": "q,v at rank 8", "engines": versions}
-    report("throughput", table, out=out, model=model.name, dtype="bfloat16", **settings, targets=targets)
+    report("throughput", table, out=out, model=model.name, dtype=dtype, **settings, targets=targets)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One of our engines as a worker (benchmarks/measure/worker.py): only the library, without Ray and HTTP.
 
-python -m benchmarks.measure.engine_worker transformers|vllm MODEL_DIR ADAPTERS_DIR
+python -m benchmarks.measure.engine_worker transformers|vllm DTYPE MODEL_DIR ADAPTERS_DIR
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from dlp_core.mix import Mix
 from dlp_core.residency.sources import FolderSource
 
 
-def build(kind: Kind, base: Path, adapters: Path) -> Engine:
+def build(kind: Kind, dtype: str, base: Path, adapters: Path) -> Engine:
     """An engine that holds all adapters of a folder. Engine vllm is told what they change, as an operator would tell
     it."""
     folders = {folder.name: folder for folder in sorted(adapters.iterdir())}
     read = [read_adapter(folder, name=name) for name, folder in folders.items()]
     targets = {path.rpartition(".")[2] for adapter in read for path in adapter.modules}
     config = EngineConfig(kind=kind, slots=len(folders), vllm=VllmConfig(targets=tuple(sorted(targets))))
-    return load_engine(base, FolderSource(folders), config, dtype="bfloat16").engine
+    return load_engine(base, FolderSource(folders), config, dtype=dtype).engine
 
 
 class Player:
@@ -61,8 +61,8 @@ class Player:
 
 def load() -> tuple[Callable[[Batch], BatchResult], Mapping[str, str]]:
     [kind] = [kind for kind in get_args(Kind) if kind == sys.argv[1]]
-    model, adapters = map(Path, sys.argv[2:])
-    player = Player(build(kind, model, adapters), [folder.name for folder in adapters.iterdir()])
+    model, adapters = map(Path, sys.argv[3:])
+    player = Player(build(kind, sys.argv[2], model, adapters), [folder.name for folder in adapters.iterdir()])
     return player.run, {name: version(name) for name in ("torch", "transformers")}
 
 

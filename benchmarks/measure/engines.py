@@ -44,7 +44,7 @@ class Side(NamedTuple):
 
 @contextmanager
 def start_engines(
-    model: Path, scratch: Path, *, vllm_python: Path | None, llama_server: Path | None
+    model: Path, scratch: Path, *, dtype: str, vllm_python: Path | None, llama_server: Path | None
 ) -> Iterator[dict[Side, Engine]]:
     """Start the engines and yield them by the sides they run. A peer that is not given or does not start is skipped."""
     adapters = scratch / "adapters"
@@ -57,7 +57,7 @@ def start_engines(
         return Worker([str(python), "-m", f"benchmarks.{module}", *map(str, arguments)], log)
 
     def our_engine(python: Path, kind: str) -> Worker:
-        return worker(python, "measure.engine_worker", kind, model, adapters)
+        return worker(python, "measure.engine_worker", kind, dtype, model, adapters)
 
     with ExitStack() as running:
         engines: dict[Side, Engine] = {}
@@ -75,10 +75,12 @@ def start_engines(
             with _skip_on_failure(INSIDE):
                 start(INSIDE, (0, 1, 2, 3), lambda: our_engine(vllm_python, "vllm"))
             with _skip_on_failure("vllm"):
-                start("vllm", (0,), lambda: worker(vllm_python, "peers.vllm", model))
-                start("vllm", (1,), lambda: worker(vllm_python, "peers.vllm", model, adapters))
+                start("vllm", (0,), lambda: worker(vllm_python, "peers.vllm", dtype, model))
+                start("vllm", (1,), lambda: worker(vllm_python, "peers.vllm", dtype, model, adapters))
         if llama_server is None:
             report_skipped("llama.cpp", "give its server's binary with --llama-server or LLAMA_SERVER")
+        elif dtype != "bfloat16":
+            report_skipped("llama.cpp", "its files are written in bfloat16 alone")
         elif is_installed("gguf"):
             from benchmarks.peers.llama_cpp import LlamaServer  # noqa: PLC0415
 

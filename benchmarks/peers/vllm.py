@@ -1,6 +1,6 @@
 """vLLM as a worker (benchmarks/measure/worker.py), run by the Python it is installed in.
 
-    PYTHON -m benchmarks.peers.vllm MODEL_DIR [ADAPTERS_DIR]
+    PYTHON -m benchmarks.peers.vllm DTYPE MODEL_DIR [ADAPTERS_DIR]
 
 With adapters, each request uses one at weight 1, because vLLM has no mixes. Without, LoRA is disabled altogether, as
 the plain side requires. It runs as it does in a server: the engine in processes of its own.
@@ -26,7 +26,7 @@ SEQUENCES, CONTEXT = 64, 8192
 class Player:
     """vLLM on an event loop, which runs only during a batch."""
 
-    def __init__(self, model: str, adapters: Sequence[Path]) -> None:
+    def __init__(self, dtype: str, model: str, adapters: Sequence[Path]) -> None:
         from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415
         from vllm.lora.request import LoRARequest  # noqa: PLC0415
         from vllm.v1.engine.async_llm import AsyncLLM  # noqa: PLC0415
@@ -35,7 +35,7 @@ class Player:
         lora: Mapping[str, Any] = {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": 8}
         arguments = AsyncEngineArgs(
             model=model,
-            dtype="bfloat16",
+            dtype=dtype,
             max_model_len=CONTEXT,
             max_num_seqs=SEQUENCES,
             kv_cache_memory_bytes=2**30,
@@ -79,7 +79,7 @@ def load() -> tuple[Callable[[Batch], BatchResult], Mapping[str, str]]:
     import torch  # noqa: PLC0415
     import vllm  # noqa: PLC0415
 
-    player = Player(sys.argv[1], sorted(Path(sys.argv[2]).iterdir()) if len(sys.argv) > 2 else [])
+    player = Player(*sys.argv[1:3], sorted(Path(sys.argv[3]).iterdir()) if len(sys.argv) > 3 else [])
     return player.run, {module.__name__: module.__version__ for module in (vllm, torch)}
 
 
