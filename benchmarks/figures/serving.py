@@ -6,8 +6,7 @@ from benchmarks.figures.markdown import Lines, table
 from benchmarks.figures.sources import Result, Results
 
 HTTP = {"engine": "the engine, called directly", "serve": "Serve's own proxy", "throughput": "throughput mode"}
-HTTP_RESULTS = ("http_path", "http_path_one_thread", "http_path_vllm", "http_path_vllm_one_thread")
-ENGINES = {"transformers": "over transformers", "vllm": "inside vLLM"}
+HTTP_RESULTS = ("http_path", "http_path_one_thread")
 SMALL, LARGE = 0.94, 39.13
 """Sizes of the two adapters of the cold starts, in megabytes."""
 STARTS = {
@@ -64,11 +63,11 @@ def cold_fetch(results: Results) -> str:
 
 
 def http(results: Results) -> Lines:
-    """Tokens per second over HTTP next to the engine's, both of ours, with two threads for the model and with one."""
+    """Tokens per second over HTTP next to the engine's, with two threads for the model and with one."""
     rows = []
     for name in HTTP_RESULTS:
         for row in results[name]["rows"]:
-            side = f"{HTTP[row['side']]}, {ENGINES[results[name]['engine']]}", results[name]["threads"], row["streams"]
+            side = HTTP[row["side"]], results[name]["threads"], row["streams"]
             share = "" if row["side"] == "engine" else f"{row['ratio']:.2f}"
             rows.append([*side, f"{row['tokens_per_s']:.1f}", share, _ms(row["first_token_p50_ms"])])
     return table(["", "threads", "streams", "tokens/s", "share of the engine's", "first token, median"], rows)
@@ -132,20 +131,13 @@ def streams_mixes(results: Results) -> str:
 
 
 def loads(results: Results) -> Lines:
-    """Time between tokens while nothing loads, and while adapters load, on both engines."""
-    rows = []
-    for name in ("load_overlap", "load_overlap_vllm"):
-        result = results[name]
-        for text, side in (("nothing loads", "quiet"), (f"{result['loads_per_s']:.1f} loads a second", "loading")):
-            times = _ms(result[side]["p50_ms"]), _ms(result[side]["p99_ms"])
-            rows.append([f"{ENGINES[result['engine']]}: {text}", *times])
-    streams = results["load_overlap"]["streams"]
-    return table([f"time between tokens, {streams} streams", "median", "99th percentile"], rows)
-
-
-def loads_vllm_ratio(results: Results) -> str:
-    """The 99th percentile of the time between tokens inside vLLM, while adapters load over while nothing does."""
-    return f"{results['load_overlap_vllm']['p99_ratio']:.2f}"
+    """Time between tokens while nothing loads, and while adapters load."""
+    result = results["load_overlap"]
+    rows = [
+        [name, _ms(result[side]["p50_ms"]), _ms(result[side]["p99_ms"])]
+        for name, side in (("nothing loads", "quiet"), (f"{result['loads_per_s']:.1f} loads a second", "loading"))
+    ]
+    return table([f"time between tokens, {result['streams']} streams", "median", "99th percentile"], rows)
 
 
 def _cold(results: Results, link: str, mb: float) -> Result:

@@ -55,24 +55,17 @@ SOURCES = {
     ),
     "http_path_smollm2": _benchmark("http_path_smollm2", _SMOLLM2, module="http_path"),
     "http_path_tiny": _benchmark("http_path_tiny", "--seconds 8", module="http_path"),
-    "http_path_vllm": _benchmark(
-        "http_path_vllm",
-        f"{_SMOLLM2} --engine vllm --vllm-python PYTHON --threads 2 --streams 1 --streams 16 --seconds 5",
-        module="http_path",
-    ),
-    "http_path_vllm_one_thread": _benchmark(
-        "http_path_vllm_one_thread",
-        f"{_SMOLLM2} --engine vllm --vllm-python PYTHON --threads 1 --streams 16 --seconds 4",
-        module="http_path",
-    ),
-    "inside_vllm": _benchmark("inside_vllm", "MODEL_DIR --vllm-python PYTHON"),
     "load_overlap": _benchmark("load_overlap", "MODEL_DIR"),
-    "load_overlap_vllm": _benchmark("load_overlap_vllm", "MODEL_DIR --engine vllm", module="load_overlap"),
     "prefill": _benchmark("prefill", "MODEL_DIR"),
     "router": _benchmark("router", "TRAIN.jsonl VAL.jsonl --descriptions TASKS.json --quick"),
     "router_people": _benchmark("router_people", "VAL.jsonl ROUTER0 ROUTER1 ROUTER2"),
     "router_latency": _benchmark("router_latency"),
     "startup": _benchmark("startup", "MODEL_DIR"),
+    "throughput_vllm": _benchmark(
+        "throughput_vllm",
+        "MODEL_DIR --vllm-python PYTHON --llama-server BINARY --rounds 3",
+        module="throughput",
+    ),
     "throughput": _benchmark("throughput", "MODEL_DIR --vllm-python PYTHON --llama-server BINARY"),
 }
 

@@ -5,24 +5,14 @@ from __future__ import annotations
 import re
 
 from benchmarks.figures.decoding import decode_mix
-from benchmarks.figures.engines import inside_cpu, inside_over_lora, vllm_lora, vllm_plain
+from benchmarks.figures.engines import vllm_lora, vllm_plain
 from benchmarks.figures.markdown import Lines, table
 from benchmarks.figures.quality import bigbench_oracle, bigbench_plain, bigbench_routed
 from benchmarks.figures.routing import router_p50, router_p99, router_people_refused, router_people_right
 from benchmarks.figures.serving import http_two_threads
 from benchmarks.figures.sources import Result, Results
 
-WITH_TARGETS = (
-    "decode_step",
-    "prefill",
-    "throughput",
-    "inside_vllm",
-    "cold_start",
-    "http_path",
-    "http_path_one_thread",
-    "http_path_vllm",
-    "http_path_vllm_one_thread",
-)
+WITH_TARGETS = ("decode_step", "prefill", "throughput", "cold_start", "http_path", "http_path_one_thread")
 """Results with targets."""
 
 DESCRIPTIONS = {
@@ -33,10 +23,6 @@ DESCRIPTIONS = {
     "k=2 over base, all linear layers at rank 16": "decode step, mixes of 2, all linear layers at rank 16",
     "prefill of 512 tokens, k=3 over base": "prompt of 512 tokens, a mix of 3, over the plain model",
     "tokens/s, k=2 over vLLM's one adapter": "tokens/s with mixes of 2, over vLLM's with one adapter",
-    "CPU a token, vLLM's plain over k=2 inside vLLM": "CPU a token, plain vLLM over mixes of 2 inside it",
-    "tokens/s, k=2 inside vLLM over vLLM's one adapter": "tokens/s with mixes of 2 inside vLLM, over its own LoRA",
-    "tokens/s, k=2 inside vLLM over transformers": "tokens/s with mixes of 2 inside vLLM, over transformers",
-    "CPU a token inside vLLM, 100 adapters resident over 8": "CPU a token inside vLLM, 100 adapters resident over 8",
     "HTTP (serve) over the engine": "tokens/s over HTTP, Serve's own proxy, over the engine's",
     "HTTP (throughput) over the engine": "tokens/s over HTTP, throughput mode, over the engine's",
 }
@@ -52,7 +38,6 @@ def targets(results: Results) -> Lines:
             what, count = _split_count(target["what"])
             text = DESCRIPTIONS.get(what, what)
             if name.startswith("http_path"):
-                text += ", inside vLLM" if results[name].get("engine") == "vllm" else ""
                 text += f", {results[name]['threads']} thread{'s' * (results[name]['threads'] > 1)}"
             cells.setdefault((text, _bound(target)), {})[count] = _measured(target)
     rows = [[text, *(ratios.get(count, "") for count in COUNTS), bound] for (text, bound), ratios in cells.items()]
@@ -75,11 +60,7 @@ def headline(results: Results) -> Lines:
     http_target = _verdict(results["http_path"], "HTTP (throughput) over the engine")
     right_target = _at_least(results, "accuracy", 0.95)
     refused_target = _at_least(results, "unknown_refused_at_95", 0.88)
-    inside_target = _verdict(results["throughput"], "CPU a token, vLLM's plain over k=2 inside vLLM")
-    lora_target = _verdict(results["throughput"], "tokens/s, k=2 inside vLLM over vLLM's one adapter")
     rows = [
-        ["inside vLLM, CPU a token: plain vLLM over mixes of 2", inside_cpu(results), inside_target],
-        ["inside vLLM, tokens/s: mixes of 2 over its own LoRA, 16 requests", inside_over_lora(results), lora_target],
         ["a decode step, a different mix of 3 for each row, over the plain model", decode_mix(results), decode_target],
         ["tokens/s with mixes of 2, over vLLM for CPUs with one adapter", vllm, vllm_target],
         ["tokens/s over HTTP in throughput mode, 16 streams, over the engine alone", http, http_target],

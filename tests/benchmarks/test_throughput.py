@@ -95,7 +95,9 @@ def test_ours_runs_alone_when_no_peer_is_given(tmp_path: Path, capsys: pytest.Ca
     tiny_llama().save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     capsys.readouterr()  # its progress bar
-    with start_engines(tmp_path / "model", tmp_path, dtype="float32", vllm_python=tmp_path / "none", llama_server=None) as engines:
+    with start_engines(
+        tmp_path / "model", tmp_path, dtype="float32", vllm_python=tmp_path / "none", llama_server=None
+    ) as engines:
         assert capsys.readouterr().err.splitlines() == [
             "loading ours: plain, k=1, k=2, k=3",
             "loading ours in vllm: plain, k=1, k=2, k=3",
