@@ -35,9 +35,9 @@ class TestInsideVllm(EngineContract):
 async def test_what_it_does_not_serve_is_refused_by_name(engine: VllmEngine) -> None:
     with pytest.raises(AdapterRefused, match="embed"):
         await generate(engine, "n", prompt(1), Mix.of({"embedding": 1.0}))
+    plan = Plan(((0, EMPTY_MIX),), lambda token: None)
     for settings in ({"presence_penalty": 1.0}, {"frequency_penalty": 1.0}, {"response_format": "{}"}):
         with pytest.raises(InvalidRequest, match=next(iter(settings))):
-            plan = Plan(((0, EMPTY_MIX),), lambda token: None)
             await generate(engine, "n", prompt(1), plan, ignore_eos=False, **settings)
     assert_nothing_leaked(engine)
 
