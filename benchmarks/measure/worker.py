@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,13 @@ class Worker:
         self._log = log
         with log.open("wb") as stderr:
             self._process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
+                command,
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                start_new_session=True,
             )
         try:
             self.versions: Mapping[str, str] = self._read_message()
@@ -74,6 +82,9 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
+        finally:
+            with suppress(ProcessLookupError):  # an engine's own processes, which outlive the one that started them
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def _read_message(self) -> Any:
         assert self._process.stdout is not None
