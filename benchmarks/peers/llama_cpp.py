@@ -16,7 +16,7 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-from benchmarks.measure.worker import Batch, BatchResult, WorkerFailed
+from benchmarks.measure.worker import Batch, BatchResult, WorkerFailed, cpu_seconds
 from benchmarks.peers.gguf_files import write_adapter, write_model
 from deployments.local.app import free_port
 
@@ -53,10 +53,12 @@ class LlamaServer:
         self.versions = {"llama.cpp": re.search(r"version: (.*)", version.stdout + version.stderr)[1]}
 
     def run(self, batch: Batch) -> BatchResult:
+        before = cpu_seconds(self._process.pid)
         started = time.perf_counter()
         answers = self._clients.map(self._complete, batch.prompts, batch.mixes, [batch.tokens] * len(batch.prompts))
         tokens = list(answers)
-        return BatchResult(time.perf_counter() - started, tokens)
+        seconds = time.perf_counter() - started
+        return BatchResult(seconds, tokens, cpu_seconds(self._process.pid) - before)
 
     def close(self) -> None:
         self._clients.shutdown()

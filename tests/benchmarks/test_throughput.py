@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks.measure.engines import ADAPTERS, INSIDE, Side, start_engines
@@ -13,6 +14,7 @@ from benchmarks.measure.worker import Batch, Worker, WorkerFailed
 from benchmarks.throughput import Turns, measure, mixes, rows, targets_of
 from examples.tiny.model import tiny_tokenizer
 from tests.support.tiny import VOCAB, tiny_llama
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.model
 
@@ -84,6 +86,25 @@ def test_a_worker_may_print_without_breaking_its_answers(tmp_path: Path) -> None
     assert worker.versions == {"echo": "1"}
     assert worker.run(Batch([[1, 2]], [{}], 4)).tokens == [[1, 2]]
     worker.close()
+
+
+CHILD = """
+import subprocess, sys
+from benchmarks.measure.worker import BatchResult, serve
+
+def load():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    return lambda batch: BatchResult(0.5, batch.prompts), {"child": str(child.pid)}
+
+serve(load)
+"""
+
+
+def test_what_a_worker_has_started_ends_with_it(tmp_path: Path) -> None:
+    worker = Worker([sys.executable, "-c", CHILD], tmp_path / "log")
+    child = psutil.Process(int(worker.versions["child"]))
+    worker.close()
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the child's end")
 
 
 def test_a_worker_that_cannot_start_reports_its_last_line(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from dlp_core.engine.request import Plan
 from dlp_core.mix import EMPTY_MIX, Mix
+from tests.support.engine_contract import ABC, BC, A, B
 from tests.support.engines import Reference, assert_nothing_leaked, prompt, run, spans_of
 from tests.support.followers import every
 from tests.support.interpreted_triton import interpreted_triton
@@ -31,9 +32,6 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.filterwarnings("ignore"),  # those of vLLM are its own
 ]
-
-A, B = Mix.of({"a": 1.0}), Mix.of({"b": 1.0})
-BC, ABC = Mix.of({"b": 0.5, "c": 0.5}), Mix.of({"a": 0.3, "b": 0.3, "c": 0.4})
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

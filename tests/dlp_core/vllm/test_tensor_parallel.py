@@ -14,6 +14,7 @@ import pytest_asyncio
 from dlp_core.engine.config import VllmConfig
 from dlp_core.engine.request import Plan
 from dlp_core.mix import EMPTY_MIX, Mix
+from tests.support.engine_contract import ABC, BC, A, B
 from tests.support.engines import Reference, assert_nothing_leaked, prompt, run, spans_of
 from tests.support.followers import every
 from tests.support.vllm_engine import CONFIG, running
@@ -28,8 +29,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # those of vLLM are its own
 ]
 
-A, B = Mix.of({"a": 1.0}), Mix.of({"b": 1.0})
-BC, ABC = Mix.of({"b": 0.5, "c": 0.5}), Mix.of({"a": 0.3, "b": 0.3, "c": 0.4})
 JOBS: list[tuple[list[int], Mix | Plan]] = [
     (prompt(0), EMPTY_MIX),
     (prompt(1), A),
