@@ -1,14 +1,15 @@
-"""transformers' continuous batching (5.23) with fusion in its step. The only file that touches its internals.
+"""transformers' continuous batching (5.23) with fusion in its step. Its internals are touched here, and those of its
+cache in paged_attention.py.
 
 transformers provides the scheduler and the paged cache. This file adds:
 
     before a forward pass   which tokens run under which slots and weights
-    after it                requests that do not take the plain argmax pick their token with their own sampler
+    after it                requests that do not take the plain argmax pick their tokens, all at once
     between two passes      mixes change at sentence ends; a request whose next mix needs adapters that are not
                             pinned leaves the batch until they are, as if it had been preempted
     in a prompt's chunks    logits of every token, for requests that want the prompt's log-probabilities
     in block hashes         (token, mix) instead of the token alone: K and V depend on both
-    around the cache        what is not finite stays in its row (guard.py)
+    in attention            each request reads its own pages (paged_attention.py)
 
 tests/dlp_core/engine/test_seam.py checks every internal that is used here. Private methods run on the generation
 thread unless they say otherwise.
@@ -45,10 +46,11 @@ from transformers.generation.continuous_batching.requests import (
 
 from dlp_core.engine.config import EngineConfig
 from dlp_core.engine.grammar import Guide
-from dlp_core.engine.guard import Guard
+from dlp_core.engine.guard import finite
+from dlp_core.engine.paged_attention import PagedAttention, attention_op, use_paged_attention
 from dlp_core.engine.prompt_scores import PromptScores
 from dlp_core.engine.request import Plan, Sampling, TokenLogprob
-from dlp_core.engine.sampling import Sampler
+from dlp_core.engine.sampling import Row, Sampler, pick
 from dlp_core.engine.timeline import Timeline
 from dlp_core.errors import DLPError, EngineFailed, NotFinite, StepFailed
 from dlp_core.fusion.layers import Fusion
@@ -114,7 +116,9 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         eos: frozenset[int],
         can_hold: Callable[[Sequence[str]], bool],
     ) -> None:
-        """`can_hold(names)` tells whether those adapters can ever be on the device together."""
+        """`can_hold(names)` tells whether those adapters can ever be on the device together. Raises InvalidRequest if
+        the model's attention cannot read a paged cache."""
+        use_paged_attention(model)
         super().__init__(
             model=model,
             generation_config=GenerationConfig(do_sample=False, eos_token_id=sorted(eos) or -1),
@@ -140,7 +144,8 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         self._requests: dict[str, _Request] = {}
         self._resumed: queue.SimpleQueue[tuple[str, Mapping[str, Pin]]] = queue.SimpleQueue()
         self._cancelling: dict[str, Callable[[], object]] = {}
-        self._guard = Guard()
+        self._attention: PagedAttention
+        self._scores_RV = torch.empty(0)
         self._prompt_rows: list[tuple[_Request, str, int, int]] = []
         self._ended = False
         self._lock = threading.Lock()
@@ -170,7 +175,7 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         loop = asyncio.get_running_loop()
         request = _Request(
             timeline=Timeline(plan, pins),
-            sampler=Sampler(sampling, len(prompt_ids), self._eos, self.model.device, guide),
+            sampler=Sampler(sampling, len(prompt_ids), self._eos, guide),
             notify=lambda item: loop.call_soon_threadsafe(deliver, item),
             follow=plan.follow,
             followed_tokens=len(prompt_ids),
@@ -238,6 +243,9 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
 
     def _generation_step(self) -> None:
         batch: list[FutureRequestState] = self.batch_processor.inputs_and_outputs.requests_in_batch
+        self._attention.begin(
+            (r.state.request_id, r.state.position_offset - r.query_length, r.query_length) for r in batch
+        )
         segments = tuple(
             segment
             for r in batch
@@ -252,6 +260,7 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         try:
             with self._fusion.batch(segments, [*head_rows, *(row for *_, row in self._prompt_rows)]):
                 super()._generation_step()
+            self._pick(batch)
         except Exception:
             # Rows cannot fail alone here. Those that have not answered yet are suspects: see StepFailed.
             for state in (r.state for r in batch):
@@ -274,7 +283,9 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
     def _forward(
         self, library_forward: Callable[..., None], model: Any, batch_data: dict[str, Any], *tensors: Tensor
     ) -> None:
-        """The library's forward pass and sampling, with logits for the rows of prompts after its own."""
+        """The library's forward pass and sampling, with this file's attention, and with logits for the rows of prompts
+        after its own."""
+        batch_data = batch_data | {"cache": self._attention}
         if self._prompt_rows:
             own = batch_data["logits_indices"]
             indices = torch.cat([own, own.new_tensor([row for *_, row in self._prompt_rows])])
@@ -283,27 +294,37 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         library_forward(model, batch_data, *tensors)
 
     def _sample(self, library_sample: Callable[[Tensor, Tensor], None], scores: Tensor, output_ids: Tensor) -> None:
-        """Take the library's argmax for all rows, then let the other samplers overwrite theirs. Whatever goes wrong in
-        a row ends its request alone."""
+        """Take the library's argmax for all rows. `_pick` then overwrites those of the other samplers."""
         own = scores.shape[1] - len(self._prompt_rows)
-        self._score_prompts(scores[0, own:])
-        scores = scores[:, :own]
-        library_sample(scores, output_ids)
-        batch: list[FutureRequestState] = self.batch_processor.inputs_and_outputs.requests_in_batch
-        finite = self._guard.finite(scores[0], [r.query_length for r in batch], [r.has_new_token for r in batch])
-        row = 0
-        for ok, r in zip(finite, batch, strict=True):
+        library_sample(scores[:, :own], output_ids)
+        self._scores_RV = scores[0]
+
+    def _pick(self, batch: Sequence[FutureRequestState]) -> None:
+        """Pick the tokens of rows that do not take the argmax. What goes wrong in a row ends its request alone."""
+        own = len(self._scores_RV) - len(self._prompt_rows)
+        scores_RV = self._scores_RV[:own]
+        self._score_prompts(self._scores_RV[own:])
+        lengths, scored = [r.query_length for r in batch], [r.has_new_token for r in batch]
+        rows, requests, row = list[Row](), list[tuple[_Request, str]](), 0
+        for ok, r in zip(finite(scores_RV, self._attention.overflowed(), lengths, scored), batch, strict=True):
             request = self._requests[r.state.request_id]
-            try:
-                if not ok:
-                    raise NotFinite(_NOT_FINITE)
-                if r.has_new_token and not request.sampler.is_argmax:
-                    output_ids[0, row] = request.sampler.pick(
-                        scores[0, row], r.state.initial_tokens + r.state.generated_tokens
-                    )
-            except Exception as error:
-                self._fail(request, r.state.request_id, error)
+            if not ok:
+                self._fail(request, r.state.request_id, NotFinite(_NOT_FINITE))
+            elif r.has_new_token and not request.sampler.is_argmax:
+                rows.append(Row(row, request.sampler, r.state.initial_tokens + r.state.generated_tokens))
+                requests.append((request, r.state.request_id))
             row += r.has_new_token
+        if not rows:
+            return
+        found = dict[int, int]()
+        for picked, own_row, (request, request_id) in zip(pick(scores_RV, rows), rows, requests, strict=True):
+            if isinstance(picked, Exception):
+                self._fail(request, request_id, picked)
+            else:
+                found[own_row.number] = picked
+        if found:
+            output_ids = self.batch_processor.inputs_and_outputs.output_ids
+            output_ids[0, list(found)] = torch.tensor(list(found.values()), dtype=torch.int32).to(output_ids.device)
 
     def _score_prompts(self, scores_RV: Tensor) -> None:
         for logits_V, (request, request_id, position, _) in zip(scores_RV, self._prompt_rows, strict=True):
@@ -358,7 +379,8 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         runner, cache = processor.model_runner, processor.cache
         runner._sample = partial(self._sample, runner._sample)
         runner._forward_process_and_sample = partial(self._forward, runner._forward_process_and_sample)
-        cache.update = self._guard.wrap(cache.update, last_layer=max(cache.layer_to_allocator))
+        requests = self.continuous_batching_config.max_requests_per_batch
+        self._attention = PagedAttention(cache, attention_op(self.model, cache, requests))
         cache.search_prefix_match = partial(self._search_prefix_match, cache.search_prefix_match)
         cache.mark_complete_blocks = partial(self._mark_complete_blocks, cache.mark_complete_blocks)
         return processor

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from dlp_core.engine.request import TokenLogprob
-from dlp_core.engine.sampling import logprob_of
+from dlp_core.engine.sampling import logprobs_of
 
 
 class PromptScores:
@@ -35,4 +35,5 @@ class PromptScores:
 
     def add(self, position: int, logits_V: Tensor) -> None:
         """Take the float32 logits of a position."""
-        self._logprobs[position + 1] = logprob_of(logits_V, self._ids[position + 1], self._count)
+        logprobs_1V = logits_V.log_softmax(-1)[None]
+        [self._logprobs[position + 1]] = logprobs_of(logprobs_1V, [self._ids[position + 1]], [self._count])

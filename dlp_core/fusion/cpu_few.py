@@ -19,7 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dlp_core.fusion.cpu_kernels import D_IN, D_OUT, LIKE, RANK, compile_for, expand, look_up, shrink
+from dlp_core.compiled import LIKE
+from dlp_core.fusion.cpu_kernels import D_IN, D_OUT, RANK, compile_for, expand, look_up, shrink
 from dlp_core.fusion.packed import Factors, Resident
 from dlp_core.fusion.segments import Segment
 

@@ -4,88 +4,26 @@ They read each adapter in place: a table holds addresses, so nothing is copied w
 Sums are float32 and rounded once, into y. A row's result does not depend on the other rows. Everything runs on one
 thread: at these sizes waking a second one costs more than it saves.
 
-Storage types, selected by a scalar `like` of the type:
-
-    uint16  bfloat16 bits      int16  float16 bits      float32  itself
-
 Shape letters: T tokens, D in, O out, R rank, S adapters, M modules in the table, N modules of one call, P parts (one
 adapter of one token's mix).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import carray, types
 from numba.extending import intrinsic
 
-LIKE: Mapping[torch.dtype, Any] = {
-    torch.bfloat16: np.uint16(0),
-    torch.float16: np.int16(0),
-    torch.float32: np.float32(0),
-}
+from dlp_core.compiled import compiled, narrow, pointer, widen
+
 A, B, RANK, HAS_BIAS, D_IN, D_OUT = range(6)
 """Columns of a table's last dimension: addresses of A_RD and B_RO, R, whether the last row is a bias, D and O."""
 
 _CACHE_LINE = 64
-_FLOAT, _HALF, _I16, _I32 = ir.FloatType(), ir.HalfType(), ir.IntType(16), ir.IntType(32)
-
-
-def _compiled(function: Callable[..., None]) -> Any:
-    options: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy", "nogil": True}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # no cache folder is writable
-        return njit(**options)(function)
-
-
-@intrinsic
-def _pointer(_: Any, address: Any, like: Any) -> Any:
-    """Cast an address to a pointer to elements of the type of `like`."""
-    target = types.CPointer(like)
-
-    def generate(context: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(target))
-
-    return target(address, like), generate
-
-
-@intrinsic
-def _widen(_: Any, stored: Any) -> Any:
-    """Convert a stored number to float32."""
-
-    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        value = arguments[0]
-        if stored == types.float32:
-            return value
-        if stored == types.int16:
-            return builder.fpext(builder.bitcast(value, _HALF), _FLOAT)
-        return builder.bitcast(builder.shl(builder.zext(value, _I32), _I32(16)), _FLOAT)
-
-    return types.float32(stored), generate
-
-
-@intrinsic
-def _narrow(_: Any, value: Any, like: Any) -> Any:
-    """Round a float32 to the nearest number of the storage type, ties to even; NaN stays NaN."""
-
-    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        number = arguments[0]
-        if like == types.float32:
-            return number
-        if like == types.int16:
-            return builder.bitcast(builder.fptrunc(number, _HALF), _I16)
-        bits = builder.bitcast(number, _I32)
-        odd = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
-        rounded = builder.lshr(builder.add(bits, builder.add(odd, _I32(0x7FFF))), _I32(16))
-        nan = builder.fcmp_unordered("uno", number, number)
-        return builder.trunc(builder.select(nan, _I32(0x7FC0), rounded), _I16)
-
-    return like(types.float32, like), generate
+_I32 = ir.IntType(32)
 
 
 @intrinsic
@@ -93,16 +31,16 @@ def _prefetch_line(_: Any, address: Any) -> Any:
     """Prefetch the cache line at an address."""
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        pointer = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
         read, into_second_level, data = _I32(0), _I32(2), _I32(1)
-        return builder.call(function, [builder.inttoptr(arguments[0], pointer), read, into_second_level, data])
+        return builder.call(function, [builder.inttoptr(arguments[0], byte), read, into_second_level, data])
 
     return types.void(types.int64), generate
 
 
-@_compiled
+@compiled
 def _prefetch(table, modules, slot_start, factor, width, size):
     """Prefetch factor A or B of these modules, of every adapter in use. They were last read a whole forward pass ago,
     and requested in order they arrive much faster than on demand, eight rows at a time."""
@@ -114,7 +52,7 @@ def _prefetch(table, modules, slot_start, factor, width, size):
                     _prefetch_line(address)
 
 
-@_compiled
+@compiled
 def shrink(like, x, tokens, d_in, table, modules, rows, weights, by_slot, slot_start, z):
     """z_NPR = weight_P * (x_TD A_RD^T), with 1 as the product of a bias row.
 
@@ -122,13 +60,13 @@ def shrink(like, x, tokens, d_in, table, modules, rows, weights, by_slot, slot_s
     and `weights` [P]; `by_slot` [P] sorts the parts by adapter and `slot_start` [S + 1] is where each adapter's parts
     begin, so that each A is read once for all its tokens.
     """
-    x_TD = carray(_pointer(x, like), (tokens, d_in))
+    x_TD = carray(pointer(x, like), (tokens, d_in))
     _prefetch(table, modules, slot_start, A, D_IN, x_TD.itemsize)
     for n in range(modules.shape[0]):
         for s in range(table.shape[0]):
             entry = table[s, modules[n]]
             rank, has_bias = entry[RANK], entry[HAS_BIAS]
-            a = carray(_pointer(entry[A], like), (rank, d_in))
+            a = carray(pointer(entry[A], like), (rank, d_in))
             for i in range(slot_start[s], slot_start[s + 1]):
                 part = by_slot[i]
                 x_D, weight, z_R = x_TD[rows[part]], weights[part], z[n, part]
@@ -138,22 +76,22 @@ def shrink(like, x, tokens, d_in, table, modules, rows, weights, by_slot, slot_s
                     a_4, a_5, a_6, a_7 = a[r + 4], a[r + 5], a[r + 6], a[r + 7]
                     sum_0 = sum_1 = sum_2 = sum_3 = sum_4 = sum_5 = sum_6 = sum_7 = np.float32(0)
                     for d in range(d_in):
-                        value = _widen(x_D[d])
-                        sum_0 += value * _widen(a_0[d])
-                        sum_1 += value * _widen(a_1[d])
-                        sum_2 += value * _widen(a_2[d])
-                        sum_3 += value * _widen(a_3[d])
-                        sum_4 += value * _widen(a_4[d])
-                        sum_5 += value * _widen(a_5[d])
-                        sum_6 += value * _widen(a_6[d])
-                        sum_7 += value * _widen(a_7[d])
+                        value = widen(x_D[d])
+                        sum_0 += value * widen(a_0[d])
+                        sum_1 += value * widen(a_1[d])
+                        sum_2 += value * widen(a_2[d])
+                        sum_3 += value * widen(a_3[d])
+                        sum_4 += value * widen(a_4[d])
+                        sum_5 += value * widen(a_5[d])
+                        sum_6 += value * widen(a_6[d])
+                        sum_7 += value * widen(a_7[d])
                     z_R[r], z_R[r + 1], z_R[r + 2], z_R[r + 3] = sum_0, sum_1, sum_2, sum_3
                     z_R[r + 4], z_R[r + 5], z_R[r + 6], z_R[r + 7] = sum_4, sum_5, sum_6, sum_7
                     r += 8
                 while r < rank - has_bias:
                     a_D, sum_ = a[r], np.float32(0)
                     for d in range(d_in):
-                        sum_ += _widen(x_D[d]) * _widen(a_D[d])
+                        sum_ += widen(x_D[d]) * widen(a_D[d])
                     z_R[r] = sum_
                     r += 1
                 if has_bias:
@@ -163,35 +101,35 @@ def shrink(like, x, tokens, d_in, table, modules, rows, weights, by_slot, slot_s
     _prefetch(table, modules, slot_start, B, D_OUT, x_TD.itemsize)
 
 
-@_compiled
+@compiled
 def look_up(like, ids, table, modules, slots, rows, weights, z):
     """`shrink` for token ids: z_NPR = weight_P * A_RD[:, id]. `ids` [T], `slots` [P]."""
     for n in range(modules.shape[0]):
         for part in range(rows.shape[0]):
             entry = table[slots[part], modules[n]]
-            a = carray(_pointer(entry[A], like), (entry[RANK], entry[D_IN]))
+            a = carray(pointer(entry[A], like), (entry[RANK], entry[D_IN]))
             for r in range(entry[RANK]):
                 bias = entry[HAS_BIAS] and r == entry[RANK] - 1
-                z[n, part, r] = weights[part] * (np.float32(1) if bias else _widen(a[r, ids[rows[part]]]))
+                z[n, part, r] = weights[part] * (np.float32(1) if bias else widen(a[r, ids[rows[part]]]))
 
 
-@_compiled
+@compiled
 def expand(like, y, d_out, table, module, slots, row_start, z, n):
     """y_TO += z_PR B_RO, for the parts of each token. `y` is an address, `row_start` [T + 1] is where each token's
     parts begin; `z` [N, P, R] is the output of `shrink`, in which this module is the `n`th."""
     tokens = row_start.shape[0] - 1
-    y_TO = carray(_pointer(y, like), (tokens, d_out))
+    y_TO = carray(pointer(y, like), (tokens, d_out))
     total = np.empty(d_out, np.float32)
     for t in range(tokens):
         if row_start[t] == row_start[t + 1]:
             continue
         y_O = y_TO[t]
         for o in range(d_out):
-            total[o] = _widen(y_O[o])
+            total[o] = widen(y_O[o])
         for part in range(row_start[t], row_start[t + 1]):
             entry, z_R = table[slots[part], module], z[n, part]
             rank = entry[RANK]
-            b = carray(_pointer(entry[B], like), (rank, d_out))
+            b = carray(pointer(entry[B], like), (rank, d_out))
             r = 0
             while r + 8 <= rank:  # eight rows at once: the total is read and written once
                 z_0, z_1, z_2, z_3 = z_R[r], z_R[r + 1], z_R[r + 2], z_R[r + 3]
@@ -200,19 +138,19 @@ def expand(like, y, d_out, table, module, slots, row_start, z, n):
                 b_4, b_5, b_6, b_7 = b[r + 4], b[r + 5], b[r + 6], b[r + 7]
                 for o in range(d_out):
                     total[o] += (
-                        (z_0 * _widen(b_0[o]) + z_1 * _widen(b_1[o]))
-                        + (z_2 * _widen(b_2[o]) + z_3 * _widen(b_3[o]))
-                        + (z_4 * _widen(b_4[o]) + z_5 * _widen(b_5[o]))
-                        + (z_6 * _widen(b_6[o]) + z_7 * _widen(b_7[o]))
+                        (z_0 * widen(b_0[o]) + z_1 * widen(b_1[o]))
+                        + (z_2 * widen(b_2[o]) + z_3 * widen(b_3[o]))
+                        + (z_4 * widen(b_4[o]) + z_5 * widen(b_5[o]))
+                        + (z_6 * widen(b_6[o]) + z_7 * widen(b_7[o]))
                     )
                 r += 8
             while r < rank:
                 z_r, b_O = z_R[r], b[r]
                 for o in range(d_out):
-                    total[o] += z_r * _widen(b_O[o])
+                    total[o] += z_r * widen(b_O[o])
                 r += 1
         for o in range(d_out):
-            y_O[o] = _narrow(total[o], like)
+            y_O[o] = narrow(total[o], like)
 
 
 def compile_for(like: Any) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from dataclasses import replace
 from pathlib import Path
-from random import Random
+from random import Random, random
 from typing import Any
 
 import pytest
@@ -144,14 +144,14 @@ def test_what_would_overflow_the_scores_is_refused(bad: dict[str, Any]) -> None:
 async def test_a_sampler_that_raises_ends_its_request_alone(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pick = sampling.Sampler.pick
+    next_draw = sampling.Sampler.next_draw
 
-    def failing(self: Any, logits_V: torch.Tensor, token_ids: list[int]) -> int:
-        if self._sampling.seed == 666 and len(token_ids) > 12:
+    def failing(self: Any) -> Any:
+        if self._sampling.seed == 666 and random() > 0.5:
             raise RuntimeError("probability tensor contains inf")
-        return pick(self, logits_V, token_ids)
+        return next_draw(self)
 
-    monkeypatch.setattr(sampling.Sampler, "pick", failing)
+    monkeypatch.setattr(sampling.Sampler, "next_draw", failing)
     engine = await build(folders)
     jobs = [(prompt(n, 10), EMPTY_MIX) for n in range(6)]
     expected = [await generate(engine, f"alone-{n}", *job, temperature=1.0, seed=n) for n, job in enumerate(jobs)]

@@ -7,6 +7,8 @@ import dataclasses
 import inspect
 from importlib.metadata import version
 
+import pytest
+import torch
 from transformers import ContinuousBatchingConfig
 from transformers.generation.continuous_batching import (
     cache,
@@ -17,11 +19,20 @@ from transformers.generation.continuous_batching import (
 )
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.cache_allocators.cache_allocator import BlockLedger
+from transformers.generation.continuous_batching.cache_allocators.full_attention import FullAttentionCacheAllocator
+from transformers.generation.continuous_batching.cache_allocators.sliding_attention import (
+    SlidingAttentionCacheAllocator,
+)
+from transformers.generation.continuous_batching.distributed import DistributedHelper
 from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
 from transformers.generation.continuous_batching.model_runner import ModelRunner
 from transformers.generation.continuous_batching.offloading_manager import OffloadingManager
+from transformers.generation.continuous_batching.utils import attn_mask_is_needed
+from transformers.utils.generic import is_flash_attention_requested
 
 from dlp_core.engine.batching import Batching
+from dlp_core.engine.paged_attention import use_paged_attention
+from tests.support.families import FAMILIES
 
 MANAGER = continuous_api.ContinuousBatchingManager
 
@@ -121,3 +132,42 @@ def test_the_settings_exist() -> None:
         "use_async_batching",
         "use_cuda_graph",
     } <= names
+
+
+def test_the_cache_has_what_attention_reads() -> None:
+    config = FAMILIES["gemma2"].config()  # layers of both kinds
+    settings = ContinuousBatchingConfig(page_size=8, num_blocks=8, max_batch_tokens=16, max_memory_percent=0.5)
+    paged = PagedAttentionCache(config, settings, torch.device("cpu"), DistributedHelper(None, 60), torch.float32)
+    for layer, allocator in paged.layer_to_allocator.items():
+        assert layer in allocator.layer_indices
+        assert allocator.block_physical_stride % allocator.tokens_per_page == 0
+        assert allocator.num_key_value_heads == config.num_key_value_heads
+        assert allocator.block_table == {}
+        for view in allocator._kv_token_views[layer]:
+            assert view.shape[1:] == (config.num_key_value_heads, config.head_dim)
+            assert view.is_contiguous()
+    assert paged.cache_allocators["sliding_attention"].sliding_window == config.sliding_window
+    # rows as SlidingAttentionCacheAllocator and its parent compute them
+    source = inspect.getsource(SlidingAttentionCacheAllocator._token_indices_to_physical_indices)
+    assert "ring_idx = token_idx % self.sliding_window" in source
+    assert "block_table[page_idx] * self.block_physical_stride + page_offset" in source
+    assert "block_table[b] * self.block_physical_stride" in inspect.getsource(
+        FullAttentionCacheAllocator.get_write_indices
+    )
+
+
+def test_indices_are_made_by_the_one_call_that_is_replaced() -> None:
+    source = inspect.getsource(ContinuousBatchingIOs.prepare_batch_tensors)
+    assert source.count("self.cache.extend_read_and_write_indices(") == 1
+    assert "cache=self.cache," in inspect.getsource(ContinuousBatchingIOs.get_model_kwargs)
+
+
+def test_flash_in_a_name_is_what_leaves_out_masks() -> None:
+    for family in FAMILIES.values():
+        model = family.build()
+        use_paged_attention(model)
+        assert not attn_mask_is_needed(model.config.get_text_config())
+        assert is_flash_attention_requested(model.config.get_text_config())
+        assert not is_flash_attention_requested(model.config.get_text_config(), version=[2, 3, 4])
+        with pytest.raises(RuntimeError, match="belongs to an engine"):
+            model(torch.tensor([[3, 4, 5]]))
