@@ -1,15 +1,12 @@
-"""transformers' continuous batching (5.23) with fusion in its step. Its internals are touched here, and those of its
-cache in paged_attention.py.
+"""transformers' continuous batching (5.23), with mixes.
 
-transformers provides the scheduler and the paged cache. This file adds:
+transformers provides the scheduler and the paged cache. What is added:
 
-    before a forward pass   which tokens run under which slots and weights
-    after it                requests that do not take the plain argmax pick their tokens, all at once
-    between two passes      mixes change at sentence ends; a request whose next mix needs adapters that are not
+    a step                  fusion, our attention, and picks for all rows at once (step.py, paged_attention.py)
+    between two steps       mixes change at sentence ends; a request whose next mix needs adapters that are not
                             pinned leaves the batch until they are, as if it had been preempted
-    in a prompt's chunks    logits of every token, for requests that want the prompt's log-probabilities
     in block hashes         (token, mix) instead of the token alone: K and V depend on both
-    in attention            each request reads its own pages (paged_attention.py)
+    around all              cancellations that report when they are done
 
 tests/dlp_core/engine/test_seam.py checks every internal that is used here. Private methods run on the generation
 thread unless they say otherwise.
@@ -24,21 +21,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.continuous_api import (
     ContinuousBatchingManager,
     ContinuousBatchProcessor,
 )
 from transformers.generation.continuous_batching.requests import (
-    FutureRequestState,
     GenerationOutput,
     RequestState,
     RequestStatus,
@@ -46,62 +39,19 @@ from transformers.generation.continuous_batching.requests import (
 
 from dlp_core.engine.config import EngineConfig
 from dlp_core.engine.grammar import Guide
-from dlp_core.engine.guard import finite
 from dlp_core.engine.paged_attention import PagedAttention, attention_op, use_paged_attention
 from dlp_core.engine.prompt_scores import PromptScores
-from dlp_core.engine.request import Plan, Sampling, TokenLogprob
-from dlp_core.engine.sampling import Row, Sampler, pick
+from dlp_core.engine.request import Plan, Sampling
+from dlp_core.engine.running import NeedsAdapters, Output, Running
+from dlp_core.engine.sampling import Sampler
+from dlp_core.engine.step import Steps
 from dlp_core.engine.timeline import Timeline
-from dlp_core.errors import DLPError, EngineFailed, NotFinite, StepFailed
+from dlp_core.errors import DLPError, EngineFailed, StepFailed
 from dlp_core.fusion.layers import Fusion
 from dlp_core.mix import Mix, Span
 from dlp_core.residency.movement import Pin
 
 log = logging.getLogger(__name__)
-
-_NOT_FINITE = (
-    "the model's output under this request's mix is infinite or not a number, so there is no next token; use other "
-    "adapters or smaller weights"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """All tokens of a request so far. Each output includes the earlier ones, so the newest is enough."""
-
-    token_ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprob, ...]
-    finished: bool
-    error: Exception | None = None
-    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class NeedsAdapters:
-    """The request waits, out of the batch, until these adapters are pinned and `resume` is called."""
-
-    names: tuple[str, ...]
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    """What transformers does not know about a request."""
-
-    timeline: Timeline
-    sampler: Sampler
-    notify: Callable[[Output | NeedsAdapters], object]
-    follow: Callable[[int], Mix | None] | None
-    followed_tokens: int
-    """Tokens that are not passed to `follow` any more: the prompt's, and those it has seen."""
-    prompt_scores: PromptScores | None = None
-    """The log-probabilities of its prompt, if it wants them."""
-    failed: bool = False
-    """Whether it has ended with an error of its own. It stays in the batch until it is cancelled, but nothing of it is
-    delivered or shared any more."""
-    step_failed: bool = False
-    """Whether it was in the batch whose step raised."""
-    parked: tuple[RequestState, int, Mix] | None = None
-    """While it is out of the batch: its state, the position where its mix changes, and the new mix."""
 
 
 class Batching(ContinuousBatchingManager):  # type: ignore[misc]
@@ -129,7 +79,9 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
                 max_requests_per_batch=min(config.max_requests, config.batch_tokens),
                 allow_block_sharing=True,
                 use_async_batching=False,
-                use_cuda_graph=False,
+                use_cuda_graph=(False, config.cuda_graphs),  # of passes with prompts, of passes without
+                q_padding_interval_size=1,
+                kv_padding_interval_size=1,
             ),
         )
         self.last_step = time.monotonic()
@@ -141,12 +93,10 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         self._fusion = fusion
         self._can_hold = can_hold
         self._eos = eos
-        self._requests: dict[str, _Request] = {}
+        self._requests: dict[str, Running] = {}
         self._resumed: queue.SimpleQueue[tuple[str, Mapping[str, Pin]]] = queue.SimpleQueue()
         self._cancelling: dict[str, Callable[[], object]] = {}
-        self._attention: PagedAttention
-        self._scores_RV = torch.empty(0)
-        self._prompt_rows: list[tuple[_Request, str, int, int]] = []
+        self._steps: Steps
         self._ended = False
         self._lock = threading.Lock()
 
@@ -173,7 +123,7 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         `prompt_logprobs` is how many alternatives to report for each token of the prompt, None for no report. Raises
         EngineFailed if the loop has ended."""
         loop = asyncio.get_running_loop()
-        request = _Request(
+        request = Running(
             timeline=Timeline(plan, pins),
             sampler=Sampler(sampling, len(prompt_ids), self._eos, guide),
             notify=lambda item: loop.call_soon_threadsafe(deliver, item),
@@ -230,6 +180,11 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         shareable = sum(len(a.ledger.cached_blocks) * a.bytes_per_block for a in cache.cache_allocators.values())
         return float(cache.compute_free_capacity() + shareable / (cache.num_sectors * cache.bytes_per_sector))
 
+    @property
+    def cuda_graphs(self) -> int:
+        """CUDA graphs captured."""
+        return 0 if self.batch_processor is None else self._steps.graphs
+
     def cached_tokens(self) -> dict[str, int]:
         """Tokens that the cache holds, by request id, of the requests in the batch."""
         processor = self.batch_processor
@@ -242,99 +197,17 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
     # ------------------------------------------------------------------ the step
 
     def _generation_step(self) -> None:
-        batch: list[FutureRequestState] = self.batch_processor.inputs_and_outputs.requests_in_batch
-        self._attention.begin(
-            (r.state.request_id, r.state.position_offset - r.query_length, r.query_length) for r in batch
-        )
-        segments = tuple(
-            segment
-            for r in batch
-            for segment in self._requests[r.state.request_id].timeline.segments(
-                r.state.position_offset - r.query_length, r.query_length
-            )
-        )
-        ends = accumulate(r.query_length for r in batch)
-        head_rows = [end - 1 for end, r in zip(ends, batch, strict=True) if r.has_new_token]
-        head_rows += [0] * (len(batch) - len(head_rows))  # a row per request: the library leaves the rest at token 0
-        self._prompt_rows = self._rows_of_prompts(batch)
         try:
-            with self._fusion.batch(segments, [*head_rows, *(row for *_, row in self._prompt_rows)]):
-                super()._generation_step()
-            self._pick(batch)
+            self._steps.run(super()._generation_step)
         except Exception:
             # Rows cannot fail alone here. Those that have not answered yet are suspects: see StepFailed.
-            for state in (r.state for r in batch):
-                self._requests[state.request_id].step_failed = True
-            log.exception("the generation step failed; it computed %s", [r.state.request_id for r in batch])
+            batch = [r.state.request_id for r in self.batch_processor.inputs_and_outputs.requests_in_batch]
+            for request_id in batch:
+                self._requests[request_id].step_failed = True
+            log.exception("the generation step failed; it computed %s", batch)
             raise
 
-    def _rows_of_prompts(self, batch: Sequence[FutureRequestState]) -> list[tuple[_Request, str, int, int]]:
-        """The tokens of a batch whose logits score a prompt: request, its id, the position there and in the batch."""
-        rows, offset = [], 0
-        for r in batch:
-            request = self._requests[r.state.request_id]
-            if request.prompt_scores is not None and not request.failed:
-                start = r.state.position_offset - r.query_length
-                for position in request.prompt_scores.missing(start, r.query_length):
-                    rows.append((request, r.state.request_id, position, offset + position - start))
-            offset += r.query_length
-        return rows
-
-    def _forward(
-        self, library_forward: Callable[..., None], model: Any, batch_data: dict[str, Any], *tensors: Tensor
-    ) -> None:
-        """The library's forward pass and sampling, with this file's attention, and with logits for the rows of prompts
-        after its own."""
-        batch_data = batch_data | {"cache": self._attention}
-        if self._prompt_rows:
-            own = batch_data["logits_indices"]
-            indices = torch.cat([own, own.new_tensor([row for *_, row in self._prompt_rows])])
-            keep = {"logits_to_keep": indices} if "logits_to_keep" in batch_data else {}
-            batch_data = batch_data | {"logits_indices": indices} | keep
-        library_forward(model, batch_data, *tensors)
-
-    def _sample(self, library_sample: Callable[[Tensor, Tensor], None], scores: Tensor, output_ids: Tensor) -> None:
-        """Take the library's argmax for all rows. `_pick` then overwrites those of the other samplers."""
-        own = scores.shape[1] - len(self._prompt_rows)
-        library_sample(scores[:, :own], output_ids)
-        self._scores_RV = scores[0]
-
-    def _pick(self, batch: Sequence[FutureRequestState]) -> None:
-        """Pick the tokens of rows that do not take the argmax. What goes wrong in a row ends its request alone."""
-        own = len(self._scores_RV) - len(self._prompt_rows)
-        scores_RV = self._scores_RV[:own]
-        self._score_prompts(self._scores_RV[own:])
-        lengths, scored = [r.query_length for r in batch], [r.has_new_token for r in batch]
-        rows, requests, row = list[Row](), list[tuple[_Request, str]](), 0
-        for ok, r in zip(finite(scores_RV, self._attention.overflowed(), lengths, scored), batch, strict=True):
-            request = self._requests[r.state.request_id]
-            if not ok:
-                self._fail(request, r.state.request_id, NotFinite(_NOT_FINITE))
-            elif r.has_new_token and not request.sampler.is_argmax:
-                rows.append(Row(row, request.sampler, r.state.initial_tokens + r.state.generated_tokens))
-                requests.append((request, r.state.request_id))
-            row += r.has_new_token
-        if not rows:
-            return
-        found = dict[int, int]()
-        for picked, own_row, (request, request_id) in zip(pick(scores_RV, rows), rows, requests, strict=True):
-            if isinstance(picked, Exception):
-                self._fail(request, request_id, picked)
-            else:
-                found[own_row.number] = picked
-        if found:
-            output_ids = self.batch_processor.inputs_and_outputs.output_ids
-            output_ids[0, list(found)] = torch.tensor(list(found.values()), dtype=torch.int32).to(output_ids.device)
-
-    def _score_prompts(self, scores_RV: Tensor) -> None:
-        for logits_V, (request, request_id, position, _) in zip(scores_RV, self._prompt_rows, strict=True):
-            if request.prompt_scores is not None and not request.failed:
-                try:
-                    request.prompt_scores.add(position, logits_V)
-                except Exception as error:
-                    self._fail(request, request_id, error)
-
-    def _fail(self, request: _Request, request_id: str, error: Exception) -> None:
+    def _fail(self, request: Running, request_id: str, error: Exception) -> None:
         """End a request with an error. The engine then cancels it."""
         if request.failed:
             return
@@ -376,13 +249,13 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
 
     def _create_batch_processor(self) -> ContinuousBatchProcessor:
         processor = super()._create_batch_processor()
-        runner, cache = processor.model_runner, processor.cache
-        runner._sample = partial(self._sample, runner._sample)
-        runner._forward_process_and_sample = partial(self._forward, runner._forward_process_and_sample)
+        cache = processor.cache
         requests = self.continuous_batching_config.max_requests_per_batch
-        self._attention = PagedAttention(cache, attention_op(self.model, cache, requests))
+        attention = PagedAttention(cache, attention_op(self.model, cache, requests))
+        self._steps = Steps(processor, self._fusion, attention, self._requests, self._fail)
         cache.search_prefix_match = partial(self._search_prefix_match, cache.search_prefix_match)
         cache.mark_complete_blocks = partial(self._mark_complete_blocks, cache.mark_complete_blocks)
+        self._steps.capture(self.model)
         return processor
 
     # ------------------------------------------------------------------ mixes that change
@@ -404,7 +277,7 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
             request.followed_tokens = len(tokens)
 
     def _change_mix(
-        self, processor: ContinuousBatchProcessor, request: _Request, state: RequestState, position: int, mix: Mix
+        self, processor: ContinuousBatchProcessor, request: Running, state: RequestState, position: int, mix: Mix
     ) -> None:
         names = tuple(dict.fromkeys((*request.timeline.names, *mix.names)))
         if request.timeline.has_pinned(mix):
@@ -479,7 +352,7 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
             )
 
 
-def _deliver(output: GenerationOutput, request: _Request, deliver: Callable[[Output], None]) -> None:
+def _deliver(output: GenerationOutput, request: Running, deliver: Callable[[Output], None]) -> None:
     """Deliver what the library says of a request, unless the request has ended with an error of its own."""
     if request.failed:
         return

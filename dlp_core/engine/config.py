@@ -51,6 +51,8 @@ class EngineConfig:
     """Tokens the paged cache holds for all requests together."""
     batch_tokens: int = 256
     """Tokens per forward pass; longer prompts are prefilled in chunks."""
+    cuda_graphs: bool = True
+    """Replay passes that only decode as CUDA graphs, on devices that have them. They are captured at the start."""
     stall_seconds: float = 60.0
     """If no step finishes for this long while requests run, the engine reports itself as failed."""
     vllm: VllmConfig = VllmConfig()

@@ -14,10 +14,11 @@ from dataclasses import replace
 from typing import Any
 
 from dlp_core.engine.admission import check_places, token_limit
-from dlp_core.engine.batching import Batching, NeedsAdapters, Output
+from dlp_core.engine.batching import Batching
 from dlp_core.engine.config import EngineConfig
 from dlp_core.engine.grammar import Grammars, Guide
 from dlp_core.engine.request import Plan, Sampling, TokenEvent
+from dlp_core.engine.running import NeedsAdapters, Output
 from dlp_core.engine.stats import EngineStats
 from dlp_core.errors import EngineFailed, InvalidRequest, RequestAborted
 from dlp_core.fusion.layers import Fusion
@@ -136,6 +137,7 @@ class FusedEngine:
             tokens_waiting=sum(limit for request_id, limit in self._token_limits.items() if request_id not in cached),
             adapter_demand=self._residency.demand,
             adapter_wait_s=self._residency.max_wait_s,
+            cuda_graphs=self._batching.cuda_graphs,
         )
 
     def check_health(self) -> None:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dlp_core.engine.config import EngineConfig
 from dlp_core.engine.engine import FusedEngine
-from dlp_core.fusion.layers import Fusion, install
+from dlp_core.fusion.layers import Fusion, Graphs, install
 from dlp_core.residency.movement import Residency
 from dlp_core.residency.sources import AdapterSource, SpokenSource
 from dlp_core.store.base_model import check_model_folder
@@ -50,7 +50,8 @@ def load(
         torch.set_num_threads(threads)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     model = model.to(device).eval()
-    fusion = install(model)
+    graphs = Graphs(min(config.max_requests, config.batch_tokens), config.slots) if config.cuda_graphs else None
+    fusion = install(model, graphs=graphs)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     residency = Residency(
         SpokenSource(source, tokenizer.get_vocab()),

@@ -15,14 +15,14 @@ import numpy as np
 from torch import Tensor
 from transformers import AttentionInterface
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
-from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
 from dlp_core.attention.batch import Batch, Pages, Request
 from dlp_core.attention.op import AttentionOp, Layer, Scores, States
 from dlp_core.errors import InvalidRequest
 
 _NAME = "dlp_flash"
-"""Of this attention in transformers. By the "flash" it knows that nobody needs a mask."""
+"""Of this attention in transformers. By the "flash" its batches have no masks; and as no function makes masks for this
+name, its models make none either, which would wait for the device in every pass."""
 
 
 def use_paged_attention(model: Any) -> None:
@@ -36,7 +36,6 @@ def use_paged_attention(model: Any) -> None:
             "serve this model"
         )
     AttentionInterface.register(_NAME, _attend)
-    AttentionMaskInterface.register(_NAME, flash_attention_mask)
     model.config._attn_implementation = _NAME  # of all its parts: they share the config, or have one below it
 
 
@@ -104,6 +103,11 @@ def attention_op(model: Any, cache: PagedAttentionCache, requests: int) -> Atten
         from dlp_core.attention.cpu import CpuAttention
 
         return CpuAttention(model.dtype)
+    return triton_attention(model, cache, requests)
+
+
+def triton_attention(model: Any, cache: PagedAttentionCache, requests: int) -> AttentionOp:
+    """The op for CUDA devices, as `attention_op`."""
     from dlp_core.attention.triton import Limits, TritonAttention
 
     config, allocators = model.config.get_text_config(), list(cache.cache_allocators.values())

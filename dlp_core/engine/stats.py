@@ -29,3 +29,5 @@ class EngineStats:
     """Adapters that requests use or wait for, divided by the slots for them. Above 1, some wait for others."""
     adapter_wait_s: float
     """Seconds that the request waiting longest for its adapters has waited so far, loading included."""
+    cuda_graphs: int = 0
+    """CUDA graphs captured, on devices that have them. All are captured at the start."""

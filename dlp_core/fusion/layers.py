@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -57,10 +57,17 @@ class FusedForward:
 class Fusion:
     """The adapters in a model's slots and the batch in flight. One per model; made by `install`."""
 
-    def __init__(self, layers: Mapping[str, nn.Module], device: torch.device, op: Op) -> None:
-        self.shapes: Mapping[str, LayerShape] = {path: _shape(layer) for path, layer in layers.items()}
+    def __init__(
+        self,
+        layers: Mapping[str, nn.Module],
+        shapes: Mapping[str, LayerShape],
+        groups: Collection[tuple[str, ...]],
+        device: torch.device,
+        op: Op,
+    ) -> None:
+        self.shapes = shapes
         """Module path to shape of every layer an adapter may change."""
-        self.groups: Collection[tuple[str, ...]] = ()
+        self.groups = groups
         """Those of them that read one input, one after another."""
         self.step: Step | None = None
         self._layers = layers
@@ -124,24 +131,35 @@ class Fusion:
         return deltas
 
 
-def install(model: nn.Module, op: Op | None = None) -> Fusion:
+class Graphs(NamedTuple):
+    """What CUDA graphs are captured of."""
+
+    tokens: int
+    """Of the largest pass."""
+    slots: int
+    """For adapters."""
+
+
+def install(model: nn.Module, op: Op | None = None, *, graphs: Graphs | None = None) -> Fusion:
     """Make every linear layer, embedding and biased LayerNorm of `model` add mixed deltas, in place.
 
-    `op` computes them; the default is the one for the model's device. Layers of a mixture's experts are left alone:
-    each sees only some of the tokens. Raises ValueError if fusion is already installed or the model has no such layer.
+    `op` computes them; the default is the one for the model's device, of which passes may be captured as CUDA graphs if
+    `graphs` is given. Layers of a mixture's experts are left alone: each sees only some of the tokens. Raises
+    ValueError if fusion is already installed or the model has no such layer.
     """
     layers = _layers(model)
     if any(isinstance(module.forward, FusedForward) for module in layers.values()):
         raise ValueError("fusion is already installed on this model")
     device = next(model.parameters()).device
-    fusion = Fusion(layers, device, op or _op(model, device))
+    groups: dict[tuple[str, ...], tuple[str, ...]] = {}
+    siblings = {path: _siblings(path, layers) for path in layers}
+    for group in siblings.values():
+        groups.setdefault(group, group)  # one object per group: a step compares by identity
+    shapes = {path: _shape(layer) for path, layer in layers.items()}
+    fusion = Fusion(layers, shapes, groups, device, op or _op(model, device, shapes, groups, graphs))
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    interned: dict[tuple[str, ...], tuple[str, ...]] = {}
     for path, module in layers.items():
-        siblings = _siblings(path, layers)
-        siblings = interned.setdefault(siblings, siblings)  # one object per group: a step compares by identity
-        module.forward = FusedForward(module.forward, path, siblings, fusion, head=module is head)
-    fusion.groups = interned.values()
+        module.forward = FusedForward(module.forward, path, groups[siblings[path]], fusion, head=module is head)
     return fusion
 
 
@@ -184,16 +202,25 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
-def _op(model: nn.Module, device: torch.device) -> Op:
+def _op(
+    model: nn.Module,
+    device: torch.device,
+    shapes: Mapping[str, LayerShape],
+    groups: Collection[tuple[str, ...]],
+    graphs: Graphs | None,
+) -> Op:
     supported = (torch.float32, torch.bfloat16, torch.float16)  # not the dtypes of quantised weights
     dtype = next(p.dtype for p in model.parameters() if p.dtype in supported)
     if device.type != "cuda":
         from dlp_core.fusion.cpu import CpuOp
 
         return CpuOp(dtype)
-    from dlp_core.fusion.triton import TritonOp
+    from dlp_core.fusion.triton import Limits, TritonOp
 
-    return TritonOp(device, dtype)
+    if graphs is None:
+        return TritonOp(device, dtype)
+    widths = {path: shape.d_in for path, shape in shapes.items()}
+    return TritonOp(device, dtype, Limits(graphs.tokens, graphs.slots, widths, groups))
 
 
 def _to_host(parameter: Any) -> Tensor:

@@ -13,7 +13,7 @@ writes the very tensors of the capture; fresh memory holds NaN.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar, NamedTuple
 
 import pytest
@@ -21,13 +21,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+from transformers.generation.continuous_batching import initialization, model_runner
 
+from dlp_core.attention import triton as attention_module
 from dlp_core.fusion import triton as op_module
 from tests.support.op_bank import DEVICE
 
 _WAITS = frozenset(
     {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero", "aten::masked_select"}
 )
+_ATTENTION = ("prefill", "store", "decode", "combine")
 _FROM_HOST = frozenset({"aten::lift_fresh", "aten::pin_memory", "aten::_pin_memory"})
 
 
@@ -69,6 +72,9 @@ class Graph:
 
     def record(self, work: Callable[[], object]) -> None:
         self._work.append(work)
+
+    def reset(self) -> None:
+        self._work.clear()
 
 
 class _Recording(TorchDispatchMode):
@@ -129,14 +135,28 @@ def captured(forward: Callable[[], object]) -> Any:
 
 @contextmanager
 def emulated_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Makes the op for CUDA devices launch into the graph that is being captured, if one is. Nothing, on a GPU."""
+    """Makes the ops for CUDA devices launch into the graph that is being captured, if one is. Nothing, on a GPU."""
     if DEVICE.type != "cpu":
         yield
         return
     with monkeypatch.context() as patches:
-        for name in ("shrink", "expand"):
-            patches.setattr(op_module, name, _Launcher(name, getattr(op_module, name)))
+        for module, names in ((op_module, ("shrink", "expand")), (attention_module, _ATTENTION)):
+            for name in names:
+                patches.setattr(module, name, _Launcher(name, getattr(module, name)))
         patches.setattr(op_module, "_capturing", lambda device: Graph.capturing is not None)
+        yield
+
+
+@contextmanager
+def emulated_engine_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`emulated_graphs`, and a transformers that captures them in its continuous batching."""
+    with emulated_graphs(monkeypatch), monkeypatch.context() as patches:
+        if DEVICE.type == "cpu":
+            patches.setattr(initialization, "get_accelerator_graph_name", lambda: "Graph")
+            patches.setattr(model_runner, "get_memory_pools", lambda: (None, 0))
+            patches.setattr(model_runner, "memory_pool_context", lambda pool: nullcontext())
+            patches.setattr(model_runner, "create_accelerator_graph", Graph)
+            patches.setattr(model_runner, "accelerator_graph_capture_context", lambda graph, **_: graph.capture())
         yield
 
 

@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 import pytest
 import torch
-from transformers import ContinuousBatchingConfig
+from transformers import ContinuousBatchingConfig, masking_utils
 from transformers.generation.continuous_batching import (
     cache,
     continuous_api,
@@ -162,7 +162,9 @@ def test_indices_are_made_by_the_one_call_that_is_replaced() -> None:
     assert "cache=self.cache," in inspect.getsource(ContinuousBatchingIOs.get_model_kwargs)
 
 
-def test_flash_in_a_name_is_what_leaves_out_masks() -> None:
+def test_masks_are_left_out_by_the_name_of_the_attention() -> None:
+    source = inspect.getsource(masking_utils._preprocess_mask_arguments)
+    assert "if config._attn_implementation not in ALL_MASK_ATTENTION_FUNCTIONS._global_mapping:" in source
     for family in FAMILIES.values():
         model = family.build()
         use_paged_attention(model)
