@@ -91,6 +91,7 @@ class EngineMetrics:
         self._tokens_running = Gauge("dlp_tokens_running", "Tokens in the cache of requests in the batch.")
         self._tokens_waiting = Gauge("dlp_tokens_waiting", "Maximum tokens of requests not yet in the batch.")
         self._cache_use = Gauge("dlp_cache_use", "Share of the paged cache held by requests.")
+        self._cuda_graphs = Gauge("dlp_cuda_graphs", "CUDA graphs captured by the engine.")
         self._adapter_demand = Gauge("dlp_adapter_demand", "Adapters that requests use or wait for, over the slots.")
         self._adapter_wait = Gauge("dlp_adapter_wait_seconds", "Longest current wait of a request for its adapters.")
 
@@ -107,6 +108,7 @@ class EngineMetrics:
         self._tokens_running.set(stats.tokens_running)
         self._tokens_waiting.set(stats.tokens_waiting)
         self._cache_use.set(1 - stats.cache_free)
+        self._cuda_graphs.set(stats.cuda_graphs)
         self._adapter_demand.set(stats.adapter_demand)
         self._adapter_wait.set(stats.adapter_wait_s)
         self._resident.set(len(stats.resident), tags={"tier": "device"})
