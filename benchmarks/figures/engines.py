@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.figures.markdown import Lines, span, table
-from benchmarks.figures.sources import Results
+from benchmarks.figures.sources import Result, Results
 
 COUNTS = (1, 4, 16)
 ENGINES = {
@@ -24,6 +24,18 @@ INSIDE = {
     ("vllm", "plain"): "vLLM for CPUs, plain",
     ("vllm", "k=1"): "vLLM for CPUs, its own LoRA, one adapter per request",
     ("ours", "k=2"): "dlp-serve over transformers, a mix of 2 per request",
+}
+RESIDENT = {
+    "8": "mixes of 2 of 8 adapters on q, v at rank 8",
+    "beside 100": "the same, 100 adapters resident",
+    "all linear": "mixes of 2 of 8 on all linear layers at rank 16",
+}
+PICKS = {
+    "greedy": "the largest score",
+    "temperature": "temperature",
+    "top_p": "temperature, top_p 0.95",
+    "top_k": "temperature, top_k 50",
+    "penalties": "temperature, top_p 0.95, presence and repetition",
 }
 TRAFFIC = {
     "plain": "plain",
@@ -62,6 +74,42 @@ def inside_targets(results: Results) -> Lines:
             ratio = f"{target['ratio']:.2f}" if target["met"] else f"**{target['ratio']:.2f}**"
             rows.append([target["what"], ratio, f"at least {target['bound']:.2f}"])
     return table(["ratio", "measured", "target"], rows)
+
+
+def inside_vllm(results: Results) -> Lines:
+    """CPU time a token inside vLLM relative to vLLM's plain engine: 100 adapters resident, all linear layers."""
+    cells = {(row["side"], row["sequences"]): row for row in results["inside_vllm"]["rows"]}
+    rows = [[text, *(f"{cells[side, count]['over_plain']:.2f}" for count in COUNTS)] for side, text in RESIDENT.items()]
+    return table(["CPU time a token, over vLLM's plain", "1 request", "4", "16"], rows)
+
+
+def inside_vllm_resident(results: Results) -> str:
+    """CPU time a token with 100 adapters resident relative to 8, 1 to 16 requests."""
+    return span((target["ratio"] for target in results["inside_vllm"]["targets"]), ".2f")
+
+
+def attention(results: Results) -> Lines:
+    """A decode step of transformers and with our attention, by sequences and tokens of context."""
+    cells: dict[tuple[int, int], dict[str, Result]] = {}
+    for row in results["attention"]["rows"]:
+        cells.setdefault((row["context"], row["sequences"]), {})[row["side"]] = row
+    rows = [
+        [f"{context:,}", count, *(f"{sides[side]['ms']:,.0f} ms" for side in ("transformers", "ours")),
+         f"{1 / sides['ours']['ratio']:.2f}"]
+        for (context, count), sides in cells.items()
+    ]  # fmt: skip
+    return table(["tokens in the cache of each", "sequences", "transformers", "ours", "gain"], rows)
+
+
+def attention_gain(results: Results) -> str:
+    """The gain at 16 sequences of 128 tokens."""
+    return f"{1 / results['attention']['targets'][0]['ratio']:.1f}"
+
+
+def sampling(results: Results) -> Lines:
+    """Time between tokens of 16 requests by how their tokens are picked, relative to greedy."""
+    rows = [[PICKS[row["side"]], f"{row['ms']:.0f} ms", f"{row['ratio']:.3f}"] for row in results["sampling"]["rows"]]
+    return table(["tokens are picked by", "time between tokens", "over greedy"], rows)
 
 
 def vllm_lora(results: Results) -> str:

@@ -73,6 +73,15 @@ def http(results: Results) -> Lines:
     return table(["", "threads", "streams", "tokens/s", "share of the engine's", "first token, median"], rows)
 
 
+def http_vllm(results: Results) -> Lines:
+    """Tokens per second over HTTP next to the engine's, inside vLLM, one thread for the model."""
+    rows = [
+        [HTTP[row["side"]], f"{row['tokens_per_s']:.1f}", "" if row["side"] == "engine" else f"{row['ratio']:.2f}"]
+        for row in results["http_path_vllm"]["rows"]
+    ]
+    return table(["inside vLLM, 16 streams, one thread", "tokens/s", "share of the engine's"], rows)
+
+
 def http_two_threads(results: Results) -> str:
     """Tokens per second over HTTP in throughput mode relative to the engine, 16 streams, two threads for the model."""
     return f"{_http(results, 'http_path')['ratio']:.2f}"
@@ -132,7 +141,20 @@ def streams_mixes(results: Results) -> str:
 
 def loads(results: Results) -> Lines:
     """Time between tokens while nothing loads, and while adapters load."""
-    result = results["load_overlap"]
+    return _loads(results["load_overlap"])
+
+
+def loads_vllm(results: Results) -> Lines:
+    """The same inside vLLM."""
+    return _loads(results["load_overlap_vllm"])
+
+
+def loads_vllm_ratio(results: Results) -> str:
+    """The 99th percentile while adapters load relative to the quiet one, inside vLLM."""
+    return f"{results['load_overlap_vllm']['p99_ratio']:.2f}"
+
+
+def _loads(result: Result) -> Lines:
     rows = [
         [name, _ms(result[side]["p50_ms"]), _ms(result[side]["p99_ms"])]
         for name, side in (("nothing loads", "quiet"), (f"{result['loads_per_s']:.1f} loads a second", "loading"))

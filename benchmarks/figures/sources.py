@@ -36,6 +36,7 @@ def _benchmark(name: str, options: str = "", *, module: str = "") -> Source:
 
 
 _SMOLLM2 = "--base MODEL_DIR --bank examples/bank --adapter cron --dtype bfloat16"
+_SMOLLM2_F32 = _SMOLLM2.replace("bfloat16", "float32")
 SOURCES = {
     "affinity": _benchmark("affinity"),
     "affinity_cluster": _benchmark("affinity_cluster"),
@@ -55,7 +56,16 @@ SOURCES = {
     ),
     "http_path_smollm2": _benchmark("http_path_smollm2", _SMOLLM2, module="http_path"),
     "http_path_tiny": _benchmark("http_path_tiny", "--seconds 8", module="http_path"),
+    "http_path_vllm": _benchmark(
+        "http_path_vllm",
+        f"--engine vllm --vllm-python PYTHON {_SMOLLM2_F32} --threads 1 --streams 16 --seconds 5",
+        module="http_path",
+    ),
+    "inside_vllm": _benchmark("inside_vllm", "MODEL_DIR --vllm-python PYTHON --dtype float32 --rounds 2"),
     "load_overlap": _benchmark("load_overlap", "MODEL_DIR"),
+    "load_overlap_vllm": _benchmark("load_overlap_vllm", "MODEL_DIR --engine vllm", module="load_overlap"),
+    "attention": _benchmark("attention", "MODEL_DIR --rounds 3"),
+    "sampling": _benchmark("sampling", "MODEL_DIR"),
     "prefill": _benchmark("prefill", "MODEL_DIR"),
     "router": _benchmark("router", "TRAIN.jsonl VAL.jsonl --descriptions TASKS.json --quick"),
     "router_people": _benchmark("router_people", "VAL.jsonl ROUTER0 ROUTER1 ROUTER2"),

@@ -44,7 +44,7 @@ from dlp_core.engine.prompt_scores import PromptScores
 from dlp_core.engine.request import Plan, Sampling
 from dlp_core.engine.running import NeedsAdapters, Output, Running
 from dlp_core.engine.sampling import Sampler
-from dlp_core.engine.step import Steps
+from dlp_core.engine.step import Steps, has_graphs
 from dlp_core.engine.timeline import Timeline
 from dlp_core.errors import DLPError, EngineFailed, StepFailed
 from dlp_core.fusion.layers import Fusion
@@ -79,7 +79,7 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
                 max_requests_per_batch=min(config.max_requests, config.batch_tokens),
                 allow_block_sharing=True,
                 use_async_batching=False,
-                use_cuda_graph=(False, config.cuda_graphs),  # of passes with prompts, of passes without
+                use_cuda_graph=(False, config.cuda_graphs and has_graphs(model.device)),  # with prompts, without
                 q_padding_interval_size=1,
                 kv_padding_interval_size=1,
             ),

@@ -1,9 +1,9 @@
 """Draws tokens on CPUs, compiled by numba: a row costs little more than reading its scores.
 
-Sorting a vocabulary takes longer than all the rest of a token. Nearly all of the probability is in few tokens, so only
-those near the largest score are sorted, and more of them where that was not enough.
+Sorting a vocabulary takes longer than all the rest of a token. Here weights are counted by how far they are from the
+largest, and only those of the one step in which a truncation ends are sorted.
 
-Shape letters: R rows, V vocabulary, B blocks of it.
+Shape letters: R rows, V vocabulary, B blocks of it, S steps.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from dlp_core.compiled import compiled, exp_below
 
 _BLOCK = 256
 """Tokens whose weights are summed up together, so that a walk to a token skips most of them."""
-_NEAR = 8.0
-"""Natural logarithm of what a score may be below the largest to be sorted at first."""
+_STEPS = 1024
+"""Eighths of a power of two, from 1 down to the smallest weight: the leading bits of a float32."""
+_ONE, _REST = 0x3F800000, 20
+"""The bits of 1, and how many bits of a number do not matter to its step."""
 
 
 @compiled
@@ -39,54 +41,61 @@ def _weigh(scores_V, temperature, weights_V, sums_B):
 
 
 @compiled
-def _largest(weights_V, total, top_k, top_p):
-    """The largest weights, in descending order: enough of them for these truncations."""
-    size = weights_V.shape[0]
-    near = _NEAR
-    while True:
-        least = np.float32(np.exp(-near)) if near < 80 else np.float32(0)
-        count, mass = 0, 0.0
-        for i in range(size):
-            if weights_V[i] >= least:
-                count += 1
-                mass += weights_V[i]
-        if least == 0 or count >= top_k or (top_k == size and mass > top_p * total):
-            break
-        near *= 2
-    found = np.empty(count, np.float32)
-    n = 0
-    for i in range(size):
-        if weights_V[i] >= least:
+def _count(weights_V, counts_S, masses_S):
+    """How many weights are in each step, and their sum."""
+    counts_S[:] = 0
+    masses_S[:] = 0
+    bits_V = weights_V.view(np.int32)
+    for i in range(weights_V.shape[0]):
+        if weights_V[i] > 0:
+            step = (_ONE - bits_V[i]) >> _REST
+            counts_S[step] += 1
+            masses_S[step] += weights_V[i]
+
+
+@compiled
+def _sorted_step(weights_V, step, count):
+    """The weights of one step, largest first."""
+    found, n = np.empty(count, np.float32), 0
+    bits_V = weights_V.view(np.int32)
+    for i in range(weights_V.shape[0]):
+        if weights_V[i] > 0 and (_ONE - bits_V[i]) >> _REST == step:
             found[n] = weights_V[i]
             n += 1
     return np.sort(found)[::-1]
 
 
 @compiled
-def _smallest_kept(weights_V, total, top_k, top_p):
-    """The smallest weight that the truncations leave: of the `top_k` largest, those whose larger ones have less than
-    `top_p` of their sum. Equal weights stay or go together."""
-    size = weights_V.shape[0]
-    if top_k == 0 or top_k > size:
-        top_k = size
-    found = _largest(weights_V, total, top_k, top_p)
-    count = found.shape[0]
-    kept_mass = 0.0
-    if top_k < size:
-        last = min(top_k, count) - 1
-        while last + 1 < count and found[last + 1] == found[last]:
-            last += 1
-        for i in range(last + 1):
-            kept_mass += found[i]
-    else:
-        last, kept_mass = count - 1, total
-    if top_p < 1:
-        above = 0.0
-        for i in range(last + 1):
-            if above >= top_p * kept_mass and found[i] < found[i - 1]:
-                return found[i - 1]
-            above += found[i]
-    return found[last]
+def _smallest_of_top_k(weights_V, top_k, counts_S, masses_S):
+    """The weight of the `top_k`th token, and the sum of those that are as large or larger."""
+    before, mass = 0, 0.0
+    for step in range(_STEPS):
+        if before + counts_S[step] >= top_k:
+            found = _sorted_step(weights_V, step, counts_S[step])
+            least = found[top_k - before - 1]
+            for i in range(found.shape[0]):
+                if found[i] >= least:
+                    mass += found[i]
+            return least, mass
+        before += counts_S[step]
+        mass += masses_S[step]
+    return np.float32(0), mass
+
+
+@compiled
+def _smallest_of_top_p(weights_V, mass, counts_S, masses_S):
+    """The smallest weight whose larger ones have a sum below `mass`."""
+    before = 0.0
+    for step in range(_STEPS):
+        if before + masses_S[step] >= mass and counts_S[step] > 0:
+            found = _sorted_step(weights_V, step, counts_S[step])
+            for i in range(found.shape[0]):
+                if before >= mass and found[i] < found[i - 1]:
+                    return found[i - 1]
+                before += found[i]
+            return found[found.shape[0] - 1]
+        before += masses_S[step]
+    return np.float32(0)
 
 
 @compiled
@@ -96,6 +105,7 @@ def draw(scores_RV, temperatures_R, top_k_R, top_p_R, uniform_R, tokens_R):
     size = scores_RV.shape[1]
     weights_V = np.empty(size, np.float32)
     sums_B = np.empty((size + _BLOCK - 1) // _BLOCK, np.float32)
+    counts_S, masses_S = np.empty(_STEPS, np.int64), np.empty(_STEPS, np.float64)
     for r in range(scores_RV.shape[0]):
         blocks = _weigh(scores_RV[r], temperatures_R[r], weights_V, sums_B)
         total = 0.0
@@ -103,7 +113,11 @@ def draw(scores_RV, temperatures_R, top_k_R, top_p_R, uniform_R, tokens_R):
             total += sums_B[b]
         least = np.float32(0)
         if top_k_R[r] > 0 or top_p_R[r] < 1:
-            least = _smallest_kept(weights_V, total, top_k_R[r], top_p_R[r])
+            _count(weights_V, counts_S, masses_S)
+            if 0 < top_k_R[r] < size:
+                least, total = _smallest_of_top_k(weights_V, top_k_R[r], counts_S, masses_S)
+            if top_p_R[r] < 1:
+                least = max(least, _smallest_of_top_p(weights_V, top_p_R[r] * total, counts_S, masses_S))
             total = 0.0
             for b in range(blocks):
                 kept = np.float32(0)

@@ -17,8 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlp_core.engine.draw_kernels import draw as draw_on_cpu
-
 
 class Draw(NamedTuple):
     """How a row's token is drawn."""
@@ -36,6 +34,8 @@ def draw(scores_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
     token nobody should use."""
     temperatures, top_k, top_p, uniform = zip(*draws, strict=True)
     if scores_RV.device.type == "cpu":
+        from dlp_core.engine.draw_kernels import draw as draw_on_cpu
+
         tokens_R = np.empty(len(draws), np.int64)
         draw_on_cpu(
             scores_RV.contiguous().numpy(), np.array(temperatures, np.float32), np.array(top_k, np.int64),

@@ -8,7 +8,7 @@ Shape letters: R rows, V vocabulary, E edits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -127,10 +127,7 @@ def pick(scores_RV: Tensor, rows: Sequence[Row]) -> list[int | Exception]:
         if row.sampler.guide is not None:
             with _failing(failed, n):
                 scores_RV[row.number] = row.sampler.guide.mask(scores_RV[row.number])
-    tokens_R = scores_RV[[row.number for row in rows]].argmax(-1)
-    if draws:
-        tokens_R[list(draws)] = draw(scores_RV[[rows[n].number for n in draws]], list(draws.values()))
-    tokens: list[int] = tokens_R.tolist()
+    tokens = _tokens(scores_RV, rows, draws)
     for n, row in enumerate(rows):
         if row.sampler.guide is not None and n not in failed:
             with _failing(failed, n):
@@ -141,6 +138,17 @@ def pick(scores_RV: Tensor, rows: Sequence[Row]) -> list[int | Exception]:
         for row, logprob in zip(scored, logprobs_of(logprobs_SV, chosen, counts), strict=True):
             row.sampler.logprobs.append(logprob)
     return [failed.get(n, token) for n, token in enumerate(tokens)]
+
+
+def _tokens(scores_RV: Tensor, rows: Sequence[Row], draws: Mapping[int, Draw]) -> list[int]:
+    """The tokens of these rows: drawn, or the likeliest of those that have no draw. The only wait for the device."""
+    greedy = [n for n in range(len(rows)) if n not in draws]
+    tokens_R = torch.empty(len(rows), dtype=torch.int64, device=scores_RV.device)
+    if greedy:
+        tokens_R[greedy] = scores_RV[[rows[n].number for n in greedy]].argmax(-1)
+    if draws:
+        tokens_R[list(draws)] = draw(scores_RV[[rows[n].number for n in draws]], list(draws.values()))
+    return [int(token) for token in tokens_R.tolist()]
 
 
 @contextmanager

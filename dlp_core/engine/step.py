@@ -44,6 +44,11 @@ Fail = Callable[[Running, str, Exception], None]
 """Ends a request with an error."""
 
 
+def has_graphs(device: torch.device) -> bool:
+    """Whether passes on this device can be captured."""
+    return device.type == "cuda"
+
+
 class Steps:
     """The forward passes of one processor."""
 

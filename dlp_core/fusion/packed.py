@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -119,12 +120,22 @@ def cut(packed: Packed, cuts: Mapping[str, Cut]) -> Packed:
 def place(packed: Packed, device: torch.device) -> Resident:
     """Copy an adapter to the device in one transfer, and return when it has arrived. Safe on any thread.
 
-    On a CPU nothing is copied: the buffer is shared.
+    On a CPU nothing is copied: the buffer is shared. On CUDA devices copies have a stream of their own, or the steps
+    would wait for them: each prepares its inputs on the default one.
     """
-    buffer = packed.buffer.to(device, non_blocking=True)
-    if buffer.is_cuda:
-        torch.cuda.current_stream(device).synchronize()
+    if device.type != "cuda":
+        return resident(packed.buffer.to(device), packed.shapes)
+    stream = _copies(device)
+    with torch.cuda.device(device), torch.cuda.stream(stream):
+        buffer = packed.buffer.to(device, non_blocking=True)
+        stream.synchronize()
     return resident(buffer, packed.shapes)
+
+
+@cache
+def _copies(device: torch.device) -> torch.cuda.Stream:
+    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return stream
 
 
 def resident(buffer: Tensor, shapes: Sequence[Shape]) -> Resident:

@@ -69,6 +69,7 @@ async def engine(
     op = TritonOp(DEVICE, torch.float32, Limits(REQUESTS, CONFIG.slots, widths, plain.groups) if limits else None)
     with emulated_engine_graphs(monkeypatch), monkeypatch.context() as patches:
         patches.setattr(batching, "attention_op", triton_attention)
+        patches.setattr(batching, "has_graphs", lambda device: True)
         patches.setattr(triton, "_PROGRAMS", 8)  # the interpreter runs one after the other
         model = tiny_llama().to(DEVICE)
         fusion = install(model, op)

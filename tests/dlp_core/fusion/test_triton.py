@@ -15,13 +15,14 @@ from tests.support.paths import ROOT
 
 pytest.importorskip("triton", reason="the extra `gpu` is not installed")
 
+from dlp_core.adapter.checks import LayerShape
 from dlp_core.adapter.weights import read_adapter
 from dlp_core.fusion import layers
 from dlp_core.fusion import triton as op_module
 from dlp_core.fusion.layers import install
 from dlp_core.fusion.reference import fused_lora
 from dlp_core.fusion.segments import Segment
-from dlp_core.fusion.triton import TritonOp
+from dlp_core.fusion.triton import Limits, TritonOp
 from tests.dlp_core.fusion.test_model_families import IDS, MIX, bank, with_peft
 from tests.support.families import FAMILIES
 from tests.support.op_bank import DECODE, DEVICE, GROUP, MIXED, PROMPTS, TOLERANCE, Bank, delta
@@ -178,8 +179,12 @@ def test_the_device_chooses_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(install(family.build())._op).__name__ == "CpuOp"
     made: list[tuple[Any, ...]] = []
     monkeypatch.setattr(op_module, "TritonOp", lambda *args: made.append(args))
-    layers._op(family.build(dtype=torch.bfloat16), torch.device("cuda"))
-    assert made == [(torch.device("cuda"), torch.bfloat16)]
+    shapes = {"q_proj": LayerShape(32, 48, lora=True, bias=False)}
+    arguments = family.build(dtype=torch.bfloat16), torch.device("cuda"), shapes, {("q_proj",)}
+    layers._op(*arguments, None)
+    assert made.pop() == (torch.device("cuda"), torch.bfloat16)
+    layers._op(*arguments, layers.Graphs(tokens=8, slots=3))
+    assert made == [(torch.device("cuda"), torch.bfloat16, Limits(8, 3, {"q_proj": 32}, {("q_proj",)}))]
 
 
 COMPILE = r"""
