@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
-from transformers.generation.continuous_batching import initialization, model_runner
 
 from dlp_core.attention import triton as attention_module
 from dlp_core.fusion import triton as op_module
@@ -150,6 +149,8 @@ def emulated_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @contextmanager
 def emulated_engine_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """`emulated_graphs`, and a transformers that captures them in its continuous batching."""
+    from transformers.generation.continuous_batching import initialization, model_runner
+
     with emulated_graphs(monkeypatch), monkeypatch.context() as patches:
         if DEVICE.type == "cpu":
             patches.setattr(initialization, "get_accelerator_graph_name", lambda: "Graph")
