@@ -27,7 +27,8 @@ GPU: Values = {
     f"{_ARGS}.engine.slots": 64,
     f"{_ARGS}.engine.host_bytes": 16 * 1024**3,
     f"{_ARGS}.engine.max_requests": 256,
-    f"{_ARGS}.engine.cache_tokens": 65_536,
+    f"{_ARGS}.engine.slot_bytes": 6 * 1024**3,
+    f"{_ARGS}.engine.memory_fraction": 0.9,
     f"{_ARGS}.engine.batch_tokens": 2048,
     f"{_BACKBONE}.max_ongoing_requests": 260,
     f"{_BACKBONE}.max_queued_requests": 512,
@@ -35,7 +36,12 @@ GPU: Values = {
     f"{_BACKBONE}.ray_actor_options.num_gpus": 1,
 }
 
-VLLM: Values = {**GPU, f"{_ARGS}.engine.kind": "vllm"}
+VLLM: Values = {
+    **GPU,
+    f"{_ARGS}.engine.kind": "vllm",
+    f"{_ARGS}.engine.cache_tokens": 65_536,
+    f"{_ARGS}.engine.memory_fraction": "null",
+}
 
 # One pod of each kind on a laptop. float32, because on CPUs answers in bfloat16 vary with what else is in the batch.
 LOCAL: Values = {

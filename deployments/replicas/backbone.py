@@ -196,7 +196,7 @@ class FusedBackbone:
         stats = self._engine.stats()
         return {
             REQUESTS: stats.running + stats.waiting,
-            TOKENS: 1 - stats.cache_free + stats.tokens_waiting / self._args.engine.cache_tokens,
+            TOKENS: 1 - stats.cache_free + stats.tokens_waiting / stats.cache_tokens,
             ADAPTERS: stats.adapter_demand,
         }
 

@@ -49,6 +49,9 @@ class EngineConfig:
     """Tokens per block of the paged cache."""
     cache_tokens: int = 16_384
     """Tokens the paged cache holds for all requests together."""
+    memory_fraction: float | None = None
+    """Part of a CUDA device's memory that weights, adapters (`slot_bytes`), workspace and cache may take together; the
+    cache gets what the others leave, in place of `cache_tokens`. None: `cache_tokens` as it is."""
     batch_tokens: int = 256
     """Tokens per forward pass; longer prompts are prefilled in chunks."""
     cuda_graphs: bool = True
@@ -70,5 +73,15 @@ class EngineConfig:
         ):
             if (value := getattr(self, field)) is not None and value < 1:
                 raise InvalidRequest(f"engine setting {field} is {value}; it must be at least 1")
+        if self.memory_fraction is not None:
+            self._check_memory_fraction(self.memory_fraction)
         if self.page_tokens < 4:
             raise InvalidRequest(f"engine setting page_tokens is {self.page_tokens}; the paged cache needs at least 4")
+
+    def _check_memory_fraction(self, fraction: float) -> None:
+        if not 0 < fraction <= 1:
+            raise InvalidRequest(f"engine setting memory_fraction is {fraction:g}; it must be above 0 and at most 1")
+        if self.slot_bytes is None:
+            raise InvalidRequest("engine setting memory_fraction needs slot_bytes: adapters share the memory with it")
+        if self.kind == "vllm":
+            raise InvalidRequest("engine setting memory_fraction is for engine transformers; vllm takes cache_tokens")

@@ -131,6 +131,7 @@ class FusedEngine:
             resident=tuple(self._residency.resident),
             host_adapters=self._residency.host_count,
             pinned=self._residency.pinned_count,
+            cache_tokens=self._config.cache_tokens,
             cache_free=self._batching.cache_free(),
             shared_tokens=self._batching.shared_tokens,
             tokens_running=sum(cached.values()),

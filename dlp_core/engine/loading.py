@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +13,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dlp_core.engine.config import EngineConfig
 from dlp_core.engine.engine import FusedEngine
+from dlp_core.engine.memory import cache_bytes_per_token, measure, sized_cache
+from dlp_core.errors import InvalidRequest
 from dlp_core.fusion.layers import Fusion, Graphs, install
 from dlp_core.residency.movement import Residency
 from dlp_core.residency.sources import AdapterSource, SpokenSource
 from dlp_core.store.base_model import check_model_folder
 from dlp_core.text.codec import TextCodec
+
+log = logging.getLogger(__name__)
 
 
 class Loaded(NamedTuple):
@@ -43,13 +49,19 @@ def load(
     """Load the model in `folder` onto `device` ("cpu", "cuda") in `dtype` ("bfloat16", ...), for adapters of `source`.
     `threads` sets torch's thread count; `on_load` is passed to the residency.
 
-    Raises InvalidRequest if the folder does not hold a model.
+    Raises InvalidRequest if the folder does not hold a model, or nothing of the device's memory is left for a cache.
     """
     check_model_folder(folder)
     if threads is not None:
         torch.set_num_threads(threads)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     model = model.to(device).eval()
+    if config.memory_fraction is not None:
+        if model.device.type != "cuda":
+            raise InvalidRequest("engine setting memory_fraction is for CUDA devices; use cache_tokens")
+        tokens = sized_cache(config, measure(model, config), cache_bytes_per_token(model))
+        log.info("the cache holds %d tokens, which memory_fraction %g leaves", tokens, config.memory_fraction)
+        config = replace(config, cache_tokens=tokens)
     graphs = Graphs(min(config.max_requests, config.batch_tokens), config.slots) if config.cuda_graphs else None
     fusion = install(model, graphs=graphs)
     tokenizer = AutoTokenizer.from_pretrained(folder)

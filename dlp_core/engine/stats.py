@@ -16,8 +16,10 @@ class EngineStats:
     host_adapters: int
     """Adapters in host memory, including those on the device."""
     pinned: int
+    cache_tokens: int
+    """Tokens that the paged cache holds."""
     cache_free: float
-    """Fraction of the paged cache that no request holds."""
+    """Fraction of it that no request holds."""
     shared_tokens: int
     """Prompt tokens since the start that were not computed, because the cache had them under the same mix."""
     tokens_running: int

@@ -168,6 +168,7 @@ class VllmEngine:
             resident=tuple(self._residency.resident),
             host_adapters=self._residency.host_count,
             pinned=self._residency.pinned_count,
+            cache_tokens=self._config.cache_tokens,
             cache_free=1 - self._gauges.cache_use if running else 1.0,  # after an abort no step tells that it is free
             shared_tokens=self._shared_tokens,
             tokens_running=sum(request.tokens for request in computing),

@@ -42,7 +42,8 @@ GPU = {
     f"{ENGINE}.slots",
     f"{ENGINE}.host_bytes",
     f"{ENGINE}.max_requests",
-    f"{ENGINE}.cache_tokens",
+    f"{ENGINE}.slot_bytes",
+    f"{ENGINE}.memory_fraction",
     f"{ENGINE}.batch_tokens",
     f"{BACKBONE}.max_ongoing_requests",
     f"{BACKBONE}.max_queued_requests",
@@ -52,7 +53,7 @@ GPU = {
 MAY_DIFFER = {
     "base": set[str](),
     "overlays/gpu": GPU,
-    "overlays/vllm": {*GPU, f"{ENGINE}.kind"},
+    "overlays/vllm": {*GPU, f"{ENGINE}.kind", f"{ENGINE}.cache_tokens"} - {f"{ENGINE}.memory_fraction"},
     "overlays/local": {
         "applications.dlp.args.dtype",
         "applications.dlp.args.cache.max_bytes",

@@ -20,6 +20,7 @@ STATS = EngineStats(
     resident=("a@1", "b@1"),
     host_adapters=2,
     pinned=3,
+    cache_tokens=1024,
     cache_free=0.75,
     shared_tokens=7,
     tokens_running=200,
@@ -32,7 +33,7 @@ STATS = EngineStats(
 def test_a_backbone_replica_reports_what_its_requests_ask_for() -> None:
     replica = FusedBackbone.__new__(FusedBackbone)
     replica._engine = SimpleNamespace(stats=lambda: STATS)  # type: ignore[assignment]
-    replica._args = AppArgs(bank="b", base_model="m", engine=EngineConfig(cache_tokens=1024))
+    replica._args = AppArgs(bank="b", base_model="m", engine=EngineConfig(cache_tokens=99))  # unlike the engine
     assert replica.record_autoscaling_stats() == {REQUESTS: 5, TOKENS: 0.25 + 0.5, ADAPTERS: 1.5}
 
 
