@@ -40,8 +40,8 @@ def sized_cache(config: EngineConfig, memory: Memory, bytes_per_token: int) -> i
     pages = room // (bytes_per_token * config.page_tokens)
     if pages < 1:
         raise InvalidRequest(
-            f"nothing is left for cached tokens: {_gb(memory.free)} of {_gb(memory.total)} are free beside the weights, "
-            f"of which memory_fraction {config.memory_fraction:g} leaves {_gb(kept)} alone, "
+            f"nothing is left for cached tokens: {_gb(memory.free)} of {_gb(memory.total)} are free beside "
+            f"the weights, of which memory_fraction {config.memory_fraction:g} leaves {_gb(kept)} alone, "
             f"slot_bytes takes {_gb(config.slot_bytes)} and a pass of batch_tokens {config.batch_tokens} "
             f"{_gb(memory.workspace + _MARGIN)}; lower one of them, or take a larger device"
         )
