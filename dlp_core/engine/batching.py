@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
@@ -38,7 +38,6 @@ from transformers.generation.continuous_batching.requests import (
 )
 
 from dlp_core.engine.config import EngineConfig
-from dlp_core.engine.grammar import Guide
 from dlp_core.engine.paged_attention import PagedAttention, attention_op, use_paged_attention
 from dlp_core.engine.prompt_scores import PromptScores
 from dlp_core.engine.request import Plan, Sampling
@@ -50,6 +49,9 @@ from dlp_core.errors import DLPError, EngineFailed, StepFailed
 from dlp_core.fusion.layers import Fusion
 from dlp_core.mix import Mix, Span
 from dlp_core.residency.movement import Pin
+
+if TYPE_CHECKING:
+    from dlp_core.engine.grammar import Guide
 
 log = logging.getLogger(__name__)
 

@@ -11,12 +11,11 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlp_core.engine.admission import check_places, token_limit
 from dlp_core.engine.batching import Batching
 from dlp_core.engine.config import EngineConfig
-from dlp_core.engine.grammar import Grammars, Guide
 from dlp_core.engine.request import Plan, Sampling, TokenEvent
 from dlp_core.engine.running import NeedsAdapters, Output
 from dlp_core.engine.stats import EngineStats
@@ -24,6 +23,9 @@ from dlp_core.errors import EngineFailed, InvalidRequest, RequestAborted
 from dlp_core.fusion.layers import Fusion
 from dlp_core.mix import Mix
 from dlp_core.residency.movement import Pin, Residency
+
+if TYPE_CHECKING:
+    from dlp_core.engine.grammar import Grammars, Guide
 
 
 class FusedEngine:
@@ -40,11 +42,16 @@ class FusedEngine:
         self.vocabulary = int(text_config.vocab_size)
         self.context = min(int(text_config.max_position_embeddings), config.cache_tokens)
         self._eos = _eos_tokens(model)
-        self._grammars = None if tokenizer is None else Grammars(tokenizer, self.vocabulary, self._eos)
+        self._grammars = None if tokenizer is None else self._new_grammars(tokenizer)
         self._batching = Batching(model, fusion, config, eos=self._eos, can_hold=residency.can_hold)
         self._streams: dict[str, asyncio.Queue[Output | NeedsAdapters | RequestAborted]] = {}
         self._token_limits: dict[str, int] = {}  # prompt and completion, of requests that are not finished
         self._running = 0
+
+    def _new_grammars(self, tokenizer: Any) -> Grammars:
+        from dlp_core.engine.grammar import Grammars
+
+        return Grammars(tokenizer, self.vocabulary, self._eos)
 
     async def start(self) -> None:
         self._batching.start()

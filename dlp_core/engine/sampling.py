@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dlp_core.engine.draws import Draw, draw
-from dlp_core.engine.grammar import Guide
 from dlp_core.engine.request import Sampling, TokenLogprob
+
+if TYPE_CHECKING:
+    from dlp_core.engine.grammar import Guide
 
 
 class _Occurrences:

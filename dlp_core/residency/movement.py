@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
@@ -29,8 +29,9 @@ from dlp_core.errors import AdapterUnavailable, DLPError, InvalidRequest
 from dlp_core.fusion.packed import Packed
 from dlp_core.residency.host_memory import HostMemory
 from dlp_core.residency.slots import Claim, Load, Slots
-from dlp_core.residency.sources import AdapterSource
-from dlp_core.store.files import digest_of
+
+if TYPE_CHECKING:
+    from dlp_core.residency.sources import AdapterSource
 
 log = logging.getLogger(__name__)
 
@@ -248,7 +249,7 @@ class Residency:
     def _read(self, key: _Key) -> Adapter:
         """The adapter from the source, and no other that has its name by now: cached blocks go by the digest."""
         adapter = self._source.load(key.name)
-        if adapter.files and not key.digest.startswith(digest_of(adapter.files)):
+        if adapter.files and not key.digest.startswith(_digest_of(adapter)):
             raise AdapterUnavailable(
                 f"adapter {key.name!r} was changed while it was loaded; try again", retry_after=_CHANGED_RETRY_S
             )
@@ -271,3 +272,9 @@ def _lower_priority() -> None:
     if hasattr(os, "setpriority"):
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)  # Linux: applies to this thread only
+
+
+def _digest_of(adapter: Adapter) -> str:
+    from dlp_core.store.files import digest_of  # and pydantic, which nothing else here needs
+
+    return digest_of(adapter.files)

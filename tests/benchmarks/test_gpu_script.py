@@ -20,11 +20,13 @@ from tests.support.paths import ROOT
 
 ABSENT = ("accelerate", "boto3", "fastapi", "numba", "peft", "pydantic", "ray", "rich", "sentencex")
 """What the rest of the project needs and neither torch nor transformers brings along."""
+STEPS = ["check", "tests", "benchmark", "engine"]
 PYTHON = """#!/bin/sh
 echo "$*" >> "$CALLS"
 case "$*" in
   -c*) exit ${CHECK:-0} ;;
   "-m pytest "*) echo "what pytest says"; exit ${TESTS:-0} ;;
+  *gpu_engine*) echo "the engine's" >&2; exit ${ENGINE:-0} ;;
   *) echo "the table" >&2; exit ${BENCHMARK:-0} ;;
 esac
 """
@@ -61,7 +63,12 @@ class Machine:
     def calls(self) -> list[str]:
         """The steps that ran, by what they ran."""
         lines = self._calls.read_text().splitlines() if self._calls.exists() else []
-        names = {"-c import": "check", "-m pytest": "tests", "-m benchmarks.gpu_decode": "benchmark"}
+        names = {
+            "-c import": "check",
+            "-m pytest": "tests",
+            "-m benchmarks.gpu_decode": "benchmark",
+            "-m benchmarks.gpu_engine": "engine",
+        }
         return [next((name for start, name in names.items() if line.startswith(start)), line) for line in lines]
 
     def words(self, step: str) -> list[str]:
@@ -90,18 +97,28 @@ def machine(tmp_path: Path) -> Machine:
 def test_all_steps_run_and_leave_what_they_said(machine: Machine) -> None:
     done = machine.script("--quick", "--minutes", "2")
     assert done.returncode == 0, done.stderr
-    assert machine.calls() == ["check", "tests", "benchmark"], "and never git"
+    assert machine.calls() == STEPS, "and never git"
     out = str(machine.out / "gpu_decode.json")
-    assert machine.words("benchmark")[2:] == ["--out", out, "--quick", "--minutes", "2"]
+    assert machine.words("benchmark")[2:] == ["--minutes", "2.5", "--out", out, "--quick", "--minutes", "2"]
     assert (machine.out / "gpu_tests.txt").read_text() == "what pytest says\n"
     assert (machine.out / "gpu_decode.txt").read_text() == "the table\n"
+    assert (machine.out / "gpu_engine.txt").read_text() == "the engine's\n"
+    assert str(machine.out / "gpu_engine.json") in machine.words("engine")
 
 
-@pytest.mark.parametrize("red", ["TESTS", "BENCHMARK"])
+def test_memory_is_checked_where_there_is_a_tool(machine: Machine) -> None:
+    machine.add("compute-sanitizer", "#!/bin/sh\necho sanitized\nexit 1\n")
+    done = machine.script()
+    assert done.returncode == 1
+    assert machine.calls() == STEPS
+    assert (machine.out / "gpu_memcheck.txt").read_text() == "sanitized\n"
+
+
+@pytest.mark.parametrize("red", ["TESTS", "BENCHMARK", "ENGINE"])
 def test_one_red_step_keeps_no_other_from_running(machine: Machine, red: str) -> None:
     done = machine.script(**{red: "1"})
     assert done.returncode == 1
-    assert machine.calls() == ["check", "tests", "benchmark"]
+    assert machine.calls() == STEPS
     assert "something is red" in done.stderr
 
 
@@ -115,7 +132,7 @@ def test_without_a_gpu_nothing_runs(machine: Machine) -> None:
 def test_another_python(machine: Machine) -> None:
     machine.add("python3", "#!/bin/sh\nexit 99\n")
     assert machine.script(PYTHON=str(machine.add("own", PYTHON))).returncode == 0
-    assert machine.calls() == ["check", "tests", "benchmark"]
+    assert machine.calls() == STEPS
 
 
 @pytest.mark.slow
@@ -132,6 +149,16 @@ def test_the_benchmark_needs_nothing_that_a_bare_machine_has_not(machine: Machin
     for cell in report["cells"]:
         assert set(cell["ms"]) == {"base", "one", "mix", "loop"}
         assert cell["error_to_loop"] < 0.05, "bfloat16"
+
+
+@pytest.mark.slow
+def test_the_engine_needs_nothing_that_a_bare_machine_has_not(machine: Machine) -> None:
+    out = machine.out / "gpu_engine.json"
+    code = "from benchmarks.gpu_engine import main; sys.exit(main(sys.argv[1:]))"
+    done = machine.bare_python(code, "--smoke", "--layers", "1", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    [cell] = json.loads(out.read_text())["cells"]
+    assert set(cell["ms"]) == {"plain", "mix", "eager", "sampled"}
 
 
 @pytest.mark.slow
@@ -188,4 +215,4 @@ def test_what_is_held_to_a_limit_comes_first() -> None:
     assert everything[: len(quick)] == quick
     assert len(set(everything)) == len(everything) > 100
     limited = [cell for cell in quick if any(limit.cells(cell) for limit in gpu_decode.LIMITS)]
-    assert len(limited) == 6
+    assert len(limited) == 9
