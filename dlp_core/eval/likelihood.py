@@ -27,7 +27,7 @@ def unpaged_attention(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        model.set_attn_implementation(paged)
+        model.config._attn_implementation = paged  # which is not one of the library's own
 
 
 @torch.no_grad()
