@@ -38,8 +38,9 @@ from benchmarks.measure.gpu import about, random_llama, write
 from benchmarks.measure.timing import abba, host_clock, time_interleaved
 from dlp_core.adapter.weights import Adapter, LoRAWeights
 from dlp_core.attention import triton
-from dlp_core.engine import batching
+from dlp_core.engine import batching, sampling
 from dlp_core.engine.config import EngineConfig
+from dlp_core.engine.draws import draw_in_torch
 from dlp_core.engine.engine import FusedEngine
 from dlp_core.engine.memory import cache_bytes_per_token
 from dlp_core.engine.paged_attention import triton_attention
@@ -160,10 +161,10 @@ class Bench:
         async def one(number: int) -> None:
             first, second = (2 * number) % cell.resident, (2 * number + 1) % cell.resident
             mix = Mix.of({f"a{first}": 0.6, f"a{second}": 0.4}) if side == "mix" else EMPTY_MIX
-            sampling = Sampling(self.tokens, ignore_eos=True, seed=number, **options)
+            settings = Sampling(self.tokens, ignore_eos=True, seed=number, **options)
             ids = [3 + (7 * number + n) % 200 for n in range(self.prompt)]
             began, said = 0.0, 0
-            async for event in engine.submit(ids, mix, sampling, request_id=f"{side}{number}"):
+            async for event in engine.submit(ids, mix, settings, request_id=f"{side}{number}"):
                 said += len(event.token_ids)
                 began = began or time.perf_counter()
             steps.append((time.perf_counter() - began) / max(1, said - 1))
@@ -219,7 +220,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
-        batching.attention_op, triton._PROGRAMS = triton_attention, 8  # the interpreter runs one after the other
+        batching.attention_op, sampling.draw = triton_attention, draw_in_torch
+        triton._PROGRAMS = 8  # the interpreter runs one after the other
     layers = args.layers or (2 if args.smoke else 32)
     bench = Bench(device, layers, smoke=args.smoke, small=args.small or args.smoke)
     cells, result = grid(args.smoke), list[dict[str, Any]]()

@@ -32,25 +32,27 @@ class Draw(NamedTuple):
 def draw(scores_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
     """The tokens drawn from float32 scores: int64 [R] on their device. A row with scores that are not numbers gets a
     token nobody should use."""
-    temperatures, top_k, top_p, uniform = zip(*draws, strict=True)
     if scores_RV.device.type == "cpu":
         from dlp_core.engine.draw_kernels import draw as draw_on_cpu
 
+        temperatures, top_k, top_p, uniform = zip(*draws, strict=True)
         tokens_R = np.empty(len(draws), np.int64)
         draw_on_cpu(
             scores_RV.contiguous().numpy(), np.array(temperatures, np.float32), np.array(top_k, np.int64),
             np.array(top_p, np.float64), np.array(uniform, np.float64), tokens_R,
         )  # fmt: skip
         return torch.from_numpy(tokens_R)
-    table = torch.tensor([temperatures, top_k, top_p, uniform], dtype=torch.float64).pin_memory()
-    return draw_on_device(scores_RV, table.to(scores_RV.device, non_blocking=True), truncated=_truncated(draws))
+    return draw_in_torch(scores_RV, draws)
 
 
-def draw_on_device(scores_RV: Tensor, draws_4R: Tensor, *, truncated: bool) -> Tensor:
-    """`draw` in torch's operations. `draws_4R` are the fields of the draws; unless `truncated`, none truncates."""
-    temperature_R, top_k_R, top_p_R, uniform_R = draws_4R
+def draw_in_torch(scores_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """`draw` in torch's operations, on any device."""
+    table_4R = torch.tensor(list(zip(*draws, strict=True)), dtype=torch.float64)
+    if scores_RV.is_cuda:
+        table_4R = table_4R.pin_memory().to(scores_RV.device, non_blocking=True)
+    temperature_R, top_k_R, top_p_R, uniform_R = table_4R
     weights_RV = (scores_RV / temperature_R[:, None].float()).softmax(-1)
-    if truncated:
+    if any(one.top_k > 0 or one.top_p < 1 for one in draws):
         sorted_RV = weights_RV.sort(descending=True).values
         size = scores_RV.shape[1]
         last_R = torch.where(top_k_R > 0, top_k_R, size).long().clamp(max=size) - 1
@@ -63,7 +65,3 @@ def draw_on_device(scores_RV: Tensor, draws_4R: Tensor, *, truncated: bool) -> T
     cumulative_RV = weights_RV.double().cumsum(1)
     drawn_R: Tensor = (cumulative_RV <= (uniform_R * cumulative_RV[:, -1])[:, None]).sum(1)
     return drawn_R.clamp(max=scores_RV.shape[1] - 1)
-
-
-def _truncated(draws: Sequence[Draw]) -> bool:
-    return any(one.top_k > 0 or one.top_p < 1 for one in draws)

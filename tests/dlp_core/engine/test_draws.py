@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from dlp_core.engine.draws import Draw, draw, draw_on_device
+from dlp_core.engine.draws import Draw, draw, draw_in_torch
 
 VOCABULARY = 3000
 EDGE = 1e-5
@@ -17,12 +17,7 @@ EDGE = 1e-5
 TRUNCATIONS = [(0, 1.0), (1, 1.0), (7, 1.0), (2999, 1.0), (9999, 1.0), (0, 0.3), (0, 0.95), (0, 0.9999), (50, 0.8)]
 
 
-def by_torch(scores_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
-    table = torch.tensor([list(field) for field in zip(*draws, strict=True)], dtype=torch.float64)
-    return draw_on_device(scores_RV, table, truncated=any(one.top_k or one.top_p < 1 for one in draws))
-
-
-DRAW = pytest.mark.parametrize("by", [draw, by_torch])
+DRAW = pytest.mark.parametrize("by", [draw, draw_in_torch])
 By = Callable[[Tensor, Sequence[Draw]], Tensor]
 
 
