@@ -27,7 +27,7 @@ from transformers.generation.continuous_batching.distributed import DistributedH
 from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
 from transformers.generation.continuous_batching.model_runner import ModelRunner
 from transformers.generation.continuous_batching.offloading_manager import OffloadingManager
-from transformers.generation.continuous_batching.utils import attn_mask_is_needed
+from transformers.generation.continuous_batching.utils import CudaGraphBuffer, attn_mask_is_needed
 from transformers.utils.generic import is_flash_attention_requested
 
 from dlp_core.engine.batching import Batching
@@ -173,3 +173,27 @@ def test_masks_are_left_out_by_the_name_of_the_attention() -> None:
         assert not is_flash_attention_requested(model.config.get_text_config(), version=[2, 3, 4])
         with pytest.raises(RuntimeError, match="belongs to an engine"):
             model(torch.tensor([[3, 4, 5]]))
+
+
+def test_graphs_are_taken_by_what_a_step_sets() -> None:
+    init = inspect.getsource(ModelRunner.__init__)
+    assert "self.use_cuda_graph_decode = self.cb_config.cuda_graph_booleans" in init
+    assert "use_cuda_graph = self.use_cuda_graph_decode" in inspect.getsource(ModelRunner._get_forward_fn)
+    assert {"num_q_tokens", "max_kv_read", "use_decode_fast_path"} <= set(
+        inspect.signature(ModelRunner.maybe_pad_inputs).parameters
+    )
+    prepare = inspect.getsource(ContinuousBatchingIOs.prepare_batch_tensors)
+    assert "self.use_block_table = use_decode_fast_path and self.block_table.numel() > 0" in prepare
+    assert "self.cache.fill_block_table(" in prepare
+    source = inspect.getsource(scheduler.Scheduler._process_candidates)
+    assert "decode_fast_path = self.cache.max_blocks_per_request > 0" in source
+    assert "state.position_offset < self.cache.max_decode_fast_path_length" in source
+    assert list(inspect.signature(ContinuousBatchingIOs._get_num_sequences).parameters) == ["self", "use_padding"]
+    assert "_storage" in inspect.getsource(CudaGraphBuffer.__init__)
+    assert list(inspect.signature(requests.create_warmup_future_states).parameters) == [
+        "num", "status", "num_q_tokens", "max_kv_read", "cache",
+    ]  # fmt: skip
+    # a key of the number of tokens alone: a graph serves all mixes and lengths
+    assert "if self.use_block_table:\n            return (self.num_q_tokens,)" in inspect.getsource(
+        ContinuousBatchingIOs._get_graph_key
+    )
