@@ -34,8 +34,9 @@ import typer
 import yaml
 
 from benchmarks.measure.harness import ROOT, Timing, comparison_rows, report, time_interleaved
-from deployments.local.app import free_port, load_config
+from deployments.local.app import load_config
 from dlp_core.bank.publish import publish
+from dlp_core.ports import free_port
 from dlp_core.router import Router
 from dlp_core.store.opening import open_store
 

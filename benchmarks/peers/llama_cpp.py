@@ -18,7 +18,7 @@ from urllib.request import Request, urlopen
 
 from benchmarks.measure.worker import Batch, BatchResult, WorkerFailed, cpu_seconds
 from benchmarks.peers.gguf_files import write_adapter, write_model
-from deployments.local.app import free_port
+from dlp_core.ports import free_port
 
 SEQUENCES, CONTEXT = 16, 256
 LOAD_TIMEOUT_S = 120

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 from deployments.fleet import haproxy, proxy
 from dlp_core.bank.follower import NoUsableBank
 from dlp_core.errors import DLPError, InvalidRequest
+from dlp_core.ports import free_port
 from dlp_core.store.documents import parse_yaml, read_regular
 from dlp_core.store.records import first_problem
 
@@ -113,8 +114,10 @@ class LocalApp:
             self._serve_log.setLevel(logging.ERROR)
             serve.start(proxy_location="HeadOnly", http_options=schema.http_options.model_dump())
             serve.context._get_global_client().deploy_apps(schema)  # what `serve run CONFIG` calls
-        except BaseException:
+        except BaseException as error:
             self.__exit__()
+            if isinstance(error, (ray.exceptions.RayError, RuntimeError)):  # as when another took the port meanwhile
+                raise AppFailed(f"Ray Serve did not start: {_last_line(str(error))}") from error
             raise
         return self
 
@@ -211,13 +214,6 @@ class LocalApp:
                 raise InvalidRequest(
                     f"port {self._port} is not free ({error.strerror}); choose one with --port"
                 ) from None
-
-
-def free_port() -> int:
-    """A port of this machine that was free when checked."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _last_line(message: str) -> str:

@@ -11,17 +11,17 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 import boto3
 
 from dlp_core.errors import StoreUnavailable
+from dlp_core.ports import free_ports
 
 ACCESS_KEY, SECRET_KEY = "dlp-local", "dlp-local-secret"
 REGION = "us-east-1"
@@ -70,7 +70,7 @@ class LocalS3:
         """
         assert self._process is None, "already started"
         self._data.mkdir(parents=True, exist_ok=True)
-        free = _free_ports(2 * len(_PARTS))
+        free = free_ports(2 * len(_PARTS))
         ports, grpc_ports = dict(zip(_PARTS, free[:4], strict=True)), dict(zip(_PARTS, free[4:], strict=True))
         ports["s3"] = self._port or ports["s3"]
         self._endpoint = f"http://127.0.0.1:{ports['s3']}"
@@ -172,15 +172,6 @@ def _command(binary: str, data: Path, ports: dict[str, int], grpc_ports: dict[st
         "-volume.max=64",  # each bucket takes 7 volumes; files grow as needed
         "-master.volumeSizeLimitMB=1024",
     ]
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that were free when checked, opened at the same time so that they differ."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in sockets]
 
 
 def _ready(ports: dict[str, int]) -> bool:

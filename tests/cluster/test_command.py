@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deployments.local.app import free_port
 from dlp_core.bank.publish import publish
+from dlp_core.ports import free_port
 from dlp_core.store.opening import open_store
 from examples.tiny.build import BASE
 from tests.support.application import ROOT, START_S, answer_of

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from deployments.http.access import TOKEN_VARIABLE
-from deployments.local.app import AppFailed, LocalApp, free_port, load_config
+from deployments.local.app import AppFailed, LocalApp, load_config
 from deployments.local.engine import set_engine
 from dlp_core.adapter.weights import read_adapter
 from dlp_core.bank.publish import publish, rollback
+from dlp_core.ports import free_port
 from dlp_core.store.local_s3 import LocalS3
 from dlp_core.store.opening import open_store
 from examples.tiny.build import BASE

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from deployments.fleet.haproxy import COMMAND
-from deployments.local.app import free_port
+from dlp_core.ports import free_port
 from tests.support.waiting import HANG_S, wait_for
 
 CONFIG = """
