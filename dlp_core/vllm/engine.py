@@ -45,6 +45,7 @@ _CACHE_CHECK_BYTES = 2**30
 
 
 _ENDED_CHECK_S = 1.0
+_TRIAL = "dlp-trial"
 
 
 class VllmEngine:
@@ -86,13 +87,18 @@ class VllmEngine:
             shapes, *_ = await self._call("dlp_shapes")
             max_rank, *_ = await self._call("dlp_max_rank")
             self._by_block = await active(self._llm)
+            await self._try()
             if not self._by_block:
                 log.warning(
                     "vLLM did not load the plugin dlp: only requests whose mixes are the same all along share cached "
                     "blocks; install dlp-serve with pip in its environment, and let VLLM_PLUGINS name dlp if it is set"
                 )
         except Exception as error:
-            raise EngineFailed(f"vLLM did not start: {self._causes.first() or error}") from error
+            cause = self._causes.first() or error
+            if hasattr(self, "_llm"):
+                await asyncio.to_thread(self._llm.shutdown)
+            self._causes.close()
+            raise EngineFailed(f"vLLM did not start: {cause}") from error
         self._residency = Residency(
             self._source,
             RemoteDevice(
@@ -108,6 +114,16 @@ class VllmEngine:
             host_bytes=self._config.host_bytes,
             on_load=self._on_load,
         )
+
+    async def _try(self) -> None:
+        """Have vLLM write a token. A model that it loads and cannot compute ends it here, not at the first request."""
+        from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import SamplingParams
+
+        parameters = SamplingParams(max_tokens=1)
+        prompt = TokensPrompt(prompt_token_ids=[0], cache_salt=_TRIAL)
+        async for _ in self._llm.generate(prompt, parameters, _TRIAL):
+            pass
 
     async def stop(self) -> None:
         await asyncio.to_thread(self._llm.shutdown)
