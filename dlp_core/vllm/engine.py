@@ -24,7 +24,7 @@ from dlp_core.engine.grammar import Grammars
 from dlp_core.engine.request import MAX_LOGPROBS, Plan, Sampling, TokenEvent
 from dlp_core.engine.stats import EngineStats
 from dlp_core.errors import EngineFailed, InvalidRequest, RequestAborted
-from dlp_core.mix import Mix
+from dlp_core.mix import EMPTY_MIX, Mix
 from dlp_core.residency.movement import Pin, Residency
 from dlp_core.residency.sources import AdapterSource
 from dlp_core.vllm.causes import Causes
@@ -45,7 +45,6 @@ _CACHE_CHECK_BYTES = 2**30
 
 
 _ENDED_CHECK_S = 1.0
-_TRIAL = "dlp-trial"
 
 
 class VllmEngine:
@@ -117,12 +116,8 @@ class VllmEngine:
 
     async def _try(self) -> None:
         """Have vLLM write a token. A model that it loads and cannot compute ends it here, not at the first request."""
-        from vllm.inputs import TokensPrompt
-        from vllm.sampling_params import SamplingParams
-
-        parameters = SamplingParams(max_tokens=1)
-        prompt = TokensPrompt(prompt_token_ids=[0], cache_salt=_TRIAL)
-        async for _ in self._llm.generate(prompt, parameters, _TRIAL):
+        request = Request.of("trial", [0], Plan.of(EMPTY_MIX), Sampling(max_tokens=1), None)
+        async for _ in self._llm.generate(*request.to_vllm({}, by_block=self._by_block), request.vllm_id):
             pass
 
     async def stop(self) -> None:
