@@ -78,8 +78,8 @@ class CpuAttention:
         )  # fmt: skip
         return y_THD
 
-    def overflowed(self) -> list[bool]:
-        return [bool(one) for one in self._overflowed]
+    def overflowed(self) -> Tensor:
+        return torch.from_numpy(self._overflowed)
 
 
 def _prompts(batch: Batch, kind: int, ends: NDArray[np.int64]) -> list[_Prompt]:

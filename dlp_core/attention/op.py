@@ -49,6 +49,6 @@ class AttentionOp(Protocol):
         """Return what each token reads from the keys and values of its request up to itself, [T, H, D], and store the
         new keys and values in the cache."""
 
-    def overflowed(self) -> list[bool]:
-        """For each token of the pass, whether a key or value of it was infinite or not a number in any layer. Such a
-        token never reaches another request."""
+    def overflowed(self) -> Tensor:
+        """For each token of the pass, not 0 if a key or value of it was infinite or not a number in any layer, on the
+        device. Such a token never reaches another request."""

@@ -131,9 +131,8 @@ class TritonAttention:
                 )  # fmt: skip
         return y_THD
 
-    def overflowed(self) -> list[bool]:
-        marks = self._plan[self._at.marks : self._at.marks + self._tokens]
-        return [bool(mark) for mark in marks.tolist()]
+    def overflowed(self) -> Tensor:
+        return self._plan[self._at.marks : self._at.marks + self._tokens]
 
     @property
     def _tokens_of_a_tile(self) -> int:

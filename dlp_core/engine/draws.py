@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dlp_core.engine.transfer import to_device
+
 
 class Draw(NamedTuple):
     """How a row's token is drawn."""
@@ -47,9 +49,7 @@ def draw(scores_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
 
 def draw_in_torch(scores_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
     """`draw` in torch's operations, on any device."""
-    table_4R = torch.tensor(list(zip(*draws, strict=True)), dtype=torch.float64)
-    if scores_RV.is_cuda:
-        table_4R = table_4R.pin_memory().to(scores_RV.device, non_blocking=True)
+    table_4R = to_device(torch.tensor(list(zip(*draws, strict=True)), dtype=torch.float64), scores_RV)
     temperature_R, top_k_R, top_p_R, uniform_R = table_4R
     weights_RV = (scores_RV / temperature_R[:, None].float()).softmax(-1)
     if any(one.top_k > 0 or one.top_p < 1 for one in draws):

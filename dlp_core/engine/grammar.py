@@ -16,6 +16,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.hf import from_tokenizer
 from torch import Tensor
 
+from dlp_core.engine.transfer import to_device
 from dlp_core.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Guide:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
         allowed_V = torch.from_numpy(np.unpackbits(bits, count=len(scores_V), bitorder="little").view(bool))
-        return scores_V.masked_fill(~allowed_V.to(scores_V.device), -torch.inf)
+        return scores_V.masked_fill(~to_device(allowed_V, scores_V), -torch.inf)
 
     def accept(self, token_id: int) -> None:
         """Note the token that was picked. Raises InvalidRequest as `mask`."""

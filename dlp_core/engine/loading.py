@@ -54,8 +54,9 @@ def load(
     check_model_folder(folder)
     if threads is not None:
         torch.set_num_threads(threads)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
-    model = model.to(device).eval()
+    # straight to the device: host memory may be smaller than the model
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), device_map=device)
+    model = loaded.eval()
     if config.memory_fraction is not None:
         if model.device.type != "cuda":
             raise InvalidRequest("engine setting memory_fraction is for CUDA devices; use cache_tokens")

@@ -61,8 +61,8 @@ class PagedAttention:
     def attend(self, layer: int, states: States, scores: Scores) -> Tensor:
         return self._op.attend(self._layers[layer], states, scores)
 
-    def overflowed(self) -> list[bool]:
-        """For each token of the batch, whether a key or value of it is infinite or not a number."""
+    def overflowed(self) -> Tensor:
+        """For each token of the batch, not 0 if a key or value of it is infinite or not a number. On the device."""
         return self._op.overflowed()
 
 

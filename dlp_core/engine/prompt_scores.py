@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from torch import Tensor
-
 from dlp_core.engine.request import TokenLogprob
-from dlp_core.engine.sampling import logprobs_of
 
 
 class PromptScores:
     """The log-probability of each token of one prompt after those before it. The first has none."""
 
     def __init__(self, prompt_ids: Sequence[int], count: int) -> None:
-        """`count` is how many of the likeliest tokens to report at each position."""
+        self.count = count
+        """How many of the likeliest tokens to report at each position."""
         self._ids = prompt_ids
-        self._count = count
         self._logprobs: list[TokenLogprob | None] = [None] * len(prompt_ids)
 
     @property
@@ -33,7 +30,10 @@ class PromptScores:
             if self._logprobs[position + 1] is None:
                 yield position
 
-    def add(self, position: int, logits_V: Tensor) -> None:
-        """Take the float32 logits of a position."""
-        logprobs_1V = logits_V.log_softmax(-1)[None]
-        [self._logprobs[position + 1]] = logprobs_of(logprobs_1V, [self._ids[position + 1]], [self._count])
+    def token(self, position: int) -> int:
+        """The token whose log-probability the logits of a position give."""
+        return self._ids[position + 1]
+
+    def add(self, position: int, logprob: TokenLogprob) -> None:
+        """Take the log-probability of `token(position)`."""
+        self._logprobs[position + 1] = logprob

@@ -1,9 +1,10 @@
 """Picks the next tokens of all rows of a batch that do not take the plain argmax.
 
-Penalties, masks and draws of all rows are a few operations on the scores' device, and one wait for it. What can go
-wrong in a row, its grammar above all, goes wrong in that row alone.
+Penalties, masks and draws of all rows are a few operations on the scores' device. The engine waits for them together
+with whatever else it wants to know of the pass. What can go wrong in a row, its grammar above all, goes wrong in that
+row alone.
 
-Shape letters: R rows, V vocabulary, E edits.
+Shape letters: R rows, S rows with log-probabilities, D rows that are drawn, V vocabulary, E edits.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from dlp_core.engine.draws import Draw, draw
 from dlp_core.engine.request import Sampling, TokenLogprob
+from dlp_core.engine.transfer import to_device
 
 if TYPE_CHECKING:
     from dlp_core.engine.grammar import Guide
@@ -110,68 +112,92 @@ class Row(NamedTuple):
     """Prompt and completion so far."""
 
 
-def pick(scores_RV: Tensor, rows: Sequence[Row]) -> list[int | Exception]:
-    """Pick a token for each of these rows of the model's float32 scores, which are changed in place; or the error that
-    ends its request."""
-    failed: dict[int, Exception] = {}
-    edits, draws = dict[int, Edits](), dict[int, Draw]()
-    for n, row in enumerate(rows):
-        with _failing(failed, n):
-            if (edit := row.sampler.edits(row.token_ids)) is not None:
-                edits[n] = edit
-            if (drawn := row.sampler.next_draw()) is not None:
-                draws[n] = drawn
-    scored = [row for row in rows if row.sampler.alternatives is not None]
-    logprobs_SV = scores_RV[[row.number for row in scored]].log_softmax(-1) if scored else None
-    if edits:
-        _edit(scores_RV, [rows[n].number for n in edits], list(edits.values()))
-    for n, row in enumerate(rows):
-        if row.sampler.guide is not None:
-            with _failing(failed, n):
-                scores_RV[row.number] = row.sampler.guide.mask(scores_RV[row.number])
-    tokens = _tokens(scores_RV, rows, draws)
-    for n, row in enumerate(rows):
-        if row.sampler.guide is not None and n not in failed:
-            with _failing(failed, n):
-                row.sampler.guide.accept(tokens[n])
-    if logprobs_SV is not None:
-        chosen = [token for row, token in zip(rows, tokens, strict=True) if row.sampler.alternatives is not None]
-        counts = [row.sampler.alternatives or 0 for row in scored]
-        for row, logprob in zip(scored, logprobs_of(logprobs_SV, chosen, counts), strict=True):
-            row.sampler.logprobs.append(logprob)
-    return [failed.get(n, token) for n, token in enumerate(tokens)]
+class Picks:
+    """The tokens of these rows, on their way: what the device has to do is in its queue, and nobody has waited."""
+
+    def __init__(self, scores_RV: Tensor, rows: Sequence[Row]) -> None:
+        """`scores_RV` are the model's, float32, and are changed in place. `rows` is not empty."""
+        self._rows = rows
+        self._failed: dict[int, Exception] = {}
+        edits, draws = dict[int, Edits](), dict[int, Draw]()
+        for n, row in enumerate(rows):
+            with self._failing(n):
+                if (edit := row.sampler.edits(row.token_ids)) is not None:
+                    edits[n] = edit
+                if (drawn := row.sampler.next_draw()) is not None:
+                    draws[n] = drawn
+        numbers_R = to_device([row.number for row in rows], scores_RV)
+        self._scored = [n for n, row in enumerate(rows) if row.sampler.alternatives is not None]
+        if self._scored:
+            scored_S = to_device(self._scored, scores_RV)
+            logprobs_SV = scores_RV[numbers_R[scored_S]].log_softmax(-1)
+        if edits:
+            _edit(scores_RV, [rows[n].number for n in edits], list(edits.values()))
+        for n, row in enumerate(rows):
+            if row.sampler.guide is not None:
+                with self._failing(n):
+                    scores_RV[row.number] = row.sampler.guide.mask(scores_RV[row.number])
+        self.tokens_R = _tokens(scores_RV, numbers_R, draws)
+        """On the device."""
+        self._likeliest: Likeliest | None = None
+        if self._scored:
+            counts = [rows[n].sampler.alternatives or 0 for n in self._scored]
+            self._likeliest = Likeliest(logprobs_SV, self.tokens_R[scored_S], counts)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What `finish` wants of the device."""
+        return [self.tokens_R, *(self._likeliest.tensors if self._likeliest is not None else ())]
+
+    def finish(self, tensors: Sequence[Tensor]) -> list[int | Exception]:
+        """The tokens, or the error that ends a row's request. `tensors` are `self.tensors`, on the host."""
+        tokens: list[int] = tensors[0].tolist()
+        for n, row in enumerate(self._rows):
+            if row.sampler.guide is not None and n not in self._failed:
+                with self._failing(n):
+                    row.sampler.guide.accept(tokens[n])
+        if self._likeliest is not None:
+            for n, logprob in zip(self._scored, self._likeliest.finish(tensors[1:]), strict=True):
+                self._rows[n].sampler.logprobs.append(logprob)
+        return [self._failed.get(n, token) for n, token in enumerate(tokens)]
+
+    @contextmanager
+    def _failing(self, n: int) -> Iterator[None]:
+        """Note the error of a row, instead of raising it."""
+        try:
+            yield
+        except Exception as error:
+            self._failed[n] = error
 
 
-def _tokens(scores_RV: Tensor, rows: Sequence[Row], draws: Mapping[int, Draw]) -> list[int]:
-    """The tokens of these rows: drawn, or the likeliest of those that have no draw. The only wait for the device."""
-    greedy = [n for n in range(len(rows)) if n not in draws]
-    tokens_R = torch.empty(len(rows), dtype=torch.int64, device=scores_RV.device)
-    if greedy:
-        tokens_R[greedy] = scores_RV[[rows[n].number for n in greedy]].argmax(-1)
+def _tokens(scores_RV: Tensor, numbers_R: Tensor, draws: Mapping[int, Draw]) -> Tensor:
+    """The tokens of these rows: drawn, or the likeliest of those that have no draw."""
+    if len(draws) == len(numbers_R):
+        return draw(scores_RV[numbers_R], [draws[n] for n in range(len(numbers_R))])
+    tokens_R = scores_RV[numbers_R].argmax(-1)
     if draws:
-        tokens_R[list(draws)] = draw(scores_RV[[rows[n].number for n in draws]], list(draws.values()))
-    return [int(token) for token in tokens_R.tolist()]
+        drawn_D = to_device(list(draws), scores_RV)
+        tokens_R[drawn_D] = draw(scores_RV[numbers_R[drawn_D]], list(draws.values()))
+    return tokens_R
 
 
-@contextmanager
-def _failing(failed: dict[int, Exception], n: int) -> Iterator[None]:
-    """Note the error of a row, instead of raising it."""
-    try:
-        yield
-    except Exception as error:
-        failed[n] = error
+class Likeliest:
+    """Log-probabilities of some tokens and of those that were likeliest in their place, on their way to the host."""
 
+    def __init__(self, logprobs_RV: Tensor, tokens_R: Tensor, counts: Sequence[int]) -> None:
+        """`counts` is how many of the likeliest to report of each row."""
+        self._counts = counts
+        likeliest = logprobs_RV.topk(min(max(counts), logprobs_RV.shape[1]), dim=1)
+        own_R = logprobs_RV.gather(1, tokens_R[:, None])[:, 0]
+        self.tensors = [tokens_R, own_R, likeliest.indices, likeliest.values]
 
-def logprobs_of(logprobs_RV: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[TokenLogprob]:
-    """For each row, the log-probability of its token, and those of as many of the likeliest as its count says."""
-    tokens_R1 = torch.tensor(tokens, device=logprobs_RV.device)[:, None]
-    likeliest = logprobs_RV.topk(min(max(counts), logprobs_RV.shape[1]), dim=1)
-    own = logprobs_RV.gather(1, tokens_R1)[:, 0].tolist()
-    top = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
-    return [
-        TokenLogprob(token, logprob, tuple(zip(ids[:count], values[:count], strict=True)))
-        for token, logprob, (ids, values), count in zip(tokens, own, top, counts, strict=True)
-    ]
+    def finish(self, tensors: Sequence[Tensor]) -> list[TokenLogprob]:
+        """`tensors` are `self.tensors`, on the host."""
+        rows = zip(*(tensor.tolist() for tensor in tensors), self._counts, strict=True)
+        return [
+            TokenLogprob(token, own, tuple(zip(ids[:count], values[:count], strict=True)))
+            for token, own, ids, values, count in rows
+        ]
 
 
 def _edit(scores_RV: Tensor, indices: Sequence[int], edits: Sequence[Edits]) -> None:
@@ -180,7 +206,7 @@ def _edit(scores_RV: Tensor, indices: Sequence[int], edits: Sequence[Edits]) -> 
     where = np.stack([np.repeat(indices, lengths), np.concatenate([own.tokens_E for own in edits])])
     factors = np.array([own.factor for own in edits], np.float32)
     by = np.stack([np.repeat(factors, lengths), np.concatenate([own.less_E for own in edits])])
-    row_E, token_E = torch.from_numpy(where).to(scores_RV.device)
-    factor_E, less_E = torch.from_numpy(by).to(scores_RV.device)
+    row_E, token_E = to_device(where, scores_RV)
+    factor_E, less_E = to_device(by, scores_RV)
     scores_E = scores_RV[row_E, token_E]
     scores_RV[row_E, token_E] = torch.where(scores_E < 0, scores_E * factor_E, scores_E / factor_E) - less_E

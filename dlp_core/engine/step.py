@@ -25,10 +25,12 @@ from transformers.generation.continuous_batching.requests import (
     create_warmup_future_states,
 )
 
-from dlp_core.engine.guard import finite
+from dlp_core.engine.guard import finite, finite_rows
 from dlp_core.engine.paged_attention import PagedAttention
+from dlp_core.engine.prompt_scores import PromptScores
 from dlp_core.engine.running import Running
-from dlp_core.engine.sampling import Row, pick
+from dlp_core.engine.sampling import Likeliest, Picks, Row
+from dlp_core.engine.transfer import to_device, to_host
 from dlp_core.errors import NotFinite
 from dlp_core.fusion.layers import Fusion
 from dlp_core.fusion.segments import Segment
@@ -68,7 +70,7 @@ class Steps:
         self._attention = attention
         self._requests = requests
         self._fail = fail
-        self._prompt_rows: list[tuple[Running, str, int, int]] = []
+        self._prompt_rows: list[tuple[PromptScores, int, int]] = []
         self._scores_RV = torch.empty(0)
         self._graphs = self._runner.use_cuda_graph_decode
         self._fixed_scores_RV: Tensor | None = None
@@ -144,15 +146,15 @@ class Steps:
         cache.fill_block_table = lambda *_: None
         io.block_table = io.block_table.new_empty(len(cache.cache_allocators), io.max_requests_per_batch, 1)
 
-    def _rows_of_prompts(self, batch: Sequence[FutureRequestState]) -> list[tuple[Running, str, int, int]]:
-        """The tokens of a batch whose logits score a prompt: request, its id, the position there and in the batch."""
+    def _rows_of_prompts(self, batch: Sequence[FutureRequestState]) -> list[tuple[PromptScores, int, int]]:
+        """The tokens of a batch whose logits score a prompt: its scores, the position there and in the batch."""
         rows, offset = [], 0
         for r in batch:
             request = self._requests[r.state.request_id]
             if request.prompt_scores is not None and not request.failed:
                 start = r.state.position_offset - r.query_length
                 for position in request.prompt_scores.missing(start, r.query_length):
-                    rows.append((request, r.state.request_id, position, offset + position - start))
+                    rows.append((request.prompt_scores, position, offset + position - start))
             offset += r.query_length
         return rows
 
@@ -164,7 +166,8 @@ class Steps:
         batch_data = batch_data | {"cache": self._attention}
         if self._prompt_rows:
             own = batch_data["logits_indices"]
-            indices = torch.cat([own, own.new_tensor([row for *_, row in self._prompt_rows])])
+            rows = to_device([row for *_, row in self._prompt_rows], own)
+            indices = torch.cat([own, rows.to(own.dtype)])
             keep = {"logits_to_keep": indices} if "logits_to_keep" in batch_data else {}
             batch_data = batch_data | {"logits_indices": indices} | keep
         library_forward(model, batch_data, *tensors)
@@ -185,40 +188,46 @@ class Steps:
         return bool(self._runner.use_cuda_graph_decode and self._io.use_block_table)
 
     def _pick(self, batch: Sequence[FutureRequestState]) -> None:
-        """Pick the tokens of rows that do not take the argmax. What goes wrong in a row ends its request alone."""
+        """Pick the tokens of rows that do not take the argmax. What goes wrong in a row ends its request alone. Waits
+        for the device once."""
+        prompts = None
         if self._in_graph:
             assert self._fixed_scores_RV is not None
             scores_RV = self._fixed_scores_RV[: len(batch)]
         else:
             own = len(self._scores_RV) - len(self._prompt_rows)
             scores_RV = self._scores_RV[:own]
-            self._score_prompts(self._scores_RV[own:])
+            prompts = self._score_prompts(self._scores_RV[own:])
         lengths, scored = [r.query_length for r in batch], [r.has_new_token for r in batch]
-        rows, requests, row = list[Row](), list[tuple[Running, str]](), 0
-        for ok, r in zip(finite(scores_RV, self._attention.overflowed(), lengths, scored), batch, strict=True):
+        finite_R = finite_rows(scores_RV[: sum(scored)])
+        rows, chosen, row = list[Row](), list[FutureRequestState](), 0
+        for r in batch:
             request = self._requests[r.state.request_id]
-            if not ok:
-                self._fail(request, r.state.request_id, NotFinite(_NOT_FINITE))
-            elif r.has_new_token and not request.sampler.is_argmax:
+            if r.has_new_token and not request.sampler.is_argmax:
                 rows.append(Row(row, request.sampler, r.state.initial_tokens + r.state.generated_tokens))
-                requests.append((request, r.state.request_id))
+                chosen.append(r)
             row += r.has_new_token
-        if not rows:
-            return
-        found = dict[int, int]()
-        for picked, own_row, (request, request_id) in zip(pick(scores_RV, rows), rows, requests, strict=True):
-            if isinstance(picked, Exception):
-                self._fail(request, request_id, picked)
-            else:
-                found[own_row.number] = picked
-        if found:
+        picks = Picks(scores_RV, rows) if rows else None
+        if picks is not None:
             output_ids = self._io.output_ids
-            output_ids[0, list(found)] = torch.tensor(list(found.values()), dtype=torch.int32).to(output_ids.device)
+            output_ids[0, to_device([own.number for own in rows], output_ids)] = picks.tokens_R.to(output_ids.dtype)
+        wanted = [picks.tensors if picks else [], prompts.tensors if prompts else []]
+        marks, finite_row, *found = to_host([self._attention.overflowed(), finite_R, *wanted[0], *wanted[1]])
+        for ok, r in zip(finite(finite_row.tolist(), marks.tolist(), lengths, scored), batch, strict=True):
+            if not ok:
+                self._fail(self._requests[r.state.request_id], r.state.request_id, NotFinite(_NOT_FINITE))
+        if picks is not None:
+            for picked, r in zip(picks.finish(found[: len(wanted[0])]), chosen, strict=True):
+                if isinstance(picked, Exception):
+                    self._fail(self._requests[r.state.request_id], r.state.request_id, picked)
+        if prompts is not None:
+            logprobs = prompts.finish(found[len(wanted[0]) :])
+            for logprob, (scores, position, _) in zip(logprobs, self._prompt_rows, strict=True):
+                scores.add(position, logprob)
 
-    def _score_prompts(self, scores_RV: Tensor) -> None:
-        for logits_V, (request, request_id, position, _) in zip(scores_RV, self._prompt_rows, strict=True):
-            if request.prompt_scores is not None and not request.failed:
-                try:
-                    request.prompt_scores.add(position, logits_V)
-                except Exception as error:
-                    self._fail(request, request_id, error)
+    def _score_prompts(self, scores_RV: Tensor) -> Likeliest | None:
+        """The log-probabilities of the tokens after these rows, which are those of `_prompt_rows`."""
+        if not self._prompt_rows:
+            return None
+        tokens_R = to_device([scores.token(position) for scores, position, _ in self._prompt_rows], scores_RV)
+        return Likeliest(scores_RV.log_softmax(-1), tokens_R, [scores.count for scores, *_ in self._prompt_rows])

@@ -61,6 +61,11 @@ class Packed:
     def nbytes(self) -> int:
         return int(self.buffer.nbytes)
 
+    @property
+    def host_bytes(self) -> int:
+        """What it takes of host memory. torch rounds pinned memory up to a power of two."""
+        return 1 << (self.nbytes - 1).bit_length() if self.buffer.is_pinned() else self.nbytes
+
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Resident:
@@ -125,17 +130,19 @@ def place(packed: Packed, device: torch.device) -> Resident:
     """
     if device.type != "cuda":
         return resident(packed.buffer.to(device), packed.shapes)
-    stream = _copies(device)
-    with torch.cuda.device(device), torch.cuda.stream(stream):
+    stream, pool = _copies(device)
+    with torch.cuda.device(device), torch.cuda.stream(stream), torch.cuda.use_mem_pool(pool):
         buffer = packed.buffer.to(device, non_blocking=True)
         stream.synchronize()
     return resident(buffer, packed.shapes)
 
 
 @cache
-def _copies(device: torch.device) -> torch.cuda.Stream:
-    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    return stream
+def _copies(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.MemPool]:
+    """The stream of copies, and memory that adapters alone use: an adapter of many megabytes leaves a place for the
+    next one, and not for what a forward pass needs for a moment."""
+    with torch.cuda.device(device):
+        return torch.cuda.Stream(device), torch.cuda.MemPool()  # type: ignore[no-untyped-call]
 
 
 def resident(buffer: Tensor, shapes: Sequence[Shape]) -> Resident:

@@ -33,12 +33,12 @@ class HostMemory:
     def put(self, key: Hashable, packed: Packed) -> None:
         """Cache an adapter, if it fits at all, and drop the least recently used ones to make room."""
         with self._lock:
-            if key in self._packed or packed.nbytes > self._max_bytes:
+            if key in self._packed or packed.host_bytes > self._max_bytes:
                 return
             self._packed[key] = packed
-            self._bytes += packed.nbytes
+            self._bytes += packed.host_bytes
             while self._bytes > self._max_bytes:
-                self._bytes -= self._packed.popitem(last=False)[1].nbytes
+                self._bytes -= self._packed.popitem(last=False)[1].host_bytes
 
     def __len__(self) -> int:
         return len(self._packed)

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from dlp_core.engine.config import EngineConfig
 from dlp_core.engine.loading import load
 from dlp_core.engine.memory import Memory, cache_bytes_per_token, sized_cache
 from dlp_core.errors import InvalidRequest
 from dlp_core.residency.sources import FolderSource
+from examples.tiny.model import tiny_backbone
 from tests.support.tiny import tiny_llama
 
 GB = 10**9
@@ -60,6 +62,21 @@ def test_a_token_has_the_bytes_that_the_cache_gives_it() -> None:
 
 
 @pytest.mark.model
+def test_weights_are_loaded_where_they_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not in host memory first, which may be smaller than the model."""
+    tiny_backbone(tmp_path)
+    load_weights = AutoModelForCausalLM.from_pretrained
+    found = []
+
+    def loading(*args: Any, **settings: Any) -> Any:
+        found.append(settings.get("device_map"))
+        return load_weights(*args, **settings)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", loading)
+    load(tmp_path, FolderSource({}), EngineConfig(slots=1), dtype="float32", device="cpu")
+    assert found == ["cpu"]
+
+
 def test_a_cpu_has_no_fraction(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path)
     with pytest.raises(InvalidRequest, match="for CUDA devices"):

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 import pytest
+import torch
 
 from dlp_core.adapter.weights import Adapter, read_adapter
 from dlp_core.errors import AdapterRefused, AdapterUnavailable, InvalidRequest, UnknownModel
@@ -201,6 +202,20 @@ async def test_host_memory_is_bounded_by_bytes(source: SlowSource, fusion: Fusio
     tiny = Residency(source, fusion, 1, host_bytes=one - 1)
     async with tiny.pinned(["a"]):
         assert tiny.host_count == 0
+
+
+async def test_pinned_memory_counts_as_torch_rounds_it(
+    source: SlowSource, fusion: Fusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda _: True)
+    packed = fusion.pack(source.load("a"))
+    assert packed.host_bytes // 2 < packed.nbytes < packed.host_bytes, "not a power of two itself"
+    assert packed.host_bytes & (packed.host_bytes - 1) == 0
+    residency = Residency(source, fusion, 1, host_bytes=2 * packed.nbytes)
+    for name in "ab":
+        async with residency.pinned([name]):
+            pass
+    assert residency.host_count == 1
 
 
 async def test_slots_are_bounded_by_bytes(source: SlowSource, fusion: Fusion) -> None:
