@@ -46,6 +46,8 @@ FIGURES: dict[str, Figure] = {
         engines.attention,
         engines.attention_gain,
         engines.sampling,
+        engines.kernels,
+        engines.kernel_bytes,
         engines.vllm_lora,
         engines.vllm_plain,
         engines.llama_cpp_plain,

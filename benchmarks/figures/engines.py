@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from benchmarks.figures.markdown import Lines, span, table
 from benchmarks.figures.sources import Result, Results
 
@@ -110,6 +112,36 @@ def sampling(results: Results) -> Lines:
     """Time between tokens of 16 requests by how their tokens are picked, relative to greedy."""
     rows = [[PICKS[row["side"]], f"{row['ms']:.0f} ms", f"{row['ratio']:.3f}"] for row in results["sampling"]["rows"]]
     return table(["tokens are picked by", "time between tokens", "over greedy"], rows)
+
+
+def kernels(results: Results) -> Lines:
+    """Registers of a thread and shared memory of a block, by kernel and capability; and what spills."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in results["kernels"]["rows"]:
+        if not any(word in row["variant"] for word in ("window", "ids")) and row["variant"]:
+            found.setdefault((row["kernel"], row["variant"]), {})[row["capability"]] = row
+    capabilities = sorted({row["capability"] for row in results["kernels"]["rows"]}, key=float)
+    rows = [
+        [f"`{kernel}`, {variant}", *(_taken(cells[capability]) for capability in capabilities)]
+        for (kernel, variant), cells in found.items()
+    ]
+    return table(["kernel", *(f"capability {capability}" for capability in capabilities)], rows)
+
+
+def _taken(row: Result) -> str:
+    spilled = f", {row['spilled_bytes']} bytes spilled" if row["spilled_bytes"] else ""
+    return f"{row['registers']}, {row['shared_bytes'] / 1024:.0f} KB{spilled}"
+
+
+def kernel_bytes(results: Results) -> Lines:
+    """Launches of a layer, and bytes that a step adds to the plain model's weights."""
+    rows: dict[str, list[str]] = {}
+    for row in results["kernels"]["layer"]:
+        cells = rows.setdefault(row["bank"], [row["bank"], str(row["launches"]), str(row["launches_merged"])])
+        cells.append(f"{row['added_mb']:.1f} MB, {row['over_plain']:.1%}")
+    counts = dict.fromkeys(row["sequences"] for row in results["kernels"]["layer"])
+    heads = ["adapters", "launches", "inside vLLM", *(f"{count} sequence{'s' * (count > 1)}" for count in counts)]
+    return table(heads, list(rows.values()))
 
 
 def vllm_lora(results: Results) -> str:

@@ -66,6 +66,7 @@ SOURCES = {
     "load_overlap_vllm": _benchmark("load_overlap_vllm", "MODEL_DIR --engine vllm", module="load_overlap"),
     "attention": _benchmark("attention", "MODEL_DIR --rounds 3"),
     "sampling": _benchmark("sampling", "MODEL_DIR"),
+    "kernels": _benchmark("kernels"),
     "prefill": _benchmark("prefill", "MODEL_DIR"),
     "router": _benchmark("router", "TRAIN.jsonl VAL.jsonl --descriptions TASKS.json --quick"),
     "router_people": _benchmark("router_people", "VAL.jsonl ROUTER0 ROUTER1 ROUTER2"),

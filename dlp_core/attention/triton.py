@@ -24,11 +24,35 @@ from dlp_core.attention.op import Layer, Scores, States
 from dlp_core.attention.triton_kernels import combine, decode, prefill, store
 
 _TILE, _MIN_ROWS = 64, 16
-"""Pairs of a token and a query head in a tile of `prefill`; the fewest that a product of blocks takes."""
-_KEYS = 64
-"""Keys of a block. Neither has been measured on a GPU."""
+"""Pairs of a token and a query head in a tile of `prefill`; the fewest that a product of blocks takes, and all that
+float32, which Tensor Cores do not multiply, has registers for."""
+_STAGES = 2
 _PROGRAMS, _MAX_SPLITS = 264, 16
 """Programs that keep a device busy: two for each of an H100's processors."""
+
+
+class Launch(NamedTuple):
+    """How a kernel is compiled. Not measured on a GPU; chosen by what ptxas says: blocks take no more shared memory
+    than any device since capability 8.0 has, and no registers spill (benchmarks/kernels.py)."""
+
+    rows: int
+    """Of a block: pairs of a token and a query head."""
+    keys: int
+    """Of a block."""
+    warps: int
+
+
+def prefill_launch(size: int, dtype: torch.dtype) -> Launch:
+    """For heads of this size."""
+    if dtype == torch.float32:
+        return Launch(_MIN_ROWS, 16, 4)
+    return Launch(_TILE, 64 if size <= 128 else 32, 8 if size > 64 else 4)
+
+
+def decode_launch(size: int, dtype: torch.dtype, group: int) -> Launch:
+    """For heads of this size, `group` query heads to a key head."""
+    keys = 16 if dtype == torch.float32 else 64
+    return Launch(max(_MIN_ROWS, triton.next_power_of_2(group)), keys, 4)
 
 
 class Limits(NamedTuple):
@@ -63,8 +87,10 @@ class _Places(NamedTuple):
 class TritonAttention:
     """Attention of one model. One batch at a time."""
 
-    def __init__(self, device: torch.device, limits: Limits) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, limits: Limits) -> None:
+        """`dtype` is the model's."""
         self._limits = limits
+        self._dtype = dtype
         self._at = _places(limits)
         self._host = torch.zeros(self._at.size, dtype=torch.int32, pin_memory=device.type == "cuda")
         self._plan = torch.zeros(self._at.size, dtype=torch.int32, device=device)
@@ -100,14 +126,16 @@ class TritonAttention:
         shared = {
             "SIZE": size, "SOFTCAP": scores.softcap is not None, "SINKS": scores.sinks_H is not None,
             "KEY_HEADS": key_heads, "GROUP": heads // key_heads, "PAGE": self._page_tokens,
-            "WINDOW": self._windows[layer.kind], "BLOCK_L": _KEYS, "BLOCK_D": triton.next_power_of_2(size),
+            "WINDOW": self._windows[layer.kind], "BLOCK_D": triton.next_power_of_2(size),
         }  # fmt: skip
         scale, softcap = float(scores.scale), float(scores.softcap or 1.0)
         if self._tiles:
+            launch = prefill_launch(size, self._dtype)
             rows = triton.next_power_of_2(self._tokens_of_a_tile * (heads // key_heads))
             prefill[self._tiles, key_heads](
                 q_THD, k_TKD, v_TKD, y_THD, layer.keys_CKD, layer.values_CKD, sinks, self._plan, at.tiles, table_at,
-                self._limits.blocks, scale, softcap, BLOCK_M=max(_MIN_ROWS, rows), **shared,
+                self._limits.blocks, scale, softcap, BLOCK_M=max(_MIN_ROWS, rows), BLOCK_L=launch.keys,
+                num_warps=launch.warps, num_stages=_STAGES, **shared,
             )  # fmt: skip
         width = key_heads * size
         store[(tokens,)](
@@ -117,12 +145,12 @@ class TritonAttention:
         # Without prompts there is one request a token, and what is padded has none: the launch says nothing of them.
         requests = self._singles if self._tiles else tokens
         if requests:
-            splits = _splits(requests * key_heads)
+            splits, launch = _splits(requests * key_heads), decode_launch(size, self._dtype, heads // key_heads)
             split = q_THD.new_empty(requests, heads, splits, size + 2, dtype=torch.float32) if splits > 1 else q_THD
             decode[requests, key_heads, splits](
                 q_THD, y_THD, split, layer.keys_CKD, layer.values_CKD, sinks, self._plan, at.singles, table_at,
-                self._limits.blocks, scale, softcap, SPLITS=splits,
-                BLOCK_M=max(_MIN_ROWS, triton.next_power_of_2(heads // key_heads)), **shared,
+                self._limits.blocks, scale, softcap, SPLITS=splits, BLOCK_M=launch.rows, BLOCK_L=launch.keys,
+                num_warps=launch.warps, num_stages=_STAGES, **shared,
             )  # fmt: skip
             if splits > 1:
                 combine[requests, heads](
@@ -136,7 +164,8 @@ class TritonAttention:
 
     @property
     def _tokens_of_a_tile(self) -> int:
-        return max(1, _TILE // self._limits.group)
+        rows = _MIN_ROWS if self._dtype == torch.float32 else _TILE
+        return max(1, rows // self._limits.group)
 
     def _write(self, batch: Batch, singles: Sequence[tuple[int, ...]], tiles: Sequence[tuple[int, ...]]) -> None:
         """Write the plan of a batch into host memory."""

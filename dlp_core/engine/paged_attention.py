@@ -119,4 +119,4 @@ def triton_attention(model: Any, cache: PagedAttentionCache, requests: int) -> A
         kinds=len(allocators),
         group=config.num_attention_heads // key_heads,
     )
-    return TritonAttention(model.device, limits)
+    return TritonAttention(model.device, model.dtype, limits)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dlp_core.compiled import LIKE
 from dlp_core.fusion.cpu_kernels import D_IN, D_OUT, RANK, compile_for, expand, look_up, shrink
+from dlp_core.fusion.op import WholeStep
 from dlp_core.fusion.packed import Factors, Resident
 from dlp_core.fusion.segments import Segment
 
@@ -83,7 +84,7 @@ class _Table:
             self.members[path] = _Member(row, n, rows, int(entries[row, D_IN]), int(entries[row, D_OUT]))
 
 
-class FewTokensStep:
+class FewTokensStep(WholeStep):
     """One forward pass. Made by `FewTokens.begin`, dropped after the pass.
 
     Called hundreds of times in a step of tens of milliseconds, and evicted from the CPU's caches in between, so

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dlp_core.fusion.op import WholeStep
 from dlp_core.fusion.packed import Resident
 from dlp_core.fusion.segments import Segment
 
@@ -81,7 +82,7 @@ class _Pack:
         return _Group(a_RD, c_R, tuple(layout), outputs)
 
 
-class ManyTokensStep:
+class ManyTokensStep(WholeStep):
     """One forward pass: its tokens' weights over a pack. Made by `ManyTokens.begin`, dropped after the pass."""
 
     def __init__(self, pack: _Pack, w_TS: Tensor, head_rows: Tensor | None) -> None:

@@ -49,9 +49,11 @@ class FusedForward:
         self._head = head
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = self._forward(x)
         step = self._fusion.step
-        return y if step is None else step.add(y, x, self._path, self._siblings, head=self._head)
+        if step is None:
+            return self._forward(x)
+        step.prepare(x, self._path, self._siblings, head=self._head)
+        return step.add(self._forward(x), x, self._path, self._siblings, head=self._head)
 
 
 class Fusion:

@@ -1,4 +1,4 @@
-"""Fusion on CUDA devices: one kernel launch per group of modules with one input, and one more per module. Needs triton.
+"""Fusion on CUDA devices: one kernel launch per group of modules with one input, and one more per layer. Needs triton.
 
 Semantics: those of `reference`. Adapters stay where they were placed, in the model's dtype: factors are rounded to it
 once, everything is summed in float32, and the sum is rounded once into y. Nothing is concatenated as on a CPU: that
@@ -12,19 +12,24 @@ as many tokens, whatever its mixes and adapters, on the stream that the batch wa
 every batch, even for one without adapters, because a graph that was captured without launches would serve the plain
 backbone ever after. Larger passes are not captured: their launches follow their own plan, as all do without limits.
 
+While a graph is captured, the first kernel of a group is launched on a stream of its own, before the layer computes: a
+branch of the graph, which runs beside the layer's own product and joins it again before the second kernel.
+
 Shape letters: T tokens, D in, O out, R rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from dlp_core.fusion.op import Part
 from dlp_core.fusion.packed import Resident
 from dlp_core.fusion.segments import Segment, active_slots
 from dlp_core.fusion.triton_kernels import expand, shrink
@@ -44,6 +49,10 @@ _BLOCK_R, _MAX_BLOCK_R, _BLOCK_N, _BLOCK_O = 16, 32, 32, 64
 _BLOCK_D, _TOKEN_D = 64, 512
 """Columns of x in a block: with a tile of tokens, and with one token, whose products are so small that what matters is
 how much is read at once."""
+_PARTS_OF_A_LAUNCH = 3
+"""Of a layer's outputs, q, k and v."""
+_WARPS = {_SMALL_TILE: 4, _TILE: 8}
+"""Of `expand`, which needs more registers than `shrink`: with 4, a large tile spills (benchmarks/kernels.py)."""
 _STAGES = 2
 """Loops are short. A third stage costs a tile's kernels a third more registers (ptxas, capability 9.0)."""
 
@@ -88,6 +97,29 @@ class _Shrunk(NamedTuple):
     splits: int
 
 
+class Branch:
+    """A second stream, which runs beside the current one from a fork to the next join."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def fork(self) -> Iterator[None]:
+        """Launches go there, behind all that the current stream has been given. So memory that they take from one fork
+        to the next is free again: what has read it was given before."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def join(self) -> None:
+        """Let the current stream wait for the branch."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+
+
 class TritonStep:
     """One forward pass. Made by `TritonOp.begin`, dropped after it. Without mixes, it fits any number of tokens."""
 
@@ -97,23 +129,47 @@ class TritonStep:
         self._plan = plan
         self._own = own
         self._ready = ready
+        self._branched = False
         self._input: tuple[Tensor | None, tuple[str, ...], bool] = (None, (), False)
         self._shrunk: _Shrunk | None = None
 
+    def prepare(self, x: Tensor, path: str, siblings: tuple[str, ...], *, head: bool = False) -> None:
+        if not _capturing(x.device) or self._has_shrunk(x, siblings, capturing=True):
+            return
+        if path in self._op.table.modules and (work := self._work(_tokens(x), head=head)) is not None:
+            x_TD = x.contiguous()
+            with self._op.branch.fork():
+                self._shrunk = self._shrink(x_TD, siblings, work)
+            self._input, self._branched = (x, siblings, True), True
+
     def add(self, y: Tensor, x: Tensor, path: str, siblings: tuple[str, ...], *, head: bool = False) -> Tensor:
-        tokens = x.numel() // x.shape[-1] if x.is_floating_point() else x.numel()
-        if path not in self._op.table.modules or (work := self._work(tokens, head=head)) is None:
+        if path not in self._op.table.modules or (work := self._work(_tokens(x), head=head)) is None:
             return y
         capturing = _capturing(x.device)
-        # What was shrunk before a capture is missing from the graph; what was captured has not been computed.
-        if x is not self._input[0] or siblings is not self._input[1] or capturing is not self._input[2]:
+        if not self._has_shrunk(x, siblings, capturing):
             self._input = (x, siblings, capturing)
-            self._shrunk = self._shrink(x, siblings, work)
+            self._shrunk = self._shrink(x.contiguous(), siblings, work)
         shrunk = self._shrunk
         assert shrunk is not None
+        if self._branched:
+            self._op.branch.join()
+            self._branched = False
         if path == shrunk.members[-1]:  # nobody else reads this x: let go of it
             self._input, self._shrunk = (None, (), False), None
-        return self._expand(y if y.stride(-1) == 1 else y.contiguous(), path, shrunk)
+        return self._expand(y if y.stride(-1) == 1 else y.contiguous(), [Part(path, 0, y.shape[-1])], shrunk)
+
+    def add_parts(self, y: Tensor, x: Tensor, parts: Sequence[Part], siblings: tuple[str, ...]) -> None:
+        known = [part for part in parts if part.path in self._op.table.modules]
+        if known and (work := self._work(_tokens(x), head=False)) is not None:
+            shrunk = self._shrink(x.contiguous(), siblings, work)
+            for first in range(0, len(known), _PARTS_OF_A_LAUNCH):
+                self._expand(y, known[first : first + _PARTS_OF_A_LAUNCH], shrunk)
+
+    def _has_shrunk(self, x: Tensor, siblings: tuple[str, ...], capturing: bool) -> bool:
+        """Whether the last input was this one. What was shrunk before a capture is missing from the graph, and what was
+        captured has not been computed."""
+        known_x, known_siblings, was_capturing = self._input
+        return x is known_x and siblings is known_siblings and capturing is was_capturing
 
     def _work(self, tokens: int, *, head: bool) -> _Work | None:
         """For a layer that sees so many tokens; None if there is none. Raises RuntimeError if they are neither the
@@ -130,9 +186,9 @@ class TritonStep:
         return _own_work(plan, self._own, head=head) if plan.tiles else None
 
     def _shrink(self, x: Tensor, siblings: tuple[str, ...], work: _Work) -> _Shrunk:
+        """`x` is contiguous."""
         self._wait_for_plan()
         table, ids = self._op.table, not x.is_floating_point()
-        x = x.contiguous()
         width = table.width(siblings) if ids else x.shape[-1]
         span = triton.cdiv(triton.cdiv(width, _splits(work.tokens)), _TOKEN_D) * _TOKEN_D
         splits = 1 if ids else triton.cdiv(width, span)
@@ -141,18 +197,28 @@ class TritonStep:
         shrink[work.parts_at_once * splits, len(members), work.tiles_at_once](
             x, z, work.plan, table.rows, modules, *work.places, work.tokens, work.columns, table.rows.stride(0), width,
             splits, span, DTYPE=_DTYPES[self._op.dtype], BLOCK_T=work.block_t, BLOCK_R=work.block_r, BLOCK_D=_BLOCK_D,
-            TOKEN_R=_BLOCK_R, TOKEN_D=_TOKEN_D, num_stages=_STAGES,
+            TOKEN_R=_BLOCK_R, TOKEN_D=_TOKEN_D, num_stages=_STAGES, **self._op.pdl,
         )  # fmt: skip
         return _Shrunk(z, members, work, splits)
 
-    def _expand(self, y: Tensor, path: str, shrunk: _Shrunk) -> Tensor:
-        table, work, width = self._op.table, shrunk.work, y.shape[-1]
-        y_TO = y.reshape(-1, width)
-        expand[triton.cdiv(width, _BLOCK_O), work.tiles_at_once](
-            y_TO, shrunk.z, work.plan, table.rows, table.modules[path], shrunk.members.index(path),
-            len(shrunk.members), *work.places, work.tokens, work.columns, table.rows.stride(0), y_TO.stride(0), width,
+    def _expand(self, y: Tensor, parts: Sequence[Part], shrunk: _Shrunk) -> Tensor:
+        """Add to up to _PARTS_OF_A_LAUNCH parts of y's outputs."""
+        table, work = self._op.table, shrunk.work
+        y_TO = y.reshape(-1, y.shape[-1])
+        first = parts[0].start
+        numbers: list[int] = []
+        for n in range(_PARTS_OF_A_LAUNCH):
+            part = parts[n] if n < len(parts) else Part(parts[0].path, first, first)
+            numbers += [table.modules[part.path], shrunk.members.index(part.path), part.end - part.start]
+            numbers += [part.start - first] if n else []
+        blocks = sum(triton.cdiv(part.end - part.start, _BLOCK_O) for part in parts)
+        expand[blocks, work.tiles_at_once](
+            y_TO[:, first:], shrunk.z, work.plan, table.rows, *numbers,
+            len(shrunk.members), *work.places, work.tokens, work.columns, table.rows.stride(0), y_TO.stride(0),
+            PARTS=len(parts), ALIGNED=all(part.start % 16 == part.end % 16 == 0 for part in parts),
             DTYPE=_DTYPES[self._op.dtype], SPLITS=shrunk.splits, SPLITS_2=triton.next_power_of_2(shrunk.splits),
-            BLOCK_T=work.block_t, BLOCK_N=_BLOCK_N, BLOCK_O=_BLOCK_O, num_stages=_STAGES,
+            BLOCK_T=work.block_t, BLOCK_N=_BLOCK_N, BLOCK_O=_BLOCK_O, num_warps=_WARPS[work.block_t],
+            num_stages=_STAGES, **self._op.pdl,
         )  # fmt: skip
         return y if y_TO.data_ptr() == y.data_ptr() else y_TO.view(y.shape)
 
@@ -176,6 +242,10 @@ class TritonOp:
         self.max_rank = None if limits is None else MAX_RANK
         self.table = Table(device) if limits is None else Table(device, limits.slots, limits.modules, limits.groups)
         self.last_stream: torch.cuda.Stream | None = None
+        self.branch = Branch(device)
+        overlaps = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+        self.pdl: dict[str, Any] = {"PDL": overlaps} | ({"launch_pdl": True} if overlaps else {})
+        """How kernels are launched."""
         self._device = device
         self._limits = limits
         self._plan = torch.empty(0)
@@ -261,6 +331,10 @@ def _own_work(plan: Plan, own: Tensor, *, head: bool) -> _Work:
         block_t=plan.tile,
         block_r=min(_MAX_BLOCK_R, max(_BLOCK_R, triton.next_power_of_2(plan.rank))),
     )
+
+
+def _tokens(x: Tensor) -> int:
+    return x.numel() // x.shape[-1] if x.is_floating_point() else x.numel()
 
 
 def _splits(tokens: int) -> int:

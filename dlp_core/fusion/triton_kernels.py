@@ -1,7 +1,7 @@
 """The two kernels of `triton`. With TRITON_INTERPRET=1 in the environment before the import, they run on CPUs.
 
     shrink   z[t, k, r] = w_k * (A_k x[t] + c)[r]        k: the parts of the token's mix, c: 1 for a bias' row, else 0
-    expand   y[t] += sum over k, r of z[t, k, r] * B_k[r]
+    expand   y[t] += sum over k, r of z[t, k, r] * B_k[r]        of up to three modules, side by side in y
 
 plan_ptr points to what `triton_plan` lays out: tiles of a few tokens under one mix, how many there are, and the parts
 of the mixes. table_ptr[slot, module] holds int64 (address of A_RD, address of B_RO, rank, 1 if the last row is a bias),
@@ -13,6 +13,9 @@ side is done one after the other.
 z is float32 [splits, members of the group, tokens, columns]: each split of shrink covers a part of D, and expand sums
 the splits. Part k of a tile's mix has its ranks from column k * stride on, and `columns` is as wide as the widest mix
 needs. There are no atomics, so the same batch gives the same bits.
+
+PDL: a launch may begin while the kernel before it in its stream ends (programmatic dependent launch, capability 9.0
+on). It waits before it reads anything, and what it overlaps is the launch itself.
 
 Tiles of one token (decoding) are multiplied in float32. Larger ones use Tensor Cores in TF32 if the weights have 16
 bits: TF32 represents those and x exactly, and z to 11 bits. (Triton's interpreter cannot multiply bfloat16: it treats
@@ -115,11 +118,14 @@ def shrink(
     x_ptr, z_ptr, plan_ptr, table_ptr, modules_ptr,
     count_at, tiles_at, parts_at, tokens, columns, slot_stride, d_in, splits, span,
     DTYPE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
-    TOKEN_R: tl.constexpr, TOKEN_D: tl.constexpr,
+    TOKEN_R: tl.constexpr, TOKEN_D: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid: (parts at once * splits, modules of the group, tiles at once). x is [tokens, D], or [tokens] token ids,
     which pick columns of A in a single split. A split covers `span` columns. TOKEN_R and TOKEN_D are the blocks of
     tiles that have one token."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     split = tl.program_id(0) % splits
     z_ptr += (split * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * tokens * columns
     module_ptr = table_ptr + 4 * tl.load(modules_ptr + tl.program_id(1))
@@ -171,17 +177,97 @@ def _rows_of_b(
     return b_NO, mask_N
 
 
-@triton.jit(do_not_specialize=["count_at", "tiles_at", "parts_at", "tokens", "columns", "module", "member", "members"])
-def expand(
-    y_ptr, z_ptr, plan_ptr, table_ptr, module, member, members,
-    count_at, tiles_at, parts_at, tokens, columns, slot_stride, y_stride, d_out,
-    DTYPE: tl.constexpr, SPLITS: tl.constexpr, SPLITS_2: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr,
+@triton.jit
+def _expand_token(
+    y_ptr, z_ptr, parts_ptr, module_ptr, slot_stride, parts, stride, split_stride, o_O, mask_O, d_out,
+    DTYPE: tl.constexpr, SPLITS: tl.constexpr, SPLITS_2: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (O / BLOCK_O, tiles at once). y is [tokens, O] with rows `y_stride` apart. `module` is the module's row in
-    the table, `member` its index in z. One program handles all parts of a mix: it gathers their rows of B at once,
-    however many adapters they belong to. SPLITS_2 is SPLITS rounded up to a power of two."""
-    o_O = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
+    """One token, at y_ptr and z_ptr."""
+    sum_O = tl.zeros([BLOCK_O], tl.float32)
+    split_S = tl.arange(0, SPLITS_2)
+    for start in range(0, parts * stride, BLOCK_N):
+        n_N = start + tl.arange(0, BLOCK_N)
+        b_NO, mask_N = _rows_of_b(parts_ptr, module_ptr, slot_stride, n_N, parts, stride, o_O, mask_O, d_out, DTYPE)
+        z_SN = tl.load(
+            z_ptr + split_S[:, None] * split_stride + n_N[None, :],
+            mask=(split_S < SPLITS)[:, None] & mask_N[None, :],
+            other=0.0,
+        )
+        sum_O += tl.sum(tl.sum(z_SN, 0)[:, None] * b_NO.to(tl.float32), 0)
+    sum_O += tl.load(y_ptr + o_O, mask=mask_O, other=0.0).to(tl.float32)
+    tl.store(y_ptr + o_O, sum_O.to(y_ptr.dtype.element_ty), mask=mask_O)
+
+
+@triton.jit
+def _expand_tile(
+    y_ptr, z_ptr, parts_ptr, module_ptr, slot_stride, parts, stride, split_stride, o_O, mask_O, d_out, count, columns,
+    y_stride, DTYPE: tl.constexpr, SPLITS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+):  # fmt: skip
+    """`count` tokens, from y_ptr and z_ptr on."""
+    t_T = tl.arange(0, BLOCK_T)
+    mask_T = t_T < count
+    sum_TO = tl.zeros([BLOCK_T, BLOCK_O], tl.float32)
+    for start in range(0, parts * stride, BLOCK_N):
+        n_N = start + tl.arange(0, BLOCK_N)
+        b_NO, mask_N = _rows_of_b(parts_ptr, module_ptr, slot_stride, n_N, parts, stride, o_O, mask_O, d_out, DTYPE)
+        z_TN = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
+        for split in tl.static_range(SPLITS):
+            z_TN += tl.load(
+                z_ptr + split * split_stride + t_T[:, None] * columns + n_N[None, :],
+                mask=mask_T[:, None] & mask_N[None, :],
+                other=0.0,
+            )
+        sum_TO += _z_times_b(z_TN, b_NO)
+    mask_TO = mask_T[:, None] & mask_O[None, :]
+    y_TO = y_ptr + t_T[:, None] * y_stride + o_O[None, :]
+    sum_TO += tl.load(y_TO, mask=mask_TO, other=0.0).to(tl.float32)
+    tl.store(y_TO, sum_TO.to(y_ptr.dtype.element_ty), mask=mask_TO)
+
+
+@triton.jit
+def _of_three(first, second, third, block, blocks, PARTS: tl.constexpr):
+    """What belongs to the module that an output block is of; `blocks` are those of (the first, the first two)."""
+    if PARTS == 1:
+        return first
+    if PARTS == 2:
+        return tl.where(block < blocks[0], first, second)
+    return tl.where(block < blocks[0], first, tl.where(block < blocks[1], second, third))
+
+
+@triton.jit(
+    do_not_specialize=[
+        "count_at", "tiles_at", "parts_at", "tokens", "columns", "members",
+        "module", "module_2", "module_3", "member", "member_2", "member_3",
+    ]
+)  # fmt: skip
+def expand(
+    y_ptr, z_ptr, plan_ptr, table_ptr,
+    module, member, d_out, module_2, member_2, d_out_2, start_2, module_3, member_3, d_out_3, start_3,
+    members, count_at, tiles_at, parts_at, tokens, columns, slot_stride, y_stride,
+    PARTS: tl.constexpr, ALIGNED: tl.constexpr,
+    DTYPE: tl.constexpr, SPLITS: tl.constexpr, SPLITS_2: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Grid: (blocks of BLOCK_O outputs, of one module after another; tiles at once). y is [tokens, all outputs] with
+    rows `y_stride` apart. A `module` is a row in the table, `member` its index in z, `start` where its outputs begin in
+    y; ALIGNED: starts and widths are multiples of 16. One program handles all parts of a mix: it gathers their rows of
+    B at once, however many adapters they belong to. SPLITS_2 is SPLITS rounded up to a power of two."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    block = tl.program_id(0)
+    blocks = tl.cdiv(d_out, BLOCK_O), tl.cdiv(d_out, BLOCK_O) + tl.cdiv(d_out_2, BLOCK_O)
+    module = _of_three(module, module_2, module_3, block, blocks, PARTS)
+    member = _of_three(member, member_2, member_3, block, blocks, PARTS)
+    d_out = _of_three(d_out, d_out_2, d_out_3, block, blocks, PARTS)
+    start_O = _of_three(0, start_2, start_3, block, blocks, PARTS)
+    block -= _of_three(0, blocks[0], blocks[1], block, blocks, PARTS)
+    if PARTS > 1 and ALIGNED:
+        d_out = tl.multiple_of(d_out, 16)
+        start_O = tl.multiple_of(start_O, 16)
+    y_ptr += start_O
+    o_O = block * BLOCK_O + tl.arange(0, BLOCK_O)
     mask_O = o_O < d_out
     module_ptr = table_ptr + 4 * module
     split_stride = tl.cast(members, tl.int64) * tokens * columns
@@ -194,41 +280,14 @@ def expand(
         parts_ptr = plan_ptr + parts_at + 2 * tl.load(tile_ptr + 2)
         parts = tl.load(tile_ptr + 3)
         stride = tl.load(tile_ptr + 4)
+        y_first_ptr, z_first_ptr = y_ptr + first * y_stride, z_ptr + first * columns
         if count == 1:
-            sum_O = tl.zeros([BLOCK_O], tl.float32)
-            split_S = tl.arange(0, SPLITS_2)
-            for start in range(0, parts * stride, BLOCK_N):
-                n_N = start + tl.arange(0, BLOCK_N)
-                b_NO, mask_N = _rows_of_b(
-                    parts_ptr, module_ptr, slot_stride, n_N, parts, stride, o_O, mask_O, d_out, DTYPE
-                )
-                z_SN = tl.load(
-                    z_ptr + split_S[:, None] * split_stride + first * columns + n_N[None, :],
-                    mask=(split_S < SPLITS)[:, None] & mask_N[None, :],
-                    other=0.0,
-                )
-                sum_O += tl.sum(tl.sum(z_SN, 0)[:, None] * b_NO.to(tl.float32), 0)
-            y_O = y_ptr + first * y_stride + o_O
-            sum_O += tl.load(y_O, mask=mask_O, other=0.0).to(tl.float32)
-            tl.store(y_O, sum_O.to(y_ptr.dtype.element_ty), mask=mask_O)
+            _expand_token(
+                y_first_ptr, z_first_ptr, parts_ptr, module_ptr, slot_stride, parts, stride, split_stride, o_O,
+                mask_O, d_out, DTYPE, SPLITS, SPLITS_2, BLOCK_N, BLOCK_O,
+            )  # fmt: skip
         else:
-            t_T = tl.arange(0, BLOCK_T)
-            mask_T = t_T < count
-            sum_TO = tl.zeros([BLOCK_T, BLOCK_O], tl.float32)
-            for start in range(0, parts * stride, BLOCK_N):
-                n_N = start + tl.arange(0, BLOCK_N)
-                b_NO, mask_N = _rows_of_b(
-                    parts_ptr, module_ptr, slot_stride, n_N, parts, stride, o_O, mask_O, d_out, DTYPE
-                )
-                z_TN = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
-                for split in tl.static_range(SPLITS):
-                    z_TN += tl.load(
-                        z_ptr + split * split_stride + first * columns + t_T[:, None] * columns + n_N[None, :],
-                        mask=mask_T[:, None] & mask_N[None, :],
-                        other=0.0,
-                    )
-                sum_TO += _z_times_b(z_TN, b_NO)
-            mask_TO = mask_T[:, None] & mask_O[None, :]
-            y_TO = y_ptr + first * y_stride + t_T[:, None] * y_stride + o_O[None, :]
-            sum_TO += tl.load(y_TO, mask=mask_TO, other=0.0).to(tl.float32)
-            tl.store(y_TO, sum_TO.to(y_ptr.dtype.element_ty), mask=mask_TO)
+            _expand_tile(
+                y_first_ptr, z_first_ptr, parts_ptr, module_ptr, slot_stride, parts, stride, split_stride, o_O,
+                mask_O, d_out, count, columns, y_stride, DTYPE, SPLITS, BLOCK_T, BLOCK_N, BLOCK_O,
+            )  # fmt: skip

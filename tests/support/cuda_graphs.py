@@ -13,7 +13,7 @@ writes the very tensors of the capture; fresh memory holds NaN.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, NamedTuple
 
 import pytest
@@ -51,6 +51,8 @@ class Graph:
     def __init__(self) -> None:
         self.launches: list[Launch] = []
         self._work: list[Callable[[], object]] = []
+        self._branch: list[Callable[[], object]] = []
+        self._forked = False
 
     @contextmanager
     def capture(self) -> Iterator[None]:
@@ -60,8 +62,23 @@ class Graph:
         try:
             with _Recording(self):
                 yield
+            if self._branch:
+                raise RuntimeError("capture ends with work on a stream that the capturing stream has not joined")
         finally:
             Graph.capturing = None
+
+    @contextmanager
+    def fork(self) -> Iterator[None]:
+        """What is recorded goes to a branch. It is run as late as a GPU may run it, when the branch is joined."""
+        self._forked = True
+        try:
+            yield
+        finally:
+            self._forked = False
+
+    def join(self) -> None:
+        self._work += self._branch
+        self._branch = []
 
     def replay(self) -> None:
         if Graph.capturing is not None:
@@ -70,7 +87,7 @@ class Graph:
             work()
 
     def record(self, work: Callable[[], object]) -> None:
-        self._work.append(work)
+        (self._branch if self._forked else self._work).append(work)
 
     def reset(self) -> None:
         self._work.clear()
@@ -143,6 +160,7 @@ def emulated_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             for name in names:
                 patches.setattr(module, name, _Launcher(name, getattr(module, name)))
         patches.setattr(op_module, "_capturing", lambda device: Graph.capturing is not None)
+        patches.setattr(op_module, "Branch", _Branch)
         yield
 
 
@@ -159,6 +177,20 @@ def emulated_engine_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             patches.setattr(model_runner, "create_accelerator_graph", Graph)
             patches.setattr(model_runner, "accelerator_graph_capture_context", lambda graph, **_: graph.capture())
         yield
+
+
+class _Branch:
+    """The second stream, which is one only in a capture."""
+
+    def __init__(self, device: torch.device) -> None:
+        pass
+
+    def fork(self) -> AbstractContextManager[None]:
+        return nullcontext() if Graph.capturing is None else Graph.capturing.fork()
+
+    def join(self) -> None:
+        if Graph.capturing is not None:
+            Graph.capturing.join()
 
 
 class _Launcher:

@@ -37,7 +37,7 @@ class GpuMixWorker(Mixes, Worker):  # type: ignore[misc]
                 path: module.d_in if module.cut is None else module.cut.inputs[1] - module.cut.inputs[0]
                 for path, module in self._modules.items()
             },
-            groups={part.siblings for parts in _InFlight.parts.values() for part in parts},
+            groups={tuple(part.path for part in parts) for parts in _InFlight.parts.values()},
         )
 
     def _arrive(self, slot: int, packed: Packed) -> str:

@@ -32,7 +32,7 @@ from vllm.utils.torch_utils import (
     direct_register_custom_op,
 )
 
-from dlp_core.fusion.op import Op, Step
+from dlp_core.fusion.op import Op, Part, Step
 from dlp_core.fusion.packed import Cut, Packed, Resident, Shape, cut
 from dlp_core.fusion.segments import Segment
 from dlp_core.vllm.plans import KEY, PLAIN, Spans
@@ -40,33 +40,21 @@ from dlp_core.vllm.plans import KEY, PLAIN, Spans
 log = logging.getLogger(__name__)
 
 
-class _Part(NamedTuple):
-    """A module of the model as adapters name it, within a layer of vLLM, which may hold several side by side."""
-
-    path: str
-    siblings: tuple[str, ...]
-    start: int
-    end: int
-
-
 class _InFlight:
     """The forward pass that runs in this process. vLLM's layers call the op by the name of their layer alone."""
 
     step: ClassVar[Step | None] = None
     """Between two batches, that of an empty one: on a GPU it launches, because graphs are captured then."""
-    parts: ClassVar[dict[str, tuple[_Part, ...]]] = {}
+    parts: ClassVar[dict[str, tuple[Part, ...]]] = {}
+    """Of each layer: the modules in it, as adapters name them."""
 
 
 def _add(y: Tensor, x: Tensor, layer: LayerNameType) -> None:
     step = _InFlight.step
     if step is None:
         return
-    x = x.view_as(x)  # a new object: compiled code hands over the same one with other content
-    for part in _InFlight.parts[_resolve_layer_name(layer)]:
-        out = y if part.end - part.start == y.shape[-1] else y[..., part.start : part.end]
-        result = step.add(out, x, part.path, part.siblings)
-        if result is not out:
-            out.copy_(result)
+    parts = _InFlight.parts[_resolve_layer_name(layer)]
+    step.add_parts(y, x, parts, tuple(part.path for part in parts))
 
 
 def _add_fake(y: Tensor, x: Tensor, layer: LayerNameType) -> None:
@@ -139,7 +127,7 @@ def install(model: nn.Module, targets: Sequence[str] | None) -> dict[str, Module
                 ranges.append((d_out + share.start, d_out + share.end))
                 d_out += share.width
                 end += share.end - share.start
-            parts.append(_Part(part, siblings, start, end))
+            parts.append(Part(part, start, end))
             cut = Cut(_inputs(layer), tuple(ranges)) if layer.tp_size > 1 else None
             modules[part] = Module(layer.input_size, d_out, cut)
         _InFlight.parts[path] = tuple(parts)

@@ -39,7 +39,7 @@ needs_numba = pytest.mark.skipif(CpuAttention is None, reason="the op for CPUs n
 def triton_op(device: torch.device, group: int) -> AttentionOp:
     if TritonAttention is None:
         pytest.skip("the extra `gpu` is not installed")
-    return TritonAttention(device, Limits(requests=8, tokens=128, blocks=BLOCKS, kinds=1, group=group))
+    return TritonAttention(device, torch.float32, Limits(requests=8, tokens=128, blocks=BLOCKS, kinds=1, group=group))
 
 
 class Cache:

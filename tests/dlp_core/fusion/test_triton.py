@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-from tests.support.paths import ROOT
 
 pytest.importorskip("triton", reason="the extra `gpu` is not installed")
 
@@ -185,36 +180,3 @@ def test_the_device_chooses_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.pop() == (torch.device("cuda"), torch.bfloat16)
     layers._op(*arguments, layers.Graphs(tokens=8, slots=3))
     assert made == [(torch.device("cuda"), torch.bfloat16, Limits(8, 3, {"q_proj": 32}, {("q_proj",)}))]
-
-
-COMPILE = r"""
-import re, triton, triton.language as tl
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from dlp_core.fusion.triton_kernels import expand, shrink
-
-common = dict(SPLITS=4, SPLITS_2=4, BLOCK_O=64, BLOCK_N=32, BLOCK_D=64, TOKEN_R=16, TOKEN_D=512)
-pointers = dict(plan_ptr="*i32", modules_ptr="*i32", table_ptr="*i64", z_ptr="*fp32")
-for capability, name, dtype in ((80, "bf16", tl.bfloat16), (90, "bf16", tl.bfloat16), (90, "fp32", tl.float32)):
-    for tile, ranks in ((16, 16),) if name == "fp32" else ((16, 16), (64, 32)):
-        for kernel, x in ((shrink, name), (shrink, "i64"), (expand, name)):
-            constants = common | dict(BLOCK_T=tile, BLOCK_R=ranks, DTYPE=dtype)
-            types = pointers | dict(x_ptr="*" + x, y_ptr="*" + name)
-            signature = {a: "constexpr" if a in constants else types.get(a, "i32") for a in kernel.arg_names}
-            values = {(i,): constants[a] for i, a in enumerate(kernel.arg_names) if a in constants}
-            aligned = {"d_in", "d_out", "span", "slot_stride", "y_stride", *types} - set(kernel.do_not_specialize)
-            hints = {(i,): [["tt.divisibility", 16]] for i, a in enumerate(kernel.arg_names) if a in aligned}
-            source = ASTSource(kernel, signature, values, hints)
-            options = {"num_stages": 2}
-            code = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["ptx"]
-            assert x == "i64" or re.search(r"ld\.global\S*\.v4", code), "16 bytes at a time"
-            assert x == "i64" or name == "fp32" or "mma" in code, "on Tensor Cores"
-"""
-
-
-def test_the_kernels_compile_for_ampere_and_hopper(tmp_path: Path) -> None:
-    """The interpreter accepts much that the compiler rejects; the compiler needs no GPU."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    subprocess.run(
-        [sys.executable, "-c", COMPILE], check=True, cwd=ROOT, env=environment | {"TRITON_CACHE_DIR": str(tmp_path)}
-    )

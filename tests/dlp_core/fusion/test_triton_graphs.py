@@ -13,6 +13,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="the extra `gpu` is not installed")
 
 from dlp_core.fusion import triton as op_module
+from dlp_core.fusion.op import Part
 from dlp_core.fusion.reference import fused_lora
 from dlp_core.fusion.segments import Segment
 from dlp_core.fusion.triton import MAX_RANK, Limits, TritonOp, TritonStep
@@ -305,3 +306,96 @@ def test_the_emulation_refuses_what_a_capture_would(forbidden: Callable[[Tensor]
     x = torch.ones(2)
     with Graph().capture(), pytest.raises(RuntimeError, match="captur"):
         forbidden(x)
+
+
+class Apart(Model):
+    """As transformers has them: q, k and v are layers of their own, which say what they are going to compute."""
+
+    def forward(self) -> None:
+        assert self.step is not None
+        parts, start = [], 0
+        for path in GROUP:
+            self.step.prepare(self.x, path, GROUP)
+            y = self.x @ self.qkv[:, start : start + WIDTHS[path]]
+            parts.append(self.step.add(y, self.x, path, GROUP))
+            start += WIDTHS[path]
+        h = torch.tanh(torch.cat(parts, 1)[:, :D])
+        self.step.prepare(h, "down_proj", ("down_proj",))
+        self.out.copy_(self.step.add(h @ self.down, h, "down_proj", ("down_proj",)))
+
+
+def test_the_first_kernel_runs_beside_the_layers_own_product() -> None:
+    op, bank = op_and_bank()
+    model = Apart(op, 6)
+    graph = captured(model.forward)
+    check(op, model, graph, padded(6, Segment(1, ((0, 1.0),)), Segment(1, ((1, 0.5), (2, -1.0)))), bank)
+    check(op, model, graph, padded(6, Segment(1, ALL), Segment(3, ((4, 2.0), (3, 1.0)))), bank)
+    check(op, model, graph, padded(6), bank)
+
+
+@emulated
+def test_a_branch_that_is_not_joined_ends_the_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    op, _ = op_and_bank()
+    model = Apart(op, 6)
+    model.forward()
+    monkeypatch.setattr(op_module.Branch, "join", lambda self: None)
+    with pytest.raises(RuntimeError, match="has not joined"), Graph().capture():
+        model.forward()
+
+
+@emulated
+def test_outside_of_a_capture_nothing_is_launched_early() -> None:
+    op, bank = op_and_bank()
+    step = op.begin((Segment(2, ((0, 1.0),)),), bank.residents)
+    assert step is not None
+    x = torch.randn(2, D)
+    step.prepare(x, "q_proj", GROUP)
+    assert step._shrunk is None
+
+
+class Merged(Model):
+    """As vLLM has them, with one launch for q, k and v."""
+
+    def forward(self) -> None:
+        assert self.step is not None
+        y = self.x @ self.qkv
+        self.step.add_parts(y, self.x, PARTS, GROUP)
+        h = torch.tanh(y[:, :D])
+        self.out.copy_(h @ self.down)
+        self.step.add_parts(self.out, h, [Part("down_proj", 0, WIDTHS["down_proj"])], ("down_proj",))
+
+
+def parts_of(*paths: str) -> list[Part]:
+    parts, end = [], 0
+    for path in paths:
+        parts.append(Part(path, end, end := end + WIDTHS[path]))
+    return parts
+
+
+PARTS = parts_of(*GROUP)
+
+
+def test_modules_of_a_merged_layer_share_a_launch() -> None:
+    op, bank = op_and_bank()
+    model = Merged(op, 6)
+    graph = captured(model.forward)
+    check(op, model, graph, padded(6, Segment(1, ((0, 1.0),)), Segment(1, ((1, 0.5), (2, -1.0)))), bank)
+    check(op, model, graph, padded(6, Segment(1, ALL), Segment(3, ((4, 2.0), (3, 1.0)))), bank)
+    if DEVICE.type == "cpu":
+        assert [launch.kernel for launch in launches(model)] == ["shrink", "expand", "shrink", "expand"]
+
+
+@pytest.mark.parametrize("present", [("k_proj",), ("q_proj", "v_proj"), ("k_proj", "v_proj")])
+def test_parts_of_a_merged_layer_that_no_adapter_may_change_are_left_alone(present: tuple[str, ...]) -> None:
+    limits = LIMITS._replace(modules=dict.fromkeys(present, D), groups=(GROUP,))
+    op, bank = TritonOp(DEVICE, torch.float32, limits), Bank.random([dict.fromkeys(present, 3)] * 2, d_in=D)
+    segments = (Segment(1, ((0, 1.0), (1, -0.5))), Segment(4, ((1, 2.0),)))
+    x, y = torch.randn(5, D), torch.randn(5, PARTS[-1].end)
+    found = y.clone().to(DEVICE)
+    step = op.begin(segments, bank.residents)
+    assert step is not None
+    step.add_parts(found, x.to(DEVICE), PARTS, GROUP)
+    for part in PARTS:
+        own = y[:, part.start : part.end]
+        expected = fused_lora(own, x, segments, bank.deltas.get(part.path, {}))
+        assert relative_error(found[:, part.start : part.end].cpu(), expected) <= 1e-5
