@@ -1,4 +1,5 @@
-"""Puts serve_config.yaml into the RayServices, word for word but for the values an overlay sets.
+"""Puts serve_config.yaml into the RayServices, word for word but for the values an overlay sets, and as it is into the
+package, where an installed `dlp` reads it.
 
     python -m k8s.embed
 
@@ -64,6 +65,8 @@ MANIFESTS: Mapping[Path, Values] = {
     ROOT / "k8s/overlays/local/serve.yaml": LOCAL,
 }
 
+PACKAGED = "deployments/local/serve_config.yaml"
+
 _BLOCK = re.compile(r"(?<=^  serveConfigV2: \|\n)(?: {4}.*\n|\n)*", flags=re.MULTILINE)
 
 
@@ -102,6 +105,7 @@ def _scalars(node: yaml.Node, place: tuple[str, ...] = ()) -> Iterator[tuple[str
 
 def main() -> None:
     config = (ROOT / "serve_config.yaml").read_text(encoding="utf-8")
+    (ROOT / PACKAGED).write_text(config, encoding="utf-8")
     for path, values in MANIFESTS.items():
         path.write_text(embed(path.read_text(encoding="utf-8"), with_values(config, values)), encoding="utf-8")
 

@@ -10,8 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployments import terminal
-from deployments.cli.options import Device, Json, Seed, StrictNames
+from deployments.cli.options import BaseModel, Device, Json, Seed, StrictNames
 from deployments.cli.verdicts import print_verdicts
+from deployments.extras import require
 from dlp_core.adapter.contents import WEIGHTS_FILE
 from dlp_core.adapter.weights import Adapter
 from dlp_core.errors import InvalidRequest
@@ -24,7 +25,7 @@ app = typer.Typer(help="Train, check and convert LoRA adapters.", no_args_is_hel
 @app.command()
 def train(
     *,
-    base: Annotated[Path, typer.Option(help="Folder of the base model (Hugging Face format, a chat model).")],
+    base_model: BaseModel,
     data: Annotated[Path, typer.Option(help='JSON lines {"task", "input", "output"}, plain or .gz.')],
     out: Annotated[Path, typer.Option(help="Folder to write the PEFT adapter to.")],
     task: Annotated[str | None, typer.Option(help="The task to train on, if the file has several.")] = None,
@@ -45,6 +46,7 @@ def train(
     json: Json = False,
 ) -> None:
     """Train one LoRA adapter, usually on the rows of one task. The backbone stays frozen."""
+    require("peft")
     from dlp_core.train.lora import TrainProgress, TrainSettings, train_adapter
     from dlp_core.train.rows import read_rows
 
@@ -66,7 +68,7 @@ def train(
         def report(state: TrainProgress) -> None:
             bar.update(state.step, title=f"train {out.name} loss {state.loss:.3f}")
 
-        summary = train_adapter(base, rows, out, settings, device=terminal.device(device), report=report)
+        summary = train_adapter(base_model, rows, out, settings, device=terminal.device(device), report=report)
     if json:
         terminal.print_json({"adapter": out.name, **summary.as_dict()})
         return

@@ -13,6 +13,7 @@ from rich.table import Column, Table
 
 from deployments import terminal
 from deployments.cli.options import BASE_MODEL, Device, Json
+from deployments.extras import require
 from dlp_core.errors import InvalidRequest, NotFound
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def evaluate(
     """Evaluate a bank: every row of a suite with every arm. An interrupted run resumes where it stopped."""
     if context.invoked_subcommand is not None:
         return
+    require("jinja2", "matplotlib", "rouge_score", "sacrebleu")
     from deployments.args import CacheArgs
     from dlp_core.eval.report import write_html, write_markdown
     from dlp_core.eval.run import run_evaluation
@@ -119,6 +121,7 @@ def gate(
     json: Json = False,
 ) -> None:
     """Exit 1 if the bank is worse than the baseline by more than --max-drop and more than noise; names the tasks."""
+    require("rouge_score", "sacrebleu")
     from deployments.args import CacheArgs
     from dlp_core.eval.arms import parse
     from dlp_core.eval.results import compare_banks

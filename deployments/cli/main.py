@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
+from importlib import metadata
+from typing import Annotated, NoReturn
 
 import typer
 from rich.markup import escape
 
 from deployments import terminal
-from deployments.cli import adapter, bank, eval, model, route, router, serve
+from deployments.cli import adapter, bank, config, eval, model, route, router, serve
+from deployments.extras import MODULES, not_installed
 from dlp_core.errors import DLPError
 from dlp_core.store.disk import disk_error, is_full
 
+Version = Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)]
+
 app = typer.Typer(
     name="dlp",
-    help="Serve a bank of LoRA adapters behind one endpoint.",
     no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def dlp(*, version: Version = False) -> None:
+    """Serve a bank of LoRA adapters behind one endpoint."""
+    if version:
+        typer.echo(f"dlp-serve {metadata.version('dlp-serve')}")
+        raise typer.Exit
+
 
 app.command()(serve.demo)
 app.command()(serve.serve)
 app.add_typer(adapter.app, name="adapter")
 app.add_typer(bank.app, name="bank")
+app.add_typer(config.app, name="config")
 app.add_typer(eval.app, name="eval")
 app.add_typer(model.app, name="model")
 app.add_typer(router.app, name="router")
@@ -31,11 +45,17 @@ app.command("route")(route.route)
 
 
 def main() -> None:
-    """Run the command line. User errors and a full disk end in one line on stderr, never in a traceback."""
+    """Run the command line. User errors, a missing extra and a full disk end in one line on stderr, never in a
+    traceback."""
     try:
         app()
     except DLPError as error:
         _exit_with(error)
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name not in MODULES:
+            raise
+        _exit_with(not_installed(name))
     except OSError as error:
         if error.filename is None and not is_full(error):  # not about a file: a bug
             raise

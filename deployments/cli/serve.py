@@ -12,11 +12,15 @@ import typer
 
 from deployments import terminal
 from deployments.cli.options import Bank, BaseModel
+from deployments.extras import require
 from deployments.local.engine import set_engine
 from dlp_core.engine.config import Kind
 
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Port of the endpoint.")]
-Config = Annotated[Path, typer.Option(help="Serve config file with the deployments' settings.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(help="Serve config file with the deployments' settings. Default: serve_config.yaml, else built in."),
+]
 EngineKind = Annotated[
     Kind | None, typer.Option("--engine", help="What runs the model. Default: engine.kind of the config file.")
 ]
@@ -28,13 +32,14 @@ VllmPython = Annotated[
 def demo(
     *,
     port: Port = 8000,
-    config: Config = Path("serve_config.yaml"),
+    config: Config = None,
     bank: Annotated[Path, typer.Option(help="Local folder of the bank to publish.")] = Path("examples/bank"),
     folder: Annotated[Path, typer.Option(help="Folder for everything the demo creates.")] = Path(".demo"),
     engine: EngineKind = None,
     vllm_python: VllmPython = None,
 ) -> None:
     """Publish the demo bank to a local S3 server, serve it, answer some prompts, and stay up until Ctrl-C."""
+    require("ray", "fastapi", "gguf", "openai")
     from deployments.local.demo import run
 
     with until_interrupted():
@@ -47,16 +52,17 @@ def serve(
     *,
     port: Port = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    config: Config = Path("serve_config.yaml"),
+    config: Config = None,
     engine: EngineKind = None,
     vllm_python: VllmPython = None,
 ) -> None:
     """Serve a published bank on this machine until Ctrl-C."""
-    from deployments.local.app import LocalApp, load_config
+    require("ray", "fastapi")
+    from deployments.local.app import LocalApp, find_config, load_config
     from dlp_core.bank.reading import load_manifest
     from dlp_core.store.opening import open_store
 
-    settings = load_config(config)
+    settings = load_config(find_config(config))
     set_engine(settings, engine, vllm_python)
     with until_interrupted(), ExitStack() as started:
         with terminal.step(f"read the bank in {bank}"):

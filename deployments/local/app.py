@@ -55,16 +55,25 @@ class AppFailed(DLPError):
     code = "app_failed"
 
 
+CONFIG_FILE = "serve_config.yaml"
+PACKAGED_CONFIG = Path(__file__).with_name(CONFIG_FILE)
+
+
+def find_config(path: Path | None) -> Path:
+    """The Serve config file at `path`. Without one: that of this folder, else that of the package."""
+    return path or (Path(CONFIG_FILE) if Path(CONFIG_FILE).exists() else PACKAGED_CONFIG)
+
+
 def load_config(path: Path) -> dict[str, Any]:
     """Read a Serve config file. Raises InvalidRequest if it is missing or not YAML."""
     try:
         config = parse_yaml(read_regular(path))
     except FileNotFoundError:
-        raise InvalidRequest(f"{path} does not exist; run this in a checkout, or name the file with --config") from None
+        raise InvalidRequest(f"{path} does not exist; `dlp config init {path}` writes one to edit") from None
     except (OSError, ValueError) as error:
         raise InvalidRequest(f"{path} cannot be read: {error}") from None
     if not isinstance(config, dict) or not config.get("applications"):
-        raise InvalidRequest(f"{path} has no applications; see serve_config.yaml in the project")
+        raise InvalidRequest(f"{path} has no applications; `dlp config init` writes a file that has")
     return config
 
 

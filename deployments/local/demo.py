@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployments import terminal
-from deployments.local.app import LocalApp, load_config
+from deployments.local.app import LocalApp, find_config, load_config
 from deployments.local.demo_backbone import ensure_backbone
 from deployments.local.engine import set_engine
 from dlp_core.bank.publish import publish
@@ -43,14 +43,20 @@ class Answer:
 
 
 def run(
-    *, port: int, config: Path, bank: Path, folder: Path, engine: Kind | None = None, vllm_python: Path | None = None
+    *,
+    port: int,
+    config: Path | None,
+    bank: Path,
+    folder: Path,
+    engine: Kind | None = None,
+    vllm_python: Path | None = None,
 ) -> None:
     """Serve the demo bank until KeyboardInterrupt. Everything it started has ended when this returns or raises.
 
     Raises InvalidRequest for a port in use, missing files or an engine without its environment, StoreUnavailable or
     AppFailed if a part does not start.
     """
-    settings = load_config(config)
+    settings = load_config(find_config(config))
     set_engine(settings, engine, vllm_python)
     prompts = read_prompts(bank / "prompts.json")
     with terminal.step("unpack the backbone, SmolLM2-135M-Instruct (the first time only)"):
@@ -85,7 +91,10 @@ def read_prompts(path: Path) -> list[str]:
     try:
         return [str(row["prompt"]) for row in json.loads(path.read_text())]
     except FileNotFoundError:
-        raise InvalidRequest(f"{path} does not exist; run this in a checkout of the project") from None
+        raise InvalidRequest(
+            f"{path} does not exist; the demo bank comes with the project's checkout, not with the package: run this "
+            "there, or name its folder with --bank"
+        ) from None
 
 
 def ask(url: str, prompt: str) -> Answer:

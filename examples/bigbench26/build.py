@@ -91,7 +91,10 @@ def _joint(tasks: int, steps: int) -> tuple[str, ...]:
 
 def _train(base: Path, rows: Path, folder: Path, options: Sequence[str], threads: int) -> None:
     if not (folder / "adapter_config.json").exists():
-        _dlp(["adapter", "train", "--base", str(base), "--data", str(rows), "--out", str(folder), *options], threads)
+        _dlp(
+            ["adapter", "train", "--base-model", str(base), "--data", str(rows), "--out", str(folder), *options],
+            threads,
+        )
 
 
 def _dlp(arguments: Sequence[str], threads: int) -> None:

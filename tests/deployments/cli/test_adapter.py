@@ -167,7 +167,7 @@ def test_train_then_check_from_the_command_line(tmp_path: Path) -> None:
     tiny_backbone(base)
     rows = ({"task": "x", "input": f"the adapter of {number}", "output": f"of{number}"} for number in range(20))
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = ["--base", str(base), "--data", str(data), "--out", str(out), "--rank", "2", "--steps", "2"]
+    options = ["--base-model", str(base), "--data", str(data), "--out", str(out), "--rank", "2", "--steps", "2"]
     command = ["train", *options, "--validation-rows", "8", "--json"]
     trained = CliRunner().invoke(app, command, catch_exceptions=False)
     assert json.loads(trained.stdout)["adapter"] == "x"
