@@ -91,10 +91,8 @@ def _joint(tasks: int, steps: int) -> tuple[str, ...]:
 
 def _train(base: Path, rows: Path, folder: Path, options: Sequence[str], threads: int) -> None:
     if not (folder / "adapter_config.json").exists():
-        _dlp(
-            ["adapter", "train", "--base-model", str(base), "--data", str(rows), "--out", str(folder), *options],
-            threads,
-        )
+        train = ["adapter", "train", "--base-model", str(base), "--data", str(rows), "--out", str(folder)]
+        _dlp([*train, *options], threads)
 
 
 def _dlp(arguments: Sequence[str], threads: int) -> None:
