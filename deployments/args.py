@@ -131,7 +131,10 @@ class AppArgs(_Args):
     @classmethod
     def _require_value(cls, value: str, info: ValidationInfo) -> str:
         if not value:
-            raise ValueError(f"not set; set args.{info.field_name} or DLP_{str(info.field_name).upper()}")
+            raise ValueError(
+                f"not set: set args.{info.field_name} in the config, or DLP_{str(info.field_name).upper()} where Ray "
+                "was started (`ray start`), whose processes build the application; the shell of `serve run` is not read"
+            )
         return value
 
     @model_validator(mode="after")

@@ -59,12 +59,17 @@ class ProgressBar:
         """The library's progress callback."""
         self.update(done, total=total, title=title)
 
+    def pause(self) -> None:
+        """Take the bar off the screen, so that the user can be asked something. The next update shows it again."""
+        self._bar.stop()
+
     def update(self, completed: float, *, total: float | None = None, title: str | None = None) -> None:
         fields: dict[str, Any] = {"completed": completed}
         if total is not None:
             fields["total"] = total
         if title is not None:
             fields["description"] = title
+        self._bar.start()
         self._bar.update(self._task, **fields)
         if self._bar.disable and time.monotonic() - self._last_line > LINE_S:
             self._last_line = time.monotonic()

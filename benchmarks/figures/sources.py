@@ -74,7 +74,7 @@ SOURCES = {
     "startup": _benchmark("startup", "MODEL_DIR"),
     "throughput_vllm": _benchmark(
         "throughput_vllm",
-        "MODEL_DIR --vllm-python PYTHON --llama-server BINARY --rounds 3",
+        "MODEL_DIR --vllm-python PYTHON --dtype float32 --rounds 2",
         module="throughput",
     ),
     "throughput": _benchmark("throughput", "MODEL_DIR --vllm-python PYTHON --llama-server BINARY"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -11,15 +14,103 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployments import terminal
-from deployments.cli.options import Bank, Json, StrictNames
+from deployments.cli.options import Bank, Json, StrictNames, Yes
 from deployments.cli.verdicts import as_lines, print_verdicts
+from dlp_core.bank.manifest import BankDiff
+from dlp_core.errors import InvalidRequest, NotFound
 from dlp_core.store.local_copy import local_copy
 from dlp_core.store.opening import PLACES, open_store
 from dlp_core.store.protocol import AdapterStore
 
 app = typer.Typer(help="Publish and maintain banks.", no_args_is_help=True)
 
+_NAMED = 8
+"""Adapters that a question names."""
+
 Version = Annotated[str | None, typer.Argument(help="A bank version; default: the current one.")]
+
+
+@app.command("init")
+def init_bank(
+    folder: Annotated[Path, typer.Argument(help="The bank folder to make.")],
+    *,
+    base_model: Annotated[
+        Path | None, typer.Option(envvar="DLP_BASE_MODEL", help="Folder of the base model, whose name is its id.")
+    ] = None,
+    base_model_name: Annotated[
+        str | None, typer.Option(help="The id of the base model, if its folder does not say.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make a bank folder: adapters of one base model, which `dlp bank import` brings."""
+    from dlp_core.adapter.base_names import folder_name, names_a_model
+    from dlp_core.bank.importing import start_bank
+
+    if base_model is None and base_model_name is None:
+        raise InvalidRequest("a bank is for one base model: --base-model DIR or --base-model-name NAME")
+    name = base_model_name or folder_name(base_model or Path())
+    if base_model_name is None and not names_a_model(name):
+        raise InvalidRequest(f"{base_model} does not say which model it is; --base-model-name gives its id")
+    start_bank(folder, name)
+    if json:
+        terminal.print_json({"folder": str(folder), "base_model": name})
+        return
+    terminal.say(
+        f"{escape(str(folder))} is a bank for {escape(name)}. Next: dlp bank import SOURCE --into {escape(str(folder))}"
+    )
+
+
+@app.command("import")
+def import_into(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A folder of adapters, however deep; a store's prefix; a .csv or .yaml of name, uri and description; "
+            "hf://org/name.",
+            metavar="SOURCE",
+        ),
+    ],
+    *,
+    into: Annotated[Path, typer.Option(help="Bank folder, as dlp bank init makes it.")],
+    base_model: Annotated[
+        Path | None,
+        typer.Option(envvar="DLP_BASE_MODEL", help="Folder of the base model: also check that every adapter fits it."),
+    ] = None,
+    replace: Annotated[bool, typer.Option(help="Take an adapter in place of another one of its name.")] = False,
+    json: Json = False,
+) -> None:
+    """Bring adapters from where they are kept into a bank folder, and say of each what became of it. Exit 1 if any was
+    refused."""
+    from dlp_core.bank.discovery import discover
+    from dlp_core.bank.folder import read_base
+    from dlp_core.bank.importing import import_adapters
+
+    base = read_base(into)
+    check = None
+    if base_model is not None:
+        from dlp_core.fusion.layers import fits_model
+
+        check = fits_model(base_model)
+    with terminal.progress(f"import {source}") as bar:
+        found = discover(source)
+        outcomes = list(
+            import_adapters(found, into, base=base.names, check=check, replace=replace, progress=bar.report)
+        )
+    counts = Counter(outcome.result for outcome in outcomes)
+    if json:
+        terminal.print_json({"into": str(into), "counts": counts, "adapters": [one._asdict() for one in outcomes]})
+    else:
+        colours = {"taken": "green", "changed": "yellow", "present": "dim", "refused": "red"}
+        for one in outcomes:
+            terminal.say(
+                f"[{colours[one.result]}]{one.result:8}[/] [bold]{escape(one.name)}[/]  {escape(one.location)}"
+            )
+            for line in one.said:
+                terminal.say(f"         {escape(line)}")
+        summary = ", ".join(f"{count} {result}" for result, count in counts.items())
+        terminal.say(f"{summary}; {escape(str(into))} has them. Next: dlp bank publish {escape(str(into))} --bank URI")
+    if counts["refused"]:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -41,9 +132,10 @@ def publish(
         typer.Option(envvar="DLP_BASE_MODEL", help="Folder of the base model: also check that every adapter fits it."),
     ] = None,
     strict_names: StrictNames = False,
+    yes: Yes = False,
     json: Json = False,
 ) -> None:
-    """Validate a bank folder, upload what is new, and make it the current bank."""
+    """Validate a bank folder, upload what is new, and make it the current bank. Asks before adapters are removed."""
     from dlp_core.adapter.examination import Rules, Verdict
     from dlp_core.bank.publish import publish as publish_bank
 
@@ -53,6 +145,14 @@ def publish(
         from dlp_core.fusion.layers import fits_model
 
         check = fits_model(base_model)
+    changes: list[BankDiff] = []
+
+    def confirm(change: BankDiff) -> None:
+        if change not in changes:  # once: after a conflict the folder is read again
+            bar.pause()
+            _confirm(change, store, yes=yes, json=json)
+            changes.append(change)
+
     verdicts: dict[str, Verdict] = {}  # by name: after a conflict, the folder is read again
     with terminal.progress(f"publish {folder}") as bar, local_copy(folder) as source:
         manifest = publish_bank(
@@ -63,13 +163,17 @@ def publish(
             rules=Rules(strict_names=strict_names, hub_links=True),
             report=lambda verdict: verdicts.update({verdict.name: verdict}),
             read=partial(bar.report, title="read adapters"),
+            confirm=confirm,
             progress=partial(bar.report, title=f"publish {folder}"),
         )
     said = list(verdicts.values())
     if json:
         counts = {"bank": store.uri, "version": manifest.version, "adapters": len(manifest.adapters)}
-        terminal.print_json({**counts, **as_lines(said)})
+        changed = asdict(changes[-1]) if changes and changes[-1] else None
+        terminal.print_json({**counts, "changes": changed, **as_lines(said)})
     else:
+        if changes:
+            terminal.say(_changes(changes[-1]))
         terminal.say(
             f"[bold]{manifest.version}[/] serves in {escape(store.uri)}: {len(manifest.adapters):,} adapters, "
             f"{_bytes(manifest.size)}"
@@ -105,7 +209,10 @@ def list_banks(bank: Bank, json: Json = False) -> None:
     """List every published version, newest first."""
     from dlp_core.bank.reading import list_versions
 
-    versions = list_versions(open_store(bank))
+    store = open_store(bank)
+    versions = list_versions(store)
+    if not versions:
+        raise NotFound(f"no bank is published in {store.uri}; run: dlp bank publish FOLDER --bank URI")
     if json:
         terminal.print_json(
             [
@@ -143,8 +250,6 @@ def diff_banks(
     json: Json = False,
 ) -> None:
     """Show what changes from version A to version B."""
-    from dataclasses import asdict
-
     from dlp_core.bank.manifest import diff
     from dlp_core.bank.reading import load_manifest
 
@@ -153,14 +258,27 @@ def diff_banks(
     if json:
         terminal.print_json(asdict(difference))
         return
-    lines = [
-        *(f"[green]+ {name}[/]" for name in difference.added),
-        *(f"[red]- {name}[/]" for name in difference.removed),
-        *(f"[yellow]~ {name}[/]" for name in difference.changed),
-        *(["[yellow]~ the router[/]"] if difference.router_changed else []),
-        *(["[yellow]~ the base model[/]"] if difference.base_changed else []),
-    ]
-    terminal.say("\n".join(lines) or "no difference")
+    terminal.say(_changes(difference))
+
+
+@app.command("pull")
+def pull_bank(
+    folder: Annotated[Path, typer.Argument(help="Where it goes; empty, or not there yet.")],
+    *,
+    bank: Bank,
+    version: Annotated[str | None, typer.Option(help="A bank version; default: the current one.")] = None,
+    json: Json = False,
+) -> None:
+    """Bring a published bank back to a folder, with what the admin route has changed. To publish the folder gives the
+    same bank."""
+    from dlp_core.bank.pull import pull
+
+    with terminal.progress(f"pull {bank}") as bar:
+        manifest = pull(open_store(bank), folder, version=version, progress=bar.report)
+    if json:
+        terminal.print_json({"folder": str(folder), "version": manifest.version, "adapters": len(manifest.adapters)})
+        return
+    terminal.say(f"{escape(str(folder))} has bank [bold]{manifest.version}[/]: {len(manifest.adapters)} adapters")
 
 
 @app.command("verify")
@@ -264,6 +382,30 @@ def collect_garbage(
         f"{len(garbage.versions)} versions and {len(garbage.keys) - len(garbage.versions)} files {verb}, "
         f"{_bytes(garbage.size)}; kept: {', '.join(garbage.kept)}"
     )
+
+
+def _confirm(change: BankDiff, store: AdapterStore, *, yes: bool, json: bool) -> None:
+    """Ask before a publish removes adapters. Raises InvalidRequest without an answer, and where nobody can be asked."""
+    if not change.removed or yes:
+        return
+    more = len(change.removed) - _NAMED
+    shown = ", ".join(change.removed[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+    what = f"this removes {shown}, which {store.uri} serves now"
+    if json or not sys.stdin.isatty():
+        raise InvalidRequest(f"{what}; --yes publishes it so, `dlp bank pull` brings what serves to a folder")
+    if not typer.confirm(f"{what[0].upper()}{what[1:]}. Publish?", err=True):
+        raise InvalidRequest("nothing was published")
+
+
+def _changes(change: BankDiff) -> str:
+    lines = [
+        *(f"[green]+ {name}[/]" for name in change.added),
+        *(f"[red]- {name}[/]" for name in change.removed),
+        *(f"[yellow]~ {name}[/]" for name in change.changed),
+        *(["[yellow]~ the router[/]"] if change.router_changed else []),
+        *(["[yellow]~ the base model[/]"] if change.base_changed else []),
+    ]
+    return "\n".join(lines) or "no difference"
 
 
 def _say_pins(store: AdapterStore, json: bool) -> None:

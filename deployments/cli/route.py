@@ -30,7 +30,7 @@ def route(
     text: Annotated[str | None, typer.Argument(help="The text to route.", show_default=False)] = None,
     *,
     router: Annotated[Path | None, typer.Option(help="Folder of a trained router.")] = None,
-    bank: Annotated[str | None, typer.Option(help=f"A published bank instead: {PLACES}.")] = None,
+    bank: Annotated[str | None, typer.Option(help=f"A bank instead, or a bank folder: {PLACES}.")] = None,
     file: Annotated[Path | None, typer.Option(help='JSON lines {"input": text}, plain or .gz, not TEXT.')] = None,
     top_p: Annotated[
         float | None,
@@ -80,10 +80,13 @@ def _open(router: Path | None, bank: str | None) -> Router:
     if router is not None:
         return Router.load(router)
     from deployments.args import CacheArgs
+    from dlp_core.bank.folder import is_folder
     from dlp_core.bank.reading import load_manifest
     from dlp_core.bank.source import read_router
     from dlp_core.store.opening import open_store
 
+    if is_folder(str(bank)):
+        return Router.load(Path(str(bank), "router"))
     store = open_store(str(bank))
     return read_router(store, CacheArgs().open(), load_manifest(store))
 

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -56,19 +57,30 @@ def serve(
     engine: EngineKind = None,
     vllm_python: VllmPython = None,
 ) -> None:
-    """Serve a published bank on this machine until Ctrl-C."""
+    """Serve a bank, published or a bank folder, on this machine until Ctrl-C."""
     require("ray", "fastapi")
     from deployments.local.app import LocalApp, find_config, load_config
+    from deployments.local.checks import name_warning
+    from dlp_core.bank.folder import is_folder
+    from dlp_core.bank.publish import publish
     from dlp_core.bank.reading import load_manifest
     from dlp_core.store.opening import open_store
 
     settings = load_config(find_config(config))
     set_engine(settings, engine, vllm_python)
     with until_interrupted(), ExitStack() as started:
+        unpublished = is_folder(bank)
+        store = started.enter_context(TemporaryDirectory(prefix="dlp-bank-")) if unpublished else bank
+        app = LocalApp(settings, bank=store, base_model=base_model, port=port, host=host)
+        app.check()
         with terminal.step(f"read the bank in {bank}"):
-            load_manifest(open_store(bank))
+            manifest = publish(open_store(store), Path(bank)) if unpublished else load_manifest(open_store(store))
+        if unpublished:
+            terminal.warn(f"{bank} is a folder that is not published: what is changed while it serves is not kept")
+        if warning := name_warning(base_model, manifest):
+            terminal.warn(warning)
         with terminal.step("start Ray and Ray Serve"):
-            app = started.enter_context(LocalApp(settings, bank=bank, base_model=base_model, port=port, host=host))
+            started.enter_context(app)
         with terminal.step("start the replicas") as step:
             app.wait_until_ready(step.say)
         terminal.out.print(f"Serving {bank} on {app.url} until Ctrl-C.", highlight=False)

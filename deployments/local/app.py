@@ -25,7 +25,9 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from deployments.args import AppArgs
 from deployments.fleet import haproxy, proxy
+from deployments.local.checks import check_base_model, check_memory, check_secrets, free_memory, uses_gpu
 from dlp_core.bank.follower import NoUsableBank
 from dlp_core.errors import DLPError, InvalidRequest
 from dlp_core.ports import free_port
@@ -103,8 +105,7 @@ class LocalApp:
     def __enter__(self) -> Self:
         if "ray" not in sys.modules:  # it reads this when it is imported
             os.environ.setdefault(*_LOOPBACK)
-        schema = self._schema()
-        self._check_port()
+        schema = self.check()
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         for variable, value in _FAST_RETRIES.items():
@@ -129,6 +130,17 @@ class LocalApp:
                 raise AppFailed(f"Ray Serve did not start: {_last_line(str(error))}") from error
             raise
         return self
+
+    def check(self) -> ServeDeploySchema:
+        """What Serve is given. Raises InvalidRequest for all that can be known before Ray starts."""
+        schema = self._schema()
+        self._check_port()
+        args = AppArgs.model_validate(self.config["applications"][0]["args"])
+        check_base_model(Path(args.base_model))
+        check_secrets(args)
+        if not uses_gpu(self.config) and (free := free_memory()) is not None:
+            check_memory(Path(args.base_model), args.dtype, free)
+        return schema
 
     def __exit__(self, *_: object) -> None:
         import ray
@@ -205,8 +217,6 @@ class LocalApp:
     def _schema(self) -> ServeDeploySchema:
         from pydantic import ValidationError
         from ray.serve.schema import ServeDeploySchema
-
-        from deployments.args import AppArgs
 
         try:
             AppArgs.model_validate(self.config["applications"][0]["args"])

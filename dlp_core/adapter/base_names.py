@@ -65,6 +65,11 @@ def folder_name(folder: Path) -> str:
     return folder.name if folder.name not in ("", "..") else path.name
 
 
+def names_a_model(name: str) -> bool:
+    """Whether a name says which model it is, as a folder called `model` or by a hash does not."""
+    return bool(_model(name))
+
+
 def _compare(name: str | None, own: str) -> Naming:
     if name == own:
         return Naming.SAME

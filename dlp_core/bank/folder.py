@@ -42,6 +42,7 @@ from dlp_core.router.files import ENCODER_FOLDER
 from dlp_core.router.sentence_encoder import SentenceEncoder
 from dlp_core.store.disk import disk_errors
 from dlp_core.store.files import FileEntry, describe_bytes, describe_files, digest_of, version_of
+from dlp_core.store.opening import is_uri
 from dlp_core.store.records import Record, first_problem
 from dlp_core.store.transfers import Progress, silent
 
@@ -84,8 +85,7 @@ def read_folder(
     `report` are called one after the other, in order; `progress` counts adapters. Raises AdapterRefused, BankError or
     InvalidRequest, naming the file at fault.
     """
-    settings = _read_settings(folder)
-    base = BaseModelEntry(id=settings.base_model, aliases=settings.aliases)
+    settings, base = _read_settings(folder), read_base(folder)
     unrouted = set(settings.unrouted)
     sources: list[LocalFile] = []
     adapters = []
@@ -138,6 +138,17 @@ def make_manifest(
         )
     except ValidationError as error:
         raise BankError(f"{where} is not a valid bank: {first_problem(error)}") from None
+
+
+def is_folder(location: str) -> bool:
+    """Whether a location is a bank folder on this machine that nobody has published to a store."""
+    return not is_uri(location) and (Path(location) / FOLDER_FILE).is_file()
+
+
+def read_base(folder: Path) -> BaseModelEntry:
+    """The base model that a bank folder is for. Raises BankError if it is no bank folder."""
+    settings = _read_settings(folder)
+    return BaseModelEntry(id=settings.base_model, aliases=settings.aliases)
 
 
 def _read_settings(folder: Path) -> _FolderFile:

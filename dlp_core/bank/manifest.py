@@ -228,6 +228,10 @@ class BankDiff:
     router_changed: bool
     base_changed: bool
 
+    def __bool__(self) -> bool:
+        """Whether anything differs."""
+        return any((self.added, self.removed, self.changed, self.router_changed, self.base_changed))
+
 
 def diff(a: BankManifest, b: BankManifest) -> BankDiff:
     """The changes from `a` to `b`."""

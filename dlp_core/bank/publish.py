@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from dlp_core.adapter.examination import LENIENT, Check, Rules
 from dlp_core.bank import pointer
 from dlp_core.bank.folder import LocalFile, Report, read_folder, unreported
-from dlp_core.bank.manifest import BankManifest, manifest_key
+from dlp_core.bank.manifest import BankDiff, BankManifest, diff, manifest_key
 from dlp_core.bank.reading import current, load_manifest, read_version
 from dlp_core.errors import (
     AdapterRefused,
@@ -34,6 +34,9 @@ from dlp_core.store.transfers import Progress, in_parallel, silent
 
 _ATTEMPTS = 3
 _UPLOADS = 2  # of a file: it may be rewritten, with the same content, while it is read
+
+Confirm = Callable[[BankDiff], None]
+"""Called with what a publish changes, before anything is written. It may raise."""
 
 Make = Callable[[str | None], tuple[BankManifest, Sequence[LocalFile]]]
 """Maps the current version (None if there is none) to the new manifest and its files."""
@@ -58,6 +61,7 @@ def publish(
     rules: Rules = LENIENT,
     report: Report = unreported,
     read: Progress = silent,
+    confirm: Confirm = lambda _: None,
     progress: Progress = silent,
 ) -> BankManifest:
     """Publish a local bank folder as the current bank and return its manifest.
@@ -65,17 +69,21 @@ def publish(
     The folder holds `bank.json` ({"base_model": "<id>"}), `adapters/<name>/` with PEFT files and, optionally,
     `router/`. Everything is validated before the first byte is written. `version` names the bank; the
     default derives from its content. Publishing the current bank again changes nothing. `report` is called with the
-    verdict on each adapter, `read` with the adapters read so far and all of them, `progress` with the bytes uploaded.
+    verdict on each adapter, `read` with the adapters read so far and all of them, `confirm` with what changes where a
+    bank is current, `progress` with the bytes uploaded.
 
     Raises AdapterRefused or BankError for content that cannot be served, Conflict after a concurrent publish or
     if `version` exists with other content, StoreUnavailable if the store fails: the previous bank then stays
     current, and publishing again resumes.
     """
-    return commit(
-        store,
-        lambda before: read_folder(folder, version=version, check=check, rules=rules, report=report, progress=read),
-        progress=progress,
-    )
+
+    def make(serving: str | None) -> tuple[BankManifest, Sequence[LocalFile]]:
+        manifest, files = read_folder(folder, version=version, check=check, rules=rules, report=report, progress=read)
+        if serving is not None:
+            confirm(diff(load_manifest(store, serving), manifest))
+        return manifest, files
+
+    return commit(store, make, progress=progress)
 
 
 def commit(store: AdapterStore, make: Make, *, progress: Progress = silent) -> BankManifest:

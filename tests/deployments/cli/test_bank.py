@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_publish_show_and_list(dlp: Run, tmp_path: Path, published: list[str]) -
     listed = {bank["version"]: bank for bank in json_of(dlp("list", "--json"))}
     assert (listed[new]["current"], listed[old]["current"]) == (True, False)
     assert listed[new]["adapters"] == 3
-    assert json_of(dlp("list", "--bank", str(tmp_path / "elsewhere"), "--json")) == []
+    assert dlp("list", "--bank", str(tmp_path / "elsewhere"), "--json")[0] == 2
 
 
 def test_diff_and_rollback(dlp: Run, published: list[str]) -> None:
@@ -238,3 +239,55 @@ def test_a_store_that_is_down_is_exit_1(dlp: Run, aws_free: None, monkeypatch: p
     assert code == 1
     assert "http://127.0.0.1:9" in err
     assert err.count("\n") == 1
+
+
+def test_a_publish_says_what_it_changes_and_removes_nothing_unasked(dlp: Run, tmp_path: Path) -> None:
+    dlp("publish", str(write_bank(tmp_path / "all")))
+    fewer = write_bank(tmp_path / "fewer", ADAPTERS[:2])
+    write_adapter(fewer / "adapters" / ADAPTERS[0], seed=9)
+    code, out, err = dlp("publish", str(fewer))
+    assert (code, out) == (2, "")
+    assert f"removes {ADAPTERS[2]}, which" in err
+    assert "--yes" in err
+    assert len(json_of(dlp("show", "--json"))["adapters"]) == len(ADAPTERS), "nothing was published"
+    code, out, _ = dlp("publish", str(fewer), "--yes")
+    assert code == 0
+    assert f"- {ADAPTERS[2]}" in out
+    assert f"~ {ADAPTERS[0]}" in out
+    again = json_of(dlp("publish", str(fewer), "--json"))
+    assert again["changes"] is None
+    back = json_of(dlp("publish", str(tmp_path / "all"), "--json"))
+    assert back["changes"]["added"] == [ADAPTERS[2]]
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_at_a_terminal_it_asks(answer: str, dlp: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dlp("publish", str(write_bank(tmp_path / "all")))
+    monkeypatch.setattr("deployments.cli.bank.sys.stdin", Terminal(f"{answer}\n"))
+    code, _, err = dlp("publish", str(write_bank(tmp_path / "fewer", ADAPTERS[:2])))
+    assert code == (0 if answer == "y" else 2)
+    assert ("nothing was published" in err) == (answer == "n")
+    assert len(json_of(dlp("show", "--json"))["adapters"]) == (2 if answer == "y" else 3)
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_serves_comes_back_to_a_folder(dlp: Run, tmp_path: Path, published: list[str]) -> None:
+    folder = tmp_path / "back"
+    pulled = json_of(dlp("pull", str(folder), "--json"))
+    assert pulled == {"folder": str(folder), "version": published[1], "adapters": len(ADAPTERS)}
+    assert json_of(dlp("publish", str(folder), "--json"))["version"] == published[1]
+    assert dlp("pull", str(tmp_path / "old"), "--version", published[0])[0] == 0
+    assert json_of(dlp("publish", str(tmp_path / "old"), "--json"))["version"] == published[0]
+    code, _, err = dlp("pull", str(folder))
+    assert code == 2
+    assert "is not empty" in err
+
+
+def test_a_list_of_nothing_says_so(dlp: Run) -> None:
+    code, out, err = dlp("list")
+    assert (code, out) == (2, "")
+    assert "no bank is published" in err

@@ -1,0 +1,100 @@
+"""Mistakes that `dlp serve` finds before it starts Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from deployments.cli.main import app
+from deployments.local import checks
+from deployments.local.checks import check_base_model, check_memory, free_memory, name_warning
+from dlp_core.bank.publish import publish
+from dlp_core.errors import DLPError, InvalidRequest
+from dlp_core.store.opening import open_store
+from tests.support.banks import ADAPTERS, write_bank
+from tests.support.paths import ROOT
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder that looks like a model's, of 1,000 bytes of weights."""
+    folder = tmp_path / "models" / "Base-1B"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"dtype": "bfloat16"}')
+    (folder / "model.safetensors").write_bytes(bytes(1000))
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def lists_shards(folder: Path) -> None:
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model-1.safetensors").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"no \*.safetensors weights"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
+        (lists_shards, r"lacks model-2.safetensors, which model.safetensors.index.json lists"),
+        (lambda folder: (folder / "model.safetensors.index.json").write_text("{"), "index.json cannot be read"),
+    ],
+    ids=["config", "weights", "tokenizer", "a shard", "the index"],
+)
+def test_what_a_model_folder_lacks_is_named(model: Path, spoil: Callable[[Path], Any], says: str) -> None:
+    check_base_model(model)
+    spoil(model)
+    with pytest.raises(InvalidRequest, match=says):
+        check_base_model(model)
+
+
+def test_memory_is_counted_in_the_dtype_it_is_loaded_in(model: Path) -> None:
+    check_memory(model, "bfloat16", free=1000)
+    with pytest.raises(InvalidRequest, match="float32"):
+        check_memory(model, "float32", free=1999)
+    check_memory(model, "float32", free=2000)
+    (model / "config.json").write_text('{"dtype": "bfloat16", "quantization_config": {}}')
+    check_memory(model, "float32", free=1)
+    assert free_memory() is None or free_memory() > 2**20  # type: ignore[operator]
+
+
+def test_another_models_name_warns(tmp_path: Path, model: Path) -> None:
+    store = open_store(f"memory://{tmp_path.name}")
+    manifest = publish(store, write_bank(tmp_path / "bank", ADAPTERS))
+    named = tmp_path / manifest.base_model.id.rpartition("/")[2]
+    assert name_warning(named, manifest) is None
+    assert "Other-7B" in str(name_warning(tmp_path / "Other-7B", manifest))
+
+
+def test_serve_ends_at_once_and_never_imports_ray(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each mistake, in the order in which they are looked for."""
+    monkeypatch.chdir(tmp_path)
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    started: list[object] = []
+    monkeypatch.setattr("deployments.local.app.LocalApp.start_ray", started.append)
+    bank, missing = tmp_path / "bank", tmp_path / "none"
+
+    def said(base: Path, **args: Any) -> str:
+        settings = config | {"applications": [config["applications"][0] | {"args": {"bank": "x"} | args}]}
+        (tmp_path / "serve.yaml").write_text(yaml.safe_dump(settings))
+        command = ["serve", "--bank", str(bank), "--base-model", str(base), "--config", "serve.yaml", "--port", "8765"]
+        result = CliRunner().invoke(app, command)
+        assert isinstance(result.exception, DLPError), result.output
+        assert result.exception.status < 500
+        return str(result.exception)
+
+    assert f"there is no folder {missing}" in said(missing)
+    assert "the secret cannot be read" in said(model, access={"keys_file": str(missing)})
+    assert "wrong" in said(model, wrong=1)
+    assert "no bank is published" in said(model)
+    monkeypatch.setattr(checks, "_BYTES", {"bfloat16": 2, "float16": 2, "float32": 10**15})
+    assert "GB of memory are free" in said(model, dtype="float32")
+    assert not started
