@@ -6,6 +6,7 @@ What it depends on is lent by this environment: the project itself comes from th
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -28,6 +29,11 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 def dlp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The command of an environment that has the wheel."""
     folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # built in place, a wheel would have whatever was built there before
+    for package in ("dlp_core", "deployments"):
+        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run(
         [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, "."], check=True, cwd=ROOT
@@ -84,7 +90,7 @@ def test_a_mistake_is_told_before_ray_starts(dlp: Path, elsewhere: Path) -> None
     )
     assert said.returncode == 2
     assert said.stderr.count("\n") == 1
-    assert "there is no folder nonexistent" in said.stderr
+    assert "nonexistent; --base-model names" in said.stderr
 
 
 def test_settings_that_were_edited_are_read(dlp: Path, elsewhere: Path) -> None:
