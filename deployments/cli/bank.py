@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -16,11 +16,13 @@ from rich.table import Table
 from deployments import terminal
 from deployments.cli.options import Bank, Json, StrictNames, Yes
 from deployments.cli.verdicts import as_lines, print_verdicts
-from dlp_core.bank.manifest import BankDiff
 from dlp_core.errors import InvalidRequest, NotFound
 from dlp_core.store.local_copy import local_copy
 from dlp_core.store.opening import PLACES, open_store
 from dlp_core.store.protocol import AdapterStore
+
+if TYPE_CHECKING:
+    from dlp_core.bank.manifest import BankDiff
 
 app = typer.Typer(help="Publish and maintain banks.", no_args_is_help=True)
 
