@@ -48,6 +48,7 @@ FIGURES: dict[str, Figure] = {
         engines.sampling,
         engines.kernels,
         engines.kernel_bytes,
+        engines.vllm_starts,
         engines.vllm_lora,
         engines.vllm_plain,
         engines.llama_cpp_plain,

@@ -144,6 +144,16 @@ def kernel_bytes(results: Results) -> Lines:
     return table(heads, list(rows.values()))
 
 
+def vllm_starts(results: Results) -> Lines:
+    """Seconds from a new process, by whether vLLM has compiled the model before."""
+    names = {"first": "the first, which compiles", "next": "the next", "eager": "with `eager: true`"}
+    rows = [
+        [names[row["start"]], f"{row['started']:.0f} s", f"{row['first token']:.0f} s"]
+        for row in results["vllm_start"]["rows"]
+    ]
+    return table(["start", "the engine has started", "first token"], rows)
+
+
 def vllm_lora(results: Results) -> str:
     """Our tokens per second under mixes of 2 relative to vLLM's under one adapter, 1 to 16 requests."""
     return span((target["ratio"] for target in results["throughput"]["targets"]), ".1f")

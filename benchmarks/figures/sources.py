@@ -67,6 +67,7 @@ SOURCES = {
     "attention": _benchmark("attention", "MODEL_DIR --rounds 3"),
     "sampling": _benchmark("sampling", "MODEL_DIR"),
     "kernels": _benchmark("kernels"),
+    "vllm_start": _benchmark("vllm_start", "MODEL_DIR --vllm-python PYTHON --dtype float32"),
     "prefill": _benchmark("prefill", "MODEL_DIR"),
     "router": _benchmark("router", "TRAIN.jsonl VAL.jsonl --descriptions TASKS.json --quick"),
     "router_people": _benchmark("router_people", "VAL.jsonl ROUTER0 ROUTER1 ROUTER2"),

@@ -51,7 +51,9 @@ class Router:
         return self.encoder.parameters + self.network.parameters + self.clusters.parameters
 
     def route(self, texts: Sequence[str]) -> list[Routing]:
-        """Route each text. Text without visible characters is "none of these". Accepts any text."""
+        """Route each text. Text without visible characters is "none of these". Accepts any text. Raises TypeError for a
+        single one, which would be read as a list of its letters."""
+        _check_list(texts)
         chunks = (texts[start : start + _CHUNK] for start in range(0, len(texts), _CHUNK))
         return [routing for chunk in chunks for routing in self._route_chunk(chunk)]
 
@@ -69,8 +71,9 @@ class Router:
     def log_odds(self, texts: Sequence[str], label: str) -> NDArray[np.float64]:
         """Log-odds of one adapter, (B,), exact even where its probability rounds to 1; clipped to MAX_LOG_ODDS.
 
-        Texts are not split: this is about the words of one task.
+        Texts are not split: this is about the words of one task. Raises TypeError as `route`.
         """
+        _check_list(texts)
         logits, none_log_odds = self._infer(texts)
         scaled = self.calibration.scale_logits(logits).astype(np.float64)
         own = self.labels.index(label)
@@ -83,7 +86,9 @@ class Router:
         return odds
 
     def novelty(self, texts: Sequence[str]) -> Floats:
-        """How far each text is from everything the router was trained for, (B,): see novelty.Clusters."""
+        """How far each text is from everything the router was trained for, (B,): see novelty.Clusters. Raises TypeError
+        as `route`."""
+        _check_list(texts)
         chunks = [self._hidden_novelty(texts[start : start + _CHUNK]) for start in range(0, len(texts), _CHUNK)]
         return np.concatenate([np.zeros(0, np.float32), *chunks])
 
@@ -186,3 +191,8 @@ def restricted(router: Router, allowed: frozenset[str] | None) -> Router:
     if not labels:
         raise ValueError("the router has no output for any of the allowed adapters")
     return router.only(labels)
+
+
+def _check_list(texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise TypeError(f"a router takes a list of texts: [{texts[:40]!r}] for this one")

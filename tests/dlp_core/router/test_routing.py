@@ -11,8 +11,9 @@ import pytest
 
 from dlp_core.errors import InvalidRequest
 from dlp_core.mix import EMPTY_MIX
-from dlp_core.router import Routing
+from dlp_core.router import Router, Routing
 from dlp_core.router.routing import NONE_THRESHOLD
+from tests.support.paths import ROOT
 
 CONFIDENT = Routing.of({"a": 0.05, "b": 0.90, "c": 0.03}, margin=4.0)
 SPLIT = Routing.of({"a": 0.55, "b": 0.05, "c": 0.40})
@@ -66,3 +67,11 @@ def test_last_bits_of_a_probability_do_not_change_the_mix() -> None:
     batched = Routing.of({"a": 0.6123413, "b": 0.2511107, "c": 0.1}, margin=3.0)
     assert alone.mix() == batched.mix()
     assert len(alone.mix().adapters) == 3
+
+
+def test_a_single_text_is_not_taken_for_a_list_of_letters() -> None:
+    router = Router.load(ROOT / "examples/bank/router")
+    calls = (router.route, router.novelty, lambda text: router.log_odds(text, "cron"))
+    for call in calls:
+        with pytest.raises(TypeError, match=r"\['every weekday'\] for this one"):
+            call("every weekday")
