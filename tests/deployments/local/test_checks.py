@@ -79,7 +79,7 @@ def test_serve_ends_at_once_and_never_imports_ray(tmp_path: Path, model: Path, m
     monkeypatch.chdir(tmp_path)
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     started: list[object] = []
-    monkeypatch.setattr("deployments.local.app.LocalApp.start_ray", started.append)
+    monkeypatch.setattr("ray.init", lambda **settings: started.append(settings))
     bank, missing = tmp_path / "bank", tmp_path / "none"
 
     def said(base: Path, **args: Any) -> str:
