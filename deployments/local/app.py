@@ -103,8 +103,6 @@ class LocalApp:
         self._serve_log_level = self._serve_log.level
 
     def __enter__(self) -> Self:
-        if "ray" not in sys.modules:  # it reads this when it is imported
-            os.environ.setdefault(*_LOOPBACK)
         schema = self.check()
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -133,6 +131,8 @@ class LocalApp:
 
     def check(self) -> ServeDeploySchema:
         """What Serve is given. Raises InvalidRequest for all that can be known before Ray starts."""
+        if "ray" not in sys.modules:  # it reads this when it is imported
+            os.environ.setdefault(*_LOOPBACK)
         schema = self._schema()
         self._check_port()
         args = AppArgs.model_validate(self.config["applications"][0]["args"])
