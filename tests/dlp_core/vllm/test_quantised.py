@@ -50,8 +50,11 @@ async def test_mixes_are_added_exactly(scheme: str, folder: Path, tmp_path: Path
 
 
 @pytest.mark.skipif(HAS_INT4, reason="vLLM has a kernel for it on this CPU")
-async def test_a_checkpoint_that_this_cpu_cannot_compute_is_refused_at_the_start(folder: Path, tmp_path: Path) -> None:
+async def test_a_checkpoint_that_this_cpu_cannot_compute_is_refused_at_the_start(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """vLLM itself starts, and ends at the first request."""
+    monkeypatch.delenv("VLLM_LOGGING_CONFIG_PATH", raising=False)  # of the engine that other tests share
     with pytest.raises(EngineFailed, match=r"did not start.*cpu_gemm_wna16"):
         async with running(models(folder, tmp_path, "W4A16")):
             pass
