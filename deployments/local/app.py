@@ -138,8 +138,8 @@ class LocalApp:
         args = AppArgs.model_validate(self.config["applications"][0]["args"])
         check_base_model(Path(args.base_model))
         check_secrets(args)
-        if not uses_gpu(self.config) and (free := free_memory()) is not None:
-            check_memory(Path(args.base_model), args.dtype, free)
+        if not uses_gpu(self.config):
+            check_memory(Path(args.base_model), args.dtype, free_memory())
         return schema
 
     def __exit__(self, *_: object) -> None:

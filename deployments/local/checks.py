@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from deployments.args import AppArgs
 from deployments.http.access import Access
 from dlp_core.adapter.base_names import Naming, folder_name
 from dlp_core.bank.manifest import BankManifest
 from dlp_core.errors import InvalidRequest
-from dlp_core.store.base_model import WEIGHTS, check_model_folder
+from dlp_core.store.base_model import CONFIG_FILE, WEIGHTS, check_model_folder
 
 _INDEX = "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -41,7 +42,7 @@ def check_base_model(folder: Path) -> None:
 def check_memory(folder: Path, dtype: str, free: int) -> None:
     """Raise InvalidRequest if a model's weights take more than the `free` bytes that there are. What they are stored in
     is read from config.json; unknown is taken for what they are loaded in."""
-    stored = json.loads((folder / "config.json").read_bytes())
+    stored = _object(folder / CONFIG_FILE)
     kept = _BYTES.get(str(stored.get("dtype") or stored.get("torch_dtype")), _BYTES[dtype])
     if "quantization_config" in stored:
         return
@@ -53,14 +54,9 @@ def check_memory(folder: Path, dtype: str, free: int) -> None:
         )
 
 
-def free_memory() -> int | None:
-    """Bytes of memory that can be had without swapping, as the kernel estimates it; None where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else None
+def free_memory() -> int:
+    """Bytes of memory that can be had without swapping."""
+    return int(psutil.virtual_memory().available)
 
 
 def name_warning(folder: Path, manifest: BankManifest) -> str | None:
@@ -84,9 +80,18 @@ def _weights(folder: Path) -> list[Path]:
     """The files that hold the weights, there or not."""
     index = folder / _INDEX
     if index.is_file():
-        try:
-            names = set(json.loads(index.read_bytes())["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InvalidRequest(f"{index} cannot be read; copy the model again") from None
-        return sorted(folder / os.path.basename(name) for name in names)
+        names = _object(index).get("weight_map")
+        if not isinstance(names, dict):
+            raise InvalidRequest(f"{index} has no weight_map; copy the model again")
+        return sorted({folder / Path(str(name)).name for name in names.values()})
     return sorted(folder.glob(f"*{WEIGHTS}"))
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"{path} cannot be read: {error}; copy the model again") from None
+    if not isinstance(found, dict):
+        raise InvalidRequest(f"{path} is not a JSON object; copy the model again")
+    return found
