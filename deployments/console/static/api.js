@@ -1,0 +1,74 @@
+// The server's API, by way of the console (/api/...), and the console's own answers.
+
+export class ApiError extends Error {
+  constructor(status, error) {
+    super(error.message);
+    this.status = status;
+    this.code = error.code;
+  }
+}
+
+export async function get(path) {
+  return answerOf(await fetch(path, { headers: { accept: "application/json" } }));
+}
+
+export async function post(path, body) {
+  return answerOf(await fetch(path, request(body)));
+}
+
+function request(body, signal) {
+  return { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body), signal };
+}
+
+async function answerOf(response) {
+  if (!response.ok) throw await errorOf(response);
+  return response.json();
+}
+
+async function errorOf(response) {
+  const text = await response.text();
+  try {
+    return new ApiError(response.status, JSON.parse(text).error);
+  } catch {
+    return new ApiError(response.status, { message: text || `status ${response.status}`, code: "http_error" });
+  }
+}
+
+/** The chunks of a streamed answer. `opened(headers)` is called before the first. Throws ApiError, also for an error in the stream. */
+export async function* stream(path, body, { signal, opened }) {
+  const response = await fetch(path, request(body, signal));
+  if (!response.ok) throw await errorOf(response);
+  opened(response.headers);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let held = "";
+  let done = false;
+  while (true) {
+    const { value, done: ended } = await reader.read();
+    if (ended) break;
+    const events = (held + value).split("\n\n");
+    held = events.pop();
+    for (const event of events) {
+      if (!event.startsWith("data: ")) continue;
+      if (event === "data: [DONE]") { done = true; continue; }
+      const chunk = JSON.parse(event.slice(6));
+      if (chunk.error) throw new ApiError(response.status, chunk.error);
+      yield chunk;
+    }
+  }
+  if (!done) throw new ApiError(response.status, { message: "the connection ended before the answer did", code: "cut" });
+}
+
+/** What this server and this console can do, found out once and again when the bank changes. */
+export const can = { admin: false, versions: false, canary: false, shadow: false, pinBank: false, feedback: false };
+
+export async function findOut(state) {
+  const described = await get("/api/openapi.json").catch(() => ({ paths: {} }));
+  const has = (path) => path in (described.paths ?? {});
+  const options = described.components?.schemas?.DLPOptions?.properties ?? {};
+  can.admin = state.admin;
+  can.versions = state.admin && has("/v1/bank/versions");
+  can.canary = state.admin && has("/v1/bank/canary");
+  can.shadow = state.admin && has("/v1/bank/shadow");
+  can.pinBank = "bank" in options;
+  can.feedback = has("/v1/feedback");
+}

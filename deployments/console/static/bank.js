@@ -1,0 +1,170 @@
+// What serves: the adapters, where they are resident and what asks for them; the versions, and what changes them.
+
+import { can, get, post } from "./api.js";
+import { bar, chips, dot } from "./colours.js";
+import { bytes, confirm, count, date, empty, h, notice, percent } from "./dom.js";
+
+const RESIDENCY_MS = 5000;
+
+export async function show(main, context) {
+  const bank = await context.refresh();
+  const traffic = await get("/console/traffic").catch(() => null);
+  const versions = can.versions ? await get("/api/v1/bank/versions").then((list) => list.data, () => []) : null;
+  const again = () => { main.replaceChildren(main.firstElementChild); return show(main, context); };
+
+  /** Change the bank; show what the server says, and the bank that serves then. */
+  async function change(path, body, done) {
+    try {
+      const said = await post(`/api/v1/bank/${path}`, body);
+      for (const warning of said.warnings ?? []) notice(`warning: ${warning}`, { failed: true });
+      notice(done(said));
+    } catch (error) {
+      notice(error.message, { failed: true });
+    }
+    await again();
+  }
+
+  const size = bank.adapters.reduce((total, adapter) => total + sizeOf(adapter), 0);
+  main.append(h("div", { class: "tiles" },
+    tile("bank that serves", h("b", { class: "mono", id: "serving" }, bank.version), date(bank.created)),
+    tile("base model", h("b", { class: "mono", title: bank.base_model.id }, bank.base_model.id), bank.base_model.aliases?.length ? `also ${bank.base_model.aliases.join(", ")}` : "frozen backbone"),
+    tile("adapters", h("b", {}, count(bank.adapters.length)), bytes(size)),
+    tile("router", h("b", { class: "mono" }, bank.router?.version ?? "none"), bank.router ? `chooses among ${bank.router.labels.length}` : "adapters by name only")));
+
+  if (bank.canary) main.append(trial("Canary", bank.canary, change));
+  if (bank.shadow) main.append(trial("Shadow", bank.shadow, change));
+  main.append(adapters(bank, traffic));
+  if (bank.recipes?.length) main.append(recipes(bank.recipes));
+  main.append(versions ? versionTable(bank, versions, change) : empty("Versions are the operator's",
+    "To see earlier versions of the bank, compare them, publish, pin and roll back, start the console with the server's admin token: DLP_ADMIN_TOKEN, or --admin-token."));
+  if (versions) main.append(publishForm(change));
+
+  const timer = setInterval(async () => {
+    const now = await get("/console/traffic").catch(() => null);
+    const cells = main.querySelectorAll("[data-resident]");
+    if (now) for (const cell of cells) cell.replaceChildren(...where(cell.dataset.resident, now.resident));
+  }, RESIDENCY_MS);
+  return () => clearInterval(timer);
+}
+
+const tile = (name, value, below) => h("div", { class: "tile" }, h("small", { class: "soft" }, name), value, h("small", { class: "soft" }, below));
+const sizeOf = (adapter) => adapter.files.reduce((total, file) => total + file.size, 0);
+
+function adapters(bank, traffic) {
+  const asked = {};
+  for (const point of traffic?.points ?? []) for (const [name, hits] of Object.entries(point.adapters)) asked[name] = (asked[name] ?? 0) + hits;
+  const most = Math.max(1, ...Object.values(asked));
+  const cell = (label, attributes, ...children) => h("td", { "data-label": label, ...attributes }, children);
+  return h("section", { class: "card" },
+    h("header", {}, h("h2", {}, "Adapters"), traffic?.problem && h("small", { class: "soft" }, `no traffic and residency: ${traffic.problem}`)),
+    h("div", { class: "scroll" }, h("table", { class: "stack", id: "adapters" },
+      h("thead", {}, h("tr", {}, ["adapter", "version", "rank", "modules", "size", "resident on", "requests, last hour"].map((name) => h("th", { class: ["rank", "size"].includes(name) ? "num" : "" }, name)))),
+      h("tbody", {}, bank.adapters.map((adapter) => h("tr", {},
+        cell("", {}, h("span", { class: "name" }, dot(adapter.name), adapter.name, !adapter.routed && h("span", { class: "tag" }, "by name only")),
+          adapter.description && h("div", { class: "about" }, adapter.description)),
+        cell("version", {}, h("code", {}, adapter.version)),
+        cell("rank", { class: "num" }, String(adapter.rank)),
+        cell("modules", { class: "modules" }, adapter.modules.join(" ")),
+        cell("size", { class: "num" }, bytes(sizeOf(adapter))),
+        cell("resident on", { "data-resident": adapter.name }, where(adapter.name, traffic?.resident ?? {})),
+        cell("last hour", {}, asked[adapter.name] ? bar(adapter.name, asked[adapter.name] / most / 1.6, count(asked[adapter.name])) : h("span", { class: "soft" }, "–"))))))));
+}
+
+/** The replicas that have an adapter in a slot. */
+function where(name, resident) {
+  const replicas = Object.entries(resident);
+  const holders = replicas.filter(([, names]) => names.includes(name)).map(([replica]) => replica);
+  if (!holders.length) return [h("span", { class: "soft" }, "–")];
+  return [h("span", { class: "tag good", title: holders.join("\n") }, `${holders.length} of ${replicas.length} replica${replicas.length === 1 ? "" : "s"}`)];
+}
+
+function trial(kind, facts, change) {
+  const told = Object.entries(facts).filter(([name, value]) => !["id", "manifest_sha256"].includes(name) && value !== null && typeof value !== "object");
+  return h("section", { class: "card", id: kind.toLowerCase() },
+    h("header", {}, h("h2", {}, `${kind}: `, h("code", {}, facts.version)),
+      h("div", { class: "row" }, kind === "Canary" && can.admin && h("button", { class: "small primary", onclick: async () => {
+        if (await confirm(`Promote ${facts.version} to all requests?`, { yes: "Promote" })) change("promote", {}, () => `${facts.version} serves`);
+      } }, "Promote"))),
+    h("dl", { class: "facts" }, told.map(([name, value]) => h("div", {}, h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, name === "share" ? percent(value, 1) : String(value))))));
+}
+
+function recipes(list) {
+  return h("section", { class: "card" }, h("header", {}, h("h2", {}, "Recipes")),
+    h("div", { class: "scroll" }, h("table", {}, h("tbody", {}, list.map((recipe) => h("tr", {}, h("td", {}, h("span", { class: "name" }, recipe.name)),
+      h("td", {}, chips((recipe.adapters ?? recipe.mix ?? []).map((part) => ({ adapter: part.adapter ?? part.name, weight: part.weight })))),
+      h("td", { class: "about" }, recipe.description ?? "")))))));
+}
+
+function versionTable(bank, versions, change) {
+  const cell = (label, attributes, ...children) => h("td", { "data-label": label, ...attributes }, children);
+  const rows = versions.map((one) => {
+    const below = h("tr", { hidden: true }, h("td", { colspan: 5, "data-label": "" }));
+    const actions = h("div", { class: "row end" },
+      !one.current && h("button", { class: "small", onclick: () => differ(bank.version, one.version, below) }, "Diff"),
+      !one.current && h("button", { class: "small", onclick: () => rollBack(bank, one, change) }, "Roll back"),
+      !one.current && can.canary && h("button", { class: "small", onclick: () => canary(one, change) }, "Canary"),
+      !one.current && can.shadow && h("button", { class: "small", onclick: () => change("shadow", { version: one.version }, () => `${one.version} is the shadow`) }, "Shadow"),
+      h("button", { class: "small ghost", onclick: () => change(one.pinned ? "unpin" : "pin", { version: one.version }, () => `${one.version} is ${one.pinned ? "no longer " : ""}pinned`) }, one.pinned ? "Unpin" : "Pin"));
+    return [h("tr", { class: one.current ? "now" : "", "data-version": one.version },
+      cell("version", {}, h("code", {}, one.version), " ", one.current && h("span", { class: "tag good" }, "serves"), " ", one.pinned && h("span", { class: "tag", title: "`dlp bank gc` keeps it" }, "pinned")),
+      cell("created", {}, date(one.created)),
+      cell("adapters", { class: "num" }, String(one.adapters)),
+      cell("size", { class: "num" }, bytes(one.size)),
+      cell("", {}, actions)), below];
+  });
+  return h("section", { class: "card" },
+    h("header", {}, h("h2", {}, "Versions"), h("small", { class: "soft" }, "a roll back moves the pointer; requests in flight end on the bank they began with")),
+    h("div", { class: "scroll" }, h("table", { class: "stack", id: "versions" },
+      h("thead", {}, h("tr", {}, h("th", {}, "version"), h("th", {}, "created"), h("th", { class: "num" }, "adapters"), h("th", { class: "num" }, "size"), h("th", {}))),
+      h("tbody", {}, rows))));
+}
+
+async function differ(from, to, row) {
+  if (!row.hidden) { row.hidden = true; return; }
+  try {
+    row.firstElementChild.replaceChildren(await difference(from, to));
+    row.hidden = false;
+  } catch (error) {
+    notice(error.message, { failed: true });
+  }
+}
+
+async function difference(from, to) {
+  const found = await get(`/api/v1/bank/diff?from=${encodeURIComponent(from)}&to=${encodeURIComponent(to)}`);
+  const lines = [
+    ...found.added.map((name) => h("span", { class: "good" }, `+ ${name}`)),
+    ...found.removed.map((name) => h("span", { class: "bad" }, `- ${name}`)),
+    ...found.changed.map((name) => h("span", { class: "warn" }, `~ ${name}`)),
+    found.router_changed && h("span", { class: "warn" }, "~ the router"),
+    found.base_changed && h("span", { class: "warn" }, "~ the base model"),
+  ].filter(Boolean);
+  return h("div", { class: "diff" }, h("small", { class: "soft" }, `what changes from ${from} to ${to}`), lines.length ? lines : "no difference");
+}
+
+async function rollBack(bank, one, change) {
+  const detail = await difference(bank.version, one.version).catch((error) => h("p", { class: "bad" }, error.message));
+  if (await confirm(`Roll back to ${one.version}?`, { detail, yes: "Roll back", danger: true })) await change("rollback", { version: one.version }, (said) => `${said.version} serves`);
+}
+
+async function canary(one, change) {
+  const share = h("input", { type: "number", min: "1", max: "99", value: "5", "aria-label": "Share in per cent" });
+  const detail = h("label", { class: "field" }, h("span", {}, "share of the requests, in %"), share);
+  if (await confirm(`Try ${one.version} as a canary?`, { detail, yes: "Start" })) {
+    await change("canary", { version: one.version, share: Number(share.value) / 100 }, () => `${one.version} serves ${share.value} % of the requests`);
+  }
+}
+
+function publishForm(change) {
+  const folder = h("input", { type: "text", name: "folder", placeholder: "s3://bucket/candidate/, or a folder on the backbone's node", autocomplete: "off", spellcheck: false });
+  const version = h("input", { type: "text", name: "version", placeholder: "derived from its content", autocomplete: "off", spellcheck: false });
+  const button = h("button", { class: "primary", onclick: async (event) => {
+    event.preventDefault();
+    if (!folder.value.trim()) { folder.focus(); return; }
+    if (!(await confirm(`Publish ${folder.value.trim()} to all requests?`, { detail: h("p", { class: "soft" }, "Every adapter is checked against the base model first. The bank that serves stays until all replicas have the new one."), yes: "Publish" }))) return;
+    button.disabled = true;
+    button.textContent = "Publishing …";
+    await change("publish", { folder: folder.value.trim(), ...(version.value.trim() ? { version: version.value.trim() } : {}) }, (said) => `${said.version} serves, with ${said.adapters} adapters`);
+  } }, "Publish");
+  return h("section", { class: "card" }, h("header", {}, h("h2", {}, "Publish a bank folder")),
+    h("form", { class: "publish" }, h("label", { class: "field" }, h("span", {}, "folder"), folder), h("label", { class: "field" }, h("span", {}, "version"), version), button));
+}

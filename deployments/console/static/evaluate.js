@@ -1,0 +1,95 @@
+// Reports of `dlp eval`: scores of banks by task, and what the gate said.
+
+import { get } from "./api.js";
+import { chart } from "./chart.js";
+import { date, empty, h } from "./dom.js";
+
+const SERVED = "top-p=0.9";
+
+export async function show(main) {
+  const reports = await get("/console/reports");
+  if (!reports.folder) {
+    main.append(empty("No folder of reports", "Start the console with --reports DIR, where DIR has what `dlp eval --out` wrote, or a copy of evals/ of the bank's store."));
+    return;
+  }
+  if (!reports.results.length) {
+    main.append(empty("No reports yet", `${reports.folder} has no results of an evaluation. This makes some:`,
+      h("pre", { class: "code" }, `dlp eval --suite SUITE --bank URI --base-model DIR --out ${reports.folder}/$(date +%F)`)));
+    return;
+  }
+  const suites = [...new Map(reports.results.map((one) => [one.suite.digest, one.suite])).values()].reverse();
+  const choose = h("select", { "aria-label": "Suite", style: { width: "auto" }, onchange: () => draw(choose.value) }, suites.map((suite) => h("option", { value: suite.digest }, `${suite.name}, ${suite.rows} rows`)));
+  const body = h("div", { style: { display: "grid", gap: "1rem" } });
+  main.append(h("div", { class: "row" }, choose, h("small", { class: "soft" }, reports.folder)), body);
+  if (reports.unreadable.length) main.append(h("section", { class: "card" }, h("h2", { class: "bad" }, "Not readable"), reports.unreadable.map((one) => h("p", { class: "soft" }, h("code", {}, one.path), ` ${one.reason}`))));
+  let open = [];
+
+  function draw(digest) {
+    open.forEach((one) => one.close());
+    const results = reports.results.filter((one) => one.suite.digest === digest);
+    const versions = results.map((one) => one.bank.version);
+    const gates = reports.gates.filter((one) => versions.includes(one.bank));
+    const history = results.length > 1 ? lines(results) : null;
+    open = history ? [history] : [];
+    body.replaceChildren(verdicts(results, gates), byTask(results), ...(history ? [history.element] : []), arms(results.at(-1)));
+  }
+  draw(suites[0].digest);
+  return () => open.forEach((one) => one.close());
+}
+
+const armOf = (result) => result.arms.find((arm) => arm.name === SERVED) ?? result.arms.find((arm) => arm.name.startsWith("top-p")) ?? result.arms.at(-1);
+const points = (value) => value.toFixed(1);
+const signed = (value) => `${value >= 0 ? "+" : "−"}${Math.abs(value).toFixed(1)}`;
+
+function verdicts(results, gates) {
+  const cell = (label, attributes, ...children) => h("td", { "data-label": label, ...attributes }, children);
+  const said = (verdict) => verdict
+    ? [h("span", { class: verdict.passed ? "tag good" : "tag bad" }, verdict.passed ? "passed" : "failed"), " ", h("span", { class: "soft" }, `${signed(verdict.mean.mean)} to ${verdict.baseline}`),
+      verdict.worse.length ? h("div", { class: "bad" }, `worse: ${verdict.worse.join(", ")}`) : null, verdict.better?.length ? h("div", { class: "good" }, `better: ${verdict.better.join(", ")}`) : null]
+    : h("span", { class: "soft" }, "nothing to compare with");
+  return h("section", { class: "card" },
+    h("header", {}, h("h2", {}, "Banks on this suite"), h("small", { class: "soft" }, `each against the one before it, as dlp eval gate compares them: arm ${SERVED}, a task may lose 1 point`)),
+    h("div", { class: "scroll" }, h("table", { class: "stack" },
+      h("thead", {}, h("tr", {}, h("th", {}, "bank"), h("th", {}, "evaluated"), h("th", { class: "num" }, "score"), h("th", {}, "95 % interval"), h("th", {}, "verdict"), h("th", {}, "report"))),
+      h("tbody", {}, [...results].reverse().map((one) => {
+        const { score } = armOf(one);
+        const gate = gates.findLast((verdict) => verdict.bank === one.bank.version);
+        return h("tr", {}, cell("bank", {}, h("code", {}, one.bank.version)), cell("evaluated", {}, date(one.created)), cell("score", { class: "num" }, h("b", {}, points(score.mean))),
+          cell("interval", {}, `${points(score.low)} to ${points(score.high)}`), cell("verdict", {}, said(gate ?? one.verdict)), cell("report", { class: "soft" }, one.path));
+      })))));
+}
+
+function byTask(results) {
+  const shown = results.slice(-6);
+  const tasks = [...new Set(shown.flatMap((one) => Object.keys(armOf(one).tasks)))].sort();
+  const cell = (result, task) => {
+    const score = armOf(result).tasks[task]?.score;
+    if (!score) return h("td", { class: "cell soft" }, "–");
+    return h("td", { class: "cell", title: `${points(score.low)} to ${points(score.high)}`, style: { background: `color-mix(in oklch, var(--good) ${Math.round(score.mean * 0.42)}%, var(--raised))` } }, points(score.mean));
+  };
+  return h("section", { class: "card" }, h("header", {}, h("h2", {}, "Score by task"), h("small", { class: "soft" }, "points of 100; the interval is under the pointer")),
+    h("div", { class: "scroll" }, h("table", { class: "heat" },
+      h("thead", {}, h("tr", {}, h("th", {}, "task"), shown.map((one) => h("th", { class: "num" }, h("code", {}, one.bank.version))))),
+      h("tbody", {}, tasks.map((task) => h("tr", {}, h("th", {}, task), shown.map((one) => cell(one, task))))))));
+}
+
+function lines(results) {
+  const tasks = Object.keys(armOf(results.at(-1)).tasks).slice(0, 8);
+  const made = chart("Score over bank versions", { kind: "lines", format: (value) => value.toFixed(0), note: "by when they were evaluated" });
+  made.update({ bins: results.map((one) => Date.parse(one.created) / 1000), series: [
+    { name: "mean", colour: "var(--text)", values: results.map((one) => armOf(one).score.mean) },
+    ...tasks.map((task, i) => ({ name: task, colour: `oklch(var(--solid-l) 0.14 ${(i * 137.5 + 30) % 360})`, values: results.map((one) => armOf(one).tasks[task]?.score.mean ?? null) }))] });
+  return made;
+}
+
+function arms(result) {
+  const cell = (label, attributes, ...children) => h("td", { "data-label": label, ...attributes }, children);
+  const most = Math.max(...result.arms.map((arm) => arm.score.mean), 1);
+  return h("section", { class: "card" },
+    h("header", {}, h("h2", {}, "Does routing pay?"), h("small", { class: "soft" }, `arms of the newest report: bank ${result.bank.version}, ${result.setup}`)),
+    h("div", { class: "scroll" }, h("table", { class: "stack" },
+      h("thead", {}, h("tr", {}, h("th", {}, "arm"), h("th", {}, "score"), h("th", {}, "95 % interval"), h("th", { class: "num" }, "adapters in a mix"), h("th", { class: "num" }, "plain"))),
+      h("tbody", {}, result.arms.map((arm) => h("tr", {}, cell("arm", {}, h("span", { class: "name" }, arm.name)),
+        cell("score", {}, h("span", { class: "bar" }, h("i", { style: { width: `${(60 * arm.score.mean) / most}%`, background: "var(--accent)" } }), h("b", {}, points(arm.score.mean)))),
+        cell("interval", {}, `${points(arm.score.low)} to ${points(arm.score.high)}`), cell("adapters", { class: "num" }, arm.adapters.toFixed(2)), cell("plain", { class: "num" }, `${(100 * arm.plain).toFixed(0)} %`)))))));
+}
