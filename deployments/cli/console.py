@@ -46,11 +46,12 @@ def console(
 
     Secrets given as options show in the list of processes; the environment's do not."""
     require("starlette", "uvicorn", "httpx", "prometheus_client")
+    from deployments.console.app import create_console
     from deployments.console.server import serving
     from deployments.console.settings import ConsoleSettings
 
     settings = ConsoleSettings(url, key or None, admin_token or None, password or None, host, reports)
-    with until_interrupted(), serving(settings, port) as address:
+    with until_interrupted(), serving(create_console(settings), host=host, port=port) as address:
         terminal.say(f"Console of {settings.url} on {address} until Ctrl-C.")
         if settings.admin_token and not settings.password:
             terminal.warn(

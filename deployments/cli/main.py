@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from deployments import terminal
-from deployments.cli import adapter, bank, config, eval, model, route, router, serve
+from deployments.cli import adapter, bank, config, console, eval, model, route, router, serve
 from deployments.extras import MODULES, not_installed
 from dlp_core.errors import DLPError
 from dlp_core.store.disk import disk_error, is_full
@@ -35,6 +35,7 @@ def dlp(*, version: Version = False) -> None:
 
 app.command()(serve.demo)
 app.command()(serve.serve)
+app.command()(console.console)
 app.add_typer(adapter.app, name="adapter")
 app.add_typer(bank.app, name="bank")
 app.add_typer(config.app, name="config")

@@ -33,18 +33,28 @@ VllmPython = Annotated[
 def demo(
     *,
     port: Port = 8000,
+    console_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the console.")] = 8001,
     config: Config = None,
     bank: Annotated[Path, typer.Option(help="Local folder of the bank to publish.")] = Path("examples/bank"),
     folder: Annotated[Path, typer.Option(help="Folder for everything the demo creates.")] = Path(".demo"),
     engine: EngineKind = None,
     vllm_python: VllmPython = None,
 ) -> None:
-    """Publish the demo bank to a local S3 server, serve it, answer some prompts, and stay up until Ctrl-C."""
+    """Publish the demo bank to a local S3 server, serve it with a console, answer some prompts, and stay up until
+    Ctrl-C."""
     require("ray", "fastapi", "gguf", "openai")
     from deployments.local.demo import run
 
     with until_interrupted():
-        run(port=port, config=config, bank=bank, folder=folder, engine=engine, vllm_python=vllm_python)
+        run(
+            port=port,
+            console_port=console_port,
+            config=config,
+            bank=bank,
+            folder=folder,
+            engine=engine,
+            vllm_python=vllm_python,
+        )
 
 
 def serve(

@@ -1,7 +1,7 @@
 """Who may use the page. The console holds secrets of the server's, so a page of somebody else's, open in the same
 browser, must not reach it.
 
-    Host             on a loopback address, only names of this machine: no other name that resolves to it (DNS rebinding)
+    Host             on a loopback address, only names of this machine, not others that resolve to it (DNS rebinding)
     Origin           whatever changes something comes from the console's own page
     Authorization    HTTP Basic with the console's password, where it has one
 """

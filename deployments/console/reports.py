@@ -22,7 +22,6 @@ SERVED = "top-p=0.9"
 MAX_DROP = 1.0
 """Points that a task may lose: the gate's own default."""
 MAX_FILES = 500
-_PARSED = 256
 
 _GATE = frozenset({"passed", "worse", "bank", "baseline", "tasks"})
 
@@ -69,7 +68,7 @@ class Reports:
             parsed = parse(path.read_bytes())
         except OSError as error:
             return error.strerror or "it cannot be read"
-        if len(self._read) >= _PARSED:
+        if len(self._read) > MAX_FILES:
             self._read.clear()
         self._read[path] = seen, parsed
         return parsed
@@ -89,7 +88,9 @@ def parse(content: bytes) -> Results | dict[str, Any] | str | None:
     if not document.keys() >= {"suite", "bank", "arms"}:
         return None
     try:
-        return Results.model_validate_json(content)
+        return Results.model_validate_json(
+            json.dumps({"rows": {}, **document})
+        )  # `dlp eval --json` leaves the rows out
     except ValidationError as error:
         return f"not the results of an evaluation ({first_problem(error)})"
 
@@ -100,8 +101,8 @@ def result_json(results: Results, path: Path) -> dict[str, Any]:
 
 
 def verdict(new: Results, earlier: Sequence[Results]) -> dict[str, Any] | None:
-    """How the gate would judge a bank by its rows: against the newest earlier results of another bank on the same suite.
-    None if there are none."""
+    """How the gate would judge a bank by its rows, against the newest earlier results of another bank on the same
+    suite. None if there are none."""
     for old in reversed(earlier):
         if old.suite.digest != new.suite.digest or old.bank.digest == new.bank.digest:
             continue

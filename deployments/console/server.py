@@ -1,4 +1,4 @@
-"""Serves a console on a thread of this process."""
+"""Serves an ASGI application, such as the console, on a thread of this process."""
 
 from __future__ import annotations
 
@@ -9,26 +9,23 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 import uvicorn
+from starlette.types import ASGIApp
 
-from deployments.console.app import create_console
-from deployments.console.settings import ConsoleSettings
 from dlp_core.errors import InvalidRequest
 
 PORT = 8001
 
 
 @contextmanager
-def serving(settings: ConsoleSettings, port: int = PORT) -> Iterator[str]:
-    """The address of the console, which ends with the block. Raises InvalidRequest if `port` cannot be had."""
-    with closing(_listener(settings.host, port)) as listener:
-        config = uvicorn.Config(
-            create_console(settings), log_level="warning", access_log=False, timeout_graceful_shutdown=1
-        )
+def serving(app: ASGIApp, *, host: str = "127.0.0.1", port: int = PORT) -> Iterator[str]:
+    """The address of the application, which ends with the block. Raises InvalidRequest if `port` cannot be had."""
+    with closing(_listener(host, port)) as listener:
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],), name="console", daemon=True)
         thread.start()
         try:
-            yield f"http://{_shown(settings.host)}:{listener.getsockname()[1]}"
+            yield f"http://{_shown(host)}:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join()
@@ -41,7 +38,7 @@ def _listener(host: str, port: int) -> socket.socket:
         return socket.create_server((host.strip("[]"), port), family=family)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise InvalidRequest(f"port {port} is in use; choose another with --port") from None
+            raise InvalidRequest(f"port {port} is in use; choose another for it") from None
         raise InvalidRequest(f"cannot listen on {host}:{port}: {error.strerror}") from None
 
 

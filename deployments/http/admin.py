@@ -4,12 +4,17 @@ POST /v1/load_lora_adapter      {"lora_name", "lora_path"}     vLLM's bodies and
 POST /v1/unload_lora_adapter    {"lora_name"}
 POST /v1/bank/publish           {"folder", "version"}          a bank folder the server can read, or a URI as in --bank
 POST /v1/bank/rollback          {"version"}                    default: the previous bank
+POST /v1/bank/pin, /unpin       {"version"}                    whether `dlp bank gc` must keep it
+GET  /v1/bank/versions                                         every published bank, newest first
+GET  /v1/bank/diff              ?from=&to=                     what changes from one version to another
 
-Each publishes a new version of the bank or moves the pointer, and responds once this ingress replica serves it.
+The first four publish a new version of the bank or move the pointer, and respond once this ingress replica serves it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fastapi import FastAPI, Request
@@ -25,7 +30,8 @@ from deployments.http.input import parse, read_json
 from dlp_core.bank.manifest import MAX_DESCRIPTION
 
 if TYPE_CHECKING:
-    from dlp_core.bank.manifest import BankManifest
+    from dlp_core.bank.manifest import BankDiff, BankManifest
+    from dlp_core.bank.reading import BankVersion
 
 
 class LoadAdapter(StrictBody):
@@ -53,7 +59,18 @@ class RollbackBank(StrictBody):
     version: str | None = None
 
 
-BODIES = (LoadAdapter, UnloadAdapter, PublishBank, RollbackBank)
+class PinBank(StrictBody):
+    version: str = Field(min_length=1)
+
+
+class Compared(StrictBody):
+    """The query of GET /v1/bank/diff: two versions."""
+
+    from_: str = Field(min_length=1, alias="from")
+    to: str = Field(min_length=1)
+
+
+BODIES = (LoadAdapter, UnloadAdapter, PublishBank, RollbackBank, PinBank)
 
 
 class Published(NamedTuple):
@@ -74,6 +91,12 @@ class AdminService(Protocol):
 
     async def rollback(self, version: str | None) -> BankManifest: ...
 
+    async def pin(self, version: str, *, pinned: bool) -> None: ...
+
+    async def versions(self) -> Sequence[BankVersion]: ...
+
+    async def diff(self, a: str, b: str) -> BankDiff: ...
+
 
 class AdminApi:
     """One method per route. Each request checks whether an admin token is configured."""
@@ -88,6 +111,10 @@ class AdminApi:
         app.post("/v1/unload_lora_adapter", openapi_extra=openapi.body(UnloadAdapter))(self.unload)
         app.post("/v1/bank/publish", openapi_extra=openapi.body(PublishBank))(self.publish)
         app.post("/v1/bank/rollback", openapi_extra=openapi.body(RollbackBank))(self.rollback)
+        app.post("/v1/bank/pin", openapi_extra=openapi.body(PinBank))(self.pin)
+        app.post("/v1/bank/unpin", openapi_extra=openapi.body(PinBank))(self.unpin)
+        app.get("/v1/bank/versions")(self.versions)
+        app.get("/v1/bank/diff")(self.diff)
 
     async def load(self, request: Request) -> Response:
         body = parse(LoadAdapter, await self._body(request))
@@ -109,9 +136,33 @@ class AdminApi:
         body = parse(RollbackBank, await self._body(request))
         return JSONResponse(_serving(await self._service.rollback(body.version)))
 
-    async def _body(self, request: Request) -> object:
+    async def pin(self, request: Request) -> Response:
+        return await self._pin(request, pinned=True)
+
+    async def unpin(self, request: Request) -> Response:
+        return await self._pin(request, pinned=False)
+
+    async def _pin(self, request: Request, *, pinned: bool) -> Response:
+        body = parse(PinBank, await self._body(request))
+        await self._service.pin(body.version, pinned=pinned)
+        return JSONResponse({"version": body.version, "pinned": pinned})
+
+    async def versions(self, request: Request) -> Response:
+        self._require_admin(request)
+        return JSONResponse({"object": "list", "data": [_version(one) for one in await self._service.versions()]})
+
+    async def diff(self, request: Request) -> Response:
+        self._require_admin(request)
+        compared = parse(Compared, dict(request.query_params))
+        difference = await self._service.diff(compared.from_, compared.to)
+        return JSONResponse({"from": compared.from_, "to": compared.to, **asdict(difference)})
+
+    def _require_admin(self, request: Request) -> None:
         if not self._access.require_admin(request.headers.get("authorization")):
             raise unknown_url(f"{request.method} {request.url.path}")
+
+    async def _body(self, request: Request) -> object:
+        self._require_admin(request)
         headers = request.headers
         if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
             return {}
@@ -120,3 +171,7 @@ class AdminApi:
 
 def _serving(bank: BankManifest) -> dict[str, Any]:
     return {"version": bank.version, "adapters": len(bank.adapters)}
+
+
+def _version(one: BankVersion) -> dict[str, Any]:
+    return asdict(one) | {"created": one.created.isoformat()}

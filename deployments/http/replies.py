@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dlp_core.adapter.names import AUTO
 from dlp_core.decision import Decision
 from dlp_core.generation.messages import Completion, Delta, Finished, Logprob, TokenText
-from dlp_core.mix import Mix
+from dlp_core.mix import Mix, Span
 from dlp_core.router.routing import NONE_THRESHOLD
 from dlp_core.text.tools import CallDelta
 
@@ -35,16 +35,14 @@ def mix_json(mix: Mix, digests: Mapping[str, str]) -> list[dict[str, Any]]:
     return [part | {"digest": digests[part["adapter"]]} for part in weights_json(mix)]
 
 
+def spans_json(spans: Sequence[Span], digests: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [{"start": span.start, "end": span.end, "mix": mix_json(span.mix, digests)} for span in spans]
+
+
 def dlp_json(decisions: Sequence[Decision], finished: Sequence[Finished]) -> dict[str, Any]:
     """The `dlp` object. `decisions` has one entry per prompt, `finished` one per choice, those of a prompt together."""
     n = len(finished) // len(decisions)
-    spans = [
-        [
-            {"start": span.start, "end": span.end, "mix": mix_json(span.mix, decisions[index // n].digests)}
-            for span in choice.spans
-        ]
-        for index, choice in enumerate(finished)
-    ]
+    spans = [spans_json(choice.spans, decisions[index // n].digests) for index, choice in enumerate(finished)]
     why = [
         {"router": decision.router, "confidence": decision.confidence, "reason": decision.reason}
         for decision in decisions
@@ -213,7 +211,8 @@ class Reply:
 
     def delta(self, index: int, delta: Delta) -> dict[str, Any]:
         content = {"delta": delta_json(delta)} if self.kind == "chat" else {"text": delta.text}
-        return self._chunk(index, content, None, delta.logprobs)
+        chunk = self._chunk(index, content, None, delta.logprobs)
+        return chunk | {"dlp": {"spans": self._spans(delta.spans)}} if delta.spans else chunk
 
     def ending(self, index: int, finished: Finished, all_finished: Sequence[Finished] | None) -> list[dict[str, Any]]:
         """The chunk with the finish reason of a choice. For the last choice to end, `all_finished` has the ends of all
@@ -226,6 +225,9 @@ class Reply:
                 chunks.append({**self._chunk_head(), "choices": [], "usage": usage})
             chunks[-1]["dlp"] = dlp_json(self.decisions, all_finished)
         return chunks
+
+    def _spans(self, spans: Sequence[Span]) -> list[dict[str, Any]]:
+        return spans_json(spans, self.decisions[0].digests)  # all prompts of a request have the same bank
 
     def _chunk(
         self, index: int, content: dict[str, Any], reason: str | None = None, logprobs: Sequence[Logprob] = ()

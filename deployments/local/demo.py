@@ -1,12 +1,15 @@
-"""The demo: starts a real S3 server, publishes the demo bank to it, serves it and sends it prompts.
+"""The demo: starts a real S3 server, publishes the demo bank to it, serves it, sends it prompts and opens a console.
 
-Everything it creates is in one folder (.demo): a second start is quick, and removing the folder undoes the demo.
+Everything it creates is in one folder (.demo): a second start is quick, and removing the folder undoes the demo. It
+listens on the loopback address alone, so its console may do everything: it has an admin token of this run, and the
+prompts are kept, to be reviewed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import time
 from collections.abc import Sequence
@@ -18,6 +21,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployments import terminal
+from deployments.console.app import create_console
+from deployments.console.server import serving
+from deployments.console.settings import ConsoleSettings
+from deployments.http.access import TOKEN_VARIABLE
 from deployments.local.app import LocalApp, find_config, load_config
 from deployments.local.demo_backbone import ensure_backbone
 from deployments.local.engine import set_engine
@@ -45,6 +52,7 @@ class Answer:
 def run(
     *,
     port: int,
+    console_port: int,
     config: Path | None,
     bank: Path,
     folder: Path,
@@ -72,8 +80,15 @@ def run(
         args["dtype"] = "float32"  # on CPUs bfloat16 answers vary with what else is in the batch (docs/log.md)
         args["threads"] = os.cpu_count()  # Ray gives a replica as many threads as its num_cpus
         args["cache"] = {"path": str((folder / "cache").resolve()), "max_bytes": CACHE_BYTES}
+        args["log"] = {**args.get("log", {}), "prompts": True}
+        token = os.environ.setdefault(TOKEN_VARIABLE, secrets.token_urlsafe(24))
+        app = LocalApp(settings, bank=BANK_URI, base_model=base, port=port)
+        reports = folder / "eval"  # where `make eval` writes
+        reports.mkdir(exist_ok=True)
+        view = ConsoleSettings(app.url, admin_token=token, reports=reports)
+        console = started.enter_context(serving(create_console(view), port=console_port))
         with terminal.step("start Ray and Ray Serve"):
-            app = started.enter_context(LocalApp(settings, bank=BANK_URI, base_model=base, port=port))
+            started.enter_context(app)
         with terminal.step("start the replicas") as step:
             app.wait_until_ready(step.say)
         with terminal.step(f"send {len(prompts)} prompts") as step:
@@ -82,7 +97,7 @@ def run(
                 step.say(f"{number} of {len(prompts)}")
                 answers.append(ask(app.url, prompt))
         terminal.out.print(table(answers))
-        terminal.out.print(snippets(app.url, prompts[0]), markup=False, highlight=False, soft_wrap=True)
+        terminal.out.print(snippets(app.url, console, prompts[0]), markup=False, highlight=False, soft_wrap=True)
         signal.pause()
 
 
@@ -124,12 +139,12 @@ def table(answers: Sequence[Answer]) -> Table:
     return view
 
 
-def snippets(url: str, prompt: str) -> str:
-    """A curl line and an openai snippet that work as pasted."""
+def snippets(url: str, console: str, prompt: str) -> str:
+    """Where everything is, and a curl line and an openai snippet that work as pasted."""
     body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
     shell_safe = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")
     return f"""
-Serving on {url} until Ctrl-C. Paste into another terminal:
+Serving on {url} until Ctrl-C, with a console on {console} to see and try it. Or paste into another terminal:
 
 curl -s {url}/v1/chat/completions -H 'content-type: application/json' -d '{shell_safe}'
 

@@ -27,8 +27,10 @@ from deployments.observe.metrics import BankMetrics, RoutingMetrics
 from deployments.replicas.errors import from_ray
 from deployments.replicas.process import join_library_log
 from dlp_core.bank.follower import BankFollower, Refusal
-from dlp_core.bank.manifest import BankManifest
+from dlp_core.bank.manifest import BankDiff, BankManifest, diff
 from dlp_core.bank.publish import rollback
+from dlp_core.bank.reading import BankVersion, list_versions, load_manifest
+from dlp_core.bank.retention import pin, unpin
 from dlp_core.bank.revision import without_adapter
 from dlp_core.decision import Decision, RoutingOptions, decide
 from dlp_core.errors import EngineFailed, RouterUnavailable, StepFailed
@@ -117,6 +119,18 @@ class Ingress:
 
     async def rollback(self, version: str | None) -> BankManifest:
         return await self._apply(asyncio.to_thread(rollback, self._store, version))
+
+    async def pin(self, version: str, *, pinned: bool) -> None:
+        await asyncio.to_thread(pin if pinned else unpin, self._store, version)
+
+    async def versions(self) -> Sequence[BankVersion]:
+        return await asyncio.to_thread(list_versions, self._store)
+
+    async def diff(self, a: str, b: str) -> BankDiff:
+        before, after = await asyncio.gather(
+            *(asyncio.to_thread(load_manifest, self._store, version) for version in (a, b))
+        )
+        return diff(before, after)
 
     async def _apply(self, change: Awaitable[Change]) -> Change:
         """Wait for a change of the bank and until all ingress replicas serve it; return what it returned.

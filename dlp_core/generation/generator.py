@@ -90,6 +90,7 @@ class Generator:
         )
         async with named_as_tools(reader), aclosing(submitted) as events:
             async for event in events:
+                begun = len(event.spans) > max(1, len(spans))
                 spans = event.spans
                 if not echoed:
                     echoed = True
@@ -99,8 +100,9 @@ class Generator:
                     break
                 on_tokens(len(event.token_ids))
                 read = answer.push(event.token_ids)
-                delta = Delta(read.text, logprobs.push(event.logprobs), read.calls)
-                if delta.text or delta.logprobs or delta.calls:
+                told = _reported_spans(spans, len(prompt.ids) + text.tokens) if begun else ()
+                delta = Delta(read.text, logprobs.push(event.logprobs), read.calls, told)
+                if delta.text or delta.logprobs or delta.calls or delta.spans:
                     yield delta
                 if text.stopped:
                     break

@@ -84,6 +84,8 @@ class Delta:
     """Log-probabilities, if requested, of tokens whose text has been sent, or is part of calls."""
     calls: tuple[CallDelta, ...] = ()
     """What follows of calls of tools. Their text is not in `text`."""
+    spans: tuple[Span, ...] = ()
+    """All spans so far, where one has begun since the delta before and it is not the only one."""
 
 
 EndReason = FinishReason | Literal["tool_calls"]

@@ -2,7 +2,7 @@
 
 import { can, get, post } from "./api.js";
 import { bar, chips, dot } from "./colours.js";
-import { bytes, confirm, count, date, empty, h, notice, percent } from "./dom.js";
+import { bytes, cell, confirm, count, date, empty, h, notice, percent } from "./dom.js";
 
 const RESIDENCY_MS = 5000;
 
@@ -41,8 +41,8 @@ export async function show(main, context) {
 
   const timer = setInterval(async () => {
     const now = await get("/console/traffic").catch(() => null);
-    const cells = main.querySelectorAll("[data-resident]");
-    if (now) for (const cell of cells) cell.replaceChildren(...where(cell.dataset.resident, now.resident));
+    const cells = main.querySelectorAll("td[data-resident] > div");
+    if (now) for (const cell of cells) cell.replaceChildren(...where(cell.parentElement.dataset.resident, now.resident));
   }, RESIDENCY_MS);
   return () => clearInterval(timer);
 }
@@ -54,7 +54,6 @@ function adapters(bank, traffic) {
   const asked = {};
   for (const point of traffic?.points ?? []) for (const [name, hits] of Object.entries(point.adapters)) asked[name] = (asked[name] ?? 0) + hits;
   const most = Math.max(1, ...Object.values(asked));
-  const cell = (label, attributes, ...children) => h("td", { "data-label": label, ...attributes }, children);
   return h("section", { class: "card" },
     h("header", {}, h("h2", {}, "Adapters"), traffic?.problem && h("small", { class: "soft" }, `no traffic and residency: ${traffic.problem}`)),
     h("div", { class: "scroll" }, h("table", { class: "stack", id: "adapters" },
@@ -96,7 +95,6 @@ function recipes(list) {
 }
 
 function versionTable(bank, versions, change) {
-  const cell = (label, attributes, ...children) => h("td", { "data-label": label, ...attributes }, children);
   const rows = versions.map((one) => {
     const below = h("tr", { hidden: true }, h("td", { colspan: 5, "data-label": "" }));
     const actions = h("div", { class: "row end" },

@@ -25,7 +25,7 @@ export function chart(title, { kind, format, note = null }) {
     const x = (i) => PAD.left + (inner.w * i) / bins.length;
     const y = (value) => PAD.top + inner.h * (1 - value / top);
     const parts = [];
-    for (const share of [0, 0.5, 1]) {
+    for (const share of format(top / 2) === format(top) ? [0, 1] : [0, 0.5, 1]) {
       parts.push(s("line", { class: "grid", x1: PAD.left, x2: W - PAD.right, y1: y(top * share), y2: y(top * share) }),
         s("text", { x: PAD.left - 6, y: y(top * share) + 4, "text-anchor": "end" }, format(top * share)));
     }
@@ -62,8 +62,9 @@ export function chart(title, { kind, format, note = null }) {
     if (at !== null) parts.push(s("line", { class: "cross", x1: x(at + 0.5), x2: x(at + 0.5), y1: PAD.top, y2: H - PAD.bottom }));
     svg.replaceChildren(...parts);
     const shown = (one) => at !== null ? one.values[at] : kind === "bars" ? one.values.reduce((sum, value) => sum + (value ?? 0), 0) : one.values.findLast((value) => value !== null);
+    if (!series.some((one) => one.values.some((value) => value))) { keys.replaceChildren(h("span", {}, "nothing in this time")); return; }
     keys.replaceChildren(h("span", {}, at === null ? (kind === "bars" ? "all" : "last") : clock(bins[at])),
-      ...series.map((one) => h("span", {}, h("i", { class: "dot", "aria-hidden": "true", style: { background: one.colour } }), one.name, h("b", {}, shown(one) === null || shown(one) === undefined ? "–" : format(shown(one))))));
+      ...series.filter((one) => kind === "lines" || one.values.some(Boolean)).map((one) => h("span", {}, h("i", { class: "dot", "aria-hidden": "true", style: { background: one.colour } }), one.name, h("b", {}, shown(one) === null || shown(one) === undefined ? "–" : format(shown(one))))));
   }
 
   const point = (next) => { if (data) { at = next === null ? null : Math.min(data.bins.length - 1, Math.max(0, next)); draw(); } };

@@ -22,17 +22,28 @@ export function colour(name) {
 export const solid = (name) => (name === null ? "var(--plain)" : `oklch(var(--solid-l) 0.155 ${colour(name)["--hue"]})`);
 const tint = (name) => (name === null ? "var(--plain-tint)" : `oklch(var(--tint-l) var(--tint-c) ${colour(name)["--hue"]})`);
 
-/** The background of text under a mix: its adapters side by side, by weight, as a bar under a tint of the heaviest. */
+const LEAST = 0.22; // of the lines' height, or a small weight could not be seen
+
+/** Hard stops of a gradient, one band for each part. */
+function stops(parts, shares) {
+  let at = 0;
+  return parts.map((part, i) => {
+    const from = at;
+    at += 100 * shares[i];
+    return `${solid(part.adapter)} ${from}% ${at}%`;
+  }).join(", ");
+}
+
+/** The background of text under a mix: a line for each of its adapters, as thick as its weight, under a tint of the
+ * heaviest. A swatch has them side by side. */
 export function paint(element, mix) {
   const parts = mix.length ? mix : [{ adapter: null, weight: 1 }];
   const sum = parts.reduce((total, part) => total + Math.abs(part.weight), 0) || 1;
-  let at = 0;
-  const stops = parts.flatMap((part) => {
-    const from = at;
-    at += (100 * Math.abs(part.weight)) / sum;
-    return [`${solid(part.adapter)} ${from}%`, `${solid(part.adapter)} ${at}%`];
-  });
-  element.style.setProperty("--bar", `linear-gradient(to right, ${stops.join(", ")})`);
+  const shares = parts.map((part) => Math.abs(part.weight) / sum);
+  element.style.setProperty("--bar", `linear-gradient(to right, ${stops(parts, shares)})`);
+  const least = shares.map((share) => Math.max(share, LEAST));
+  const all = least.reduce((total, share) => total + share, 0);
+  element.style.setProperty("--lines", `linear-gradient(to bottom, ${stops(parts, least.map((share) => share / all))})`);
   element.style.setProperty("--tint", tint(parts.reduce((best, part) => (part.weight > best.weight ? part : best)).adapter));
   element.title = nameOf(mix);
 }

@@ -73,5 +73,11 @@ export const count = (n) => (n >= 1e6 ? `${(n / 1e6).toFixed(1)}M` : n >= 1e4 ? 
 export const date = (text) => new Date(text).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
 export const clock = (unix) => new Date(1000 * unix).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
 
+/** A cell of a table that becomes a list on narrow screens, where it has its column's name before it. */
+export const cell = (label, attributes, ...children) => {
+  const filled = children.flat(Infinity).some((child) => child !== null && child !== undefined && child !== false);
+  return h("td", { "data-label": label, ...attributes }, filled && h("div", {}, children));
+};
+
 /** What a page shows instead of what it cannot show. */
 export const empty = (title, ...lines) => h("section", { class: "card empty" }, h("h2", {}, title), lines.map((line) => (typeof line === "string" ? h("p", {}, line) : line)));

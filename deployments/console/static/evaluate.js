@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { chart } from "./chart.js";
-import { date, empty, h } from "./dom.js";
+import { cell, date, empty, h } from "./dom.js";
 
 const SERVED = "top-p=0.9";
 
@@ -12,16 +12,17 @@ export async function show(main) {
     main.append(empty("No folder of reports", "Start the console with --reports DIR, where DIR has what `dlp eval --out` wrote, or a copy of evals/ of the bank's store."));
     return;
   }
+  const unreadable = reports.unreadable.length > 0 && h("section", { class: "card" }, h("h2", { class: "bad" }, "Not readable"), reports.unreadable.map((one) => h("p", { class: "soft" }, h("code", {}, one.path), ` ${one.reason}`)));
   if (!reports.results.length) {
     main.append(empty("No reports yet", `${reports.folder} has no results of an evaluation. This makes some:`,
-      h("pre", { class: "code" }, `dlp eval --suite SUITE --bank URI --base-model DIR --out ${reports.folder}/$(date +%F)`)));
+      h("pre", { class: "code" }, `dlp eval --suite SUITE --bank URI --base-model DIR --out ${reports.folder}/$(date +%F)`)), unreadable || "");
     return;
   }
   const suites = [...new Map(reports.results.map((one) => [one.suite.digest, one.suite])).values()].reverse();
   const choose = h("select", { "aria-label": "Suite", style: { width: "auto" }, onchange: () => draw(choose.value) }, suites.map((suite) => h("option", { value: suite.digest }, `${suite.name}, ${suite.rows} rows`)));
   const body = h("div", { style: { display: "grid", gap: "1rem" } });
   main.append(h("div", { class: "row" }, choose, h("small", { class: "soft" }, reports.folder)), body);
-  if (reports.unreadable.length) main.append(h("section", { class: "card" }, h("h2", { class: "bad" }, "Not readable"), reports.unreadable.map((one) => h("p", { class: "soft" }, h("code", {}, one.path), ` ${one.reason}`))));
+  if (unreadable) main.append(unreadable);
   let open = [];
 
   function draw(digest) {
@@ -42,7 +43,6 @@ const points = (value) => value.toFixed(1);
 const signed = (value) => `${value >= 0 ? "+" : "−"}${Math.abs(value).toFixed(1)}`;
 
 function verdicts(results, gates) {
-  const cell = (label, attributes, ...children) => h("td", { "data-label": label, ...attributes }, children);
   const said = (verdict) => verdict
     ? [h("span", { class: verdict.passed ? "tag good" : "tag bad" }, verdict.passed ? "passed" : "failed"), " ", h("span", { class: "soft" }, `${signed(verdict.mean.mean)} to ${verdict.baseline}`),
       verdict.worse.length ? h("div", { class: "bad" }, `worse: ${verdict.worse.join(", ")}`) : null, verdict.better?.length ? h("div", { class: "good" }, `better: ${verdict.better.join(", ")}`) : null]
@@ -62,7 +62,7 @@ function verdicts(results, gates) {
 function byTask(results) {
   const shown = results.slice(-6);
   const tasks = [...new Set(shown.flatMap((one) => Object.keys(armOf(one).tasks)))].sort();
-  const cell = (result, task) => {
+  const scored = (result, task) => {
     const score = armOf(result).tasks[task]?.score;
     if (!score) return h("td", { class: "cell soft" }, "–");
     return h("td", { class: "cell", title: `${points(score.low)} to ${points(score.high)}`, style: { background: `color-mix(in oklch, var(--good) ${Math.round(score.mean * 0.42)}%, var(--raised))` } }, points(score.mean));
@@ -70,7 +70,7 @@ function byTask(results) {
   return h("section", { class: "card" }, h("header", {}, h("h2", {}, "Score by task"), h("small", { class: "soft" }, "points of 100; the interval is under the pointer")),
     h("div", { class: "scroll" }, h("table", { class: "heat" },
       h("thead", {}, h("tr", {}, h("th", {}, "task"), shown.map((one) => h("th", { class: "num" }, h("code", {}, one.bank.version))))),
-      h("tbody", {}, tasks.map((task) => h("tr", {}, h("th", {}, task), shown.map((one) => cell(one, task))))))));
+      h("tbody", {}, tasks.map((task) => h("tr", {}, h("th", {}, task), shown.map((one) => scored(one, task))))))));
 }
 
 function lines(results) {
@@ -83,7 +83,6 @@ function lines(results) {
 }
 
 function arms(result) {
-  const cell = (label, attributes, ...children) => h("td", { "data-label": label, ...attributes }, children);
   const most = Math.max(...result.arms.map((arm) => arm.score.mean), 1);
   return h("section", { class: "card" },
     h("header", {}, h("h2", {}, "Does routing pay?"), h("small", { class: "soft" }, `arms of the newest report: bank ${result.bank.version}, ${result.setup}`)),

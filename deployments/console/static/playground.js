@@ -67,7 +67,7 @@ export async function show(main, context) {
   const slider = (label, key, attributes, format = String) => {
     const out = h("output", {}, format(wanted[key]));
     return h("label", { class: "field" }, h("span", {}, label, out),
-      h("input", { type: "range", name: key, "aria-label": label, value: String(wanted[key]), ...attributes, oninput: (event) => { wanted[key] = Number(event.target.value); out.textContent = format(wanted[key]); save(); } }));
+      h("input", { type: "range", name: key, "aria-label": label, ...attributes, value: String(wanted[key]), oninput: (event) => { wanted[key] = Number(event.target.value); out.textContent = format(wanted[key]); save(); } }));
   };
 
   main.append(
