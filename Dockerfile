@@ -26,7 +26,7 @@ RUN pip wheel --no-deps --wheel-dir /wheels .
 FROM build AS build-cpu
 RUN pip install --constraint constraints.txt --index-url https://download.pytorch.org/whl/cpu torch
 RUN --mount=from=wheel,source=/wheels,target=/wheels \
-    pip install --constraint constraints.txt "$(ls /wheels/*.whl)[serve,transformers,clouds,otel,eval]"
+    pip install --constraint constraints.txt "$(ls /wheels/*.whl)[serve,console,transformers,clouds,otel,eval]"
 
 FROM build AS build-cuda
 RUN pip install --constraint constraints.txt torch

@@ -1,5 +1,6 @@
 """A server for the console's tests, without Ray and without a model: the real HTTP API over a real bank in a real
-store, routed by its real router. Answers are the prompt's words, under a second mix from the second sentence on if asked so.
+store, routed by its real router. Answers are the prompt's words; with a mix for each sentence, the plain backbone
+writes what follows the first one.
 
 What the API does not have of its own in one process is played: the metrics, and the requests that were kept.
 """

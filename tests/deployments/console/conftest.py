@@ -1,0 +1,142 @@
+"""A console in front of the real API over the demo bank, without Ray and without a model, and a browser."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from benchmarks.measure import browser
+from deployments.console.app import create_console
+from deployments.console.server import serving
+from deployments.console.settings import ConsoleSettings
+from deployments.http.access import TOKEN_VARIABLE
+from dlp_core.bank.publish import publish
+from dlp_core.ports import free_ports
+from dlp_core.store.opening import open_store
+from tests.support.console import server
+from tests.support.paths import ROOT
+from tests.support.waiting import HANG_S
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+TOKEN = "admin-token-of-the-tests"
+DEMO = ROOT / "examples" / "bank"
+KEPT = [
+    {
+        "id": f"chatcmpl-{number}",
+        "created": 1.8e9,
+        "text": text,
+        "mix": [{"adapter": adapter, "weight": 1.0}],
+        "confidence": confidence,
+        "reason": "routed",
+        "bank": "one",
+    }
+    for number, (text, adapter, confidence) in enumerate(
+        [("the tenth of May as a date", "iso_date", 0.9), ("list all files", "text_to_sql", 0.4), ("hi", "cron", 0.6)]
+    )
+]
+
+
+@dataclass
+class Console:
+    """Two published banks, of which `two`, without the adapter cron, serves."""
+
+    url: str
+    store: str
+    without_cron: Path
+    feedback: list[dict[str, Any]]
+
+
+@pytest.fixture
+def console(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Console]:
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    store = str(tmp_path / "store")
+    publish(open_store(store), DEMO, version="one")
+    without_cron = _without(tmp_path / "bank", "cron")
+    app, feedback = server(store, tmp_path / "cache", kept=KEPT)
+    ports = free_ports(2)
+    with serving(app, port=ports[0]) as url:
+        settings = ConsoleSettings(url, admin_token=TOKEN, reports=reports(tmp_path / "reports"))
+        with serving(create_console(settings, every_s=0.2), port=ports[1]) as address:
+            yield Console(address, store, without_cron, feedback)
+
+
+def _without(folder: Path, adapter: str) -> Path:
+    """The demo bank without an adapter; its router is left out, which knows that one."""
+    shutil.copytree(DEMO / "adapters", folder / "adapters", ignore=lambda _, names: {adapter} & set(names))
+    shutil.copy(DEMO / "bank.json", folder)
+    return folder
+
+
+def reports(folder: Path) -> Path:
+    """Results of two banks on one suite, of which the second lost a task, in the shape that `dlp eval` writes."""
+    for number, scores in enumerate(([1.0] * 20 + [0.0] * 5, [0.0] * 20 + [1.0] * 5)):
+        rows = {f"r{n}": {"task": "sql", "scores": {"top-p=0.9": score}} for n, score in enumerate(scores)}
+        rows |= {f"s{n}": {"task": "dates", "scores": {"top-p=0.9": 1.0}} for n in range(25)}
+        mean = 100 * sum(scores) / len(scores)
+        tasks = {
+            name: {"rows": 25, "score": {"mean": value, "low": value, "high": value}, "metrics": {}}
+            for name, value in (("sql", mean), ("dates", 100.0))
+        }
+        overall = (mean + 100) / 2
+        results = {
+            "created": f"2026-11-2{number}T10:00:00Z",
+            "suite": {"name": "people", "digest": "79e4d5c75def", "rows": 50, "seed": 0},
+            "bank": {
+                "version": f"bank-{number}",
+                "digest": f"sha256:{number}",
+                "base_model": "m",
+                "adapters": 2,
+                "router": None,
+            },
+            "setup": "m in bfloat16",
+            "seconds": 1.0,
+            "arms": [
+                {
+                    "name": "top-p=0.9",
+                    "score": {"mean": overall, "low": overall, "high": overall},
+                    "tasks": tasks,
+                    "adapters": 1.0,
+                    "plain": 0.0,
+                    "choices": str(number),
+                }
+            ],
+            "router": None,
+            "composites": [],
+            "rows": rows,
+        }
+        path = folder / str(number) / "results.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(results))
+    (folder / "other.json").write_text("[1, 2]")
+    (folder / "damaged.json").write_text(json.dumps({"suite": {}, "bank": {}, "arms": []}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    if reason := browser.missing():
+        pytest.skip(reason)
+    with browser.chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def page(chromium: Browser) -> Iterator[Page]:
+    """A page of a fresh profile. What the page itself reports as an error fails the test."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 860}, reduced_motion="reduce")
+    context.set_default_timeout(1000 * HANG_S)
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    found = context.new_page()
+    problems: list[str] = []
+    found.on("pageerror", lambda error: problems.append(str(error)))
+    yield found
+    context.close()
+    assert problems == []
