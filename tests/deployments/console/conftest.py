@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from benchmarks.measure import browser
 from deployments.console.app import create_console
@@ -42,6 +44,20 @@ KEPT = [
         [("the tenth of May as a date", "iso_date", 0.9), ("list all files", "text_to_sql", 0.4), ("hi", "cron", 0.6)]
     )
 ]
+
+
+OWN = "http://127.0.0.1:8001"
+"""Where a console of `http` is."""
+Open = Callable[..., TestClient]
+
+
+@pytest.fixture
+def http() -> Iterator[Open]:
+    """Makes consoles without a server in between, each from its settings."""
+    with ExitStack() as opened:
+        yield lambda url, **settings: opened.enter_context(
+            TestClient(create_console(ConsoleSettings(url, **settings)), base_url=OWN)
+        )
 
 
 @dataclass

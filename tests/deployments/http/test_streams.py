@@ -16,7 +16,7 @@ from deployments.http.streams import AnswerStream
 from dlp_core.decision import Decision, RoutingOptions
 from dlp_core.errors import DeadlineExceeded, DLPError, EngineFailed
 from dlp_core.generation.messages import Delta, Finished, Piece
-from dlp_core.mix import EMPTY_MIX
+from dlp_core.mix import EMPTY_MIX, Mix, Span
 
 NEVER = 3600.0
 END = Finished("stop", 3, 2, ())
@@ -87,6 +87,20 @@ async def test_events_come_as_pieces_do_and_those_that_came_together_in_one_stri
     assert last["dlp"]["bank"] == "b1"
     assert done == "data: [DONE]"
     assert generation.closed
+
+
+def test_spans_are_told_in_the_chunk_with_which_one_begins() -> None:
+    spans = (Span(0, 3, EMPTY_MIX), Span(3, 4, Mix.of({"a": 1.0})))
+    decision = Decision(RoutingOptions("auto", 0.9, 3), "b1", EMPTY_MIX, {"a": "sha256:a"}, "routed")
+    reply = Reply("cmpl-1", 0, "text", [decision])
+    chunk = reply.delta(0, Delta("b", (), (), spans))
+    assert chunk["dlp"] == {
+        "spans": [
+            {"start": 0, "end": 3, "mix": []},
+            {"start": 3, "end": 4, "mix": [{"adapter": "a", "weight": 1.0, "digest": "sha256:a"}]},
+        ]
+    }
+    assert "dlp" not in reply.delta(0, Delta("a"))
 
 
 async def test_choices_are_merged_in_the_order_they_speak_and_reported_in_their_own() -> None:

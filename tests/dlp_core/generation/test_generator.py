@@ -102,6 +102,31 @@ async def test_spans_name_adapters_as_their_bank_does(engine: FusedEngine, codec
     assert second.mix == Mix.of({"a": 0.5})
 
 
+async def test_a_span_that_begins_is_told_with_its_first_token(engine: FusedEngine, codec: TextCodec) -> None:
+    prompt = codec.encode_chat(CONVERSATION)
+    mix = Mix.of({"a": 0.5})
+    tokens = iter(range(100))
+    plan = Plan(((0, EMPTY_MIX),), lambda _: mix if next(tokens) == 3 else None)
+    generated = Generator(engine, codec).generate(prompt, plan, GREEDY, request_id="1")
+    async with aclosing(generated) as pieces:
+        *deltas, last = [piece async for piece in pieces]
+    assert isinstance(last, Finished)
+    told = [delta.spans for delta in deltas if isinstance(delta, Delta) and delta.spans]
+    assert [[span.mix for span in spans] for spans in told] == [[EMPTY_MIX, mix]]
+    assert [(span.start, span.mix) for span in told[0]] == [(span.start, span.mix) for span in last.spans]
+    assert len(prompt.ids) < told[0][1].start < told[0][1].end <= last.spans[-1].end
+
+
+async def test_spans_of_the_prompt_are_told_at_once(engine: FusedEngine, codec: TextCodec) -> None:
+    plan = Plan(((0, EMPTY_MIX), (3, Mix.of({"a": 0.5}))))
+    generated = Generator(engine, codec).generate(CONVERSATION, plan, GREEDY, request_id="1")
+    async with aclosing(generated) as pieces:
+        first, *others = [piece async for piece in pieces]
+    assert isinstance(first, Delta)
+    assert len(first.spans) == 2
+    assert all(not delta.spans for delta in others if isinstance(delta, Delta))
+
+
 async def test_tokens_are_counted_as_they_arrive(engine: FusedEngine, codec: TextCodec) -> None:
     arrived: list[int] = []
     generated = Generator(engine, codec).generate(
