@@ -59,10 +59,10 @@ export class Answer {
           if (choice.finish_reason) this.finish = choice.finish_reason;
         }
         this.#recolour();
-        this.state.textContent = `${this.tokens.length} tokens`;
+        this.state.textContent = this.#counted();
         if (chunk.dlp?.bank) this.#show(chunk, { first: (first ?? performance.now()) - began, took: (last ?? 0) - (first ?? 0) });
       }
-      this.state.textContent = this.finish === "length" ? `${this.tokens.length} tokens, cut at max tokens` : `${this.tokens.length} tokens`;
+      this.state.textContent = this.#counted() + (this.finish === "length" ? ", cut at max tokens" : "");
     } catch (error) {
       if (error.name === "AbortError") this.state.textContent = "stopped";
       else {
@@ -75,6 +75,8 @@ export class Answer {
     }
     await explaining;
   }
+
+  #counted() { return `${this.tokens.length} token${this.tokens.length === 1 ? "" : "s"}`; }
 
   /** Append what a choice of a chunk brings: its tokens, or its text if tokens are not told. */
   #add(choice) {
@@ -145,7 +147,7 @@ export class Answer {
     const fact = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value));
     this.facts.replaceChildren(
       fact("first token", seconds(times.first / 1000)),
-      rate && fact("then", `${rate.toFixed(0)} tokens/s`),
+      rate === null ? "" : fact("then", `${rate.toFixed(0)} tokens/s`),
       dlp.confidence !== null && dlp.confidence !== undefined ? fact("confidence", percent(dlp.confidence, 1)) : "",
       fact("bank", h("code", {}, dlp.bank)));
     this.facts.hidden = false;

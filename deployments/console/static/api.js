@@ -59,16 +59,17 @@ export async function* stream(path, body, { signal, opened }) {
 }
 
 /** What this server and this console can do, found out once and again when the bank changes. */
-export const can = { admin: false, versions: false, canary: false, shadow: false, pinBank: false, feedback: false };
+export const can = { admin: false, versions: false, canary: false, shadow: false, pinBank: false, stage: false, feedback: false };
 
 export async function findOut(state) {
   const described = await get("/api/openapi.json").catch(() => ({ paths: {} }));
   const has = (path) => path in (described.paths ?? {});
-  const options = described.components?.schemas?.DLPOptions?.properties ?? {};
+  const fields = (schema) => described.components?.schemas?.[schema]?.properties ?? {};
   can.admin = state.admin;
   can.versions = state.admin && has("/v1/bank/versions");
   can.canary = state.admin && has("/v1/bank/canary");
   can.shadow = state.admin && has("/v1/bank/shadow");
-  can.pinBank = "bank" in options;
+  can.pinBank = "bank" in fields("DLPOptions");
+  can.stage = state.admin && "stage" in fields("PublishBank");
   can.feedback = has("/v1/feedback");
 }

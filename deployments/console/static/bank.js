@@ -31,8 +31,10 @@ export async function show(main, context) {
     tile("adapters", h("b", {}, count(bank.adapters.length)), bytes(size)),
     tile("router", h("b", { class: "mono" }, bank.router?.version ?? "none"), bank.router ? `chooses among ${bank.router.labels.length}` : "adapters by name only")));
 
-  if (bank.canary) main.append(trial("Canary", bank.canary, change));
-  if (bank.shadow) main.append(trial("Shadow", bank.shadow, change));
+  const { canary, canary_end: ended, shadow } = bank.rollout ?? bank;
+  if (canary) main.append(trial("Canary", canary, change));
+  else if (ended) main.append(h("p", { class: "soft" }, "The last canary, ", h("code", {}, ended.version), `, was ${ended.outcome.replaceAll("_", " ")}: ${ended.reason}.`));
+  if (shadow) main.append(trial("Shadow", shadow, change));
   main.append(adapters(bank, traffic));
   if (bank.recipes?.length) main.append(recipes(bank.recipes));
   main.append(versions ? versionTable(bank, versions, change) : empty("Versions are the operator's",
@@ -77,14 +79,39 @@ function where(name, resident) {
   return [h("span", { class: "tag good", title: holders.join("\n") }, `${holders.length} of ${replicas.length} replica${replicas.length === 1 ? "" : "s"}`)];
 }
 
+const UNTOLD = ["id", "version", "manifest_sha256", "counts", "test"];
+
+/** A canary or a shadow: what it is told to do, what was counted of it, and what its test says. */
 function trial(kind, facts, change) {
-  const told = Object.entries(facts).filter(([name, value]) => !["id", "manifest_sha256"].includes(name) && value !== null && typeof value !== "object");
-  return h("section", { class: "card", id: kind.toLowerCase() },
-    h("header", {}, h("h2", {}, `${kind}: `, h("code", {}, facts.version)),
-      h("div", { class: "row" }, kind === "Canary" && can.admin && h("button", { class: "small primary", onclick: async () => {
+  const told = Object.entries(facts).filter(([name, value]) => !UNTOLD.includes(name) && value !== null);
+  const shown = (name, value) => (name === "share" ? percent(value, 1) : name === "began" ? date(value) : String(value));
+  const path = kind.toLowerCase();
+  return h("section", { class: "card", id: path },
+    h("header", {}, h("h2", {}, `${kind} `, h("code", {}, facts.version)), can.admin && h("div", { class: "row" },
+      h("button", { class: "small", onclick: () => change(path, { stop: true }, () => `${facts.version} is no longer the ${path}`) }, "Stop"),
+      kind === "Canary" && h("button", { class: "small primary", onclick: async () => {
         if (await confirm(`Promote ${facts.version} to all requests?`, { yes: "Promote" })) change("promote", {}, () => `${facts.version} serves`);
       } }, "Promote"))),
-    h("dl", { class: "facts" }, told.map(([name, value]) => h("div", {}, h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, name === "share" ? percent(value, 1) : String(value))))));
+    h("dl", { class: "facts" }, told.map(([name, value]) => h("div", {}, h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, shown(name, value))))),
+    facts.counts && counted(facts.counts),
+    facts.test && verdict(facts.test));
+}
+
+/** Counts of two banks side by side with their shares, or those of a shadow. */
+function counted(counts) {
+  if (!counts.serving) return h("dl", { class: "facts" }, Object.entries(counts).map(([name, n]) => h("div", {}, h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, count(n)))));
+  const of = (bank, name) => (name === "negative" ? bank.rated : bank.requests);
+  const names = Object.keys(counts.serving);
+  return h("div", { class: "scroll" }, h("table", {},
+    h("thead", {}, h("tr", {}, h("th", {}), names.map((name) => h("th", { class: "num" }, name)))),
+    h("tbody", {}, Object.entries(counts).map(([bank, found]) => h("tr", {}, h("td", {}, bank), names.map((name) => h("td", { class: "num" }, count(found[name]),
+      !["requests", "rated"].includes(name) && of(found, name) > 0 && h("small", { class: "soft" }, ` ${percent(found[name] / of(found, name), 1)}`))))))));
+}
+
+function verdict(test) {
+  const alarm = test.evidence_log10 >= test.alarm_log10;
+  return h("p", { class: alarm ? "bad" : "soft" }, `Evidence that it is worse: 10^${test.evidence_log10.toFixed(2)} to 1, alarm from 10^${test.alarm_log10.toFixed(0)} on. `,
+    Object.entries(test.signals_log10 ?? {}).map(([name, value]) => `${name} ${value.toFixed(2)}`).join(", "));
 }
 
 function recipes(list) {
@@ -155,14 +182,18 @@ async function canary(one, change) {
 function publishForm(change) {
   const folder = h("input", { type: "text", name: "folder", placeholder: "s3://bucket/candidate/, or a folder on the backbone's node", autocomplete: "off", spellcheck: false });
   const version = h("input", { type: "text", name: "version", placeholder: "derived from its content", autocomplete: "off", spellcheck: false });
+  const stage = can.stage && h("input", { type: "checkbox", name: "stage" });
   const button = h("button", { class: "primary", onclick: async (event) => {
     event.preventDefault();
     if (!folder.value.trim()) { folder.focus(); return; }
-    if (!(await confirm(`Publish ${folder.value.trim()} to all requests?`, { detail: h("p", { class: "soft" }, "Every adapter is checked against the base model first. The bank that serves stays until all replicas have the new one."), yes: "Publish" }))) return;
+    const staged = Boolean(stage && stage.checked);
+    if (!(await confirm(staged ? `Store ${folder.value.trim()} without serving it?` : `Publish ${folder.value.trim()} to all requests?`, { detail: h("p", { class: "soft" }, "Every adapter is checked against the base model first. The bank that serves stays until all replicas have the new one."), yes: staged ? "Store" : "Publish" }))) return;
     button.disabled = true;
     button.textContent = "Publishing …";
-    await change("publish", { folder: folder.value.trim(), ...(version.value.trim() ? { version: version.value.trim() } : {}) }, (said) => `${said.version} serves, with ${said.adapters} adapters`);
+    await change("publish", { folder: folder.value.trim(), ...(version.value.trim() ? { version: version.value.trim() } : {}), ...(staged ? { stage: true } : {}) },
+      (said) => `${said.version} ${staged ? "is stored" : "serves"}, with ${said.adapters} adapters`);
   } }, "Publish");
   return h("section", { class: "card" }, h("header", {}, h("h2", {}, "Publish a bank folder")),
-    h("form", { class: "publish" }, h("label", { class: "field" }, h("span", {}, "folder"), folder), h("label", { class: "field" }, h("span", {}, "version"), version), button));
+    h("form", { class: "publish" }, h("label", { class: "field" }, h("span", {}, "folder"), folder), h("label", { class: "field" }, h("span", {}, "version"), version), button,
+      stage && h("label", { class: "row" }, stage, "only store it, for a canary or a shadow")));
 }

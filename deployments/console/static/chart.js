@@ -82,5 +82,5 @@ export function chart(title, { kind, format, note = null }) {
 function nice(value) {
   if (value <= 0) return 1;
   const unit = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 4, 5, 10].map((factor) => factor * unit).find((step) => step >= value);
+  return [1, 2, 3, 4, 6, 8, 10].map((factor) => factor * unit).find((step) => step >= value);
 }

@@ -43,6 +43,7 @@ export function paint(element, mix) {
   element.style.setProperty("--bar", `linear-gradient(to right, ${stops(parts, shares)})`);
   const least = shares.map((share) => Math.max(share, LEAST));
   const all = least.reduce((total, share) => total + share, 0);
+  element.style.setProperty("--thick", `${1 + 2 * parts.length}px`);
   element.style.setProperty("--lines", `linear-gradient(to bottom, ${stops(parts, least.map((share) => share / all))})`);
   element.style.setProperty("--tint", tint(parts.reduce((best, part) => (part.weight > best.weight ? part : best)).adapter));
   element.title = nameOf(mix);

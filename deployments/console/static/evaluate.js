@@ -59,18 +59,21 @@ function verdicts(results, gates) {
       })))));
 }
 
+/** Of several banks, each under the arm that serves; of a single one, its arms. */
 function byTask(results) {
-  const shown = results.slice(-6);
-  const tasks = [...new Set(shown.flatMap((one) => Object.keys(armOf(one).tasks)))].sort();
-  const scored = (result, task) => {
-    const score = armOf(result).tasks[task]?.score;
+  const columns = results.length > 1
+    ? results.slice(-6).map((one) => ({ name: one.bank.version, tasks: armOf(one).tasks }))
+    : results[0].arms.filter((arm, i, all) => all.findIndex((other) => other.choices === arm.choices) === i).slice(0, 6);
+  const tasks = [...new Set(columns.flatMap((one) => Object.keys(one.tasks)))].sort();
+  const scored = (column, task) => {
+    const score = column.tasks[task]?.score;
     if (!score) return h("td", { class: "cell soft" }, "–");
     return h("td", { class: "cell", title: `${points(score.low)} to ${points(score.high)}`, style: { background: `color-mix(in oklch, var(--good) ${Math.round(score.mean * 0.42)}%, var(--raised))` } }, points(score.mean));
   };
-  return h("section", { class: "card" }, h("header", {}, h("h2", {}, "Score by task"), h("small", { class: "soft" }, "points of 100; the interval is under the pointer")),
+  return h("section", { class: "card" }, h("header", {}, h("h2", {}, results.length > 1 ? "Score by task" : "Score by task and arm"), h("small", { class: "soft" }, "points of 100; the interval is under the pointer")),
     h("div", { class: "scroll" }, h("table", { class: "heat" },
-      h("thead", {}, h("tr", {}, h("th", {}, "task"), shown.map((one) => h("th", { class: "num" }, h("code", {}, one.bank.version))))),
-      h("tbody", {}, tasks.map((task) => h("tr", {}, h("th", {}, task), shown.map((one) => scored(one, task))))))));
+      h("thead", {}, h("tr", {}, h("th", {}, "task"), columns.map((one) => h("th", { class: "num" }, h("code", {}, one.name))))),
+      h("tbody", {}, tasks.map((task) => h("tr", {}, h("th", {}, task), columns.map((one) => scored(one, task))))))));
 }
 
 function lines(results) {

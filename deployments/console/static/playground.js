@@ -1,6 +1,6 @@
 // Try a prompt: what answers, which adapters each token ran under, and why. Two sides compare.
 
-import { can, get } from "./api.js";
+import { can } from "./api.js";
 import { Answer } from "./answer.js";
 import { curl, python } from "./code.js";
 import { copy, h, segmented } from "./dom.js";
@@ -12,7 +12,8 @@ export async function show(main, context) {
   const { bank, state } = context;
   const wanted = { ...DEFAULTS, ...JSON.parse(sessionStorage.getItem(STORED) ?? "{}") };
   const save = () => sessionStorage.setItem(STORED, JSON.stringify(wanted));
-  const versions = can.pinBank && can.versions ? await get("/api/v1/bank/versions").then((list) => list.data, () => []) : [];
+  const { canary, shadow } = bank.rollout ?? bank;
+  const beside = can.pinBank ? [canary && ["canary", canary.version], shadow && ["shadow", shadow.version]].filter(Boolean) : [];
 
   const prompt = h("textarea", { class: "prompt", id: "prompt", "aria-label": "Prompt", rows: 4, placeholder: "Ask what one of the adapters can answer …", oninput: () => { wanted.prompt = prompt.value; save(); } });
   const system = h("textarea", { rows: 2, "aria-label": "System prompt", oninput: () => { wanted.system = system.value; save(); } });
@@ -29,8 +30,10 @@ export async function show(main, context) {
     if (!model.value) model.value = "auto";
     side.model = model.value;
     if (!bank.router) model.options[0].disabled = true;
-    const pinned = versions.length > 1 && h("select", { "aria-label": `Bank of side ${index + 1}`, onchange: () => { side.bank = pinned.value; save(); } },
-      h("option", { value: "" }, "bank that serves"), versions.filter((one) => !one.current).map((one) => h("option", { value: one.version }, one.version)));
+    const pinned = beside.length > 0 && h("select", { "aria-label": `Bank of side ${index + 1}`, onchange: () => { side.bank = pinned.value; save(); } },
+      h("option", { value: "" }, "the server picks a bank"), h("option", { value: bank.version }, `serving ${bank.version}`), beside.map(([kind, version]) => h("option", { value: version }, `${kind} ${version}`)));
+    if (pinned && side.bank) pinned.value = side.bank;
+    if (!pinned || !pinned.value) delete side.bank;
     const tools = h("div", { class: "row end" },
       h("button", { type: "button", class: "ghost small", onclick: () => copy(curl(state.url, path(), body(side), state.key), "curl") }, "Copy as curl"),
       h("button", { type: "button", class: "ghost small", onclick: () => copy(python(state.url, path(), body(side), state.key), "Python") }, "Copy as Python"));
@@ -78,7 +81,7 @@ export async function show(main, context) {
         prompt, systemBox,
         h("div", { class: "row" }, runButton, stopButton, h("label", { class: "row" }, two, "Two answers side by side"))),
       h("div", { class: "knobs" },
-        slider("top_p of adapters", "topP", { min: "0.05", max: "1", step: "0.05" }, (value) => value.toFixed(2)),
+        slider("top_p", "topP", { min: "0.05", max: "1", step: "0.05" }, (value) => value.toFixed(2)),
         slider("max adapters", "most", { min: "1", max: "8", step: "1" }),
         slider("temperature", "temperature", { min: "0", max: "2", step: "0.1" }, (value) => (value ? value.toFixed(1) : "greedy")),
         slider("max tokens", "tokens", { min: "8", max: "512", step: "8" }),

@@ -41,7 +41,8 @@ export async function show(main, { bank }) {
     if (!items.length) return;
     current = Math.max(0, Math.min(items.length - 1, index));
     elements.forEach((element, i) => {
-      element.toggleAttribute("aria-current", i === current);
+      if (i === current) element.setAttribute("aria-current", "true");
+      else element.removeAttribute("aria-current");
       element.querySelector(".verdict").replaceChildren(...(i === current ? choices() : []));
       element.querySelector(".verdict").hidden = i !== current;
     });

@@ -11,7 +11,7 @@ from dlp_core.store.opening import open_store
 from tests.deployments.console.conftest import Console
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Browser, Locator, Page, Route
 
 pytestmark = pytest.mark.slow
 
@@ -255,3 +255,65 @@ def test_the_theme_is_kept(page: Page, console: Console) -> None:
     assert after != before
     page.reload()
     assert page.evaluate(background) == after
+
+
+# --- a server that has more
+
+
+ROLLOUT = {
+    "serving": {"version": "one", "since": "2026-11-27T08:00:00+00:00", "previous": None},
+    "canary": {
+        "version": "two",
+        "id": "5f0c2a9d11be",
+        "share": 0.05,
+        "sticky_by": "user",
+        "state": "running",
+        "counts": {
+            "serving": {"requests": 1904, "rated": 40, "negative": 4, "error": 2},
+            "canary": {"requests": 101, "rated": 2, "negative": 0, "error": 0},
+        },
+        "test": {"evidence_log10": -0.05, "alarm_log10": 2.0, "signals_log10": {"negative": -0.09}},
+    },
+    "canary_end": None,
+    "shadow": None,
+}
+
+
+def test_a_canary_is_shown_where_the_server_has_one(page: Page, console: Console) -> None:
+    """Adds to the server's answers what one with a canary says."""
+    asked: list[str] = []
+
+    def bank(route: Route) -> None:
+        route.fulfill(json={**route.fetch().json(), "rollout": ROLLOUT})
+
+    def openapi(route: Route) -> None:
+        described = route.fetch().json()
+        described["paths"] |= {"/v1/bank/canary": {}, "/v1/bank/shadow": {}}
+        described["components"]["schemas"]["DLPOptions"]["properties"]["bank"] = {}
+        route.fulfill(json=described)
+
+    def promote(route: Route) -> None:
+        asked.append(route.request.post_data or "")
+        route.fulfill(json=ROLLOUT)
+
+    page.route("**/api/v1/bank", bank)
+    page.route("**/api/openapi.json", openapi)
+    page.route("**/api/v1/bank/promote", promote)
+    opened(page, console, "bank")
+    panel = page.locator("#canary")
+    assert "share5.0 %" in text_of(panel)
+    assert "serving 1904 40 4 10.0 % 2 0.1 %" in text_of(panel)
+    panel.get_by_role("button", name="Promote").click()
+    page.get_by_role("dialog").get_by_role("button", name="Promote").click()
+    page.get_by_text("two serves").wait_for()
+    assert asked == ["{}"]
+    opened(page, console, "playground")
+    assert "canary two" in text_of(page.get_by_label("Bank of side 1"))
+
+
+def test_without_a_canary_nothing_speaks_of_one(page: Page, console: Console) -> None:
+    opened(page, console, "bank")
+    assert page.locator("#canary").count() == 0
+    assert page.get_by_role("button", name="Canary").count() == 0
+    opened(page, console, "playground")
+    assert page.get_by_label("Bank of side 1").count() == 0
