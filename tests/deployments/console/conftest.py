@@ -136,8 +136,9 @@ def reports(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
+    """For one file: Playwright's event loop runs on this thread until then, and asynchronous tests need their own."""
     if reason := browser.missing():
         pytest.skip(reason)
     with browser.chromium() as found:
