@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PAGES = ("playground", "bank", "traffic", "review", "evaluate")
 WIDE, NARROW = (1280, 860), (390, 844)
-PROMPT = "What is the sentiment of this support ticket? I was charged twice and nobody answers, terrible service"
+PROMPT = "Set a timer for the third of March 2021 at 7:30"
 TRANSFERRED = """() => {
   const all = performance.getEntriesByType("resource");
   const paint = performance.getEntriesByName("first-contentful-paint")[0];

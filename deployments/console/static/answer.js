@@ -35,7 +35,7 @@ export class Answer {
   async run(path, body) {
     this.stop();
     const aborting = (this.aborting = new AbortController());
-    Object.assign(this, { tokens: [], mixes: [], painted: [], spans: null, promptTokens: null, decoder: new TextDecoder() });
+    Object.assign(this, { tokens: [], mixes: [], painted: [], spans: null, promptTokens: null, said: "", shown: "", measured: false, decoder: new TextDecoder() });
     this.text.replaceChildren(this.caret = h("span", { class: "caret" }));
     this.text.classList.remove("dim");
     this.legend.replaceChildren();
@@ -84,8 +84,13 @@ export class Answer {
     const tokens = choice.delta
       ? (choice.logprobs?.content ?? []).map((token) => ({ text: this.decoder.decode(Uint8Array.from(token.bytes), { stream: true }), logprob: token.logprob, top: token.top_logprobs.map((other) => [other.token, other.logprob]) }))
       : (choice.logprobs?.tokens ?? []).map((token, i) => ({ text: token, logprob: choice.logprobs.token_logprobs[i], top: Object.entries(choice.logprobs.top_logprobs?.[i] ?? {}) }));
-    if (!tokens.length && text) tokens.push({ text });
+    this.said += text ?? "";
+    this.measured ||= tokens.length > 0;
+    // text may come before the token it belongs to is complete; what is still missing at the end, half a character, has none
+    const missing = this.said.slice(this.shown.length);
+    if (missing && !tokens.length && (choice.finish_reason || !this.measured)) tokens.push({ text: missing });
     for (const token of tokens) {
+      this.shown += token.text;
       const element = h("span", { class: "token" }, token.text);
       element.dataset.p = token.logprob === undefined || token.logprob === null ? "" : percent(Math.exp(token.logprob), 1);
       element.top = token.top ?? [];
