@@ -76,6 +76,8 @@ FIGURES: dict[str, Figure] = {
         serving.loads,
         serving.loads_vllm,
         serving.loads_vllm_ratio,
+        serving.console_pages,
+        serving.console_weight,
         routing.router_people,
         routing.router_people_right,
         routing.router_people_refused,

@@ -154,6 +154,19 @@ def loads_vllm_ratio(results: Results) -> str:
     return f"{results['load_overlap_vllm']['p99_ratio']:.2f}"
 
 
+def console_pages(results: Results) -> str:
+    """From a navigation to the whole page of a console, over its pages and two widths."""
+    ready = [row["ready_ms"] for row in results["console"]["rows"]]
+    return f"{min(ready) / 1000:.1f} to {max(ready) / 1000:.1f} s"
+
+
+def console_weight(results: Results) -> str:
+    """What such a page takes."""
+    rows = results["console"]["rows"]
+    requests, sizes = [row["resources"] for row in rows], [row["bytes"] for row in rows]
+    return f"{min(requests)} to {max(requests)}, {min(sizes) / 1000:.0f} to {max(sizes) / 1000:.0f} kB"
+
+
 def _loads(result: Result) -> Lines:
     rows = [
         [name, _ms(result[side]["p50_ms"]), _ms(result[side]["p99_ms"])]

@@ -47,6 +47,7 @@ SOURCES = {
     ),
     "cold_start": _benchmark("cold_start", "MODEL_DIR"),
     "concurrent_streams": _benchmark("concurrent_streams", "--url http://127.0.0.1:8000"),
+    "console": _benchmark("console", "--url http://127.0.0.1:8001"),
     "decode_step": _benchmark("decode_step", "MODEL_DIR"),
     "demo_quality": _benchmark("demo_quality", "--url http://127.0.0.1:8000/v1"),
     "engine": _benchmark("engine", "MODEL_DIR"),
