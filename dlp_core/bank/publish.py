@@ -59,6 +59,7 @@ def publish(
     version: str | None = None,
     check: Check | None = None,
     rules: Rules = LENIENT,
+    stage: bool = False,
     report: Report = unreported,
     read: Progress = silent,
     confirm: Confirm = lambda _: None,
@@ -68,26 +69,27 @@ def publish(
 
     The folder holds `bank.json` ({"base_model": "<id>"}), `adapters/<name>/` with PEFT files and, optionally,
     `router/`. Everything is validated before the first byte is written. `version` names the bank; the
-    default derives from its content. Publishing the current bank again changes nothing. `report` is called with the
-    verdict on each adapter, `read` with the adapters read so far and all of them, `confirm` with what changes where a
-    bank is current, `progress` with the bytes uploaded.
+    default derives from its content. Publishing the current bank again changes nothing. With `stage` the bank is stored
+    and not made current: a canary or shadow to be. `report` is called with the verdict on each adapter, `read` with the
+    adapters read so far and all of them, `confirm` with what changes where a bank is current, `progress` with the bytes
+    uploaded.
 
-    Raises AdapterRefused or BankError for content that cannot be served, Conflict after a concurrent publish or
-    if `version` exists with other content, StoreUnavailable if the store fails: the previous bank then stays
+    Raises AdapterRefused or BankError for content that cannot be served, Conflict after a concurrent publish, while a
+    canary runs or if `version` exists with other content, StoreUnavailable if the store fails: the previous bank then stays
     current, and publishing again resumes.
     """
 
     def make(serving: str | None) -> tuple[BankManifest, Sequence[LocalFile]]:
         manifest, files = read_folder(folder, version=version, check=check, rules=rules, report=report, progress=read)
-        if serving is not None:
+        if serving is not None and not stage:
             confirm(diff(load_manifest(store, serving), manifest))
         return manifest, files
 
-    return commit(store, make, progress=progress)
+    return commit(store, make, stage=stage, progress=progress)
 
 
-def commit(store: AdapterStore, make: Make, *, progress: Progress = silent) -> BankManifest:
-    """Publish the bank that `make` derives from the current one, and return its manifest.
+def commit(store: AdapterStore, make: Make, *, stage: bool = False, progress: Progress = silent) -> BankManifest:
+    """Publish the bank that `make` derives from the current one, or only `stage` it, and return its manifest.
 
     Starts again if the pointer changed meanwhile but still names the same bank (after a pin or a garbage
     collection). Raises what `publish` raises.
@@ -95,6 +97,7 @@ def commit(store: AdapterStore, make: Make, *, progress: Progress = silent) -> B
     attempt = 1
     while True:
         before = pointer.read_free(store)
+        _check_canary(store, before, stage=stage)
         serving = before[0].version if before else None
         manifest, sources = make(serving)
         _upload(store, sources, progress)
@@ -102,7 +105,10 @@ def commit(store: AdapterStore, make: Make, *, progress: Progress = silent) -> B
         if serving == manifest.version:
             return manifest
         try:
-            pointer.serve(store, before, manifest, raw)
+            if stage and before is not None:
+                pointer.replace(store, before, before[0])  # no collection began meanwhile: what was there still is
+            else:
+                pointer.serve(store, before, manifest, raw)
             return manifest
         except Conflict:
             now = pointer.read_free(store)
@@ -112,17 +118,33 @@ def commit(store: AdapterStore, make: Make, *, progress: Progress = silent) -> B
 
 
 def rollback(store: AdapterStore, version: str | None = None, *, progress: Progress = silent) -> BankManifest:
-    """Move the pointer to `version`, by default to the previous bank, and return its manifest. `progress` counts the
-    files that are looked up.
+    """Undo the latest change, and return the manifest of the bank that is current then: end the canary, or move the
+    pointer to the previous bank if none runs. With a `version`, move the pointer there and end the canary. `progress`
+    counts the files that are looked up.
 
     Raises UnknownModel if there is no such version, BankError if some of its files are missing, Conflict if another
     writer changed the pointer meanwhile.
     """
     before = pointer.read_free(store) or current(store)
-    target = version or before[0].previous
+    now = pointer.without_canary(before[0], "stopped", "rolled back by an operator")
+    if version is None and now is not before[0]:
+        pointer.replace(store, before, now)
+        return load_manifest(store, now.version)
+    target = version or now.previous
     if target is None:
-        raise BankError(f"{store.uri} has no bank before {before[0].version}; name a version (`dlp bank list`)")
-    manifest, raw = read_version(store, target)
+        raise BankError(f"{store.uri} has no bank before {now.version}; name a version (`dlp bank list`)")
+    manifest, raw = read_whole(store, target, progress=progress)
+    if target != now.version:
+        pointer.serve(store, before, manifest, raw)
+    elif now is not before[0]:
+        pointer.replace(store, before, now)
+    return manifest
+
+
+def read_whole(store: AdapterStore, version: str, *, progress: Progress = silent) -> tuple[BankManifest, bytes]:
+    """The manifest of `version`, all of whose files are there, and its bytes. `progress` counts files. Raises
+    UnknownModel if there is no such version, BankError if some of its files are missing."""
+    manifest, raw = read_version(store, version)
     files = manifest.objects()
 
     def absent(file: tuple[str, FileEntry]) -> str | None:
@@ -132,12 +154,10 @@ def rollback(store: AdapterStore, version: str | None = None, *, progress: Progr
     missing = sorted(filter(None, in_parallel(absent, files, lambda key: 1, len(files), progress)))
     if missing:
         raise BankError(
-            f"bank {target} cannot be served: {len(missing)} of its files are missing or have the wrong size, first "
+            f"bank {version} cannot be served: {len(missing)} of its files are missing or have the wrong size, first "
             f"{missing[0]!r}; publish it again"
         )
-    if target != before[0].version:
-        pointer.serve(store, before, manifest, raw)
-    return manifest
+    return manifest, raw
 
 
 def verify(store: AdapterStore, version: str | None = None, *, progress: Progress = silent) -> VerifyReport:
@@ -164,6 +184,17 @@ def verify(store: AdapterStore, version: str | None = None, *, progress: Progres
             results = in_parallel(lambda job: examine(*job), jobs, lambda done: done[0], manifest.size, progress)
     problems = sorted(problem for _, problem in results if problem)
     return VerifyReport(manifest.version, len(files), manifest.size, tuple(problems))
+
+
+def _check_canary(store: AdapterStore, before: pointer.State | None, *, stage: bool) -> None:
+    if before is None:
+        if stage:
+            raise BankError(f"no bank is published in {store.uri}; publish one without --stage first")
+    elif before[0].canary is not None and not stage:
+        raise Conflict(
+            f"bank {before[0].canary.version} is on trial as a canary in {store.uri}, against {before[0].version}; end "
+            "that first: `dlp bank promote`, or `dlp bank canary --stop`"
+        )
 
 
 def _upload(store: AdapterStore, sources: Sequence[LocalFile], progress: Progress) -> None:
