@@ -134,6 +134,9 @@ def publish(
         typer.Option(envvar="DLP_BASE_MODEL", help="Folder of the base model: also check that every adapter fits it."),
     ] = None,
     strict_names: StrictNames = False,
+    stage: Annotated[
+        bool, typer.Option("--stage", help="Only check and upload it, for `dlp bank canary` or `dlp bank shadow`.")
+    ] = False,
     yes: Yes = False,
     json: Json = False,
 ) -> None:
@@ -152,7 +155,7 @@ def publish(
     def confirm(change: BankDiff) -> None:
         if change not in changes:  # once: after a conflict the folder is read again
             bar.pause()
-            _confirm(change, store, yes=yes, json=json)
+            ask_before_removal(change, store, verb="publish", yes=yes, json=json)
             changes.append(change)
 
     verdicts: dict[str, Verdict] = {}  # by name: after a conflict, the folder is read again
@@ -163,6 +166,7 @@ def publish(
             version=version,
             check=check,
             rules=Rules(strict_names=strict_names, hub_links=True),
+            stage=stage,
             report=lambda verdict: verdicts.update({verdict.name: verdict}),
             read=partial(bar.report, title="read adapters"),
             confirm=confirm,
@@ -177,7 +181,8 @@ def publish(
         if changes:
             terminal.say(_changes(changes[-1]))
         terminal.say(
-            f"[bold]{manifest.version}[/] serves in {escape(store.uri)}: {len(manifest.adapters):,} adapters, "
+            f"[bold]{manifest.version}[/] {'is' if stage else 'serves'} in {escape(store.uri)}: "
+            f"{len(manifest.adapters):,} adapters, "
             f"{_bytes(manifest.size)}"
             + ("" if check else "; --base-model DIR would also check that they fit its layers")
         )
@@ -225,6 +230,8 @@ def list_banks(bank: Bank, json: Json = False) -> None:
                     "size": bank_version.size,
                     "current": bank_version.current,
                     "pinned": bank_version.pinned,
+                    "canary": bank_version.canary,
+                    "shadow": bank_version.shadow,
                 }
                 for bank_version in versions
             ]
@@ -234,7 +241,14 @@ def list_banks(bank: Bank, json: Json = False) -> None:
     for bank_version in versions:
         table.add_row(
             ", ".join(
-                word for word, holds in (("serves", bank_version.current), ("pinned", bank_version.pinned)) if holds
+                word
+                for word, holds in (
+                    ("serves", bank_version.current),
+                    ("canary", bank_version.canary),
+                    ("shadow", bank_version.shadow),
+                    ("pinned", bank_version.pinned),
+                )
+                if holds
             ),
             bank_version.version,
             f"{bank_version.created:%Y-%m-%d %H:%M:%S}",
@@ -311,10 +325,13 @@ def verify_bank(bank: Bank, version: Version = None, json: Json = False) -> None
 @app.command("rollback")
 def rollback_bank(
     bank: Bank,
-    version: Annotated[str | None, typer.Argument(help="Target version; default: the previous bank.")] = None,
+    version: Annotated[
+        str | None, typer.Argument(help="Target version; default: the previous bank, or while a canary runs, its end.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Make an earlier version the current bank again. Nothing is uploaded or deleted."""
+    """Undo the latest change: end the canary if one runs, else make an earlier version the current bank again. Nothing
+    is uploaded or deleted."""
     from dlp_core.bank.publish import rollback
 
     store = open_store(bank)
@@ -359,7 +376,8 @@ def collect_garbage(
     dry_run: Annotated[bool, typer.Option(help="Only show what would be deleted.")] = False,
     json: Json = False,
 ) -> None:
-    """Delete old versions and unused files. The current, the previous and every pinned version stay."""
+    """Delete old versions and unused files. The current, the previous and every pinned version stay, and a
+    canary and shadow."""
     from dlp_core.bank.retention import collect
 
     store = open_store(bank)
@@ -386,17 +404,18 @@ def collect_garbage(
     )
 
 
-def _confirm(change: BankDiff, store: AdapterStore, *, yes: bool, json: bool) -> None:
-    """Ask before a publish removes adapters. Raises InvalidRequest without an answer, and where nobody can be asked."""
+def ask_before_removal(change: BankDiff, store: AdapterStore, *, verb: str, yes: bool, json: bool) -> None:
+    """Ask before a publish, or another `verb`, removes adapters. Raises InvalidRequest without an answer, and where
+    nobody can be asked."""
     if not change.removed or yes:
         return
     more = len(change.removed) - _NAMED
     shown = ", ".join(change.removed[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
     what = f"this removes {shown}, which {store.uri} serves now"
     if json or not sys.stdin.isatty():
-        raise InvalidRequest(f"{what}; --yes publishes it so, `dlp bank pull` brings what serves to a folder")
-    if not typer.confirm(f"{what[0].upper()}{what[1:]}. Publish?", err=True):
-        raise InvalidRequest("nothing was published")
+        raise InvalidRequest(f"{what}; --yes does it all the same, `dlp bank pull` brings what serves to a folder")
+    if not typer.confirm(f"{what[0].upper()}{what[1:]}. {verb.capitalize()}?", err=True):
+        raise InvalidRequest("nothing was changed")
 
 
 def _changes(change: BankDiff) -> str:

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from deployments import terminal
-from deployments.cli import adapter, bank, config, eval, model, route, router, serve
+from deployments.cli import adapter, bank, config, eval, model, rollout, route, router, serve
 from deployments.extras import MODULES, not_installed
 from dlp_core.errors import DLPError
 from dlp_core.store.disk import disk_error, is_full
@@ -36,6 +36,7 @@ def dlp(*, version: Version = False) -> None:
 app.command()(serve.demo)
 app.command()(serve.serve)
 app.add_typer(adapter.app, name="adapter")
+rollout.add_to(bank.app)
 app.add_typer(bank.app, name="bank")
 app.add_typer(config.app, name="config")
 app.add_typer(eval.app, name="eval")

@@ -63,6 +63,8 @@ class DLPOptions(StrictBody):
     min_confidence: float | None = Field(default=None, ge=0, le=1)
     granularity: Literal["request", "sentence"] = "request"
     adapters: list[AdapterWeight] | None = None
+    bank: str | None = Field(default=None, min_length=1, max_length=128)
+    """A version that is in use: the serving one, the canary or the shadow."""
 
 
 class StreamOptions(StrictBody):

@@ -15,6 +15,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
@@ -27,8 +28,10 @@ from deployments.args import LogArgs
 from deployments.http.replies import weights_json
 from deployments.http.requests import ChatRequest
 from deployments.observe import tracing
+from dlp_core.bank.rollout import Picked, Role, is_a_failure
 from dlp_core.decision import Decision
 from dlp_core.errors import DLPError
+from dlp_core.fleet.trial import Outcome
 from dlp_core.generation.messages import Completion, Finished, Piece, TokenIds
 from dlp_core.text.template import turns_of
 
@@ -67,6 +70,10 @@ class RequestRecord:
         self._finished: dict[int, Finished] = {}
         self._completions: dict[int, Completion] = {}
         self._error_code: str | None = None
+        self._error: DLPError | None = None
+        self._picked: tuple[Picked, Callable[[Picked, Outcome], object]] | None = None
+        self._role: Role | None = None
+        self._ended_at: float | None = None
         self._span = trace.get_current_span()
 
     def authenticated(self, caller: Caller, admission: Admission) -> Caller:
@@ -85,6 +92,7 @@ class RequestRecord:
 
     def left(self) -> None:
         """The response has ended, however it did."""
+        self._tell()
         if self._admission is not None and self._caller is not None:
             self._admission.leave(self._caller, self._places)
 
@@ -92,6 +100,37 @@ class RequestRecord:
         """Note the valid body of the request."""
         self._body = body
         self._parsed_at = time.perf_counter()
+
+    def picked(self, picked: Picked, ended: Callable[[Picked, Outcome], object]) -> Picked:
+        """Note the bank that answers, from now on. `ended` is called with what became of the request, once."""
+        self._picked, self._role = (picked, ended), picked.role
+        self._decision = self._first_token_seconds = self._ended_at = None
+        self._finished.clear()
+        self._completions.clear()
+        return picked
+
+    def spoiled(self, error: DLPError) -> None:
+        """The bank failed, and another one will answer: the client does not see this error."""
+        self._error = error
+        self._tell()
+        self._error = None
+
+    def _tell(self) -> None:
+        """Say what became of the request with the bank that was picked."""
+        if self._picked is None:
+            return
+        picked, ended = self._picked
+        self._picked = None
+        whole = self._error is None and self._body is not None and self._ended_at is not None
+        reason = None if self._decision is None else self._decision.reason
+        ended(
+            picked,
+            Outcome(
+                abstained=reason in ("none_of_these", "low_confidence"),
+                error=self._error is not None and is_a_failure(self._error),
+                seconds=self._ended_at - self._parsed_at if whole and self._ended_at is not None else None,
+            ),
+        )
 
     def decided(self, decision: Decision) -> Decision:
         self._decision = decision
@@ -101,7 +140,7 @@ class RequestRecord:
 
     def failed(self, error: DLPError) -> None:
         """Note an error that the client receives, as the status or as the end of a started stream."""
-        self._error_code = error.code
+        self._error, self._error_code = error, error.code
         self._annotate()
         if self._span.is_recording():
             self._span.set_attribute("error.type", error.code)
@@ -112,6 +151,8 @@ class RequestRecord:
         """Note a piece of choice `index` before it is sent: when the first one came, and how each choice ended."""
         if isinstance(piece, Finished):
             self._finished[index] = piece
+            if len(self._finished) == getattr(self._body, "choices", 1):
+                self._ended_at = time.perf_counter()
             self._annotate()
             return
         if self._first_token_seconds is None:
@@ -140,6 +181,7 @@ class RequestRecord:
             "stream": getattr(body, "stream", False),
             "n": getattr(body, "n", 1),
             "bank": decision and decision.bank,
+            "bank_role": self._role,
             "router": decision and decision.router,
             "mix": decision and weights_json(decision.mix),
             "reason": decision and decision.reason,

@@ -15,7 +15,7 @@ from ray import serve
 from deployments.args import AppArgs
 from deployments.fleet.affinity import RESIDENT
 from deployments.fleet.autoscaling import ADAPTERS, REQUESTS, TOKENS
-from deployments.http.admin import LoadAdapter, Published
+from deployments.http.admin import LoadAdapter, PublishBank, Published
 from deployments.links.parts import Listening, Part
 from deployments.links.sending import Sender
 from deployments.observe import tracing
@@ -102,16 +102,17 @@ class FusedBackbone:
 
         return _published(await asyncio.to_thread(work), said)
 
-    async def publish(self, folder: str, version: str | None) -> Published:
+    async def publish(self, body: PublishBank) -> Published:
         """Publish a bank folder, checked against this replica's base model."""
         said: dict[str, Verdict] = {}
 
         def work() -> BankManifest:
-            with local_copy(folder) as source:
+            with local_copy(body.folder) as source:
                 return publish(
                     self._store,
                     source,
-                    version=version,
+                    version=body.version,
+                    stage=body.stage,
                     check=self._check(),
                     report=lambda verdict: said.update({verdict.name: verdict}),
                 )

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
@@ -18,20 +19,23 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.args import AppArgs
 from deployments.http.access import Access
-from deployments.http.admin import LoadAdapter, Published
+from deployments.http.admin import CanaryBank, LoadAdapter, PublishBank, Published, ShadowBank
 from deployments.http.app import create_app
 from deployments.links.parts import Listening, Part
 from deployments.links.receiving import Receiver
 from deployments.observe import tracing
-from deployments.observe.metrics import BankMetrics, RoutingMetrics
+from deployments.observe.metrics import BankMetrics, RolloutMetrics, RoutingMetrics
 from deployments.replicas.errors import from_ray
 from deployments.replicas.process import join_library_log
+from dlp_core.bank.canary import promote, start_canary, start_shadow, stop_canary, stop_shadow
 from dlp_core.bank.follower import BankFollower, Refusal
-from dlp_core.bank.manifest import BankManifest
+from dlp_core.bank.manifest import BankManifest, Shadow
 from dlp_core.bank.publish import rollback
 from dlp_core.bank.revision import without_adapter
+from dlp_core.bank.rollout import Picked, Rollout, ShadowCounts
 from dlp_core.decision import Decision, RoutingOptions, decide
 from dlp_core.errors import EngineFailed, RouterUnavailable, StepFailed
+from dlp_core.fleet.trial import Outcome
 from dlp_core.generation.messages import GenerationRequest, Piece
 from dlp_core.router import Routing
 from dlp_core.router.explanation import Explanation
@@ -69,7 +73,18 @@ class Ingress:
         self._bank = BankFollower(
             self._store, poll_s=args.bank_poll_s, prepare=self._prepare, on_poll=self._report_bank
         )
-        self._following = asyncio.create_task(self._bank.follow())
+        self._rollout_metrics = RolloutMetrics()
+        self._rollout = Rollout(
+            self._store,
+            self._bank,
+            replica=self._id,
+            on_turn=self._rollout_metrics.turned,
+            on_end=self._rollout_metrics.canary_ended,
+        )
+        self._following = [
+            asyncio.create_task(self._bank.follow()),
+            asyncio.create_task(self._rollout.follow(args.bank_poll_s)),
+        ]
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         args = self._args
@@ -84,9 +99,10 @@ class Ingress:
         )
 
     def check_health(self) -> None:
-        """Raise if the follower ended with an unexpected error: Ray then replaces the replica."""
-        if self._following.done():
-            self._following.result()
+        """Raise if what follows the banks ended with an unexpected error: Ray then replaces the replica."""
+        for following in self._following:
+            if following.done():
+                following.result()
 
     async def ready(self) -> None:
         with suppress(TimeoutError):
@@ -100,7 +116,10 @@ class Ingress:
         return self._bank.refused
 
     def _report_bank(self) -> None:
-        self._bank_metrics.polled(refused=self._bank.refused is not None)
+        banks = self._bank
+        self._bank_metrics.polled(
+            refused=banks.refused is not None or bool(banks.refused_beside), versions=banks.versions_in_use()
+        )
 
     async def look(self) -> None:
         """Follow the pointer now instead of at the next poll. Raises why its bank cannot be served."""
@@ -112,11 +131,58 @@ class Ingress:
     async def unload_adapter(self, name: str) -> BankManifest:
         return await self._apply(asyncio.to_thread(without_adapter, self._store, name))
 
-    async def publish(self, folder: str, version: str | None) -> Published:
-        return await self._apply(self._backbone.publish.remote(folder, version))
+    async def publish(self, body: PublishBank) -> Published:
+        return await self._apply(self._backbone.publish.remote(body))
 
     async def rollback(self, version: str | None) -> BankManifest:
         return await self._apply(asyncio.to_thread(rollback, self._store, version))
+
+    async def set_canary(self, body: CanaryBank) -> None:
+        if body.version is None:
+            await self._apply(asyncio.to_thread(stop_canary, self._store))
+            return
+        start = partial(
+            start_canary,
+            self._store,
+            body.version,
+            share=body.share,
+            sticky_by=body.sticky_by,
+            promote_after_requests=body.promote_after_requests,
+            promote_after_hours=body.promote_after_hours,
+        )
+        await self._apply(asyncio.to_thread(start))
+
+    async def promote(self) -> None:
+        await self._apply(asyncio.to_thread(promote, self._store))
+
+    async def set_shadow(self, body: ShadowBank) -> None:
+        if body.version is None:
+            await self._apply(asyncio.to_thread(stop_shadow, self._store))
+        else:
+            await self._apply(
+                asyncio.to_thread(partial(start_shadow, self._store, body.version, generate=body.generate))
+            )
+
+    def rollout(self) -> dict[str, Any]:
+        return self._rollout.report()
+
+    def pick(self, *, version: str | None, user: str | None, key: str | None, request: str) -> Picked:
+        return self._rollout.pick(version=version, user=user, key=key, request=request)
+
+    def ended(self, picked: Picked, outcome: Outcome) -> None:
+        self._rollout_metrics.ended(picked.role, outcome)
+        self._rollout.ended(picked, outcome)
+
+    def record_feedback(self, version: str, negative: bool, *, user: str | None = None) -> None:
+        """Count a user's verdict on an answer (dlp_core.fleet.trial.Trial.record_feedback)."""
+        self._rollout.record_feedback(version, negative, user=user)
+
+    def shadow(self) -> Shadow | None:
+        return self._rollout.shadow()
+
+    def compared(self, version: str, counts: ShadowCounts) -> None:
+        self._rollout_metrics.compared(counts)
+        self._rollout.compared(version, counts)
 
     async def _apply(self, change: Awaitable[Change]) -> Change:
         """Wait for a change of the bank and until all ingress replicas serve it; return what it returned.
@@ -133,9 +199,9 @@ class Ingress:
         await all_replicas.broadcast("look").results_async(return_exceptions=True)  # a replica that fails keeps polling
         return changed
 
-    async def decide(self, options: RoutingOptions, texts: Sequence[str]) -> Decision:
+    async def decide(self, picked: Picked, options: RoutingOptions, texts: Sequence[str]) -> Decision:
         began = time.perf_counter()
-        bank = self._bank.bank()
+        bank = picked.bank
 
         async def route(texts: Sequence[str]) -> Routing:
             routing: Routing = await self._ask_router("route", texts, bank.version, options.allowed, tracing.carried())
@@ -144,7 +210,7 @@ class Ingress:
         with tracing.span("route") as span:
             decision = await decide(bank, options, texts, route)
             span.set_attributes(tracing.decision_attributes(decision))
-        self._metrics.decided(decision, time.perf_counter() - began)
+        self._metrics.decided(decision, time.perf_counter() - began, role=picked.role)
         return decision
 
     async def decode(self, ids: Sequence[int]) -> str:

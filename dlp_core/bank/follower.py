@@ -103,6 +103,15 @@ class BankFollower:
             raise kind(reason, retry_after=self._poll_s)
         return self._manifest
 
+    def versions_in_use(self) -> dict[str, str]:
+        """The versions that requests may get, by role: serving, canary, shadow."""
+        banks = {
+            "serving": self._manifest,
+            "canary": self.canary and self.canary.bank,
+            "shadow": self.shadow and self.shadow.bank,
+        }
+        return {role: bank.version for role, bank in banks.items() if bank is not None}
+
     async def follow(self) -> None:
         """Poll the pointer every `poll_s`, more often while there is no bank. Never returns."""
         wait = FIRST_RETRY_S

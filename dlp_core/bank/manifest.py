@@ -268,8 +268,9 @@ class Pointer(_Reference):
     @property
     def versions(self) -> tuple[str, ...]:
         """The versions it names, each once: the current one first."""
-        others = (self.canary and self.canary.version, self.shadow and self.shadow.version, self.previous, *self.pinned)
-        return tuple(dict.fromkeys([self.version, *filter(None, others)]))
+        beside = [one.version for one in (self.canary, self.shadow) if one is not None]
+        previous = [] if self.previous is None else [self.previous]
+        return tuple(dict.fromkeys([self.version, *beside, *previous, *self.pinned]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,8 @@ def read_free(store: AdapterStore) -> State | None:
 
 
 def serve(store: AdapterStore, before: State | None, manifest: BankManifest, raw: bytes) -> None:
-    """Point at `manifest`, if the pointer is still in the state `before` (None: nothing is published). Ends a canary."""
+    """Point at `manifest` and end a canary, if the pointer is still in the state `before` (None: nothing is
+    published)."""
     _require_conditional_writes(store, manifest_key(manifest.version), raw)
     raw_digest = hashlib.sha256(raw).hexdigest()
     if before is None:

@@ -75,8 +75,8 @@ def publish(
     uploaded.
 
     Raises AdapterRefused or BankError for content that cannot be served, Conflict after a concurrent publish, while a
-    canary runs or if `version` exists with other content, StoreUnavailable if the store fails: the previous bank then stays
-    current, and publishing again resumes.
+    canary runs or if `version` exists with other content, StoreUnavailable if the store fails: the previous bank then
+    stays current, and publishing again resumes.
     """
 
     def make(serving: str | None) -> tuple[BankManifest, Sequence[LocalFile]]:

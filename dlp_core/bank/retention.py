@@ -1,8 +1,9 @@
 """Retention: pins, and garbage collection of files that no kept bank needs.
 
-The current bank, its canary and shadow, the previous one, every pinned one and the newest few are kept. A collection first claims the pointer
-(dlp_core/bank/pointer.py), so that its garbage cannot come into use while it deletes. Manifests are deleted before
-files: an interrupted collection leaves no manifest without its files, and the next one finds the rest.
+The current bank, its canary and shadow, the previous one, every pinned one and the newest few are kept. A collection
+first claims the pointer (dlp_core/bank/pointer.py), so that its garbage cannot come into use while it deletes.
+Manifests are deleted before files: an interrupted collection leaves no manifest without its files, and the next one
+finds the rest.
 """
 
 from __future__ import annotations

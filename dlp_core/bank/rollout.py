@@ -22,7 +22,7 @@ from pydantic import Field
 from dlp_core.bank.canary import promote, roll_back_canary
 from dlp_core.bank.counts import SharedCounts
 from dlp_core.bank.manifest import BankManifest, Canary, CanaryEnd, Pointer, Shadow
-from dlp_core.errors import Conflict, DLPError, UnknownModel
+from dlp_core.errors import AdapterRefused, BankError, Conflict, DLPError, NotFinite, UnknownModel
 from dlp_core.fleet.trial import ALARM, SIGNALS, Counts, Draw, Lottery, Outcome, Signal, Trial, Verdict, total
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.records import Record
@@ -72,7 +72,8 @@ class ShadowCounts(Record):
 class Rollout:
     """The banks that a follower holds, as requests use them. Use from one event loop; `turn` blocks on threads.
 
-    `replica` names this replica's counts. `on_end` is called when this replica has ended a canary.
+    `replica` names this replica's counts. `on_turn` is called after each turn with the verdict on the canary, None
+    without one; `on_end` when this replica has ended a canary.
     """
 
     def __init__(
@@ -81,11 +82,13 @@ class Rollout:
         follower: BankFollower,
         *,
         replica: str,
+        on_turn: Callable[[Verdict | None], object] = lambda verdict: None,
         on_end: Callable[[CanaryEnd], object] = lambda end: None,
     ) -> None:
         self._store = store
         self._follower = follower
         self._replica = replica
+        self._on_turn = on_turn
         self._on_end = on_end
         self._trial: tuple[Canary, Trial, SharedCounts[Counts]] | None = None
         self._sum: Counts | None = None
@@ -149,6 +152,7 @@ class Rollout:
         while True:
             try:
                 await self.turn()
+                self._on_turn(self.verdict)
                 logged = ""
             except DLPError as error:
                 if error.message != logged:
@@ -165,15 +169,19 @@ class Rollout:
             return
         canary, _, shared = self._trial
         counts = trial.counts()
-        self._sum = sums = await asyncio.to_thread(_share, shared, self._replica, counts)
-        self.verdict = verdict = trial.lottery.judge(sums)
+        sums = await asyncio.to_thread(_share, shared, self._replica, counts)
+        if self._running() is not trial:
+            return
+        self._sum, self.verdict = sums, trial.lottery.judge(sums)
+        verdict = self.verdict
         end = None
+        promotion = due(canary, sums, datetime.now(UTC))
         try:
             if verdict.alarm:
                 reason = describe_alarm(sums, verdict)
                 end = await asyncio.to_thread(roll_back_canary, self._store, canary.id, reason)
-            elif (reason := due(canary, sums, datetime.now(UTC))) is not None:
-                end = await asyncio.to_thread(promote, self._store, id=canary.id, reason=reason)
+            elif promotion is not None:
+                end = await asyncio.to_thread(promote, self._store, id=canary.id, reason=promotion)
         except Conflict as error:
             log.info("canary %s is not ended yet: %s", canary.version, error.message)  # the next turn tries again
         if end is not None:
@@ -226,6 +234,12 @@ class Rollout:
         if shadow is not None:
             found = await asyncio.to_thread(_share_compared, shadow[1], self._replica, self._compared)
             self._compared_sum = found
+
+
+def is_a_failure(error: DLPError) -> bool:
+    """Whether an error may be the bank's or the server's fault, and counts in a trial: also an unknown adapter, which
+    the other bank may have."""
+    return error.status >= 500 or isinstance(error, (AdapterRefused, BankError, NotFinite, UnknownModel))
 
 
 def due(canary: Canary, counts: Counts, now: datetime) -> str | None:
@@ -305,7 +319,7 @@ def _total_compared(counts: list[ShadowCounts]) -> ShadowCounts:
 
 def _counts_json(counts: Counts) -> dict[str, Any]:
     def side(role: Literal["serving", "canary"]) -> dict[str, int]:
-        events = {signal: getattr(counts.of(signal), role) for signal in SIGNALS}
+        events: dict[str, int] = {signal: getattr(counts.of(signal), role) for signal in SIGNALS}
         return {"requests": getattr(counts, role), "rated": getattr(counts, f"rated_{role}"), **events}
 
     return {"serving": side("serving"), "canary": side("canary")}

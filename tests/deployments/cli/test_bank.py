@@ -266,7 +266,7 @@ def test_at_a_terminal_it_asks(answer: str, dlp: Run, tmp_path: Path, monkeypatc
     monkeypatch.setattr("deployments.cli.bank.sys.stdin", Terminal(f"{answer}\n"))
     code, _, err = dlp("publish", str(write_bank(tmp_path / "fewer", ADAPTERS[:2])))
     assert code == (0 if answer == "y" else 2)
-    assert ("nothing was published" in err) == (answer == "n")
+    assert ("nothing was changed" in err) == (answer == "n")
     assert len(json_of(dlp("show", "--json"))["adapters"]) == (2 if answer == "y" else 3)
 
 

@@ -18,9 +18,11 @@ def test_metrics_take_every_decision_and_completion() -> None:
     """Ray refuses wrong tags and bounds when a value is recorded, not before."""
     routing, engine = RoutingMetrics(), EngineMetrics()
     options = RoutingOptions("auto", 0.9, 3)
-    routing.decided(Decision(options, "b", Mix.of({"sql": 1.0}), {"sql": "d"}, "routed", "r", 0.9, 0.1, {}), 0.001)
-    routing.decided(Decision(options, "b", EMPTY_MIX, {}, "none_of_these", "r", 0.1, 0.9, {}), 0.001)
-    routing.decided(Decision(options, "b", EMPTY_MIX, {}, "base"), 0.001)
+    routing.decided(
+        Decision(options, "b", Mix.of({"sql": 1.0}), {"sql": "d"}, "routed", "r", 0.9, 0.1, {}), 0.001, role="serving"
+    )
+    routing.decided(Decision(options, "b", EMPTY_MIX, {}, "none_of_these", "r", 0.1, 0.9, {}), 0.001, role="canary")
+    routing.decided(Decision(options, "b", EMPTY_MIX, {}, "base"), 0.001, role="shadow")
     for tier in ("disk", "host"):
         engine.loaded("sql@1a2b", tier, 0.1)
     engine.loaded("sql@1a2b", "device", 0.1)
