@@ -83,8 +83,9 @@ class _Generation(_RoutedBody):
         default=None, min_length=1, max_length=256
     )  # vLLM's: see deployments/http/sharing.py
 
+    user: str | None = None  # stays with one version of the bank while there is a canary
+
     # accepted and ignored: they identify the user and do not affect the completion
-    user: str | None = None
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
