@@ -148,6 +148,7 @@ class BankFollower:
                         await self._switch_to(previous, lambda: load_manifest(self._store, previous))
                     raise
                 self.refused = None
+                self.settled.set()
                 problems: list[DLPError] = []
                 self.canary = await self._beside("canary", pointer.canary, self.canary, problems)
                 self.shadow = await self._beside("shadow", pointer.shadow, self.shadow, problems)

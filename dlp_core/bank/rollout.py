@@ -97,6 +97,8 @@ class Rollout:
         self._compared_sum: ShadowCounts | None = None
         self.verdict: Verdict | None = None
         """On the running canary, as of the last turn."""
+        self.problem: str | None = None
+        """Why the last turn failed: nobody judges a canary then."""
 
     def pick(self, *, version: str | None, user: str | None, key: str | None, request: str) -> Picked:
         """The bank for a request: the `version` it asks for, else one drawn by its user, its key's name or its own id
@@ -148,16 +150,15 @@ class Rollout:
 
     async def follow(self, seconds: float) -> None:
         """A turn every so many seconds. Never returns."""
-        logged = ""
         while True:
             try:
                 await self.turn()
                 self._on_turn(self.verdict)
-                logged = ""
+                self.problem = None
             except DLPError as error:
-                if error.message != logged:
-                    log.warning("bank %s: the canary's counts: %s", self._store.uri, error.message)
-                logged = error.message
+                if error.message != self.problem:
+                    log.error("bank %s: canary and shadow are not judged: %s", self._store.uri, error.message)
+                self.problem = error.message
             await asyncio.sleep(seconds)
 
     async def turn(self) -> None:
@@ -197,6 +198,7 @@ class Rollout:
         self._running()
         self._shadowing()
         refused = self._follower.refused_beside
+        problem = {} if self.problem is None else {"problem": self.problem}
         report = describe(pointer, self._sum, self._compared_sum)
         for role, refusal in refused.items():
             if report[role] is not None:
@@ -204,7 +206,7 @@ class Rollout:
         for role, used in (("canary", self._follower.canary), ("shadow", self._follower.shadow)):
             if report[role] is not None and used is None and role not in refused:
                 report[role] |= {"state": "preparing"}
-        return report
+        return report | problem
 
     def _running(self) -> Trial | None:
         """The trial of the canary in use."""

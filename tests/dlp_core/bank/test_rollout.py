@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from dlp_core.fleet.trial import Counts, Outcome
 from dlp_core.store.memory import MemoryStore
 from dlp_core.store.protocol import AdapterStore
 from tests.support.banks import Spy, write_bank
+from tests.support.waiting import async_wait_for
 
 
 @pytest.fixture
@@ -265,8 +267,13 @@ async def test_a_store_that_is_down_ends_no_request(store: AdapterStore) -> None
     with pytest.raises(StoreUnavailable):
         await replica.rollout.turn()
     assert set(replica.serve(20)) == {"one", "two"}
+    following = asyncio.create_task(replica.rollout.follow(0.01))
+    await async_wait_for(lambda: replica.rollout.problem, "problem")
+    assert "killed" in replica.rollout.report()["problem"]
     spy.fail_after = None
-    await replica.rollout.turn()
+    await async_wait_for(lambda: replica.ends, "end of the canary")
+    await async_wait_for(lambda: replica.rollout.problem is None, "end of the problem")
+    following.cancel()
     assert [end.outcome for end in replica.ends] == ["rolled_back"]
 
 
