@@ -113,12 +113,11 @@ def pull(store: AdapterStore, folder: Path, *, progress: Progress = silent) -> t
     partial = folder.with_name(f".{folder.name}.{version_of(manifest.digest)}.part")
     action = "it needs a writable folder around it, and cannot itself be a mount point"
     with disk_errors(f"{folder} cannot be written", action=action):
-        partial.mkdir(parents=True, exist_ok=True)
-        with FileLock(partial, folder=True):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(partial.with_suffix(".lock"), remove=True):
             if _holds(folder, manifest):  # fetched by another process while this one waited for the lock
-                with suppress(OSError):
-                    partial.rmdir()
                 return manifest, False
+            partial.mkdir(exist_ok=True)
 
             def fetch(file: FileEntry) -> int:
                 target = partial / file.path

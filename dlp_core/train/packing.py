@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from random import Random
 from typing import Any
 
 import torch
@@ -102,6 +104,40 @@ def batches(examples: Sequence[Example], *, prefix: int, rows: int, row_tokens: 
         room[row] -= length
     if any(open_rows):
         yield collate(open_rows, prefix)
+
+
+class EndlessBatches:
+    """Batches over and over, the examples shuffled anew for each epoch; `state` is where it stands."""
+
+    def __init__(self, examples: Sequence[Example], rng: Random, *, prefix: int, rows: int, row_tokens: int) -> None:
+        self._examples = examples
+        self._rng = rng
+        self._pack = partial(batches, prefix=prefix, rows=rows, row_tokens=row_tokens)
+        self._epoch: Iterator[PackedBatch] = iter(())
+        self._began = rng.getstate()
+        self._taken = 0
+
+    def __next__(self) -> PackedBatch:
+        batch = next(self._epoch, None)
+        if batch is None:
+            self._begin()
+            batch = next(self._epoch)
+        self._taken += 1
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """For `restore`: how many batches of an epoch are taken, and the random state that it began with."""
+        return {"began": self._began, "taken": self._taken}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._rng.setstate(state["began"])
+        self._taken = 0
+        for _ in range(state["taken"]):
+            next(self)
+
+    def _begin(self) -> None:
+        self._began, self._taken = self._rng.getstate(), 0
+        self._epoch = self._pack(self._rng.sample(self._examples, len(self._examples)))
 
 
 def collate(rows: Sequence[Sequence[Example]], prefix: int) -> PackedBatch:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 from dlp_core.errors import InvalidRequest
 from dlp_core.store.jsonl import read_objects
+
+
+_HELD_BACK, _MOST_HELD_BACK = 0.1, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +46,19 @@ def read_rows(path: Path, *, task: str | None = None, joint: bool = False) -> li
             "or train on all with --joint"
         )
     return rows
+
+
+def hold_back(rows: Sequence[Row], count: int | None, rng: Random) -> tuple[list[Row], list[Row]]:
+    """Shuffled training rows, and `count` others that are held back for validation; None: a tenth, at most 64.
+
+    Raises InvalidRequest unless at least half of the rows are left to train on.
+    """
+    if count is None:
+        count = max(1, min(_MOST_HELD_BACK, round(_HELD_BACK * len(rows))))
+    if len(rows) < 2 * count:
+        raise InvalidRequest(
+            f"{len(rows)} rows are too few to hold out {count} for validation; provide at least {2 * count}"
+        )
+    shuffled = list(rows)
+    rng.shuffle(shuffled)
+    return shuffled[count:], shuffled[:count]
