@@ -100,14 +100,25 @@ class Step:
         self._status.update(f"{self._title}: {detail}")
 
 
-def device(requested: str | None) -> str:
-    """The device a command computes on: the requested one, by default CUDA if available. Raises InvalidRequest."""
+def device(requested: str | None, *, default: str | None = None, mps: bool = False) -> str:
+    """The device a command computes on: the requested one; by default `default`, or else CUDA if available. `mps`
+    allows Apple's GPUs. Raises InvalidRequest."""
     import torch
 
     if requested is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return default or ("cuda" if torch.cuda.is_available() else "cpu")
+    allowed = ("cpu", "cuda", "mps") if mps else ("cpu", "cuda")
+    if requested not in allowed:
+        raise InvalidRequest(f"--device is {requested!r}; it must be {' or '.join(allowed)}")
     if requested == "cuda" and not torch.cuda.is_available():
         raise InvalidRequest("--device is 'cuda', but this machine has no CUDA device; use cpu")
-    if requested not in ("cpu", "cuda"):
-        raise InvalidRequest(f"--device is {requested!r}; it must be cpu or cuda")
+    if requested == "mps" and not torch.backends.mps.is_available():
+        raise InvalidRequest("--device is 'mps', but this machine has no Apple GPU that torch can use; use cpu")
     return requested
+
+
+def duration(seconds: float) -> str:
+    """1:02:03, or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

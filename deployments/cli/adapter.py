@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from random import Random
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from deployments import terminal
-from deployments.cli.options import BaseModel, Device, Json, Seed, StrictNames
+from deployments.cli.interrupts import resumable_training
+from deployments.cli.options import BaseModel, Device, Json, Resume, Seed, StrictNames
 from deployments.cli.verdicts import print_verdicts
 from deployments.extras import require
 from dlp_core.adapter.contents import WEIGHTS_FILE
@@ -18,6 +20,13 @@ from dlp_core.adapter.weights import Adapter
 from dlp_core.errors import InvalidRequest
 from dlp_core.store.local_copy import local_copy
 from dlp_core.store.opening import PLACES
+
+if TYPE_CHECKING:
+    from dlp_core.train.answers import Answer
+    from dlp_core.train.rows import Row
+
+ANSWERED = 3
+"""Held-back rows that the new adapter answers at the end."""
 
 app = typer.Typer(help="Train, check and convert LoRA adapters.", no_args_is_help=True)
 
@@ -37,45 +46,101 @@ def train(
     lr: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 2e-3,
     batch_rows: Annotated[int, typer.Option(min=1, help="Packed rows per step.")] = 4,
     row_tokens: Annotated[int, typer.Option(min=16, help="Tokens per packed row.")] = 192,
-    validation_rows: Annotated[int, typer.Option(min=1, help="Rows held back to choose the best weights.")] = 64,
+    validation_rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows held back to choose the best weights.", show_default="a tenth, at most 64"),
+    ] = None,
+    validation_data: Annotated[
+        Path | None, typer.Option(help="Rows to choose the best weights by; then none of --data are held back.")
+    ] = None,
     validate_every: Annotated[
-        int, typer.Option(min=1, help="Steps between validations; three without improvement end training.")
+        int,
+        typer.Option(
+            min=1, help="Steps between validations and checkpoints; three without improvement end training."
+        ),
     ] = 50,
     seed: Seed = 0,
     device: Device = None,
+    resume: Resume = False,
     json: Json = False,
 ) -> None:
     """Train one LoRA adapter, usually on the rows of one task. The backbone stays frozen."""
     require("peft")
-    from dlp_core.train.lora import TrainProgress, TrainSettings, train_adapter
-    from dlp_core.train.rows import read_rows
+    if validation_data is not None and validation_rows is not None:
+        raise InvalidRequest("--validation-data and --validation-rows exclude each other; leave one out")
+    with resumable_training(out) as stop:
+        from dlp_core.train.lora import TrainProgress, TrainSettings, train_adapter
+        from dlp_core.train.rows import hold_back, read_rows
 
-    settings = TrainSettings(
-        rank=rank,
-        alpha=alpha,
-        targets=tuple(name.strip() for name in targets.split(",") if name.strip()),
-        steps=steps,
-        lr=lr,
-        batch_rows=batch_rows,
-        row_tokens=row_tokens,
-        validation_rows=validation_rows,
-        validate_every=validate_every,
-        seed=seed,
-    )
-    rows = read_rows(data, task=task, joint=joint)
-    with terminal.progress(f"train {out.name}", total=steps) as bar:
+        settings = TrainSettings(
+            rank=rank,
+            alpha=alpha,
+            targets=tuple(name.strip() for name in targets.split(",") if name.strip()),
+            steps=steps,
+            lr=lr,
+            batch_rows=batch_rows,
+            row_tokens=row_tokens,
+            validation_rows=validation_rows,
+            validate_every=validate_every,
+            seed=seed,
+        )
+        computes_on = terminal.device(device, mps=True)
+        rows = read_rows(data, task=task, joint=joint)
+        if validation_data is None:
+            validation: list[Row] = []
+            _, held_back = hold_back(rows, validation_rows, Random(seed))
+            terminal.err.print(f"{len(held_back):,} of {len(rows):,} rows are held back", highlight=False)
+        else:
+            validation = held_back = read_rows(validation_data, task=task, joint=joint)
+        with terminal.progress(f"train {out.name}", total=steps) as bar:
+            held_back_loss = ""
 
-        def report(state: TrainProgress) -> None:
-            bar.update(state.step, title=f"train {out.name} loss {state.loss:.3f}")
+            def report(state: TrainProgress) -> None:
+                nonlocal held_back_loss
+                if state.validation_loss is not None:
+                    held_back_loss = f", held back {state.validation_loss:.3f}"
+                speed = f"{state.tokens_per_s:,.0f} tokens/s, {terminal.duration(state.seconds_left)} left"
+                bar.update(state.step, title=f"train {out.name}: loss {state.loss:.3f}{held_back_loss}, {speed}")
 
-        summary = train_adapter(base_model, rows, out, settings, device=terminal.device(device), report=report)
+            summary = train_adapter(
+                base_model,
+                rows,
+                out,
+                settings,
+                validation=validation,
+                device=computes_on,
+                resume=resume,
+                stop=stop,
+                report=report,
+            )
+    answers = _answers(base_model, out, held_back[:ANSWERED], computes_on)
     if json:
-        terminal.print_json({"adapter": out.name, **summary.as_dict()})
+        terminal.print_json(
+            {"adapter": out.name, **summary.as_dict(), "answers": [answer.as_dict() for answer in answers]}
+        )
         return
     terminal.out.print(
         f"[bold]{out}[/]: {summary.parameters:,} parameters, {summary.bytes:,} bytes; held-back loss "
         f"{summary.validation_loss:.4f} at step {summary.best_step} of {summary.steps}, {summary.seconds:.0f} s"
     )
+    if answers:
+        table = Table("prompt", "expected", "answer", title="held-back rows, as they will be answered")
+        for answer in answers:
+            table.add_row(*map(escape, (answer.prompt, answer.expected, answer.answer)))
+        terminal.out.print(table)
+
+
+def _answers(base_model: Path, out: Path, rows: list[Row], device: str) -> list[Answer]:
+    """What the server will answer to these rows. The adapter is already written: a failure is only a warning."""
+    try:
+        from dlp_core.train.answers import answer_rows
+
+        with terminal.progress(f"answer {len(rows)} held-back rows"):
+            return answer_rows(base_model, out, rows, device=device if device == "cuda" else "cpu")
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        terminal.warn(f"no held-back rows were answered: {reason}")
+        return []
 
 
 @app.command()

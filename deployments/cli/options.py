@@ -14,7 +14,13 @@ Bank = Annotated[str, typer.Option("--bank", envvar="DLP_BANK", metavar="URI", h
 BASE_MODEL = typer.Option("--base-model", envvar="DLP_BASE_MODEL", help="Folder of the base model.", show_default=False)
 BaseModel = Annotated[Path, BASE_MODEL]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it without asking.")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; default: cuda if available.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="cpu or cuda, for trainings also mps; default: cuda if available, cpu for router train."
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of an interrupted training.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="The same rows and seed give the same bytes.")]
 StrictNames = Annotated[
     bool, typer.Option("--strict-names", help="Refuse an adapter that names another base model, instead of warning.")

@@ -44,12 +44,12 @@ class Checkpoints:
         Raises InvalidRequest if there is no checkpoint to `resume`, if it is of another run, or if there is one that
         this training would overwrite.
         """
-        self.folder = checkpoint_folder(out)
+        self.folder, self._out = checkpoint_folder(out), out
         self._run = json.loads(json.dumps(dict(run)))
         self._stop = stop
         self._resumes = resume
         self._began = False
-        saved = self._read_run() if self.exists else None
+        saved = self._read_run() if resumable(out) else None
         if resume:
             if saved is None:
                 raise InvalidRequest(f"there is no checkpoint in {self.folder}; leave out --resume to begin")
@@ -64,11 +64,6 @@ class Checkpoints:
                 "remove that folder to begin again"
             )
 
-    @property
-    def exists(self) -> bool:
-        """Whether anything can be resumed."""
-        return self.folder.is_dir() and any(self.folder.glob("*.pt"))
-
     def stopping(self) -> bool:
         """Whether the training is asked to end."""
         return self._stop()
@@ -76,7 +71,7 @@ class Checkpoints:
     def check(self, done: str) -> None:
         """Raise Interrupted if the training is asked to end. What it has must be saved by then."""
         if self._stop():
-            raise Interrupted(done, self.folder if self.exists else None)
+            raise Interrupted(done, resumable(self._out))
 
     def load(self, phase: str) -> Any:
         """The state of a phase, None if there is none: what `save` got, with tensors on the CPU. Raises InvalidRequest
@@ -137,6 +132,12 @@ def checkpoint_folder(out: Path) -> Path:
     adapter."""
     out = Path(os.path.abspath(out))
     return out.with_name(f".{out.name}.checkpoint")
+
+
+def resumable(out: Path) -> Path | None:
+    """The folder of the checkpoint of a training with this output folder, if there is one."""
+    folder = checkpoint_folder(out)
+    return folder if any(folder.glob("*.pt")) else None
 
 
 def _short(value: object) -> str:

@@ -40,7 +40,9 @@ print(len(sys.modules))
 
 @pytest.mark.slow
 def test_every_module_can_be_imported_without_what_only_posix_has() -> None:
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", IMPORT_ALL], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", IMPORT_ALL], cwd=ROOT, check=False, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     *failed, count = done.stdout.split("\n")[:-1]
     assert [line for line in failed if line] == []
