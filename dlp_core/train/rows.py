@@ -10,7 +10,6 @@ from random import Random
 from dlp_core.errors import InvalidRequest
 from dlp_core.store.jsonl import read_objects
 
-
 _HELD_BACK, _MOST_HELD_BACK = 0.1, 64
 
 
