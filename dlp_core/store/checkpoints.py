@@ -79,10 +79,9 @@ class Checkpoints:
         """Whether the training is asked to end."""
         return self._stop()
 
-    def check(self, done: str) -> None:
-        """Raise Interrupted if the training is asked to end. What it has must be saved by then."""
-        if self._stop():
-            raise Interrupted(done, self.folder if self.folder is not None and _complete(self.folder) else None)
+    def interrupted(self, done: str) -> Interrupted:
+        """To be raised when the training is `stopping`, once what it has is saved."""
+        return Interrupted(done, self.folder if self.folder is not None and _complete(self.folder) else None)
 
     def load(self, phase: str) -> Any:
         """The state of a phase, None if there is none: what `save` got, with tensors on the CPU. Raises InvalidRequest

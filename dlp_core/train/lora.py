@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from dlp_core.errors import InvalidRequest
 from dlp_core.quiet import quiet_transformers
 from dlp_core.store.base_model import CONFIG_FILE, WEIGHTS, check_model_folder
-from dlp_core.store.checkpoints import Checkpoints, Interrupted, random_state, restore_random_state
+from dlp_core.store.checkpoints import Checkpoints, random_state, restore_random_state
 from dlp_core.store.disk import disk_errors
 from dlp_core.train.packing import IGNORED, EndlessBatches, PackedBatch, batches, common_prefix, encode
 from dlp_core.train.rows import Row, hold_back
@@ -144,7 +144,7 @@ def train_adapter(
     while not run.finished:
         if checkpoints.stopping():
             checkpoints.save(_PHASE, run.state())
-            raise Interrupted(_stopped(run, model, base.name, out), checkpoints.folder)
+            raise checkpoints.interrupted(_stopped(run, model, base.name, out))
         loss = run.train()
         validation_loss = run.validate(held_out_batches) if run.due else None
         run.seconds = before + time.perf_counter() - started

@@ -96,7 +96,8 @@ def fine_tune(
         optimizer.step()
         schedule.step()
         done = step + 1
-        if done % CHECKPOINT_STEPS == 0 or done == steps or watch.checkpoints.stopping():
+        stopping = watch.checkpoints.stopping()
+        if done % CHECKPOINT_STEPS == 0 or done == steps or stopping:
             watch.checkpoints.save(
                 _PHASE,
                 {
@@ -110,6 +111,8 @@ def fine_tune(
                 },
             )
         report(done, steps, loss.item(), None)
+        if stopping:
+            raise watch.interrupted()
     encoder.model.requires_grad_(False).eval()
 
 

@@ -236,7 +236,8 @@ def fit(
         optimizer.step()
         schedule.step()
         done, held_back_loss = step + 1, None
-        if done % CHECKPOINT_STEPS == 0 or done == steps or watch.checkpoints.stopping():
+        stopping = watch.checkpoints.stopping()
+        if done % CHECKPOINT_STEPS == 0 or done == steps or stopping:
             held_back_loss = _held_back_loss(inputs, layers, len(samples), held_back)
             watch.checkpoints.save(
                 _PHASE,
@@ -252,6 +253,8 @@ def fit(
                 },
             )
         report(done, steps, loss.item(), held_back_loss)
+        if stopping:
+            raise watch.interrupted()
     return layers.export(), steps
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dlp_core.store.checkpoints import Checkpoints
+from dlp_core.store.checkpoints import Checkpoints, Interrupted
 from dlp_core.store.transfers import Progress
 
 CHECKPOINT_STEPS = 100
@@ -39,11 +39,12 @@ def unreported(progress: TrainProgress) -> None:
 
 
 class Watch:
-    """Reports, and ends the training with Interrupted where it is asked to stop."""
+    """Reports, and ends a phase with Interrupted where the training is asked to stop."""
 
     def __init__(self, report: Report = unreported, checkpoints: Checkpoints | None = None) -> None:
         """Without `checkpoints`, nothing is kept and nothing stops it."""
         self._report = report
+        self._last = TrainProgress(0.0, "start")
         self.checkpoints = checkpoints or Checkpoints(None, {})
 
     def part(self, phase: str, start: float, end: float) -> Progress:
@@ -51,11 +52,13 @@ class Watch:
 
         def report_part(done: int, total: int) -> None:
             self._tell(TrainProgress(start + (end - start) * done / max(total, 1), phase))
+            if self.checkpoints.stopping():
+                raise self.interrupted()
 
         return report_part
 
     def steps(self, phase: str, start: float, end: float, texts: int) -> StepReport:
-        """The same for one that trains, with so many `texts` a step."""
+        """For a phase that trains, with so many `texts` a step. It saves its state and stops by itself."""
         began = time.perf_counter()
         first: int | None = None  # not 0 where the phase was resumed
         held_back: float | None = None
@@ -70,6 +73,12 @@ class Watch:
 
         return report_step
 
+    def interrupted(self) -> Interrupted:
+        """To be raised where a phase stops; says how far training came."""
+        return self.checkpoints.interrupted(
+            f"stopped in phase {self._last.phase!r}, {self._last.fraction:.0%} of the way"
+        )
+
     def _tell(self, progress: TrainProgress) -> None:
+        self._last = progress
         self._report(progress)
-        self.checkpoints.check(f"stopped in phase {progress.phase!r}, {progress.fraction:.0%} of the way")
