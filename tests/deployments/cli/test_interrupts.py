@@ -18,7 +18,7 @@ from examples.tiny.model import tiny_backbone
 from tests.support.encoders import write_encoder
 from tests.support.paths import ROOT
 from tests.support.router_rows import make_rows, write_rows
-from tests.support.waiting import wait_for
+from tests.support.waiting import HANG_S, wait_for
 
 SMALL = """
 from functools import partial
@@ -56,7 +56,7 @@ class Training:
         path = checkpoint_folder(self.out) / file
         before = path.stat().st_mtime_ns if path.exists() else 0
         with self.start(*more) as process:
-            wait_for(lambda: path.exists() and path.stat().st_mtime_ns != before, f"checkpoint {path}")
+            wait_for(lambda: path.exists() and path.stat().st_mtime_ns != before, f"checkpoint {path}", 5 * HANG_S)
             process.send_signal(number)
             out, err = process.communicate()
         return process.returncode, out, err
