@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployments import terminal
-from deployments.cli.options import BaseModel, Device, Json, Seed, StrictNames
+from deployments.cli.options import ROWS, BaseModel, Device, Json, Seed, StrictNames
 from deployments.cli.verdicts import print_verdicts
 from deployments.extras import require
 from dlp_core.adapter.contents import WEIGHTS_FILE
@@ -26,7 +26,7 @@ app = typer.Typer(help="Train, check and convert LoRA adapters.", no_args_is_hel
 def train(
     *,
     base_model: BaseModel,
-    data: Annotated[Path, typer.Option(help='JSON lines {"task", "input", "output"}, plain or .gz.')],
+    data: Annotated[Path, typer.Option(help=f"{ROWS}.")],
     out: Annotated[Path, typer.Option(help="Folder to write the PEFT adapter to.")],
     task: Annotated[str | None, typer.Option(help="The task to train on, if the file has several.")] = None,
     joint: Annotated[bool, typer.Option("--joint", help="Train one adapter on all tasks of the file.")] = False,

@@ -9,6 +9,7 @@ import typer
 
 from dlp_core.store.opening import PLACES
 
+ROWS = "Rows of prompts and answers: JSON lines, CSV or Parquet, in any shape of docs/your-bank.md"
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Bank = Annotated[str, typer.Option("--bank", envvar="DLP_BANK", metavar="URI", help=f"{PLACES}.")]
 BASE_MODEL = typer.Option("--base-model", envvar="DLP_BASE_MODEL", help="Folder of the base model.", show_default=False)

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployments import terminal
-from deployments.cli.options import Json
+from deployments.cli.options import ROWS, Json
 from dlp_core.errors import InvalidRequest
 from dlp_core.mix import Mix, WeightRule
 from dlp_core.store.opening import PLACES
@@ -31,7 +31,7 @@ def route(
     *,
     router: Annotated[Path | None, typer.Option(help="Folder of a trained router.")] = None,
     bank: Annotated[str | None, typer.Option(help=f"A bank instead, or a bank folder: {PLACES}.")] = None,
-    file: Annotated[Path | None, typer.Option(help='JSON lines {"input": text}, plain or .gz, not TEXT.')] = None,
+    file: Annotated[Path | None, typer.Option(help=f"{ROWS}, not TEXT.")] = None,
     top_p: Annotated[
         float | None,
         typer.Option(
@@ -47,15 +47,15 @@ def route(
     """Show which adapters would serve a text, with which weights, and which words decide. Generates nothing."""
     from deployments.http.replies import explanation_json
     from dlp_core.router.explanation import explain_first
-    from dlp_core.router.rows import read_texts
+    from dlp_core.router.rows import read_routing_texts
 
     if (text is None) == (file is None):
         raise InvalidRequest("give either a TEXT or --file")
     if (router is None) == (bank is None):
         raise InvalidRequest("give either --router DIR or --bank URI")
     opened = _open(router, bank)
-    texts = [text] if text is not None else read_texts(file or Path())
-    for routing in opened.route(texts):
+    texts = [(text,)] if text is not None else read_routing_texts(file or Path())
+    for routing in opened.route_first(texts):
         mix = routing.mix(top_p=top_p, max_adapters=max_adapters, weights=weights)
         if text is None:
             if json:

@@ -25,7 +25,7 @@ from dlp_core.generation.sentence_mixes import SentenceMixes
 from dlp_core.mix import EMPTY_MIX, Mix
 from dlp_core.router import Router, Routing
 from dlp_core.store.transfers import Progress, silent
-from dlp_core.text.chat import Message
+from dlp_core.text.chat import Message, routing_texts
 from dlp_core.text.codec import Prompt
 
 
@@ -47,6 +47,12 @@ class Job:
     begun: tuple[tuple[str, Mix], ...] = ()
     """`(text, mix)` of each stretch of the answer that the assistant has already given."""
     stop: tuple[str, ...] = ()
+    before: tuple[Message, ...] = ()
+    """The conversation before `text`."""
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        return (*self.before, Message("user", self.text))
 
 
 class Answerer:
@@ -127,7 +133,7 @@ class Answerer:
         """The prompt, ending in what the assistant has already said, and the plan."""
         codec = self._loaded.codec
         try:
-            chat = codec.encode_chat([Message("user", job.text)], chat_template=self._chat_template(job))
+            chat = codec.encode_chat(job.messages, chat_template=self._chat_template(job))
         except PromptTooLong as error:
             raise InvalidRequest(
                 f"the question {job.text[:60]!r} is too long ({error.message}); remove it from the suite"
@@ -139,7 +145,7 @@ class Answerer:
         if job.sentence is not None:
             return prompt, self._plan_by_sentence(job, chat, prompt.ids[len(chat.ids) :])
         spans = [(0, self._qualified(job.mix))]
-        text_start = chat.turns[0][0]
+        text_start = chat.turns[-1][0]
         for offset, mix in job.parts:
             _add(spans, chat.token_at(text_start + offset), self._qualified(mix))
         for position, mix in starts:
@@ -163,7 +169,7 @@ class Answerer:
             return self._qualified(routing.mix(top_p=top_p, max_adapters=max_adapters))
 
         mixes = SentenceMixes(self._router.route_first, choose, max_adapters=self._loaded.config.slots)
-        plan = mixes.plan(prompt, [job.text], self._loaded.codec.stream(prompt))
+        plan = mixes.plan(prompt, routing_texts(job.messages), self._loaded.codec.stream(prompt))
         assert plan.follow is not None
         spans = list(plan.spans)
         for position, token in enumerate(begun, start=len(prompt.ids)):
@@ -176,6 +182,8 @@ class Answerer:
 
     def _key(self, job: Job) -> str:
         content: dict[str, Any] = asdict(job) | {"setup": self._setup}
+        if not job.before:
+            del content["before"]  # as in journals of before there were conversations
         adapters = {name for mix in _mixes(job) for name in mix.names}
         if job.sentence is not None and self._manifest.router is not None:
             content["router"] = self._manifest.router.digest

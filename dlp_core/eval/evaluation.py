@@ -113,17 +113,19 @@ def _trials(suite: Suite, arms: Sequence[Arm], chooser: Chooser, report: Progres
     pairs = [
         (arm, row, chooser.router_for(arm, row)) for row in suite.rows for arm in arms if chooser.applies(arm, row)
     ]
-    texts: dict[int, tuple[Router, dict[str, None]]] = {}
+    texts: dict[int, tuple[Router, dict[tuple[str, ...], None]]] = {}
     for _, row, router in pairs:
         if router is not None:
-            texts.setdefault(id(router), (router, {}))[1][row.input] = None
-    routings: dict[tuple[int, str], Routing] = {}
+            texts.setdefault(id(router), (router, {}))[1][row.routing_texts] = None
+    routings: dict[tuple[int, tuple[str, ...]], Routing] = {}
     for done, (router_id, (router, inputs)) in enumerate(texts.items()):
         report(done, len(texts))
-        for text, routing in zip(inputs, router.route(list(inputs)), strict=True):
+        for text, routing in zip(inputs, router.route_first(list(inputs)), strict=True):
             routings[router_id, text] = routing
     return [
-        _trial(arm, row, chooser.mix(arm, row, None if router is None else routings[id(router), row.input]), suite)
+        _trial(
+            arm, row, chooser.mix(arm, row, None if router is None else routings[id(router), row.routing_texts]), suite
+        )
         for arm, row, router in pairs
     ]
 
@@ -134,10 +136,10 @@ def _trial(arm: Arm, row: EvalRow, mix: Mix, suite: Suite) -> _Trial:
     choice = Mix() if arm.by_sentence else mix
     generation = scoring = None
     if any(metric != LIKELIHOOD for metric in settings.metrics):
-        generation = Job(row.input, choice, max_tokens=settings.max_tokens, sentence=sentence)
+        generation = Job(row.input, choice, max_tokens=settings.max_tokens, sentence=sentence, before=row.before)
     if LIKELIHOOD in settings.metrics:
         options = tuple((letter, format_option(letter, row.options)) for letter in row.options)
-        scoring = Job(row.input, choice, options=options, sentence=sentence)
+        scoring = Job(row.input, choice, options=options, sentence=sentence, before=row.before)
     return _Trial(arm, row, mix, generation, scoring)
 
 
@@ -204,7 +206,7 @@ def _router_score(suite: Suite, router: Router | None) -> RouterScore | None:
     rows = [row for row in suite.rows if router is not None and row.task in router.labels]
     if router is None or not rows:
         return None
-    routings = router.route([row.input for row in rows])
+    routings = router.route_first([row.routing_texts for row in rows])
     confusion: dict[str, Counter[str]] = defaultdict(Counter)
     for row, routing in zip(rows, routings, strict=True):
         confusion[row.task][routing.best] += 1
