@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployments import terminal
-from deployments.cli.options import ROWS, BaseModel, Device, Json, Seed, StrictNames
+from deployments.cli.base_model import fetched
+from deployments.cli.options import ROWS, BaseModel, CheckedBaseModel, Device, Json, Seed, StrictNames
 from deployments.cli.verdicts import print_verdicts
 from deployments.extras import require
 from dlp_core.adapter.contents import WEIGHTS_FILE
@@ -63,12 +64,13 @@ def train(
         seed=seed,
     )
     rows = read_rows(data, task=task, joint=joint)
+    model = fetched(base_model)
     with terminal.progress(f"train {out.name}", total=steps) as bar:
 
         def report(state: TrainProgress) -> None:
             bar.update(state.step, title=f"train {out.name} loss {state.loss:.3f}")
 
-        summary = train_adapter(base_model, rows, out, settings, device=terminal.device(device), report=report)
+        summary = train_adapter(model, rows, out, settings, device=terminal.device(device), report=report)
     if json:
         terminal.print_json({"adapter": out.name, **summary.as_dict()})
         return
@@ -81,11 +83,9 @@ def train(
 @app.command()
 def check(
     location: Annotated[str, typer.Argument(help=f"A PEFT folder: {PLACES}.", metavar="DIR|URI")],
-    base_model: Annotated[
-        Path | None, typer.Option(help="Folder of the base model: also check that the adapter fits its layers.")
-    ] = None,
+    base_model: CheckedBaseModel = None,
     base_model_name: Annotated[
-        str | None, typer.Option(help="Name of the served base model; default: that of --base-model's folder.")
+        str | None, typer.Option(help="Name of the served base model; default: that of --base-model.")
     ] = None,
     strict_names: StrictNames = False,
     json: Json = False,
@@ -95,13 +95,14 @@ def check(
     from dlp_core.adapter.examination import Rules, judge, read_by
 
     if strict_names and base_model is None and base_model_name is None:
-        raise InvalidRequest("--strict-names needs the served base model: --base-model DIR or --base-model-name NAME")
+        raise InvalidRequest("--strict-names needs the served base model: --base-model MODEL or --base-model-name NAME")
     fits = None
     if base_model is not None:
         from dlp_core.fusion.layers import fits_model
 
-        fits = fits_model(base_model)
-        base_model_name = base_model_name or folder_name(base_model)
+        model = fetched(base_model, weights=False)
+        fits = fits_model(model)
+        base_model_name = base_model_name or folder_name(model)
     rules = Rules(strict_names=strict_names, hub_links=True)
     with terminal.progress(f"read {location}") as bar, local_copy(location, progress=bar.report) as folder:
         adapter = read_by(rules, folder, name=folder.name)
@@ -109,13 +110,13 @@ def check(
         adapter, verdict = judge(adapter, folder, base=names, check=fits, rules=rules)
         facts = _facts(adapter, folder)
     if base_model is not None:
-        facts["fits"] = str(base_model)
+        facts["fits"] = base_model
     said = {"notes": verdict.notes, "warnings": verdict.warnings, "left_out": verdict.left_out}
     if json:
         terminal.print_json({**facts, **said})
     else:
         _print_facts(facts)
-        hint = "" if base_model else "; --base-model DIR checks it against the layers of its base model"
+        hint = "" if base_model else "; --base-model MODEL checks it against the layers of its base model"
         terminal.say(f"[green]can be served exactly[/]{hint}")
     print_verdicts([verdict], json=json)
 

@@ -1,6 +1,7 @@
 """Reads, validates and describes a local bank folder before anything is published.
 
     bank.json                {"base_model": "<id>", "aliases": ["<another name of it>", ...],
+                              "base_model_weights": ["<digest of its weights>", ...],
                               "unrouted": ["<adapter the router does not know>", ...]}
     adapters/<name>/         adapter_config.json, adapter_model.safetensors, as PEFT saves them; the tokenizer, if it is
                              there, for its chat template and added tokens
@@ -41,7 +42,7 @@ from dlp_core.router import Router
 from dlp_core.router.files import ENCODER_FOLDER
 from dlp_core.router.sentence_encoder import SentenceEncoder
 from dlp_core.store.disk import disk_errors
-from dlp_core.store.files import FileEntry, describe_bytes, describe_files, digest_of, version_of
+from dlp_core.store.files import Digest, FileEntry, describe_bytes, describe_files, digest_of, version_of
 from dlp_core.store.opening import is_uri
 from dlp_core.store.records import Record, first_problem
 from dlp_core.store.transfers import Progress, silent
@@ -74,6 +75,7 @@ def read_folder(
     folder: Path,
     *,
     version: str | None = None,
+    weights: Sequence[str] = (),
     check: Check | None = None,
     rules: Rules = LENIENT,
     report: Report = unreported,
@@ -81,11 +83,14 @@ def read_folder(
 ) -> tuple[BankManifest, list[LocalFile]]:
     """The manifest that publishing this folder would create, and its files.
 
-    `version` names the bank; the default derives from its content. Adapters are read on a few threads; `check` and
+    `version` names the bank; the default derives from its content. `weights` are the digests of the base model's where
+    bank.json has none. Adapters are read on a few threads; `check` and
     `report` are called one after the other, in order; `progress` counts adapters. Raises AdapterRefused, BankError or
     InvalidRequest, naming the file at fault.
     """
     settings, base = _read_settings(folder), read_base(folder)
+    if not base.weights:
+        base = base.model_copy(update={"weights": tuple(weights)})
     unrouted = set(settings.unrouted)
     sources: list[LocalFile] = []
     adapters = []
@@ -148,7 +153,7 @@ def is_folder(location: str) -> bool:
 def read_base(folder: Path) -> BaseModelEntry:
     """The base model that a bank folder is for. Raises BankError if it is no bank folder."""
     settings = _read_settings(folder)
-    return BaseModelEntry(id=settings.base_model, aliases=settings.aliases)
+    return BaseModelEntry(id=settings.base_model, aliases=settings.aliases, weights=settings.base_model_weights)
 
 
 def _read_settings(folder: Path) -> _FolderFile:
@@ -164,6 +169,7 @@ def _read_settings(folder: Path) -> _FolderFile:
 class _FolderFile(Record):
     base_model: str = Field(min_length=1)
     aliases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    base_model_weights: tuple[Digest, ...] = ()
     unrouted: tuple[str, ...] = ()
 
 

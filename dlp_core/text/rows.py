@@ -151,7 +151,7 @@ def _messages(value: object, where: str) -> tuple[Message, ...]:
 def _message(value: object, where: str) -> Message:
     if not isinstance(value, Mapping) or "role" not in value:
         raise InvalidRequest(f'{where}: must be {{"role": ..., "content": ...}}')
-    role = "system" if value["role"] == "developer" else value["role"]
+    role: Any = "system" if value["role"] == "developer" else value["role"]
     if role not in _ROLES:
         raise InvalidRequest(f"{where}: role {str(role)[:40]!r} is none of {', '.join(_ROLES)}")
     content = value.get("content")
