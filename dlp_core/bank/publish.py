@@ -17,7 +17,7 @@ from dlp_core.bank import pointer
 from dlp_core.bank.folder import LocalFile, Report, read_base, read_folder, unreported
 from dlp_core.bank.manifest import BankDiff, BankManifest, diff, manifest_key
 from dlp_core.bank.reading import current, load_manifest, read_version
-from dlp_core.bank.served_base import ServedBase, check_served
+from dlp_core.bank.served_base import ServedBase, check_served, weights_to_record
 from dlp_core.errors import (
     AdapterRefused,
     BankError,
@@ -81,9 +81,10 @@ def publish(
     """
 
     base = read_base(folder)
+    weights: tuple[str, ...] = ()
     if served is not None:
         check_served(base, served, strict=False)
-    digest = None if served is None or base.weights else served.digest()
+        weights = weights_to_record(base, served)
 
     def make(serving: str | None) -> tuple[BankManifest, Sequence[LocalFile]]:
         before = None if serving is None else load_manifest(store, serving)
@@ -91,7 +92,7 @@ def publish(
         manifest, files = read_folder(
             folder,
             version=version,
-            weights=known if digest is None else (digest,),
+            weights=weights or known,
             check=check,
             rules=rules,
             report=report,

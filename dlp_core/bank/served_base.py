@@ -59,3 +59,12 @@ def check_served(base: BaseModelEntry, served: ServedBase, *, strict: bool = Tru
     if strict:
         raise BankError(named)
     return named
+
+
+def weights_to_record(base: BaseModelEntry, served: ServedBase) -> tuple[str, ...]:
+    """The digests that a bank for `base` records when it is published for `served`: those it has, or else that of
+    `served`, unless its name says that it is another model or another form of it."""
+    if base.weights or base.names.naming(served.name) in (Naming.EQUIVALENT, Naming.OTHER):
+        return base.weights
+    digest = served.digest()
+    return () if digest is None else (digest,)

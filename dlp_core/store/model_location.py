@@ -40,7 +40,7 @@ def locate(location: str, *, weights: bool = True, progress: Progress = silent) 
         return folder
     if _HUB_ID.fullmatch(location) and not Path(location).parent.exists():
         return _of_hub(location, weights=weights, progress=progress)
-    raise InvalidRequest(f"there is no folder {location}; --base-model is {LOCATIONS}")
+    raise InvalidRequest(f"there is no folder {location}; a base model is {LOCATIONS}")
 
 
 def _of_store(uri: str, *, weights: bool, progress: Progress) -> Path:

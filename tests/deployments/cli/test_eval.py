@@ -225,7 +225,7 @@ def test_a_published_bank_keeps_its_results_through_a_collection(
         (["--bank", "BANK", "--device", "tpu"], "--device is 'tpu'"),
         (["--bank", "NOWHERE"], "no bank is published in"),
         (["--bank", "BANK", "--data", "NOWHERE"], "rows.jsonl: cannot be read"),
-        (["--bank", "BANK", "--base-model", "NOWHERE"], "no config.json"),
+        (["--bank", "BANK", "--base-model", "NOWHERE"], "there is no folder"),
         (["gate", "--bank", "BANK"], "--baseline URI, FOLDER or FILE is missing"),
         (["gate", "--bank", "BANK", "--baseline", "NOWHERE.json"], "NOWHERE.json: cannot be read"),
     ],

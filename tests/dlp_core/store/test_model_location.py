@@ -25,7 +25,7 @@ FOREIGN = (
     "onnx/model.onnx",
     "onnx/config.json",
     "consolidated.safetensors",
-    "LICENSE",
+    "README.md",
 )
 MORE = dict.fromkeys(FOREIGN, b"not loaded")
 
@@ -128,7 +128,7 @@ def test_a_hub_that_does_not_answer(hub: FakeHub, monkeypatch: pytest.MonkeyPatc
         (f"{ID}@other", NotFound, "hf://org/Base-1B@other: the repository has no such revision"),
         ("org/words", InvalidRequest, r"hf://org/words is not a model: it has no config\.json"),
         ("hf://a/b/c", InvalidRequest, "hf://a/b/c: "),
-        ("./typo", InvalidRequest, r"there is no folder \./typo; --base-model is a folder, s3://"),
+        ("./typo", InvalidRequest, r"there is no folder \./typo; a base model is a folder, s3://"),
         ("Base-1B/typo", InvalidRequest, "there is no folder Base-1B/typo"),
         ("/models/typo", InvalidRequest, "there is no folder /models/typo"),
         ("models/of/typo", InvalidRequest, "there is no folder models/of/typo"),
