@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from deployments import terminal
-from deployments.cli import adapter, bank, config, eval, model, route, router, serve
+from deployments.cli import adapter, bank, config, eval, feedback, model, route, router, serve
 from deployments.extras import MODULES, not_installed
 from dlp_core.errors import DLPError
 from dlp_core.store.disk import disk_error, is_full
@@ -39,6 +39,7 @@ app.add_typer(adapter.app, name="adapter")
 app.add_typer(bank.app, name="bank")
 app.add_typer(config.app, name="config")
 app.add_typer(eval.app, name="eval")
+app.add_typer(feedback.app, name="feedback")
 app.add_typer(model.app, name="model")
 app.add_typer(router.app, name="router")
 app.command("route")(route.route)

@@ -71,12 +71,17 @@ def serve(
     with until_interrupted(), ExitStack() as started:
         unpublished = is_folder(bank)
         store = started.enter_context(TemporaryDirectory(prefix="dlp-bank-")) if unpublished else bank
+        if unpublished:
+            settings["applications"][0].setdefault("args", {}).setdefault("feedback", {})["keep"] = False
         app = LocalApp(settings, bank=store, base_model=base_model, port=port, host=host)
         app.check()
         with terminal.step(f"read the bank in {bank}"):
             manifest = publish(open_store(store), Path(bank)) if unpublished else load_manifest(open_store(store))
         if unpublished:
-            terminal.warn(f"{bank} is a folder that is not published: what is changed while it serves is not kept")
+            terminal.warn(
+                f"{bank} is a folder that is not published: what is changed while it serves is not kept, "
+                "and it takes no feedback"
+            )
         if warning := name_warning(base_model, manifest):
             terminal.warn(warning)
         with terminal.step("start Ray and Ray Serve"):

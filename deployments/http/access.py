@@ -19,7 +19,7 @@ import hmac
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
@@ -47,6 +47,8 @@ class Caller:
 
     name: str
     adapters: tuple[str, ...] | None = None
+    digest: bytes = field(default=b"", repr=False, compare=False)
+    """Of its key; empty without one."""
 
     @property
     def limited(self) -> bool:
@@ -165,6 +167,13 @@ class Access:
             raise Unauthorized("missing or unknown API key; send Authorization: Bearer KEY")
         return matches[0]
 
+    def reader(self, authorization: str | None) -> Caller:
+        """Who may read what is kept of requests: ADMIN all of it, a caller their own. Where there is an admin token but
+        no keys, nobody's requests can be told apart, so the token is needed. Raises Unauthorized."""
+        if self._keys is None and self.require_admin(authorization):
+            return ADMIN
+        return self.caller(authorization)
+
     def knows(self, authorization: str | None) -> bool:
         """Whether this header is a caller's; everybody is one where there are no keys."""
         try:
@@ -203,7 +212,8 @@ def _parse_keys(content: str, where: str) -> list[tuple[bytes, Caller]]:
         key_file = _KeyFile.model_validate(document)
     except ValidationError as error:
         raise InvalidRequest(f"{where}: {first_problem(error)}") from None
-    return [(_digest(key.key.get_secret_value()), Caller(key.name, key.adapters)) for key in key_file.keys]
+    callers = [Caller(key.name, key.adapters, _digest(key.key.get_secret_value())) for key in key_file.keys]
+    return [(caller.digest, caller) for caller in callers]
 
 
 def _bearer(authorization: str | None) -> str:

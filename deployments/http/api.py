@@ -7,8 +7,8 @@ GET  /health                                        200 when requests can be ser
                                                     only their holders are told versions and reasons
 GET  /openapi.json  /docs                           this API
 
-The admin routes are in admin.py; app.py assembles the application. A request is authenticated before anything else is
-read. An adapter the caller may not use is reported as unknown.
+The admin routes are in admin.py, those of feedback in feedback.py; app.py assembles the application. A request is
+authenticated before anything else is read. An adapter the caller may not use is reported as unknown.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
@@ -31,6 +30,7 @@ from deployments.http.access import Access, Caller
 from deployments.http.admin import AdminService
 from deployments.http.admission import Admission
 from deployments.http.errors import unknown_field
+from deployments.http.ids import issue
 from deployments.http.input import generations_of, parse, parse_route, read_json, routing_options
 from deployments.http.replies import Reply, bank_json, explanation_json, models_json, route_json, visible
 from deployments.http.request_log import record_of
@@ -80,14 +80,21 @@ class Api:
     """One method per route."""
 
     def __init__(
-        self, service: Service, *, routing: RoutingArgs, limits: LimitArgs, access: Access, share: Share
+        self,
+        service: Service,
+        *,
+        routing: RoutingArgs,
+        limits: LimitArgs,
+        access: Access,
+        admission: Admission,
+        share: Share,
     ) -> None:
         self._service = service
         self._share = share
         self._routing = routing
         self._limits = limits
         self._access = access
-        self._admission = Admission(limits.max_requests_per_key)
+        self._admission = admission
         self._started = int(time.time())
 
     def add_to(self, app: FastAPI) -> None:
@@ -118,12 +125,13 @@ class Api:
         if len(body.sources) > 1:
             raise InvalidRequest("prompt: only one is routed here; send several requests", param="prompt")
         [decision] = await self._decide(request, body, caller, deadline)
+        id = record_of(request).answered(issue("route", caller))
         if decision.probabilities is None:
-            return JSONResponse(route_json(decision))
+            return JSONResponse(route_json(decision, id))
         async with within(deadline):
             texts = await self._texts(body.sources[0], decision.options)
             explanation = await self._service.explain(decision, texts)
-        return JSONResponse(route_json(decision) | explanation_json(explanation))
+        return JSONResponse(route_json(decision, id) | explanation_json(explanation))
 
     async def models(self, request: Request) -> Response:
         bank = self._visible_bank(self._caller(request))
@@ -170,7 +178,7 @@ class Api:
         decisions = await self._decide(request, body, caller, deadline)
         chat = isinstance(body, ChatRequest)
         reply = Reply(
-            id=f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
+            id=record.answered(issue("chatcmpl" if chat else "cmpl", caller)),
             created=int(time.time()),
             kind="chat" if chat else "text",
             decisions=decisions,
@@ -199,7 +207,11 @@ class Api:
             options = replace(options, allowed=caller.allowed(names))
 
         async def decide(source: Source) -> Decision:
-            return await self._service.decide(options, await self._texts(source, options))
+            texts = await self._texts(source, options)
+            decision = await self._service.decide(options, texts)
+            if len(body.sources) == 1 and options.asks_router:  # of several prompts, none would be the request's
+                record.routed(texts[decision.turn])
+            return decision
 
         async with within(deadline):
             decisions = await asyncio.gather(*map(decide, body.sources))

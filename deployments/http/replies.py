@@ -120,9 +120,10 @@ def text_logprobs_json(logprobs: Sequence[Logprob]) -> dict[str, Any]:
     }
 
 
-def route_json(decision: Decision) -> dict[str, Any]:
+def route_json(decision: Decision, id: str) -> dict[str, Any]:
     """Which adapters would serve the request, and why."""
     return {
+        "id": id,
         "object": "route",
         "model": decision.options.model,
         "bank": decision.bank,

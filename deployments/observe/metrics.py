@@ -70,6 +70,27 @@ class BankMetrics:
         self._refused.set(float(refused))
 
 
+class KeptMetrics:
+    """Recorded by the ingress, each time it polls the pointer. `kind` is feedback or requests."""
+
+    def __init__(self) -> None:
+        self._written = Counter("dlp_kept_written_total", "Records written to the bank's store.", ("kind",))
+        self._dropped = Counter("dlp_kept_dropped_total", "Records dropped: the store took none for long.", ("kind",))
+        self._waiting = Gauge("dlp_kept_waiting", "Records that are in memory only.", ("kind",))
+        self._before: dict[str, tuple[int, int]] = {}
+
+    def state(self, kind: str, *, written: int, dropped: int, waiting: int) -> None:
+        """Record the counts of a writer since it began."""
+        tags = {"kind": kind}
+        written_before, dropped_before = self._before.get(kind, (0, 0))
+        if written > written_before:
+            self._written.inc(written - written_before, tags=tags)
+        if dropped > dropped_before:
+            self._dropped.inc(dropped - dropped_before, tags=tags)
+        self._waiting.set(waiting, tags=tags)
+        self._before[kind] = (written, dropped)
+
+
 class EngineMetrics:
     """Recorded by a backbone replica."""
 

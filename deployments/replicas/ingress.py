@@ -20,10 +20,11 @@ from deployments.args import AppArgs
 from deployments.http.access import Access
 from deployments.http.admin import LoadAdapter, Published
 from deployments.http.app import create_app
+from deployments.http.keeping import Keeper
 from deployments.links.parts import Listening, Part
 from deployments.links.receiving import Receiver
 from deployments.observe import tracing
-from deployments.observe.metrics import BankMetrics, RoutingMetrics
+from deployments.observe.metrics import BankMetrics, KeptMetrics, RoutingMetrics
 from deployments.replicas.errors import from_ray
 from deployments.replicas.process import join_library_log
 from dlp_core.bank.follower import BankFollower, Refusal
@@ -66,6 +67,10 @@ class Ingress:
             admin_token_file=secrets.admin_token_file, keys_file=secrets.keys_file, origins=secrets.cors_origins
         )
         self._store = open_store(args.bank)
+        self._keeper = None
+        if args.feedback.keep:
+            self._keeper = Keeper(self._store, args.feedback, prompts=args.log.prompts, replica=self._id)
+        self._kept_metrics = KeptMetrics()
         self._bank = BankFollower(
             self._store, poll_s=args.bank_poll_s, prepare=self._prepare, on_poll=self._report_bank
         )
@@ -80,6 +85,7 @@ class Ingress:
             access=self._access,
             share=args.cache.share,
             log=args.log,
+            keeper=self._keeper,
             sets_id_header=False,
         )
 
@@ -101,6 +107,9 @@ class Ingress:
 
     def _report_bank(self) -> None:
         self._bank_metrics.polled(refused=self._bank.refused is not None)
+        if self._keeper is not None:
+            for kind, counts in self._keeper.counts.items():
+                self._kept_metrics.state(kind, written=counts.written, dropped=counts.dropped, waiting=counts.waiting)
 
     async def look(self) -> None:
         """Follow the pointer now instead of at the next poll. Raises why its bank cannot be served."""

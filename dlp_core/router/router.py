@@ -65,7 +65,7 @@ class Router:
             undecided = [n for n, texts in enumerate(choices) if turn < len(texts) and not routings[n].fits]
             for n, routing in zip(undecided, self.route([choices[n][turn] for n in undecided]), strict=True):
                 if routing.fits:
-                    routings[n] = routing
+                    routings[n] = replace(routing, turn=turn)
         return routings
 
     def log_odds(self, texts: Sequence[str], label: str) -> NDArray[np.float64]:

@@ -38,6 +38,7 @@ class WordRouting:
         return 1.0 - 2.0 * self.none
 
     top_p = 0.9
+    turn = 0
 
     def mix(self, *, top_p: float | None, **options: Any) -> Mix:
         chosen = select_top_p(self.probabilities, top_p=top_p or self.top_p, **options)
