@@ -149,8 +149,8 @@ def _opened(path: Path | None) -> Iterator[TextIO]:
 
 def _print(summary: Summary) -> None:
     terminal.say(
-        f"{summary.feedback} pieces of feedback: {summary.up} up, {summary.down} down, {summary.named} name what should "
-        f"have answered. Of {summary.requests_known} the request was kept:"
+        f"{summary.feedback} pieces of feedback: {summary.up} up, {summary.down} down, {summary.named} say what should "
+        f"have answered. About {summary.requests_known} kept requests:"
     )
     table = Table("answered", "up", "down", "confirmed", "another was right", "should have answered")
     for entry in summary.adapters:

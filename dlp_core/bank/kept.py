@@ -66,9 +66,9 @@ def today() -> date:
 
 def parse_day(text: str) -> date:
     """A day as people write it. Raises InvalidRequest."""
-    with suppress(ValueError):
-        if len(text) == 10:
-            return date.fromisoformat(text)
+    day = _as_day(text)
+    if day is not None:
+        return day
     raise InvalidRequest(f"{text[:40]!r} is not a day; write it as {today().isoformat()}", param="day")
 
 
@@ -170,8 +170,16 @@ def _matches(line: bytes, meant: Callable[[dict[str, Any]], bool]) -> bool:
 def _files(store: AdapterStore, prefix: str) -> Iterator[tuple[ObjectInfo, date]]:
     """The files under a prefix with their days; what is not in a day's folder is not ours."""
     for info in store.list(prefix):
-        with suppress(ValueError):
-            yield info, date.fromisoformat(info.key.removeprefix(prefix).partition("/")[0])
+        day = _as_day(info.key.removeprefix(prefix).partition("/")[0])
+        if day is not None:
+            yield info, day
+
+
+def _as_day(text: str) -> date | None:
+    with suppress(ValueError):
+        day = date.fromisoformat(text)
+        return day if day.isoformat() == text else None  # not as 20261127 or 2026-W48-5
+    return None
 
 
 def _get(store: AdapterStore, key: str) -> bytes:

@@ -94,7 +94,7 @@ class BatchWriter:
             if self._close_by is not None or len(self._waiting) >= self._most_waiting:
                 self._dropped += 1
                 if self._dropped == 1 or self._dropped % 1000 == 0:
-                    log.error("%s: %d records of %s were dropped", self._store.uri, self._dropped, self._prefix)
+                    log.error("records of %s are dropped, %d so far: too many wait", self._prefix, self._dropped)
                 return False
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=f"writes {self._prefix}", daemon=True)
@@ -127,7 +127,7 @@ class BatchWriter:
         with self._changed:
             lost = len(self._waiting)
         if lost:
-            log.error("%s: %d records of %s are lost: %s", self._store.uri, lost, self._prefix, self._failure)
+            log.error("records of %s are lost, %d of them: %s", self._prefix, lost, self._failure or "no time left")
         return not lost
 
     def _run(self) -> None:
@@ -140,7 +140,7 @@ class BatchWriter:
                 with self._changed:
                     if self._failure is None:
                         waiting = len(self._waiting)
-                        log.warning("%d records of %s wait in memory: %s", waiting, self._prefix, failure.message)
+                        log.warning("records of %s wait in memory, %d now: %s", self._prefix, waiting, failure.message)
                         wait_s = RETRY_S[0]
                     self._failure = failure
                     self._failures += 1
@@ -150,7 +150,7 @@ class BatchWriter:
             else:
                 with self._changed:
                     if self._failure is not None:
-                        log.info("%s: records of %s are written again", self._store.uri, self._prefix)
+                        log.info("records of %s are written again; %d were dropped", self._prefix, self._dropped)
                     self._failure = None
                     self._due = time.monotonic() + self._delay_s  # for what came meanwhile
 
