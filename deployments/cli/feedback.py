@@ -125,12 +125,13 @@ def _day(text: str | None) -> date | None:
 
 
 def _read(store: AdapterStore, since: date | None) -> tuple[list[Feedback], dict[str, KeptRequest]]:
-    """Feedback from a day on, and all requests by id: those it is about may be older."""
+    """Feedback from a day on, and the requests it is about, by id: they may be older."""
     from dlp_core.bank.feedback import Feedback, KeptRequest
     from dlp_core.bank.kept import FEEDBACK, REQUESTS, read
 
     feedback = read(store, FEEDBACK, Feedback, since=since)
-    return feedback, {request.id: request for request in read(store, REQUESTS, KeptRequest)}
+    about = {entry.request_id for entry in feedback}
+    return feedback, {request.id: request for request in read(store, REQUESTS, KeptRequest, ids=about)}
 
 
 def _with_request(entry: Feedback, requests: Mapping[str, KeptRequest]) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def serve(
         unpublished = is_folder(bank)
         store = started.enter_context(TemporaryDirectory(prefix="dlp-bank-")) if unpublished else bank
         if unpublished:
-            settings["applications"][0].setdefault("args", {}).setdefault("feedback", {})["keep"] = False
+            args = settings["applications"][0].setdefault("args", {})
+            args["feedback"] = {**(args.get("feedback") or {}), "keep": False}
         app = LocalApp(settings, bank=store, base_model=base_model, port=port, host=host)
         app.check()
         with terminal.step(f"read the bank in {bank}"):

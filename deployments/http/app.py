@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 from fastapi import FastAPI, Request
@@ -94,6 +94,8 @@ async def lifespan(service: Service, keeper: Keeper | None, _: FastAPI) -> Async
         yield
     finally:  # Serve ends a replica after its last request
         expiring.cancel()
+        with suppress(asyncio.CancelledError):
+            await expiring
         await keeper.close()
 
 

@@ -9,7 +9,7 @@ Days are in UTC. dlp_core/store/batches.py writes the files; neither publishing 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -73,9 +73,16 @@ def parse_day(text: str) -> date:
 
 
 def read(
-    store: AdapterStore, prefix: str, kind: type[R], *, since: date | None = None, until: date | None = None
+    store: AdapterStore,
+    prefix: str,
+    kind: type[R],
+    *,
+    since: date | None = None,
+    until: date | None = None,
+    ids: Container[str] | None = None,
 ) -> list[R]:
-    """The records under a prefix, the oldest first, each once; of the days from `since` to `until`, both included.
+    """The records under a prefix, the oldest first, each once; of the days from `since` to `until`, both included, and
+    only those of the `ids`, if given.
 
     What cannot be read as a record is skipped and logged. Raises StoreUnavailable.
     """
@@ -89,7 +96,8 @@ def read(
     with ThreadPoolExecutor(_READERS) as pool:
         for info, data in zip(listed, pool.map(lambda info: _get(store, info.key), listed), strict=True):
             for record in _parse(kind, data, f"{info.key} in {store.uri}"):
-                records.setdefault(record.id, record)
+                if ids is None or record.id in ids:
+                    records.setdefault(record.id, record)
     return sorted(records.values(), key=lambda record: record.created)
 
 

@@ -378,6 +378,14 @@ def test_a_query_that_makes_no_sense_is_a_400(http: TestClient, query: dict[str,
     refused(http.get("/feedback", params={"page": 2}), 400, "page", "unknown_parameter")
 
 
+def test_the_api_page_has_the_bodies_and_the_queries(http: TestClient) -> None:
+    page = http.get("http://server/openapi.json").json()
+    assert "FeedbackBody" in page["components"]["schemas"]
+    parameters = {entry["name"]: entry for entry in page["paths"]["/v1/requests"]["get"]["parameters"]}
+    assert set(parameters) == {"day", "limit", "after", "order", "reviewed"}
+    assert parameters["order"]["schema"]["enum"] == ["time", "confidence"]
+
+
 # --- the store
 
 

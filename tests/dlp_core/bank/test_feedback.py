@@ -90,6 +90,7 @@ def test_records_are_read_by_day_once_each_and_in_order(store: AdapterStore) -> 
     assert ids(store, since=date(2026, 11, 27), until=date(2026, 11, 27)) == ["1", "3"]
     assert ids(store, until=date(2026, 11, 26)) == ["2"]
     assert ids(store, since=date(2026, 11, 28)) == []
+    assert [record.id for record in read(store, FEEDBACK, Feedback, ids={"3", "2", "4"})] == ["2", "3"]
 
 
 def test_a_damaged_line_is_skipped_and_said(folder: AdapterStore, caplog: pytest.LogCaptureFixture) -> None:
