@@ -24,6 +24,7 @@ LIMITS = LimitArgs(max_body_bytes=20_000, request_timeout_s=60)
 @dataclass
 class WordRouting:
     probabilities: dict[str, float]
+    turn: int = 0
 
     @property
     def confidence(self) -> float:
@@ -38,7 +39,6 @@ class WordRouting:
         return 1.0 - 2.0 * self.none
 
     top_p = 0.9
-    turn = 0
 
     def mix(self, *, top_p: float | None, **options: Any) -> Mix:
         chosen = select_top_p(self.probabilities, top_p=top_p or self.top_p, **options)
@@ -86,8 +86,11 @@ class EchoService:
 
     async def decide(self, options: RoutingOptions, texts: Sequence[str]) -> Decision:
         async def route(texts: Sequence[str]) -> Any:
-            words = [word for word in texts[0].split() if word in ("sql", "cron", "dates") and options.may_use(word)]
-            return WordRouting({name: words.count(name) / len(words) for name in dict.fromkeys(words)} if words else {})
+            for turn, text in enumerate(texts):
+                words = [word for word in text.split() if word in ("sql", "cron", "dates") and options.may_use(word)]
+                if words:
+                    return WordRouting({name: words.count(name) / len(words) for name in dict.fromkeys(words)}, turn)
+            return WordRouting({})
 
         self.wishes.append(options)
         return await decide(self.bank(), options, texts, route)

@@ -273,6 +273,13 @@ def test_a_text_is_kept_as_far_as_the_router_reads_it(http: TestClient) -> None:
     assert kept["text"] == "sql " + "x" * 1532 + "\n" + "x" * 512
 
 
+def test_of_a_follow_up_the_text_that_decided_is_kept(http: TestClient) -> None:
+    turns = [("user", "make sql"), ("assistant", "Done."), ("user", "and again?")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    http.post("/chat/completions", json=chat(messages=messages))
+    assert [kept["text"] for kept in listed(http, "/requests")] == ["make sql\nand again?"]
+
+
 def test_without_log_prompts_no_text_is_kept(store: AdapterStore) -> None:
     with server(store, prompts=False) as http:
         request_id = ask(http, "make sql about zebras")
