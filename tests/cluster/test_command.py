@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from dlp_core.bank.publish import publish
 from dlp_core.ports import free_port
 from dlp_core.store.opening import open_store
 from examples.tiny.build import BASE
-from tests.support.application import ROOT, START_S, answer_of
+from tests.support.application import PATIENCE, ROOT, START_S, answer_of
 from tests.support.waiting import HANG_S, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -42,12 +43,15 @@ def serve(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     port = free_port()
     command = [sys.executable, "-c", "from deployments.cli.main import main; main()", "serve", "--port", str(port)]
     options = ["--bank", str(folder / "store"), "--base-model", str(folder / BASE), "--config", "serve.yaml"]
+    environment = os.environ | PATIENCE
     with subprocess.Popen(
-        [*command, *options], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, *options], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     ) as process:
         try:
-            wait_for(lambda: is_healthy(f"http://127.0.0.1:{port}/health"), "health", START_S)
-            yield process, f"http://127.0.0.1:{port}"
+            url = f"http://127.0.0.1:{port}"
+            wait_for(lambda: process.poll() is not None or is_healthy(f"{url}/health"), "health", START_S)
+            assert process.poll() is None, process.communicate()[0]
+            yield process, url
         finally:
             process.terminate()
             process.wait(HANG_S)
