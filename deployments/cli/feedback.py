@@ -130,7 +130,7 @@ def _read(store: AdapterStore, since: date | None) -> tuple[list[Feedback], dict
     from dlp_core.bank.kept import FEEDBACK, REQUESTS, read
 
     feedback = read(store, FEEDBACK, Feedback, since=since)
-    about = {entry.request_id for entry in feedback}
+    about = {entry.request_id for entry in feedback if entry.request_id is not None}
     return feedback, {request.id: request for request in read(store, REQUESTS, KeptRequest, ids=about)}
 
 
@@ -157,7 +157,8 @@ def _print(summary: Summary) -> None:
     for entry in summary.adapters:
         counts = (entry.up, entry.down, entry.confirmed, entry.lost, entry.gained)
         table.add_row(_name(entry.adapter), *map(str, counts))
-    terminal.out.print(table)
+    if summary.adapters:
+        terminal.out.print(table)
     if summary.corrections:
         table = Table("answered", "should have", "requests")
         for correction in summary.corrections[:_SHOWN]:
