@@ -77,6 +77,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 $(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
 	@echo "Installing vLLM into .venv-vllm (several minutes the first time)"
 	@test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
-	$(VLLM_PIP) --quiet --progress-bar on --editable ".[$(VLLM),clouds,vllm-tests]"
+	$(VLLM_PIP) --quiet --progress-bar on --editable ".[clouds,vllm-tests]" "ray[serve]" "$(VLLM)>=0.32,<0.33"
 	$(VLLM_BIN)/python -m pip --disable-pip-version-check uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
