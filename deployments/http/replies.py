@@ -142,8 +142,8 @@ def route_json(decision: Decision) -> dict[str, Any]:
 
 
 def explanation_json(explanation: Explanation) -> dict[str, Any]:
-    """Which words influenced the decision: `effect` is the log-odds of `explains` (null: that any adapter fits) with the
-    word minus those without."""
+    """Which words influenced the decision: `effect` is the log-odds of `explains`, or, if that is null, of any adapter
+    fitting, with the word minus those without."""
     return {
         "explains": explanation.adapter,
         "words": [{"text": word.text, "effect": word.effect} for word in explanation.words],
