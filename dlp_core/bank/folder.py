@@ -115,7 +115,9 @@ def read_folder(
         raise BankError(f"{folder} has no adapters; put each in adapters/<name>/ with {CONFIG_FILE}")
     strangers = sorted(unrouted - {adapter.name for adapter in adapters})
     if strangers:
-        raise BankError(f"{folder / FOLDER_FILE}: unrouted names {strangers[0]!r}, which is not an adapter of this bank")
+        raise BankError(
+            f"{folder / FOLDER_FILE}: unrouted names {strangers[0]!r}, which is not an adapter of this bank"
+        )
     described = None
     if router is not None:
         routed = [adapter.name for adapter in adapters if adapter.routed]

@@ -69,8 +69,8 @@ class Router:
         return routings
 
     def log_odds(self, texts: Sequence[str], label: str | None) -> NDArray[np.float64]:
-        """Log-odds of one adapter, (B,), exact even where its probability rounds to 1; clipped to MAX_LOG_ODDS. Of None:
-        that some adapter fits.
+        """Log-odds of one adapter, (B,), exact even where its probability rounds to 1; clipped to MAX_LOG_ODDS. Of
+        None: that some adapter fits.
 
         Texts are not split: this is about the words of one task. Raises TypeError as `route`.
         """
