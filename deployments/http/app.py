@@ -18,7 +18,7 @@ from deployments.http.access import Access
 from deployments.http.admin import AdminApi
 from deployments.http.api import Api, Service
 from deployments.http.errors import HTTPError, as_api_error, error_response, unknown_url
-from deployments.http.request_log import RequestLogMiddleware, record_of
+from deployments.http.request_log import OnEnd, RequestLogMiddleware, record_of
 from deployments.http.sharing import Share
 from dlp_core.errors import DLPError
 
@@ -31,19 +31,22 @@ def create_app(
     access: Access,
     share: Share = "key",
     log: LogArgs | None = None,
+    console_url: str | None = None,
+    on_end: OnEnd | None = None,
     sets_id_header: bool = True,
 ) -> FastAPI:
-    """Build the application. `sets_id_header` is False behind a server that returns `x-request-id` itself."""
+    """Build the application. `on_end` is told of each request that is logged, whether or not lines are written;
+    `sets_id_header` is False behind a server that returns `x-request-id` itself."""
     app = FastAPI(
         title="dlp",
         lifespan=partial(lifespan, service),
         description="A bank of LoRA adapters behind one OpenAI-compatible endpoint.",
         openapi_url=None,  # api.py has the pages, for callers
         redirect_slashes=False,  # see TrailingSlash
-        telemetry={"operation_spans": False, "exclude": lambda scope: scope["path"].endswith("/health")},
+        telemetry={"operation_spans": False, "exclude": lambda scope: scope["path"].endswith(("/health", "/metrics"))},
     )
     handle_errors(app)
-    Api(service, routing=routing, limits=limits, access=access, share=share).add_to(app)
+    Api(service, routing=routing, limits=limits, access=access, share=share, console_url=console_url).add_to(app)
     AdminApi(service, limits=limits, access=access).add_to(app)
     openapi.describe(app, *api.BODIES, *admin.BODIES)
     if access.origins:
@@ -57,7 +60,7 @@ def create_app(
     app.add_middleware(TrailingSlash)
     # outermost, around the handler of unexpected errors too: add_middleware would put it inside
     app.middleware_stack = RequestLogMiddleware(
-        app.build_middleware_stack(), log or LogArgs(), sets_id_header=sets_id_header
+        app.build_middleware_stack(), log or LogArgs(), on_end=on_end, sets_id_header=sets_id_header
     )
     return app
 

@@ -15,6 +15,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
@@ -46,6 +47,9 @@ GONE = "client_disconnected"
 GONE_STATUS = 499
 _ID_LENGTH = 128
 _MODEL_LENGTH = 256
+
+OnEnd = Callable[[str, int, str | None], None]
+"""Told of a request that ended: its route, status and error code, as its line has them."""
 
 
 class RequestRecord:
@@ -119,10 +123,14 @@ class RequestRecord:
         if self._settings.prompts:
             self._completions.setdefault(index, Completion()).add(piece)
 
-    def write(self, status: int, *, gone: bool) -> None:
-        """Write the log line. `gone`: the client disconnected before the end; `status` is then replaced by 499."""
+    def end(self, status: int, *, gone: bool) -> tuple[int, str | None]:
+        """How the request ended, as status and error code. `gone`: the client disconnected before the end."""
         if gone:
             status, self._error_code = GONE_STATUS, GONE
+        return status, self._error_code
+
+    def write(self, status: int) -> None:
+        """Write the log line."""
         end = self._error_code or "+".join(self._finish_reasons()) or "ok"
         # skipped: Serve's own context would add the unsanitized request id, and job, worker and task ids
         log.info("%s %d %s", self._route, status, end, extra=self._fields(status) | {"skip_context_filter": True})
@@ -218,9 +226,10 @@ class RequestLogMiddleware:
     response header is set here or by the server in front.
     """
 
-    def __init__(self, app: ASGIApp, settings: LogArgs, *, sets_id_header: bool) -> None:
+    def __init__(self, app: ASGIApp, settings: LogArgs, *, on_end: OnEnd | None, sets_id_header: bool) -> None:
         self._app = app
         self._settings = settings
+        self._on_end = on_end
         self._answers_id = sets_id_header
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -254,8 +263,12 @@ class RequestLogMiddleware:
             raise
         finally:
             record.left()
-            if self._settings.requests and route in ROUTES:
-                record.write(status or DLPError.status, gone=gone or (status != 0 and not complete))
+            if route in ROUTES:
+                status, error_code = record.end(status or DLPError.status, gone=gone or (status != 0 and not complete))
+                if self._on_end is not None:
+                    self._on_end(route, status, error_code)
+                if self._settings.requests:
+                    record.write(status)
 
 
 def safe_id(client_id: str | None) -> str:

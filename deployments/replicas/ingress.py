@@ -17,13 +17,14 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.args import AppArgs
-from deployments.http.access import Access
+from deployments.http.access import open_access
 from deployments.http.admin import LoadAdapter, Published
 from deployments.http.app import create_app
 from deployments.links.parts import Listening, Part
 from deployments.links.receiving import Receiver
 from deployments.observe import tracing
-from deployments.observe.metrics import BankMetrics, RoutingMetrics
+from deployments.observe.cluster import ClusterMetrics
+from deployments.observe.metrics import BankMetrics, RequestMetrics, RoutingMetrics
 from deployments.replicas.errors import from_ray
 from deployments.replicas.process import join_library_log
 from dlp_core.bank.follower import BankFollower, Refusal
@@ -61,10 +62,8 @@ class Ingress:
         self._receiver = Receiver(self._listen)
         self._metrics = RoutingMetrics()
         self._bank_metrics = BankMetrics()
-        secrets = args.access
-        self._access = Access(
-            admin_token_file=secrets.admin_token_file, keys_file=secrets.keys_file, origins=secrets.cors_origins
-        )
+        self._all_metrics = ClusterMetrics(serve.get_replica_context().app_name)
+        self._access = open_access(args.access)
         self._store = open_store(args.bank)
         self._bank = BankFollower(
             self._store, poll_s=args.bank_poll_s, prepare=self._prepare, on_poll=self._report_bank
@@ -80,6 +79,8 @@ class Ingress:
             access=self._access,
             share=args.cache.share,
             log=args.log,
+            console_url=args.console_url,
+            on_end=RequestMetrics().ended,
             sets_id_header=False,
         )
 
@@ -95,6 +96,9 @@ class Ingress:
 
     def bank(self) -> BankManifest:
         return self._bank.bank()
+
+    async def metrics(self) -> bytes:
+        return await self._all_metrics.text()
 
     def refused(self) -> Refusal | None:
         return self._bank.refused
