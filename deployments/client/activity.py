@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from deployments.observe.exposition import Series, families, series_of
+from prometheus_client.parser import text_string_to_metric_families
+
+from deployments.observe.exposition import Series, series_of
 
 CLIENT_LEFT = "client_disconnected"
 NO_ERROR = "none"
@@ -22,7 +24,7 @@ class Reading:
     @classmethod
     def of(cls, text: str, at: float) -> Reading:
         """Raises ValueError if `text` is not Prometheus text."""
-        samples = [sample for family in families(text).values() for sample in family.samples]
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
         return cls(at, {series_of(sample): sample.value for sample in samples})
 
     @property

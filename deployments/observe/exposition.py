@@ -32,17 +32,12 @@ def series_of(sample: Sample) -> Series:
     return sample.name, tuple(sorted(sample.labels.items()))
 
 
-def families(text: str) -> dict[str, Metric]:
-    """The metrics of a text by the names of their families. Raises ValueError if it is not Prometheus text."""
-    return {family.name: family for family in text_string_to_metric_families(text)}
-
-
 def application_families(text: str, application: str) -> Iterator[Metric]:
     """An application's metrics in what a node's agent exports. Raises ValueError if it is not Prometheus text."""
     names = (OURS, *OF_SERVE)
     starts = (*names, *(f"# {kind} {name}" for kind in ("HELP", "TYPE") for name in names))
     kept = "".join(line for line in text.splitlines(keepends=True) if line.startswith(starts))  # of thousands of lines
-    for family in families(kept).values():
+    for family in text_string_to_metric_families(kept):
         samples = [
             sample._replace(
                 name=_renamed(sample.name),
