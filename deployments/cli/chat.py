@@ -158,12 +158,13 @@ def _check_model(name: str, models: list[str]) -> None:
 def _caption(answer: Answer) -> str:
     """One line below an answer: who gave it, and why."""
     mix = " + ".join(f"{part['adapter']} {part['weight']:.2f}" for part in answer.mix) or "base model"
-    confidence, tokens = answer.dlp.get("confidence"), answer.usage.get("completion_tokens", 0)
+    confidence, written = answer.dlp.get("confidence"), answer.usage.get("completion_tokens", 0)
+    tokens = "1 token" if written == 1 else f"{written} tokens"
     why = str(answer.dlp.get("reason", "")).replace("_", " ")
     if confidence is not None:
         why += f", confidence {confidence:.2f}"
     cut = " (cut off)" if answer.finish_reason == "length" else ""
-    return f"  {mix} · {why} · {tokens} tokens in {answer.seconds:.1f} s{cut}"
+    return f"  {mix} · {why} · {tokens} in {answer.seconds:.1f} s{cut}"
 
 
 def _as_dict(answer: Answer) -> dict[str, Any]:

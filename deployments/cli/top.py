@@ -18,7 +18,7 @@ from deployments.cli.options import Json, Key, Url
 from dlp_core.errors import DLPError
 
 if TYPE_CHECKING:
-    from deployments.client.activity import Activity, AdapterActivity, Counts, Reading
+    from deployments.client.activity import Activity, Counts, Reading
     from deployments.client.server import Server
 
 WINDOW_S = 20.0
@@ -152,25 +152,27 @@ def _state(activity: Activity) -> str:
 def _warnings(activity: Activity) -> list[str]:
     lines = []
     if activity.errors:
-        lines.append("errors   " + ", ".join(f"{count:.0f} {code}" for code, count in activity.errors.items()))
+        lines.append("errors   " + ", ".join(f"{count} {code}" for code, count in activity.errors.items()))
     if activity.missing_nodes:
         lines.append(f"{activity.missing_nodes} nodes did not answer: what they do is missing here")
     return lines
 
 
 def _counts(activity: Activity) -> Table:
-    now = "now" if activity.seconds is None else f"last {activity.seconds:.0f} s"
+    """What happened lately, where there is an earlier reading, and in all."""
+    recent, total, seconds = activity.recent, activity.total, activity.seconds
     table = Table("", box=None, pad_edge=False)
-    table.add_column(now, justify="right", min_width=14)
-    table.add_column("in all", justify="right", min_width=14)
-    recent, total = activity.recent, activity.total
+    if recent is not None:
+        table.add_column(f"last {seconds:.0f} s", justify="right", min_width=16)
+    table.add_column("in all", justify="right", min_width=16)
 
-    def count(title: str, of: Callable[[Counts], float]) -> None:
-        rate = "-" if recent is None or not activity.seconds else f"{of(recent) / activity.seconds:,.1f}/s"
-        table.add_row(title, rate, f"{of(total):,.0f}")
+    def count(title: str, of: Callable[[Counts], int]) -> None:
+        rate = [f"{of(recent) / seconds:,.1f}/s"] if recent is not None and seconds else []
+        table.add_row(title, *rate, f"{of(total):,}")
 
     def times(title: str, of: Callable[[Counts], tuple[float, float] | None]) -> None:
-        table.add_row(f"{title}, median / 95%", _times(None if recent is None else of(recent)), _times(of(total)))
+        lately = [] if recent is None else [_times(of(recent))]
+        table.add_row(f"{title}, median / 95%", *lately, _times(of(total)))
 
     count("requests", lambda counts: counts.requests)
     count("errors", lambda counts: counts.errors)
@@ -188,16 +190,14 @@ def _times(spread: tuple[float, float] | None) -> str:
 def _adapters(activity: Activity, rows: int | None) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("adapter", no_wrap=True, overflow="ellipsis", max_width=36)
-    for title in ("in slots of", "hits/s", "hits", "loads"):
+    rates = ["hits/s"] if activity.recent is not None else []
+    for title in ("in slots of", *rates, "hits", "loads"):
         table.add_column(title, justify="right")
     shown = activity.adapters[:rows]
     for one in shown:
-        table.add_row(Text(one.name), *_row(one), style="" if one.in_slots else "dim")
+        rate = [] if one.hits_per_second is None else [f"{one.hits_per_second:.2f}"]
+        cells = (f"{one.in_slots or '-'}", *rate, f"{one.hits:,}", f"{one.loads:,}")
+        table.add_row(Text(one.name), *cells, style="" if one.in_slots else "dim")
     if left := len(activity.adapters) - len(shown):
         table.add_row(f"and {left} more", style="dim")
     return table
-
-
-def _row(one: AdapterActivity) -> tuple[str, str, str, str]:
-    rate = "-" if one.hits_per_second is None else f"{one.hits_per_second:.2f}"
-    return (f"{one.in_slots or '-'}", rate, f"{one.hits:,.0f}", f"{one.loads:,.0f}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,6 +13,8 @@ from deployments.observe.exposition import Series, series_of
 
 CLIENT_LEFT = "client_disconnected"
 NO_ERROR = "none"
+REPORTED = ("dlp_bank_refused", "dlp_router_busy", "dlp_requests_running")
+"""A gauge of each deployment, which every living replica sets."""
 
 
 @dataclass(frozen=True)
@@ -74,29 +77,29 @@ class Reading:
 class Counts:
     """What happened in some time. Times are in seconds, as (median, 95th percentile); None if there were none."""
 
-    requests: float
-    errors: float
-    prompt_tokens: float
-    completion_tokens: float
+    requests: int
+    errors: int
+    prompt_tokens: int
+    completion_tokens: int
     first_token: tuple[float, float] | None
     between_tokens: tuple[float, float] | None
 
     @classmethod
     def of(cls, reading: Reading) -> Counts:
         return cls(
-            requests=reading.total("dlp_requests_total"),
+            requests=int(reading.total("dlp_requests_total")),
             errors=sum(errors_of(reading).values()),
-            prompt_tokens=reading.total("dlp_tokens_total", kind="prompt"),
-            completion_tokens=reading.total("dlp_tokens_total", kind="completion"),
+            prompt_tokens=int(reading.total("dlp_tokens_total", kind="prompt")),
+            completion_tokens=int(reading.total("dlp_tokens_total", kind="completion")),
             first_token=_spread(reading, "dlp_time_to_first_token_seconds"),
             between_tokens=_spread(reading, "dlp_inter_token_seconds"),
         )
 
 
-def errors_of(reading: Reading) -> dict[str, float]:
+def errors_of(reading: Reading) -> dict[str, int]:
     """Requests that failed, by error code. That a client left is not an error."""
     found = reading.by("error_code", "dlp_requests_total")
-    return {code: count for code, count in sorted(found.items()) if count and code not in (NO_ERROR, CLIENT_LEFT)}
+    return {code: int(count) for code, count in sorted(found.items()) if count and code not in (NO_ERROR, CLIENT_LEFT)}
 
 
 def _spread(reading: Reading, name: str) -> tuple[float, float] | None:
@@ -109,8 +112,8 @@ class AdapterActivity:
     name: str
     in_slots: int
     """Replicas that have it in a slot."""
-    hits: float
-    loads: float
+    hits: int
+    loads: int
     hits_per_second: float | None
     """None after one reading."""
 
@@ -123,13 +126,13 @@ class Activity:
     """Between the two readings; None if there is one."""
     total: Counts
     recent: Counts | None
-    errors: dict[str, float]
+    errors: dict[str, int]
     running: int
     waiting: int
     cache_use: float | None
     """Of the replica that uses most of its cache, 0 to 1."""
     replicas: dict[str, int]
-    """Healthy ones of each deployment."""
+    """Those of each deployment that report."""
     resident: dict[str, int]
     """Adapters in each tier: the sum over replicas of `device` and `host`, the most of a node on `disk`."""
     missing_nodes: int
@@ -151,7 +154,7 @@ class Activity:
             running=int(now.total("dlp_requests_running")),
             waiting=int(now.total("dlp_requests_waiting")),
             cache_use=max(caches, default=None),
-            replicas=_whole(now.by("deployment", "ray_serve_deployment_replica_healthy")),
+            replicas=_replicas(now),
             resident=_whole({**resident, "disk": max(disks, default=0)}),
             missing_nodes=now.missing_nodes,
             adapters=_adapters(now, gained, seconds),
@@ -159,6 +162,11 @@ class Activity:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _replicas(now: Reading) -> dict[str, int]:
+    found = Counter(labels.get("deployment", "") for name in REPORTED for labels, _ in now.named(name))
+    return dict(sorted(found.items()))
 
 
 def _adapters(now: Reading, gained: Reading | None, seconds: float | None) -> list[AdapterActivity]:
@@ -169,8 +177,8 @@ def _adapters(now: Reading, gained: Reading | None, seconds: float | None) -> li
         AdapterActivity(
             name=name,
             in_slots=int(in_slots.get(name, 0)),
-            hits=hits.get(name, 0),
-            loads=loads.get(name, 0),
+            hits=int(hits.get(name, 0)),
+            loads=int(loads.get(name, 0)),
             hits_per_second=recent.get(name, 0) / seconds if seconds else None,
         )
         for name in {*hits, *loads, *in_slots}

@@ -48,9 +48,9 @@ These settings keep the total wait and shorten the steps."""
 _LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 """On any system, Ray then listens on the loopback address alone: this cluster has one machine. Only the endpoint's own
 port follows `host`."""
-_METRICS_INTERVAL = ("RAY_metrics_report_interval_ms", "3000")
-"""Ray's 10 s are long for somebody who watches. A gauge is dropped once it was not set for two intervals, so no shorter
-than half of bank_poll_s."""
+_METRICS_INTERVAL = ("RAY_metrics_report_interval_ms", "4000")
+"""Ray's 10 s are long for somebody who watches. But Ray drops a gauge that was not set for two intervals, and the
+ingress sets its own every bank_poll_s."""
 _OBJECT_STORE_BYTES = 200 * 1024**2  # requests and tokens are small; Ray's default takes a third of the memory
 
 

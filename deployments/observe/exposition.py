@@ -22,9 +22,7 @@ Series = tuple[str, tuple[tuple[str, str], ...]]
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 PREFIX = "ray_"
-OURS = "ray_dlp_"
-OF_SERVE = ("ray_serve_deployment_replica_healthy", "ray_serve_autoscaling_desired_replicas")
-"""Gauges of Serve that an operator needs beside ours; they keep their names."""
+OURS = f"{PREFIX}dlp_"
 _RAYS_LABELS = ("application", "Component", "NodeAddress", "SessionName", "Version", "WorkerId", "otel_scope_")
 
 
@@ -34,26 +32,21 @@ def series_of(sample: Sample) -> Series:
 
 def application_families(text: str, application: str) -> Iterator[Metric]:
     """An application's metrics in what a node's agent exports. Raises ValueError if it is not Prometheus text."""
-    names = (OURS, *OF_SERVE)
-    starts = (*names, *(f"# {kind} {name}" for kind in ("HELP", "TYPE") for name in names))
+    starts = (OURS, f"# HELP {OURS}", f"# TYPE {OURS}")
     kept = "".join(line for line in text.splitlines(keepends=True) if line.startswith(starts))  # of thousands of lines
     for family in text_string_to_metric_families(kept):
         samples = [
             sample._replace(
-                name=_renamed(sample.name),
+                name=sample.name.removeprefix(PREFIX),
                 labels={label: value for label, value in sample.labels.items() if not label.startswith(_RAYS_LABELS)},
             )
             for sample in family.samples
             if sample.labels.get("application") == application
         ]
         if samples:
-            renamed = Metric(_renamed(family.name), family.documentation, family.type)
+            renamed = Metric(family.name.removeprefix(PREFIX), family.documentation, family.type)
             renamed.samples = samples
             yield renamed
-
-
-def _renamed(name: str) -> str:
-    return name.removeprefix(PREFIX) if name.startswith(OURS) else name
 
 
 class Merged(Collector):

@@ -20,8 +20,8 @@ dlp_adapters_resident{tier="disk",replica="b1"} 8
 dlp_adapters_resident{tier="disk",replica="b2"} 8
 dlp_cache_use{replica="b1"} 0.25
 dlp_cache_use{replica="b2"} 0.5
-dlp_requests_running{replica="b1"} 2
-dlp_requests_running{replica="b2"} 1
+dlp_requests_running{deployment="FusedBackbone",replica="b1"} 2
+dlp_requests_running{deployment="FusedBackbone",replica="b2"} 1
 dlp_requests_waiting{replica="b1"} 4
 dlp_requests_total{error_code="none",replica="i1",status="200"} 20
 dlp_requests_total{error_code="client_disconnected",replica="i1",status="499"} 1
@@ -29,9 +29,8 @@ dlp_requests_total{error_code="queue_full",replica="i1",status="429"} 2
 dlp_tokens_total{kind="prompt",replica="b1"} 1000
 dlp_tokens_total{kind="completion",replica="b1"} 100
 dlp_scrape_incomplete 0
-ray_serve_deployment_replica_healthy{deployment="Ingress",replica="i1"} 1
-ray_serve_deployment_replica_healthy{deployment="Ingress",replica="i2"} 1
-ray_serve_deployment_replica_healthy{deployment="FusedBackbone",replica="b1"} 1
+dlp_bank_refused{deployment="Ingress",replica="i1"} 0
+dlp_bank_refused{deployment="Ingress",replica="i2"} 0
 """
 BUCKETS = """\
 # TYPE dlp_time_to_first_token_seconds histogram
@@ -53,7 +52,7 @@ def test_one_reading_has_totals_and_no_rates() -> None:
     assert (found.total.requests, found.total.errors, found.errors) == (23, 2, {"queue_full": 2})
     assert (found.total.prompt_tokens, found.total.completion_tokens) == (1000, 100)
     assert (found.running, found.waiting, found.cache_use) == (3, 4, 0.5)
-    assert found.replicas == {"FusedBackbone": 1, "Ingress": 2}
+    assert found.replicas == {"FusedBackbone": 2, "Ingress": 2}
     assert found.resident == {"device": 3, "disk": 8, "host": 0}
     assert found.total.first_token is None
     assert found.adapters == [

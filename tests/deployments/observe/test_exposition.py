@@ -49,9 +49,6 @@ def test_one_application_is_left_under_documented_names_without_rays_labels() ->
         "# HELP dlp_requests_running Requests in the batch.",
         "# TYPE dlp_requests_running gauge",
         'dlp_requests_running{replica="b1"} 4.0',
-        "# HELP ray_serve_deployment_replica_healthy Healthy replicas.",
-        "# TYPE ray_serve_deployment_replica_healthy gauge",
-        'ray_serve_deployment_replica_healthy{deployment="Ingress",replica="r1"} 1.0',
     ]
 
 
