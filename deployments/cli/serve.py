@@ -93,7 +93,8 @@ def serve(
             started.enter_context(app)
         with terminal.step("start the replicas") as step:
             app.wait_until_ready(step.say)
-        terminal.out.print(f"Serving {bank} on {app.url} until Ctrl-C.", highlight=False)
+        terminal.out.print(f"Serving {bank} on {app.url} until Ctrl-C. In another terminal:", highlight=False)
+        terminal.say(f"  dlp chat --url {app.url}\n  dlp top --url {app.url}")
         signal.pause()
 
 

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
@@ -62,7 +63,6 @@ class Ingress:
         self._receiver = Receiver(self._listen)
         self._metrics = RoutingMetrics()
         self._bank_metrics = BankMetrics()
-        self._all_metrics = ClusterMetrics(serve.get_replica_context().app_name)
         self._access = open_access(args.access)
         self._store = open_store(args.bank)
         self._bank = BankFollower(
@@ -96,6 +96,10 @@ class Ingress:
 
     def bank(self) -> BankManifest:
         return self._bank.bank()
+
+    @cached_property
+    def _all_metrics(self) -> ClusterMetrics:
+        return ClusterMetrics(serve.get_replica_context().app_name)
 
     async def metrics(self) -> bytes:
         return await self._all_metrics.text()
