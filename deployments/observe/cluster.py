@@ -46,12 +46,14 @@ class ClusterMetrics:
     def __init__(self, application: str, agents: Callable[[], Sequence[str]] = agents) -> None:
         self._application = application
         self._agents = agents
+        self._urls: Sequence[str] = ()
         self._lock = asyncio.Lock()
         self._text = b""
         self._read_at = float("-inf")
 
     async def text(self) -> bytes:
-        """Prometheus text. Never raises because of a node: `dlp_scrape_incomplete` counts those that did not answer."""
+        """Prometheus text. Never raises because of Ray: `dlp_scrape_incomplete` counts the nodes that did not answer,
+        and one more where Ray did not say which nodes there are, so that those of the last answer were read."""
         async with self._lock:  # who comes meanwhile gets the same answer
             if time.monotonic() - self._read_at > FRESH_S:
                 self._text = await self._read()
@@ -61,15 +63,25 @@ class ClusterMetrics:
     async def _read(self) -> bytes:
         import httpx
 
-        urls = await asyncio.to_thread(self._agents)
+        listed = await self._list()
         async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as client:  # nodes are not behind a proxy
-            nodes = await asyncio.gather(*(self._node(client, url) for url in urls))
+            nodes = await asyncio.gather(*(self._node(client, url) for url in self._urls))
         missing = GaugeMetricFamily(
             "dlp_scrape_incomplete",
             "Nodes whose metrics are missing from this answer.",
-            value=sum(node is None for node in nodes),
+            value=sum(node is None for node in nodes) + (not listed),
         )
-        return Merged([[missing], *(node for node in nodes if node is not None)]).text()
+        return await asyncio.to_thread(lambda: Merged([[missing], *(node or () for node in nodes)]).text())
+
+    async def _list(self) -> bool:
+        """Whether Ray said which nodes there are."""
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                self._urls = await asyncio.to_thread(self._agents)
+        except Exception as error:  # Ray's head is away: it raises what it likes, or waits
+            log.warning("the nodes are not known, those of the last answer are read (%s)", error or "no answer in time")
+            return False
+        return True
 
     async def _node(self, client: httpx.AsyncClient, url: str) -> list[Metric] | None:
         """The metrics of a node; None if it does not answer as it should."""

@@ -33,8 +33,8 @@ def series_of(sample: Sample) -> Series:
 def application_families(text: str, application: str) -> Iterator[Metric]:
     """An application's metrics in what a node's agent exports. Raises ValueError if it is not Prometheus text."""
     starts = (OURS, f"# HELP {OURS}", f"# TYPE {OURS}")
-    kept = "".join(line for line in text.splitlines(keepends=True) if line.startswith(starts))  # of thousands of lines
-    for family in text_string_to_metric_families(kept):
+    kept = "\n".join(line for line in text.split("\n") if line.startswith(starts))  # few of thousands
+    for family in text_string_to_metric_families(f"{kept}\n"):
         samples = [
             sample._replace(
                 name=sample.name.removeprefix(PREFIX),

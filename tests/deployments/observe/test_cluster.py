@@ -72,6 +72,23 @@ async def test_a_node_that_does_not_answer_is_counted(agents: Agents, how: str) 
     assert found == {'dlp_requests_running{replica="a"}': 1, "dlp_scrape_incomplete": 1}
 
 
+async def test_the_nodes_of_the_last_answer_are_read_while_ray_does_not_name_them(
+    agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "FRESH_S", -1.0)
+    head_is_there = True
+
+    def nodes() -> list[str]:
+        if not head_is_there:
+            raise ConnectionError("no head")
+        return agents.urls
+
+    metrics = ClusterMetrics("dlp", nodes)
+    complete = samples(await metrics.text())
+    head_is_there = False
+    assert samples(await metrics.text()) == complete | {"dlp_scrape_incomplete": 1}
+
+
 async def test_readers_at_the_same_time_share_an_answer(agents: Agents, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "FRESH_S", HANG_S)
     metrics = agents.metrics()
