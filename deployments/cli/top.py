@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 WINDOW_S = 20.0
 """What "now" is: replicas report every few seconds, 10 by Ray's default, and a shorter time would show that rhythm."""
 BANK_S = 5.0
-OTHER_LINES = 14
+OTHER_LINES = 17
 """Lines of the screen that are not adapters."""
 
 
@@ -189,7 +189,7 @@ def _times(spread: tuple[float, float] | None) -> str:
 
 def _adapters(activity: Activity, rows: int | None) -> Table:
     table = Table(box=None, pad_edge=False)
-    table.add_column("adapter", no_wrap=True, overflow="ellipsis", max_width=36)
+    table.add_column("adapter", no_wrap=True, overflow="ellipsis", max_width=44)
     rates = ["hits/s"] if activity.recent is not None else []
     for title in ("in slots of", *rates, "hits", "loads"):
         table.add_column(title, justify="right")

@@ -156,6 +156,7 @@ class Terminal:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 def test_a_conversation_in_a_terminal(url: str, service: EchoService) -> None:
     terminal = Terminal(url)
     terminal.shows(f"{url}, model auto")
@@ -179,6 +180,7 @@ def test_a_conversation_in_a_terminal(url: str, service: EchoService) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_at_the_prompt_ends_it(url: str) -> None:
     terminal = Terminal(url)
     terminal.shows("> ")

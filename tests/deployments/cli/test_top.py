@@ -121,6 +121,7 @@ def test_a_server_with_keys_wants_an_operators(run: Run, tmp_path: Path, service
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 def test_it_goes_on_until_it_is_interrupted(url: str) -> None:
     command = [sys.executable, "-m", "deployments.cli.main", "top", "--url", url, "--interval", "0.5", "--json"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
