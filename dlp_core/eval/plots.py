@@ -20,7 +20,8 @@ _MARKERS = ("o", "D", "s", "^", "v", "P", "X")
 def task_scores(results: Results, arms: Mapping[str, str], width: float) -> str:
     """A line per task with the score of every arm; best gain of the second arm over the first on top.
 
-    `arms` maps labels to arm names: the baseline, the judged arm, others. The judged arm has its interval.
+    `arms` maps labels to arm names: the baseline, the judged arm, others. The judged arm has its interval. The third
+    one's marker is the largest, to be seen around the judged arm's where both score the same.
     """
     shown = [results.arm(name) for name in arms.values()]
     base, judged = shown[0], shown[min(1, len(shown) - 1)]
@@ -58,13 +59,13 @@ def task_scores(results: Results, arms: Mapping[str, str], width: float) -> str:
             axis.scatter(
                 [score.mean for score in scores],
                 at,
-                s=46 if arm is judged else 26,
+                s={1: 46, 2: 80}.get(number, 26),
                 marker=_MARKERS[number % len(_MARKERS)],
                 facecolors=_colour(number) if number < 2 else "none",
                 edgecolors=_colour(number),
                 linewidths=1.3,
                 label=label,
-                zorder=4 if arm is judged else 3,
+                zorder=4 if number in (1, 2) else 3,
                 clip_on=False,
             )
         axis.set_yticks(range(len(tasks)), [_shortened(task, width) for task in tasks])
