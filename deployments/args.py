@@ -90,6 +90,8 @@ class AccessArgs(_Args):
     """Replaces DLP_ADMIN_TOKEN. Without either there are no admin routes."""
     keys_file: Path | None = None
     """API keys and the adapters each may use. None: every caller may use every adapter."""
+    metrics_token_file: Path | None = None
+    """A token that reads /metrics and nothing else, for Prometheus. With it or with keys, others are refused there."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages that may call the API from a browser, such as https://chat.example.com; * for all."""
 
@@ -154,6 +156,8 @@ class AppArgs(_Args):
     access: AccessArgs = AccessArgs()
     log: LogArgs = LogArgs()
     feedback: FeedbackArgs = FeedbackArgs()
+    console_url: str | None = Field(default=None, pattern=r"^(https?://|/)\S+$")
+    """Where operators have a console for this server, if anywhere: GET / links it."""
 
     @field_validator("bank", "base_model")
     @classmethod

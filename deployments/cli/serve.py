@@ -7,15 +7,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deployments import terminal
 from deployments.cli.options import Bank, BaseModel
+from deployments.cli.verdicts import print_verdicts
 from deployments.extras import require
 from deployments.local.engine import set_engine
 from dlp_core.engine.config import Kind
+
+if TYPE_CHECKING:
+    from dlp_core.adapter.examination import Verdict
 
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Port of the endpoint.")]
 Config = Annotated[
@@ -76,8 +80,14 @@ def serve(
             args["feedback"] = {**(args.get("feedback") or {}), "keep": False}
         app = LocalApp(settings, bank=store, base_model=base_model, port=port, host=host)
         app.check()
+        verdicts: list[Verdict] = []
         with terminal.step(f"read the bank in {bank}"):
-            manifest = publish(open_store(store), Path(bank)) if unpublished else load_manifest(open_store(store))
+            manifest = (
+                publish(open_store(store), Path(bank), report=verdicts.append)
+                if unpublished
+                else load_manifest(open_store(store))
+            )
+        print_verdicts(verdicts, json=False)
         if unpublished:
             terminal.warn(
                 f"{bank} is a folder that is not published: what is changed while it serves is not kept, "
@@ -89,7 +99,8 @@ def serve(
             started.enter_context(app)
         with terminal.step("start the replicas") as step:
             app.wait_until_ready(step.say)
-        terminal.out.print(f"Serving {bank} on {app.url} until Ctrl-C.", highlight=False)
+        terminal.out.print(f"Serving {bank} on {app.url} until Ctrl-C. In another terminal:", highlight=False)
+        terminal.say(f"  dlp chat --url {app.url}\n  dlp top --url {app.url}")
         signal.pause()
 
 

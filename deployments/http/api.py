@@ -5,6 +5,8 @@ POST /v1/route                                      which adapters would serve t
 GET  /v1/models  /v1/models/{name}  /v1/bank        models and adapters the caller may use
 GET  /health                                        200 when requests can be served, else 503; where there are keys,
                                                     only their holders are told versions and reasons
+GET  /metrics                                       Prometheus text of all replicas, for the operator
+GET  /                                              where all this is
 GET  /openapi.json  /docs                           this API
 
 The admin routes are in admin.py, those of feedback in feedback.py; app.py assembles the application. A request is
@@ -31,12 +33,14 @@ from deployments.http.admin import AdminService
 from deployments.http.admission import Admission
 from deployments.http.errors import unknown_field
 from deployments.http.ids import issue
+from deployments.http.index import index
 from deployments.http.input import generations_of, parse, parse_route, read_json, routing_options
 from deployments.http.replies import Reply, bank_json, explanation_json, models_json, route_json, visible
 from deployments.http.request_log import record_of
 from deployments.http.requests import AnyRequest, ChatRequest, CompletionRequest, TextRequest
 from deployments.http.sharing import Share, salt_of
 from deployments.http.streams import AnswerStream, EventStream, within
+from deployments.observe.exposition import CONTENT_TYPE
 from dlp_core.decision import Decision, RoutingOptions
 from dlp_core.errors import DLPError, InvalidRequest, UnknownModel
 from dlp_core.generation.messages import GenerationRequest, Piece, Source, TokenIds
@@ -64,6 +68,9 @@ class Service(AdminService, Protocol):
     def refused(self) -> Refusal | None:
         """The published bank that cannot be served, with the reason; None if there is none."""
 
+    async def metrics(self) -> bytes:
+        """The metrics of all replicas, as Prometheus text."""
+
     async def decide(self, options: RoutingOptions, texts: Sequence[str]) -> Decision: ...
 
     async def decode(self, ids: Sequence[int]) -> str:
@@ -88,6 +95,7 @@ class Api:
         access: Access,
         admission: Admission,
         share: Share,
+        console_url: str | None,
     ) -> None:
         self._service = service
         self._share = share
@@ -95,6 +103,7 @@ class Api:
         self._limits = limits
         self._access = access
         self._admission = admission
+        self._console_url = console_url
         self._started = int(time.time())
 
     def add_to(self, app: FastAPI) -> None:
@@ -106,6 +115,8 @@ class Api:
             ("/v1/models/{name:path}", self.model),
             ("/v1/bank", self.bank),
             ("/health", self.health),
+            ("/metrics", self.metrics),
+            ("/", self.index),
         ):
             app.get(path)(answer)
             app.head(path, include_in_schema=False)(answer)  # probes ask for the head alone
@@ -166,6 +177,14 @@ class Api:
             return JSONResponse({"status": "ok"})
         report = {} if refused is None else {"refused": {"version": refused.version, "reason": refused.reason}}
         return JSONResponse({"status": "ok", "bank": serving, **report})
+
+    async def metrics(self, request: Request) -> Response:
+        self._access.require_metrics(request.headers.get("authorization"))
+        return Response(await self._service.metrics(), media_type=CONTENT_TYPE)
+
+    async def index(self, request: Request) -> Response:
+        known = self._access.knows(request.headers.get("authorization"))
+        return index(request, known=known, console_url=self._console_url)
 
     async def _complete(self, request: Request, kind: type[ChatRequest | CompletionRequest]) -> Response:
         """Handle a completion: authenticate, parse, choose the mix, generate, respond."""

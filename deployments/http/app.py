@@ -22,7 +22,7 @@ from deployments.http.api import Api, Service
 from deployments.http.errors import HTTPError, as_api_error, error_response, unknown_url
 from deployments.http.feedback import FeedbackApi
 from deployments.http.keeping import Keeper
-from deployments.http.request_log import RequestLogMiddleware, record_of
+from deployments.http.request_log import OnEnd, RequestLogMiddleware, record_of
 from deployments.http.sharing import Share
 from dlp_core.errors import DLPError
 
@@ -36,21 +36,31 @@ def create_app(
     share: Share = "key",
     log: LogArgs | None = None,
     keeper: Keeper | None = None,
+    console_url: str | None = None,
+    on_end: OnEnd | None = None,
     sets_id_header: bool = True,
 ) -> FastAPI:
-    """Build the application. Without a `keeper`, there is no feedback. `sets_id_header` is False behind a server that
-    returns `x-request-id` itself."""
+    """Build the application. Without a `keeper`, there is no feedback. `on_end` is told of each request that is logged,
+    whether or not lines are written; `sets_id_header` is False behind a server that returns `x-request-id` itself."""
     app = FastAPI(
         title="dlp",
         lifespan=partial(lifespan, service, keeper),
         description="A bank of LoRA adapters behind one OpenAI-compatible endpoint.",
         openapi_url=None,  # api.py has the pages, for callers
         redirect_slashes=False,  # see TrailingSlash
-        telemetry={"operation_spans": False, "exclude": lambda scope: scope["path"].endswith("/health")},
+        telemetry={"operation_spans": False, "exclude": lambda scope: scope["path"].endswith(("/health", "/metrics"))},
     )
     handle_errors(app)
     admission = Admission(limits.max_requests_per_key)
-    Api(service, routing=routing, limits=limits, access=access, admission=admission, share=share).add_to(app)
+    Api(
+        service,
+        routing=routing,
+        limits=limits,
+        access=access,
+        admission=admission,
+        share=share,
+        console_url=console_url,
+    ).add_to(app)
     FeedbackApi(service, keeper, limits=limits, access=access, admission=admission).add_to(app)
     AdminApi(service, limits=limits, access=access).add_to(app)
     openapi.describe(app, *api.BODIES, *admin.BODIES, *feedback.BODIES)
@@ -65,7 +75,7 @@ def create_app(
     app.add_middleware(TrailingSlash)
     # outermost, around the handler of unexpected errors too: add_middleware would put it inside
     app.middleware_stack = RequestLogMiddleware(
-        app.build_middleware_stack(), log or LogArgs(), keeper=keeper, sets_id_header=sets_id_header
+        app.build_middleware_stack(), log or LogArgs(), keeper=keeper, on_end=on_end, sets_id_header=sets_id_header
     )
     return app
 

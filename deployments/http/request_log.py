@@ -16,6 +16,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
@@ -50,6 +51,9 @@ GONE = "client_disconnected"
 GONE_STATUS = 499
 _ID_LENGTH = 128
 _MODEL_LENGTH = 256
+
+OnEnd = Callable[[str, int, str | None], None]
+"""Told of a request that ended: its route, status and error code, as its line has them."""
 
 
 class RequestRecord:
@@ -136,12 +140,12 @@ class RequestRecord:
         if self._settings.prompts:
             self._completions.setdefault(index, Completion()).add(piece)
 
-    def ended(self, status: int, *, gone: bool) -> int:
-        """Note the end; the status that counts. `gone`: the client disconnected before the end, which is 499."""
+    def end(self, status: int, *, gone: bool) -> tuple[int, str | None]:
+        """How the request ended, as status and error code. `gone`: the client disconnected before the end."""
         self._seconds = round(time.perf_counter() - self._began, 6)
         if gone:
-            self._error_code = GONE
-        return GONE_STATUS if gone else status
+            status, self._error_code = GONE_STATUS, GONE
+        return status, self._error_code
 
     def kept(self, status: int) -> KeptRequest | None:
         """What is kept of the request; None if the router did not decide it, or there was no reply."""
@@ -263,10 +267,19 @@ class RequestLogMiddleware:
     response header is set here or by the server in front.
     """
 
-    def __init__(self, app: ASGIApp, settings: LogArgs, *, keeper: Keeper | None, sets_id_header: bool) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: LogArgs,
+        *,
+        keeper: Keeper | None,
+        on_end: OnEnd | None,
+        sets_id_header: bool,
+    ) -> None:
         self._app = app
         self._keeper = keeper if keeper is not None and keeper.keeps_requests else None
         self._settings = settings
+        self._on_end = on_end
         self._answers_id = sets_id_header
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -300,11 +313,14 @@ class RequestLogMiddleware:
             raise
         finally:
             record.left()
-            status = record.ended(status or DLPError.status, gone=gone or (status != 0 and not complete))
-            if self._settings.requests and route in ROUTES:
-                record.write(status)
-            if self._keeper is not None and (kept := record.kept(status)) is not None:
-                self._keeper.keep(kept)
+            if route in ROUTES:
+                status, error_code = record.end(status or DLPError.status, gone=gone or (status != 0 and not complete))
+                if self._on_end is not None:
+                    self._on_end(route, status, error_code)
+                if self._settings.requests:
+                    record.write(status)
+                if self._keeper is not None and (kept := record.kept(status)) is not None:
+                    self._keeper.keep(kept)
 
 
 def safe_id(client_id: str | None) -> str:

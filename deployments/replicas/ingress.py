@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
@@ -17,14 +18,15 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.args import AppArgs
-from deployments.http.access import Access
+from deployments.http.access import open_access
 from deployments.http.admin import LoadAdapter, Published
 from deployments.http.app import create_app
 from deployments.http.keeping import Keeper
 from deployments.links.parts import Listening, Part
 from deployments.links.receiving import Receiver
 from deployments.observe import tracing
-from deployments.observe.metrics import BankMetrics, KeptMetrics, RoutingMetrics
+from deployments.observe.cluster import ClusterMetrics
+from deployments.observe.metrics import BankMetrics, KeptMetrics, RequestMetrics, RoutingMetrics
 from deployments.replicas.errors import from_ray
 from deployments.replicas.process import join_library_log
 from dlp_core.bank.follower import BankFollower, Refusal
@@ -62,10 +64,7 @@ class Ingress:
         self._receiver = Receiver(self._listen)
         self._metrics = RoutingMetrics()
         self._bank_metrics = BankMetrics()
-        secrets = args.access
-        self._access = Access(
-            admin_token_file=secrets.admin_token_file, keys_file=secrets.keys_file, origins=secrets.cors_origins
-        )
+        self._access = open_access(args.access)
         self._store = open_store(args.bank)
         self._keeper = None
         if args.feedback.keep:
@@ -86,6 +85,8 @@ class Ingress:
             share=args.cache.share,
             log=args.log,
             keeper=self._keeper,
+            console_url=args.console_url,
+            on_end=RequestMetrics().ended,
             sets_id_header=False,
         )
 
@@ -101,6 +102,13 @@ class Ingress:
 
     def bank(self) -> BankManifest:
         return self._bank.bank()
+
+    @cached_property
+    def _all_metrics(self) -> ClusterMetrics:
+        return ClusterMetrics(serve.get_replica_context().app_name)
+
+    async def metrics(self) -> bytes:
+        return await self._all_metrics.text()
 
     def refused(self) -> Refusal | None:
         return self._bank.refused

@@ -73,6 +73,7 @@ class EchoService:
     """Pieces after which it says nothing more."""
     clock_leaps: bool = False
     """Whether the event loop's clock passes every deadline when it stalls."""
+    metrics_text: bytes = b"dlp_requests_running 2.0\n"
     closed: int = 0
     decoded: int = 0
 
@@ -83,6 +84,9 @@ class EchoService:
         if self.manifest is None:
             raise StoreUnavailable("bank s3://b/ is not ready: connection refused", retry_after=5)
         return self.manifest
+
+    async def metrics(self) -> bytes:
+        return self.metrics_text
 
     async def decide(self, options: RoutingOptions, texts: Sequence[str]) -> Decision:
         async def route(texts: Sequence[str]) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +14,7 @@ from deployments.observe.metrics import EngineMetrics, RoutingMetrics, TokenStop
 from dlp_core.decision import Decision, RoutingOptions
 from dlp_core.generation.messages import Finished
 from dlp_core.mix import EMPTY_MIX, Mix, Span
+from tests.support.paths import ROOT
 
 
 def test_metrics_take_every_decision_and_completion() -> None:
@@ -52,6 +55,13 @@ def test_counts_since_a_writer_began_become_increments(monkeypatch: pytest.Monke
         ("dlp_kept_dropped_total", 2, "requests"),
         ("dlp_kept_written_total", 1, "feedback"),
     ]
+
+
+def test_every_metric_is_documented() -> None:
+    names = re.findall(r'"(dlp_\w+)"', Path(metrics.__file__).read_text())
+    page = (ROOT / "docs/observability.md").read_text()
+    assert len(names) > 20
+    assert [name for name in names if f"`{name}`" not in page] == []
 
 
 def test_the_stopwatch_times_the_first_token_and_then_each(monkeypatch: pytest.MonkeyPatch) -> None:
