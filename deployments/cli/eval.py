@@ -72,6 +72,7 @@ def evaluate(
         return
     require("jinja2", "matplotlib", "rouge_score", "sacrebleu")
     from deployments.args import CacheArgs
+    from dlp_core.eval.headline import sentence
     from dlp_core.eval.report import write_html, write_markdown
     from dlp_core.eval.run import run_evaluation
     from dlp_core.store.opening import open_store
@@ -94,9 +95,12 @@ def evaluate(
     write_html(results, out / "report.html")
     write_markdown(results, out)
     if json:
-        terminal.print_json(results.model_dump(mode="json", exclude={"rows"}))
+        summary = {"judged": str(results.bank), "verdict": sentence(results)}
+        terminal.print_json(summary | results.model_dump(mode="json", exclude={"rows"}))
         return
     _show(results)
+    terminal.say(escape(f"Judged: {results.bank}."))
+    terminal.say(escape(sentence(results)))
     terminal.say(f"{escape(str(out / 'report.html'))}, {escape(str(out / 'results.json'))}")
 
 
@@ -285,9 +289,9 @@ def _phases() -> Iterator[Phase]:
 def _show(results: Results) -> None:
     table = Table(
         Column("arm", no_wrap=True),
-        title=f"{results.suite.name}: bank {results.bank.version}, {results.suite.rows} rows",
+        title=f"{results.suite.name}, {results.suite.rows} rows",
     )
-    for column in ("score", "95 % interval", "adapters", "plain"):
+    for column in ("score", "95% interval", "adapters", "plain"):
         table.add_column(column, justify="right")
     for name, same in results.distinct().items():
         arm, score = results.arm(name), results.arm(name).score

@@ -18,6 +18,13 @@ CheckedBaseModel = Annotated[
     str | None,
     typer.Option("--base-model", help=f"The base model, to check that every adapter fits it: {LOCATIONS}.", **_MODEL),
 ]
+Url = Annotated[
+    str | None, typer.Option("--url", metavar="URL", help="A running server.", show_default="http://127.0.0.1:8000")
+]
+Key = Annotated[
+    str | None,
+    typer.Option("--key", envvar="DLP_API_KEY", help="API key, where the server wants one.", show_default=False),
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it without asking.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; default: cuda if available.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="The same rows and seed give the same bytes.")]

@@ -139,10 +139,11 @@ def _words(explanation: Explanation) -> str:
     """The most influential words, in text order."""
     strongest = sorted(explanation.words, key=lambda word: -abs(word.effect))[:SHOWN]
     if not strongest:
-        return "no words to explain it with"
+        return "one word, or none: there is nothing to compare it with"
     shown = [
         f"[{'green' if word.effect > 0 else 'red'}]{escape(word.text)} {word.effect:+.1f}[/]"
         for word in explanation.words
         if word in strongest
     ]
-    return f"words for (+) and against (-) {explanation.adapter}, in log-odds: {'  '.join(shown)}"
+    what = "any adapter" if explanation.adapter is None else explanation.adapter
+    return f"words for (+) and against (-) {what}, in log-odds: {'  '.join(shown)}"

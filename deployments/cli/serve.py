@@ -7,16 +7,20 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deployments import terminal
 from deployments.cli.base_model import fetched, served
 from deployments.cli.options import Bank, BaseModel
+from deployments.cli.verdicts import print_verdicts
 from deployments.extras import require
 from deployments.local.engine import set_engine
 from dlp_core.engine.config import Kind
+
+if TYPE_CHECKING:
+    from dlp_core.adapter.examination import Verdict
 
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Port of the endpoint.")]
 Config = Annotated[
@@ -72,13 +76,25 @@ def serve(
     with until_interrupted(), ExitStack() as started:
         unpublished = is_folder(bank)
         store = started.enter_context(TemporaryDirectory(prefix="dlp-bank-")) if unpublished else bank
+        if unpublished:
+            args = settings["applications"][0].setdefault("args", {})
+            args["feedback"] = {**(args.get("feedback") or {}), "keep": False}
         model = fetched(base_model)
         app = LocalApp(settings, bank=store, base_model=model, port=port, host=host)
         app.check()
+        verdicts: list[Verdict] = []
         with terminal.step(f"read the bank in {bank}"):
-            manifest = publish(open_store(store), Path(bank)) if unpublished else load_manifest(open_store(store))
+            manifest = (
+                publish(open_store(store), Path(bank), report=verdicts.append)
+                if unpublished
+                else load_manifest(open_store(store))
+            )
+        print_verdicts(verdicts, json=False)
         if unpublished:
-            terminal.warn(f"{bank} is a folder that is not published: what is changed while it serves is not kept")
+            terminal.warn(
+                f"{bank} is a folder that is not published: what is changed while it serves is not kept, "
+                "and it takes no feedback"
+            )
         with served(model) as base:
             remark = check_served(manifest.base_model, base)
         if remark:
@@ -87,7 +103,8 @@ def serve(
             started.enter_context(app)
         with terminal.step("start the replicas") as step:
             app.wait_until_ready(step.say)
-        terminal.out.print(f"Serving {bank} on {app.url} until Ctrl-C.", highlight=False)
+        terminal.out.print(f"Serving {bank} on {app.url} until Ctrl-C. In another terminal:", highlight=False)
+        terminal.say(f"  dlp chat --url {app.url}\n  dlp top --url {app.url}")
         signal.pause()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 
 from deployments.args import AppArgs
-from deployments.http.access import Access
+from deployments.http.access import open_access
 from dlp_core.errors import InvalidRequest
 from dlp_core.store.base_model import CONFIG_FILE, WEIGHTS, check_model_folder
 
@@ -20,7 +20,7 @@ _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 def check_secrets(args: AppArgs) -> None:
     """Raise InvalidRequest, without a secret, if the ingress could not use the files of keys."""
-    Access(admin_token_file=args.access.admin_token_file, keys_file=args.access.keys_file)
+    open_access(args.access)
 
 
 def check_base_model(folder: Path) -> None:

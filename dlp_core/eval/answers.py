@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -109,15 +110,22 @@ class Answerer:
         return answers
 
     async def _generate(self, generator: Generator, job: Job) -> Answer:
+        started = time.perf_counter()
         prompt, plan = self._request(job)
         sampling = Sampling(max_tokens=min(job.max_tokens, self._loaded.engine.context - len(prompt.ids)))
         request_id = f"eval-{next(self._request_numbers)}"
         completion = await generator.complete(prompt, plan, sampling, request_id=request_id, stop=job.stop)
         assert completion.finished is not None
-        spans = completion.finished.spans
-        return Answer(completion.text, completion.finished.completion_tokens, len({span.mix for span in spans}))
+        return Answer(
+            completion.text,
+            completion.finished.completion_tokens,
+            len({span.mix for span in completion.finished.spans}),
+            prompt_tokens=len(prompt.ids),
+            seconds=_since(started),
+        )
 
     async def _score_options(self, job: Job) -> Answer:
+        started = time.perf_counter()
         prompt, plan = self._request(job)
         encode = self._loaded.tokenizer.encode
         end = self._loaded.tokenizer.eos_token_id
@@ -127,7 +135,14 @@ class Answerer:
                 log_likelihoods, self._loaded.model, self._loaded.fusion, prompt.ids, answers, plan=plan, pins=pins
             )
         letters = [letter for letter, _ in job.options]
-        return Answer("", 0, len({mix for _, mix in plan.spans}), dict(zip(letters, scores, strict=True)))
+        return Answer(
+            "",
+            0,
+            len({mix for _, mix in plan.spans}),
+            dict(zip(letters, scores, strict=True)),
+            prompt_tokens=len(prompt.ids),
+            seconds=_since(started),
+        )
 
     def _request(self, job: Job) -> tuple[Prompt, Plan]:
         """The prompt, ending in what the assistant has already said, and the plan."""
@@ -201,6 +216,10 @@ async def run_all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _since(started: float) -> float:
+    return round(time.perf_counter() - started, 4)
 
 
 def _mixes(job: Job) -> list[Mix]:

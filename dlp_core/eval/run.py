@@ -42,6 +42,16 @@ class Setup:
         model = describe(self.base_model)
         return f"{model.name} {model.digest[:19]} in {self.dtype}"
 
+    def conditions(self) -> str:
+        """What the times of answers depend on besides."""
+        threads = ""
+        if self.device == "cpu":
+            import torch
+
+            count = self.threads or torch.get_num_threads()
+            threads = f" with {count} {'thread' if count == 1 else 'threads'}"
+        return f"{self.device}{threads}, {self.concurrency} requests at a time"
+
 
 def run_evaluation(
     suite: Suite,
@@ -93,9 +103,10 @@ async def _run(
         return await evaluate(
             chooser,
             arms,
-            bank.manifest,
+            bank,
             Answerer(loaded, bank.manifest, bank.router, journal, setup=name, source=bank.source),
             setup=name,
+            conditions=setup.conditions(),
             concurrency=setup.concurrency,
             phase=phase,
         )
