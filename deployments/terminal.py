@@ -33,6 +33,11 @@ def warn(line: str) -> None:
     err.print(f"[yellow]warning:[/] {escape(line)}", highlight=False, soft_wrap=True)
 
 
+def mistake(message: str) -> None:
+    """Writes the one line of an error to stderr."""
+    err.print(f"[bold red]dlp:[/] {escape(message)}", highlight=False, soft_wrap=True)
+
+
 def print_json(value: Any) -> None:
     """Write one JSON value and a newline to stdout, unstyled: safe to pipe."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")

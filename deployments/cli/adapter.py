@@ -11,8 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployments import terminal
+from deployments.cli.base_model import fetched
 from deployments.cli.interrupts import resumable_training
-from deployments.cli.options import BaseModel, Device, Json, Resume, Seed, StrictNames
+from deployments.cli.options import ROWS, BaseModel, CheckedBaseModel, Device, Json, Resume, Seed, StrictNames
 from deployments.cli.verdicts import print_verdicts
 from deployments.extras import require
 from dlp_core.adapter.contents import WEIGHTS_FILE
@@ -35,7 +36,7 @@ app = typer.Typer(help="Train, check and convert LoRA adapters.", no_args_is_hel
 def train(
     *,
     base_model: BaseModel,
-    data: Annotated[Path, typer.Option(help='JSON lines {"task", "input", "output"}, plain or .gz.')],
+    data: Annotated[Path, typer.Option(help=f"{ROWS}.")],
     out: Annotated[Path, typer.Option(help="Folder to write the PEFT adapter to.")],
     task: Annotated[str | None, typer.Option(help="The task to train on, if the file has several.")] = None,
     joint: Annotated[bool, typer.Option("--joint", help="Train one adapter on all tasks of the file.")] = False,
@@ -90,6 +91,7 @@ def train(
             terminal.err.print(f"{len(held_back):,} of {len(rows):,} rows are held back", highlight=False)
         else:
             validation = held_back = read_rows(validation_data, task=task, joint=joint)
+        model = fetched(base_model)
         with terminal.progress(f"train {out.name}", total=steps) as bar:
             held_back_loss = ""
 
@@ -101,7 +103,7 @@ def train(
                 bar.update(state.step, title=f"train {out.name}: loss {state.loss:.3f}{held_back_loss}, {speed}")
 
             summary = train_adapter(
-                base_model,
+                model,
                 rows,
                 out,
                 settings,
@@ -111,7 +113,7 @@ def train(
                 stop=stop,
                 report=report,
             )
-    answers = _answers(base_model, out, held_back[:ANSWERED], computes_on)
+    answers = _answers(model, out, held_back[:ANSWERED], computes_on)
     if json:
         terminal.print_json(
             {"adapter": out.name, **summary.as_dict(), "answers": [answer.as_dict() for answer in answers]}
@@ -144,11 +146,9 @@ def _answers(base_model: Path, out: Path, rows: list[Row], device: str) -> list[
 @app.command()
 def check(
     location: Annotated[str, typer.Argument(help=f"A PEFT folder: {PLACES}.", metavar="DIR|URI")],
-    base_model: Annotated[
-        Path | None, typer.Option(help="Folder of the base model: also check that the adapter fits its layers.")
-    ] = None,
+    base_model: CheckedBaseModel = None,
     base_model_name: Annotated[
-        str | None, typer.Option(help="Name of the served base model; default: that of --base-model's folder.")
+        str | None, typer.Option(help="Name of the served base model; default: that of --base-model.")
     ] = None,
     strict_names: StrictNames = False,
     json: Json = False,
@@ -158,13 +158,14 @@ def check(
     from dlp_core.adapter.examination import Rules, judge, read_by
 
     if strict_names and base_model is None and base_model_name is None:
-        raise InvalidRequest("--strict-names needs the served base model: --base-model DIR or --base-model-name NAME")
+        raise InvalidRequest("--strict-names needs the served base model: --base-model MODEL or --base-model-name NAME")
     fits = None
     if base_model is not None:
         from dlp_core.fusion.layers import fits_model
 
-        fits = fits_model(base_model)
-        base_model_name = base_model_name or folder_name(base_model)
+        model = fetched(base_model, weights=False)
+        fits = fits_model(model)
+        base_model_name = base_model_name or folder_name(model)
     rules = Rules(strict_names=strict_names, hub_links=True)
     with terminal.progress(f"read {location}") as bar, local_copy(location, progress=bar.report) as folder:
         adapter = read_by(rules, folder, name=folder.name)
@@ -172,13 +173,13 @@ def check(
         adapter, verdict = judge(adapter, folder, base=names, check=fits, rules=rules)
         facts = _facts(adapter, folder)
     if base_model is not None:
-        facts["fits"] = str(base_model)
+        facts["fits"] = base_model
     said = {"notes": verdict.notes, "warnings": verdict.warnings, "left_out": verdict.left_out}
     if json:
         terminal.print_json({**facts, **said})
     else:
         _print_facts(facts)
-        hint = "" if base_model else "; --base-model DIR checks it against the layers of its base model"
+        hint = "" if base_model else "; --base-model MODEL checks it against the layers of its base model"
         terminal.say(f"[green]can be served exactly[/]{hint}")
     print_verdicts([verdict], json=json)
 

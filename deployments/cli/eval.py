@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from deployments import terminal
-from deployments.cli.options import BASE_MODEL, Device, Json
+from deployments.cli.base_model import fetched
+from deployments.cli.options import Device, Json, SomeBaseModel
 from deployments.extras import require
 from dlp_core.errors import InvalidRequest, NotFound
 
@@ -37,7 +38,6 @@ Bank = Annotated[
         show_default=False,
     ),
 ]
-BaseModel = Annotated[Path | None, BASE_MODEL]
 Data = Annotated[Path | None, typer.Option(help="Folder of the suite's data files; default: the suite's own.")]
 Rows = Annotated[int | None, typer.Option(min=1, help="Rows per task, and maximum number of composite prompts.")]
 Out = Annotated[Path, typer.Option(help="Folder for answers, results.json, report.html and report.md.")]
@@ -53,7 +53,7 @@ def evaluate(
     *,
     suite: SuiteFile = None,
     bank: Bank = None,
-    base_model: BaseModel = None,
+    base_model: SomeBaseModel = None,
     arms: Annotated[
         str | None, typer.Option(help="Comma separated; see docs/evaluation.md. Default: the standard arms.")
     ] = None,
@@ -72,6 +72,7 @@ def evaluate(
         return
     require("jinja2", "matplotlib", "rouge_score", "sacrebleu")
     from deployments.args import CacheArgs
+    from dlp_core.eval.headline import sentence
     from dlp_core.eval.report import write_html, write_markdown
     from dlp_core.eval.run import run_evaluation
     from dlp_core.store.opening import open_store
@@ -94,9 +95,12 @@ def evaluate(
     write_html(results, out / "report.html")
     write_markdown(results, out)
     if json:
-        terminal.print_json(results.model_dump(mode="json", exclude={"rows"}))
+        summary = {"judged": str(results.bank), "verdict": sentence(results)}
+        terminal.print_json(summary | results.model_dump(mode="json", exclude={"rows"}))
         return
     _show(results)
+    terminal.say(escape(f"Judged: {results.bank}."))
+    terminal.say(escape(sentence(results)))
     terminal.say(f"{escape(str(out / 'report.html'))}, {escape(str(out / 'results.json'))}")
 
 
@@ -110,7 +114,7 @@ def gate(
     ] = None,
     max_drop: Annotated[float, typer.Option(min=0, help="Points a task or the mean may lose.")] = 1.0,
     arm: Annotated[str, typer.Option(help="The arm to compare; default: what a server runs.")] = "top-p=0.9",
-    base_model: BaseModel = None,
+    base_model: SomeBaseModel = None,
     data: Data = None,
     rows: Rows = None,
     out: Out = Path("eval"),
@@ -226,12 +230,12 @@ def _suite(path: Path | None, data: Path | None, rows: int | None) -> Suite:
     return load_suite(_require(path, "--suite FILE"), data=data, rows=rows)
 
 
-def _setup(base_model: Path | None, dtype: str, device: str | None, threads: int | None, at_once: int) -> Setup:
+def _setup(base_model: str | None, dtype: str, device: str | None, threads: int | None, at_once: int) -> Setup:
     from dlp_core.eval.run import Setup
 
     if dtype not in ("bfloat16", "float32", "float16"):
         raise InvalidRequest(f"--dtype is {dtype!r}; it must be bfloat16, float32 or float16")
-    folder = _require(base_model, "--base-model DIR")
+    folder = fetched(_require(base_model, "--base-model MODEL"))
     device = terminal.device(device)
     if device == "cpu":
         return Setup(folder, dtype, device, threads, at_once)
@@ -285,9 +289,9 @@ def _phases() -> Iterator[Phase]:
 def _show(results: Results) -> None:
     table = Table(
         Column("arm", no_wrap=True),
-        title=f"{results.suite.name}: bank {results.bank.version}, {results.suite.rows} rows",
+        title=f"{results.suite.name}, {results.suite.rows} rows",
     )
-    for column in ("score", "95 % interval", "adapters", "plain"):
+    for column in ("score", "95% interval", "adapters", "plain"):
         table.add_column(column, justify="right")
     for name, same in results.distinct().items():
         arm, score = results.arm(name), results.arm(name).score

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from deployments import terminal
 from deployments.cli.interrupts import resumable_training
-from deployments.cli.options import Device, Json, Resume, Seed
+from deployments.cli.options import ROWS, Device, Json, Resume, Seed
 
 if TYPE_CHECKING:
     from dlp_core.router import Router
@@ -24,7 +24,7 @@ KEPT = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 
 Data = Annotated[
     list[Path],
-    typer.Option(help='JSON lines {"task": adapter name or null, "input": text}, plain or .gz.'),
+    typer.Option(help=f'{ROWS}, each with "task": an adapter\'s name, or null for a prompt that fits none.'),
 ]
 Folder = Annotated[Path, typer.Option(help="Folder of a trained router.")]
 Keep = Annotated[
@@ -184,9 +184,7 @@ def add(
     router: Folder,
     adapter: Annotated[str, typer.Option(help="Name of the adapter to add.")],
     *,
-    examples: Annotated[
-        Path | None, typer.Option(help='JSON lines {"input": text}, plain or .gz; 16 are good, 4 will do.')
-    ] = None,
+    examples: Annotated[Path | None, typer.Option(help=f"{ROWS}; 16 are good, 4 will do.")] = None,
     describe: Annotated[
         str | None,
         typer.Option(help="What the adapter is for, in a sentence; or its folder, if that has a description.txt."),

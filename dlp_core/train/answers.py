@@ -14,7 +14,6 @@ from dlp_core.generation.generator import Generator
 from dlp_core.mix import Mix
 from dlp_core.quiet import quiet_transformers
 from dlp_core.residency.sources import FolderSource
-from dlp_core.text.chat import Message
 from dlp_core.train.rows import Row
 
 MAX_TOKENS = 128
@@ -25,6 +24,7 @@ class Answer:
     """The answer to a held-back row."""
 
     prompt: str
+    """The last message of it."""
     expected: str
     answer: str
     """At most MAX_TOKENS tokens of it."""
@@ -50,9 +50,8 @@ async def _answer(base: Path, adapter: Path, rows: Sequence[Row], device: str) -
     mix = Mix.of({adapter.name: 1.0})
 
     async def answer(number: int, row: Row) -> Answer:
-        prompt = (Message("user", row.input),)
-        completion = await generator.complete(prompt, mix, Sampling(), request_id=f"row-{number}")
-        return Answer(row.input, row.output, completion.text)
+        completion = await generator.complete(row.turns, mix, Sampling(), request_id=f"row-{number}")
+        return Answer(row.turns[-1].content, row.output, completion.text)
 
     await loaded.engine.start()
     try:

@@ -280,7 +280,7 @@ def _depends_on(
 
 
 def _digest(rows: Sequence[Row]) -> str:
-    content = json.dumps([(row.input, row.output) for row in rows]).encode()
+    content = repr([(row.turns, row.output) for row in rows]).encode()
     return f"{len(rows)} rows {hashlib.sha256(content).hexdigest()[:12]}"
 
 

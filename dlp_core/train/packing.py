@@ -10,6 +10,7 @@ Shape letters: B rows, T tokens in a row.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 from dlp_core.errors import InvalidRequest
+from dlp_core.text.codec import TextCodec
 from dlp_core.train.rows import Row
 
 IGNORED = -100
@@ -50,20 +52,17 @@ class PackedBatch:
 
 
 def encode(rows: Sequence[Row], tokenizer: Any) -> list[Example]:
-    """Tokenise rows as the server does: one user message through the chat template.
+    """Tokenise rows as the server does: the conversation before the answer through the chat template.
 
     Raises InvalidRequest if the tokenizer has no chat template.
     """
     if tokenizer.chat_template is None:
         raise InvalidRequest("the base model's tokenizer has no chat template; train on a chat model")
     end = tokenizer.eos_token_id
+    codec = TextCodec(tokenizer, context=sys.maxsize)  # `batches` says what is too long
     return [
         Example(
-            prompt=tuple(
-                tokenizer.apply_chat_template(
-                    [{"role": "user", "content": row.input}], add_generation_prompt=True, return_dict=False
-                )
-            ),
+            prompt=tuple(codec.encode_chat(row.turns).ids),
             answer=(*tokenizer.encode(row.output, add_special_tokens=False), end),
         )
         for row in rows

@@ -24,6 +24,7 @@ LIMITS = LimitArgs(max_body_bytes=20_000, request_timeout_s=60)
 @dataclass
 class WordRouting:
     probabilities: dict[str, float]
+    turn: int = 0
 
     @property
     def confidence(self) -> float:
@@ -72,6 +73,7 @@ class EchoService:
     """Pieces after which it says nothing more."""
     clock_leaps: bool = False
     """Whether the event loop's clock passes every deadline when it stalls."""
+    metrics_text: bytes = b"dlp_requests_running 2.0\n"
     closed: int = 0
     decoded: int = 0
 
@@ -83,10 +85,16 @@ class EchoService:
             raise StoreUnavailable("bank s3://b/ is not ready: connection refused", retry_after=5)
         return self.manifest
 
+    async def metrics(self) -> bytes:
+        return self.metrics_text
+
     async def decide(self, options: RoutingOptions, texts: Sequence[str]) -> Decision:
         async def route(texts: Sequence[str]) -> Any:
-            words = [word for word in texts[0].split() if word in ("sql", "cron", "dates") and options.may_use(word)]
-            return WordRouting({name: words.count(name) / len(words) for name in dict.fromkeys(words)} if words else {})
+            for turn, text in enumerate(texts):
+                words = [word for word in text.split() if word in ("sql", "cron", "dates") and options.may_use(word)]
+                if words:
+                    return WordRouting({name: words.count(name) / len(words) for name in dict.fromkeys(words)}, turn)
+            return WordRouting({})
 
         self.wishes.append(options)
         return await decide(self.bank(), options, texts, route)

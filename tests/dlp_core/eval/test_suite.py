@@ -51,8 +51,8 @@ def test_data_may_lie_elsewhere_and_be_compressed(tmp_path: Path) -> None:
         (SUITE.replace("rouge1", "rouge9"), None, "no metric 'rouge9'"),
         (SUITE + "colour: red\n", None, "colour: Extra inputs"),
         (SUITE.replace("rows.jsonl", "other.jsonl"), None, "other.jsonl: cannot be read"),
-        (SUITE, [{"task": "a", "type": "qa", "input": "x"}], r"rows.jsonl:1: 'output' must be a non-empty string"),
-        (SUITE, [{"task": "a", "input": "x", "output": "y"}], "'type' must be a non-empty string"),
+        (SUITE, [{"task": "a", "type": "qa", "input": "x"}], r"rows.jsonl:1: the answer is missing or empty"),
+        (SUITE, [{"task": "a", "input": "x", "output": "y"}], "type None is not a type of the suite"),
         (
             SUITE,
             [{"task": "a", "type": "song", "input": "x", "output": "y"}],

@@ -191,8 +191,8 @@ def test_batches_hold_every_example_once_within_the_row(base: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"input": "a"}', "'output' must be a non-empty string"),
-        ('{"input": " ", "output": "b"}', "'input' must be a non-empty string"),
+        ('{"input": "a"}', "rows.jsonl:1: the answer is missing or empty"),
+        ('{"input": " ", "output": "b"}', "rows.jsonl:1: the prompt is empty"),
         ('{"task": "a", "input": "x", "output": "y"}\n{"task": "b", "input": "x", "output": "y"}', "tasks a, b"),
     ],
 )
