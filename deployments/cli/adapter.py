@@ -189,14 +189,14 @@ def convert(
     folder: Annotated[
         Path, typer.Argument(help="A PEFT folder with adapter_model.bin and no adapter_model.safetensors.")
     ],
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing adapter_model.safetensors.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Replace an existing adapter_model.safetensors.")] = False,
     json: Json = False,
 ) -> None:
     """Write adapter_model.safetensors from adapter_model.bin, in a process of its own that loads tensors alone."""
     from dlp_core.adapter.conversion import convert as convert_folder
 
     with terminal.progress(f"convert {folder}"):
-        adapter = convert_folder(folder, force=force)
+        adapter = convert_folder(folder, replace=yes)
     written = folder / WEIGHTS_FILE
     if json:
         terminal.print_json({"adapter": adapter.name, "written": str(written), "bytes": written.stat().st_size})

@@ -13,7 +13,7 @@ from rich.table import Column, Table
 
 from deployments import terminal
 from deployments.cli.base_model import fetched
-from deployments.cli.options import Device, Json, SomeBaseModel
+from deployments.cli.options import ROWS, Device, Json, SomeBaseModel
 from deployments.extras import require
 from dlp_core.errors import InvalidRequest, NotFound
 
@@ -38,7 +38,10 @@ Bank = Annotated[
         show_default=False,
     ),
 ]
-Data = Annotated[Path | None, typer.Option(help="Folder of the suite's data files; default: the suite's own.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(help=f"{ROWS}; with --suite, the folder of its data files if not its own.", show_default=False),
+]
 Rows = Annotated[int | None, typer.Option(min=1, help="Rows per task, and maximum number of composite prompts.")]
 Out = Annotated[Path, typer.Option(help="Folder for answers, results.json, report.html and report.md.")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float32 or float16.")]
@@ -79,7 +82,7 @@ def evaluate(
 
     judged = _suite(suite, data, rows)
     setup = _setup(base_model, dtype, device, threads, at_once)
-    location = _require(bank, "--bank URI or FOLDER")
+    location = _require(bank, "--bank", "DLP_BANK")
     with _phases() as phase:
         results = run_evaluation(
             judged,
@@ -135,8 +138,8 @@ def gate(
     judged = _suite(suite, data, rows)
     setup = _setup(base_model, dtype, device, threads, at_once)
     location, old_location = (
-        _require(bank, "--bank URI or FOLDER"),
-        _require(baseline, "--baseline URI, FOLDER or FILE"),
+        _require(bank, "--bank", "DLP_BANK"),
+        _require(baseline, "--baseline"),
     )
     history = _store_of(old_location)
     with _phases() as phase:
@@ -203,7 +206,7 @@ def compare(
     def results_of(where: str) -> Results:
         if where.endswith(".json"):
             return read(Path(where))
-        return latest(open_store(_require(bank, "--bank URI")), where, suite=suite, arms=[chosen])
+        return latest(open_store(_require(bank, "--bank", "DLP_BANK")), where, suite=suite, arms=[chosen])
 
     old, new = results_of(a), results_of(b)
     difference = compare_banks(new, old, chosen)
@@ -225,9 +228,13 @@ def compare(
 
 
 def _suite(path: Path | None, data: Path | None, rows: int | None) -> Suite:
-    from dlp_core.eval.suite import load_suite
+    from dlp_core.eval.suite import load_suite, suite_of_rows
 
-    return load_suite(_require(path, "--suite FILE"), data=data, rows=rows)
+    if path is None:
+        return suite_of_rows(_require(data, "--data' or '--suite"), rows=rows)
+    if data is not None and not data.is_dir():
+        raise InvalidRequest(f"--data is {data}; with --suite it is the folder of the suite's data files")
+    return load_suite(path, data=data, rows=rows)
 
 
 def _setup(base_model: str | None, dtype: str, device: str | None, threads: int | None, at_once: int) -> Setup:
@@ -235,7 +242,7 @@ def _setup(base_model: str | None, dtype: str, device: str | None, threads: int 
 
     if dtype not in ("bfloat16", "float32", "float16"):
         raise InvalidRequest(f"--dtype is {dtype!r}; it must be bfloat16, float32 or float16")
-    folder = fetched(_require(base_model, "--base-model MODEL"))
+    folder = fetched(_require(base_model, "--base-model", "DLP_BASE_MODEL"))
     device = terminal.device(device)
     if device == "cpu":
         return Setup(folder, dtype, device, threads, at_once)
@@ -273,9 +280,10 @@ def _known(location: str, suite: Suite, setup: Setup, arm: str) -> Results | Non
     return results if results.setup == setup.name() else None
 
 
-def _require(value: T | None, option: str) -> T:
+def _require(value: T | None, option: str, variable: str | None = None) -> T:
+    """The value of an option that not all of these commands need. Raises InvalidRequest, in Typer's words, without."""
     if value is None:
-        raise InvalidRequest(f"{option} is missing; see dlp eval --help")
+        raise InvalidRequest(f"Missing option '{option}'" + (f" (env var: '{variable}')" if variable else ""))
     return value
 
 

@@ -12,6 +12,7 @@ from deployments import terminal
 from deployments.cli import adapter, bank, chat, config, eval, feedback, model, route, router, serve, top
 from deployments.extras import MODULES, not_installed
 from dlp_core.errors import DLPError
+from dlp_core.quiet import quiet_imports
 from dlp_core.store.disk import disk_error, is_full
 
 Version = Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)]
@@ -49,6 +50,7 @@ app.command("top")(top.top)
 def main() -> None:
     """Run the command line. User errors, a missing extra and a full disk end in one line on stderr, never in a
     traceback."""
+    quiet_imports()
     try:
         app()
     except DLPError as error:

@@ -27,10 +27,13 @@ _BAR = 40  # characters
 
 
 def route(
+    context: typer.Context,
     text: Annotated[str | None, typer.Argument(help="The text to route.", show_default=False)] = None,
     *,
     router: Annotated[Path | None, typer.Option(help="Folder of a trained router.")] = None,
-    bank: Annotated[str | None, typer.Option(help=f"A bank instead, or a bank folder: {PLACES}.")] = None,
+    bank: Annotated[
+        str | None, typer.Option(envvar="DLP_BANK", help=f"A bank instead, or a bank folder: {PLACES}.")
+    ] = None,
     file: Annotated[Path | None, typer.Option(help=f"{ROWS}, not TEXT.")] = None,
     top_p: Annotated[
         float | None,
@@ -51,6 +54,9 @@ def route(
 
     if (text is None) == (file is None):
         raise InvalidRequest("give either a TEXT or --file")
+    source = context.get_parameter_source("bank")
+    if router is not None and source is not None and source.name == "ENVIRONMENT":
+        bank = None
     if (router is None) == (bank is None):
         raise InvalidRequest("give either --router DIR or --bank URI")
     opened = _open(router, bank)

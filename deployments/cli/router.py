@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from deployments import terminal
 from deployments.cli.interrupts import resumable_training
 from deployments.cli.options import ROWS, Device, Json, Resume, Seed
+from dlp_core.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from dlp_core.router import Router
@@ -44,8 +46,16 @@ Out = Annotated[Path | None, typer.Option(help="Folder to write to; default: the
 @app.command()
 def train(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Folder to write the router to.")],
     *,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            help="Bank folder that gets the router. Adapters without rows are routed by their description, if any."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write the router to, without --into.", show_default=False)
+    ] = None,
     keep: Keep = None,
     coverage: Coverage = None,
     encoder: Annotated[
@@ -64,11 +74,16 @@ def train(
     json: Json = False,
 ) -> None:
     """Train a router on rows of two or more tasks. Rows with "task": null teach it which prompts fit no adapter."""
+    if (into is None) == (out is None):
+        raise InvalidRequest("give either --into BANK_FOLDER or --out FOLDER")
+    out = Path(into or Path(), "router") if out is None else out
     with resumable_training(out) as stop:
+        from dlp_core.bank.teaching import plan_teaching
         from dlp_core.router.rows import read_task_rows
         from dlp_core.router.training.train import TrainSettings, checkpoints_of, train_router
 
         rows = read_task_rows(data)
+        rest = None if into is None else plan_teaching(into, {row.task for row in rows if row.task is not None})
         settings = TrainSettings(
             seed=seed,
             keep=keep,
@@ -89,11 +104,19 @@ def train(
                 bar.update(round(100 * state.fraction), title=f"train router: {_described(state)}")
 
             router, summary = train_router(rows, settings, checkpoints=checkpoints, report=report)
+        if rest is not None:
+            router = rest.complete(router)
         router.save(out)
         checkpoints.remove()
+    described, by_name = ([], []) if rest is None else (list(rest.described), list(rest.by_name))
     if json:
-        terminal.print_json({"router": str(out), **summary.as_dict(), "curve": _curve(router)})
+        untaught = {"by_description": described, "by_name": by_name}
+        terminal.print_json({"router": str(out), **summary.as_dict(), **untaught, "curve": _curve(router)})
         return
+    if described:
+        terminal.say(f"routed by their description: {escape(', '.join(described))}")
+    if by_name:
+        terminal.say(f"called by name alone, without rows or description: {escape(', '.join(by_name))}")
     for warning in summary.warnings:
         terminal.warn(warning)
     terminal.out.print(_curve_table(router))

@@ -99,7 +99,7 @@ def read_folder(
     router = Router.load(folder / "router") if (folder / "router").is_dir() else None
     sources: list[LocalFile] = []
     adapters = []
-    paths = sorted((folder / "adapters").glob("[!.]*/"), key=lambda path: path.name)
+    paths = adapter_folders(folder)
     read = in_order(lambda path: read_by(rules, path, name=path.name), paths)
     for path, adapter in zip(paths, read, strict=True):
         unknown = router is not None and path.name not in router.labels and path.name not in unrouted
@@ -129,6 +129,11 @@ def read_folder(
         described, files = describe_router(folder / "router", router, routed)
         sources += files
     return make_manifest(base, adapters, described, version=version, where=str(folder)), sources
+
+
+def adapter_folders(folder: Path) -> list[Path]:
+    """The folders of a bank folder's adapters, by name."""
+    return sorted((folder / "adapters").glob("[!.]*/"), key=lambda path: path.name)
 
 
 def make_manifest(

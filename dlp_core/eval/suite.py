@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -54,6 +55,10 @@ class TypeSettings(_Settings):
             if metric not in known:
                 raise ValueError(f"there is no metric {metric!r}; use {', '.join(known)}")
         return self
+
+
+COMPARED = TypeSettings(metrics=("exact_match", "f1"))
+"""Of rows that no suite describes."""
 
 
 class Composite(_Settings):
@@ -122,7 +127,21 @@ def load_suite(path: Path, *, data: Path | None = None, rows: int | None = None)
     if rows is not None and settings.composite is not None:
         composite = settings.composite.model_copy(update={"prompts": min(settings.composite.prompts, rows)})
         settings = settings.model_copy(update={"composite": composite})
-    folder = path.parent if data is None else data
+    return _suite(settings, path, path.parent if data is None else data)
+
+
+def suite_of_rows(path: Path, *, rows: int | None = None) -> Suite:
+    """A suite of a file of rows alone: their answers are compared with what is expected, word for word. `rows` is drawn
+    of each task; None: all.
+
+    Raises InvalidRequest, naming file and line, if a row is invalid.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.name.partition(".")[0]).strip("-._")[:64] or "rows"
+    types = {str(row.record.get("type") or "text"): COMPARED for row in read_rows(path)}
+    return _suite(SuiteSettings(name=name, data=(path.name,), types=types, rows=rows), path, path.parent)
+
+
+def _suite(settings: SuiteSettings, path: Path, folder: Path) -> Suite:
     unique: dict[str, EvalRow] = {}
     for name in settings.data:
         for read in read_rows(folder / name):

@@ -62,7 +62,7 @@ def test_every_command_of_the_page_works(desk: Path) -> None:
     shown = commands(PAGE, "dlp")
     assert len(shown) > 10
     for line in shown:
-        words = shlex.split(line.replace("MODEL_DIR", BASE))
+        words = shlex.split(line.replace("MODEL", BASE))
         if line.startswith(STOPPED):
             serves(words)
         else:

@@ -239,15 +239,15 @@ def test_a_published_bank_keeps_its_results_through_a_collection(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--arms", "plain"], "--bank URI or FOLDER is missing"),
+        (["--arms", "plain"], "Missing option '--bank' (env var: 'DLP_BANK')"),
         (["--bank", "BANK", "--arms", "best"], "'best' is not an arm"),
         (["--bank", "BANK", "--arms", "adapter=none"], "does not have: 'none'"),
         (["--bank", "BANK", "--dtype", "int8"], "--dtype is 'int8'"),
         (["--bank", "BANK", "--device", "tpu"], "--device is 'tpu'"),
         (["--bank", "NOWHERE"], "no bank is published in"),
-        (["--bank", "BANK", "--data", "NOWHERE"], "rows.jsonl: cannot be read"),
+        (["--bank", "BANK", "--data", "NOWHERE"], "with --suite it is the folder"),
         (["--bank", "BANK", "--base-model", "NOWHERE"], "there is no folder"),
-        (["gate", "--bank", "BANK"], "--baseline URI, FOLDER or FILE is missing"),
+        (["gate", "--bank", "BANK"], "Missing option '--baseline'"),
         (["gate", "--bank", "BANK", "--baseline", "NOWHERE.json"], "NOWHERE.json: cannot be read"),
     ],
 )
@@ -264,4 +264,4 @@ def test_compare_says_what_is_not_there(dlp: Run, bank: Path, tmp_path: Path) ->
     code, _, err = dlp("compare", "a", "b", "--bank", str(tmp_path / "store"), common=False)
     assert code == 2
     assert "has no results of bank a" in err
-    assert dlp("compare", "a", "b", common=False)[2].startswith("dlp: --bank URI is missing")
+    assert dlp("compare", "a", "b", common=False)[2].startswith("dlp: Missing option '--bank'")
