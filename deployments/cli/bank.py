@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployments import terminal
-from deployments.cli.options import Bank, Json, StrictNames, Yes
+from deployments.cli.base_model import fetched, served
+from deployments.cli.options import Bank, CheckedBaseModel, Json, SomeBaseModel, StrictNames, Yes
 from deployments.cli.verdicts import as_lines, print_verdicts
 from dlp_core.errors import InvalidRequest, NotFound
 from dlp_core.store.local_copy import local_copy
@@ -36,11 +37,9 @@ Version = Annotated[str | None, typer.Argument(help="A bank version; default: th
 def init_bank(
     folder: Annotated[Path, typer.Argument(help="The bank folder to make.")],
     *,
-    base_model: Annotated[
-        Path | None, typer.Option(envvar="DLP_BASE_MODEL", help="Folder of the base model, whose name is its id.")
-    ] = None,
+    base_model: SomeBaseModel = None,
     base_model_name: Annotated[
-        str | None, typer.Option(help="The id of the base model, if its folder does not say.")
+        str | None, typer.Option(help="The id of the base model, if its folder does not say it.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -49,13 +48,18 @@ def init_bank(
     from dlp_core.bank.importing import start_bank
 
     if base_model is None and base_model_name is None:
-        raise InvalidRequest("a bank is for one base model: --base-model DIR or --base-model-name NAME")
-    name = base_model_name or folder_name(base_model or Path())
-    if base_model_name is None and not names_a_model(name):
-        raise InvalidRequest(f"{base_model} does not say which model it is; --base-model-name gives its id")
-    start_bank(folder, name)
+        raise InvalidRequest("a bank is for one base model: --base-model MODEL or --base-model-name NAME")
+    name, digest = base_model_name or "", None
+    if base_model is not None:
+        model = fetched(base_model, weights=False)
+        name = name or folder_name(model)
+        if base_model_name is None and not names_a_model(name):
+            raise InvalidRequest(f"{base_model} does not say which model it is; --base-model-name gives its id")
+        with served(model) as base:
+            digest = base.digest()
+    start_bank(folder, name, weights=digest)
     if json:
-        terminal.print_json({"folder": str(folder), "base_model": name})
+        terminal.print_json({"folder": str(folder), "base_model": name, "weights": digest})
         return
     terminal.say(
         f"{escape(str(folder))} is a bank for {escape(name)}. Next: dlp bank import SOURCE --into {escape(str(folder))}"
@@ -74,10 +78,7 @@ def import_into(
     ],
     *,
     into: Annotated[Path, typer.Option(help="Bank folder, as dlp bank init makes it.")],
-    base_model: Annotated[
-        Path | None,
-        typer.Option(envvar="DLP_BASE_MODEL", help="Folder of the base model: also check that every adapter fits it."),
-    ] = None,
+    base_model: CheckedBaseModel = None,
     replace: Annotated[bool, typer.Option(help="Take an adapter in place of another one of its name.")] = False,
     json: Json = False,
 ) -> None:
@@ -90,9 +91,15 @@ def import_into(
     base = read_base(into)
     check = None
     if base_model is not None:
+        from dlp_core.bank.served_base import check_served
         from dlp_core.fusion.layers import fits_model
 
-        check = fits_model(base_model)
+        model = fetched(base_model, weights=False)
+        with served(model) as compared:
+            remark = check_served(base, compared, strict=False)
+        if remark:
+            terminal.warn(remark)
+        check = fits_model(model)
     with terminal.progress(f"import {source}") as bar:
         found = discover(source)
         outcomes = list(
@@ -129,10 +136,7 @@ def publish(
     version: Annotated[
         str | None, typer.Option(help="Name of this bank version; default: derived from its content.")
     ] = None,
-    base_model: Annotated[
-        Path | None,
-        typer.Option(envvar="DLP_BASE_MODEL", help="Folder of the base model: also check that every adapter fits it."),
-    ] = None,
+    base_model: CheckedBaseModel = None,
     strict_names: StrictNames = False,
     stage: Annotated[
         bool, typer.Option("--stage", help="Only check and upload it, for `dlp bank canary` or `dlp bank shadow`.")
@@ -142,14 +146,17 @@ def publish(
 ) -> None:
     """Validate a bank folder, upload what is new, and make it the current bank. Asks before adapters are removed."""
     from dlp_core.adapter.examination import Rules, Verdict
+    from dlp_core.bank.folder import read_base
     from dlp_core.bank.publish import publish as publish_bank
+    from dlp_core.bank.served_base import ServedBase, check_served
 
     store = open_store(bank)
-    check = None
+    check = model = None
     if base_model is not None:
         from dlp_core.fusion.layers import fits_model
 
-        check = fits_model(base_model)
+        model = fetched(base_model, weights=False)
+        check = fits_model(model)
     changes: list[BankDiff] = []
 
     def confirm(change: BankDiff) -> None:
@@ -160,10 +167,16 @@ def publish(
 
     verdicts: dict[str, Verdict] = {}  # by name: after a conflict, the folder is read again
     with terminal.progress(f"publish {folder}") as bar, local_copy(folder) as source:
+        base = None
+        if model is not None:
+            base = ServedBase.at(model, progress=partial(bar.report, title=f"read the weights in {model}"))
+            if remark := check_served(read_base(source), base, strict=strict_names):
+                terminal.warn(remark)
         manifest = publish_bank(
             store,
             source,
             version=version,
+            served=base,
             check=check,
             rules=Rules(strict_names=strict_names, hub_links=True),
             stage=stage,
@@ -184,7 +197,7 @@ def publish(
             f"[bold]{manifest.version}[/] {'is' if stage else 'serves'} in {escape(store.uri)}: "
             f"{len(manifest.adapters):,} adapters, "
             f"{_bytes(manifest.size)}"
-            + ("" if check else "; --base-model DIR would also check that they fit its layers")
+            + ("" if check else "; --base-model MODEL would also check that they fit its layers")
         )
     print_verdicts(said, json=json)
 

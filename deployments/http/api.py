@@ -5,10 +5,12 @@ POST /v1/route                                      which adapters would serve t
 GET  /v1/models  /v1/models/{name}  /v1/bank        models and adapters the caller may use
 GET  /health                                        200 when requests can be served, else 503; where there are keys,
                                                     only their holders are told versions and reasons
+GET  /metrics                                       Prometheus text of all replicas, for the operator
+GET  /                                              where all this is
 GET  /openapi.json  /docs                           this API
 
-The admin routes are in admin.py; app.py assembles the application. A request is authenticated before anything else is
-read. An adapter the caller may not use is reported as unknown.
+The admin routes are in admin.py, those of feedback in feedback.py; app.py assembles the application. A request is
+authenticated before anything else is read. An adapter the caller may not use is reported as unknown.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ import asyncio
 import logging
 import re
 import time
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,6 +33,9 @@ from deployments.http.access import Access, Caller
 from deployments.http.admin import AdminService
 from deployments.http.admission import Admission
 from deployments.http.errors import unknown_field
+from deployments.http.feedback import FeedbackService
+from deployments.http.ids import issue
+from deployments.http.index import index
 from deployments.http.input import generations_of, parse, parse_route, read_json, routing_options
 from deployments.http.replies import Reply, bank_json, explanation_json, models_json, route_json, visible
 from deployments.http.request_log import record_of
@@ -39,6 +43,7 @@ from deployments.http.requests import AnyRequest, ChatRequest, CompletionRequest
 from deployments.http.shadow import Shadowing
 from deployments.http.sharing import Share, salt_of
 from deployments.http.streams import AnswerStream, EventStream, within
+from deployments.observe.exposition import CONTENT_TYPE
 from dlp_core.bank.rollout import Picked, ShadowCounts
 from dlp_core.decision import Decision, RoutingOptions
 from dlp_core.errors import (
@@ -69,7 +74,7 @@ _OF_THE_BANK = (AdapterRefused, AdapterUnavailable, BankError, NotFinite, Unknow
 BODIES = (ChatRequest, CompletionRequest, TextRequest)
 
 
-class Service(AdminService, Protocol):
+class Service(AdminService, FeedbackService, Protocol):
     """What the routes need. Every method raises errors of dlp_core.errors."""
 
     async def ready(self) -> None:
@@ -96,6 +101,9 @@ class Service(AdminService, Protocol):
     def refused(self) -> Refusal | None:
         """The published bank that cannot be served, with the reason; None if there is none."""
 
+    async def metrics(self) -> bytes:
+        """The metrics of all replicas, as Prometheus text."""
+
     async def decide(self, picked: Picked, options: RoutingOptions, texts: Sequence[str]) -> Decision: ...
 
     async def decode(self, ids: Sequence[int]) -> str:
@@ -112,15 +120,24 @@ class Api:
     """One method per route."""
 
     def __init__(
-        self, service: Service, *, routing: RoutingArgs, limits: LimitArgs, access: Access, share: Share
+        self,
+        service: Service,
+        *,
+        routing: RoutingArgs,
+        limits: LimitArgs,
+        access: Access,
+        admission: Admission,
+        share: Share,
+        console_url: str | None,
     ) -> None:
         self._service = service
         self._share = share
         self._routing = routing
         self._limits = limits
         self._access = access
-        self._admission = Admission(limits.max_requests_per_key)
+        self._admission = admission
         self._shadowing = Shadowing(service, timeout_s=limits.request_timeout_s)
+        self._console_url = console_url
         self._started = int(time.time())
 
     def add_to(self, app: FastAPI) -> None:
@@ -132,6 +149,8 @@ class Api:
             ("/v1/models/{name:path}", self.model),
             ("/v1/bank", self.bank),
             ("/health", self.health),
+            ("/metrics", self.metrics),
+            ("/", self.index),
         ):
             app.get(path)(answer)
             app.head(path, include_in_schema=False)(answer)  # probes ask for the head alone
@@ -150,14 +169,16 @@ class Api:
         deadline = self._deadline()
         if len(body.sources) > 1:
             raise InvalidRequest("prompt: only one is routed here; send several requests", param="prompt")
-        picked = self._pick(body, caller, uuid.uuid4().hex)
+        id = issue("route", caller)
+        picked = self._pick(body, caller, id)
         [decision] = await self._decide(request, body, caller, picked, deadline)
+        record_of(request).answered(id)
         if decision.probabilities is None:
-            return JSONResponse(route_json(decision))
+            return JSONResponse(route_json(decision, id))
         async with within(deadline):
             texts = await self._texts(body.sources[0], decision.options)
             explanation = await self._service.explain(decision, texts)
-        return JSONResponse(route_json(decision) | explanation_json(explanation))
+        return JSONResponse(route_json(decision, id) | explanation_json(explanation))
 
     async def models(self, request: Request) -> Response:
         bank = self._visible_bank(self._caller(request))
@@ -194,6 +215,14 @@ class Api:
         report = {} if refused is None else {"refused": {"version": refused.version, "reason": refused.reason}}
         return JSONResponse({"status": "ok", "bank": serving, **report})
 
+    async def metrics(self, request: Request) -> Response:
+        self._access.require_metrics(request.headers.get("authorization"))
+        return Response(await self._service.metrics(), media_type=CONTENT_TYPE)
+
+    async def index(self, request: Request) -> Response:
+        known = self._access.knows(request.headers.get("authorization"))
+        return index(request, known=known, console_url=self._console_url)
+
     async def _complete(self, request: Request, kind: type[ChatRequest | CompletionRequest]) -> Response:
         """Handle a completion: authenticate, parse, pick the bank, answer. What a canary fails at, the serving bank
         answers."""
@@ -203,7 +232,7 @@ class Api:
             raise unknown_field(body.ignored[0])
         record.admit(body.choices)
         deadline = self._deadline()
-        reply_id = f"{'chatcmpl' if isinstance(body, ChatRequest) else 'cmpl'}-{uuid.uuid4().hex}"
+        reply_id = issue("chatcmpl" if isinstance(body, ChatRequest) else "cmpl", caller)
         picked = record.picked(self._pick(body, caller, reply_id), self._service.ended)
         try:
             return await self._answer(request, body, caller, picked, reply_id=reply_id, deadline=deadline)
@@ -230,7 +259,7 @@ class Api:
         decisions = await self._decide(request, body, caller, picked, deadline)
         chat = isinstance(body, ChatRequest)
         reply = Reply(
-            id=reply_id,
+            id=record.answered(reply_id),
             created=int(time.time()),
             kind="chat" if chat else "text",
             decisions=decisions,
@@ -265,7 +294,11 @@ class Api:
         options = self._options(body, caller, picked)
 
         async def decide(source: Source) -> Decision:
-            return await self._service.decide(picked, options, await self._texts(source, options))
+            texts = await self._texts(source, options)
+            decision = await self._service.decide(picked, options, texts)
+            if len(body.sources) == 1 and options.asks_router:  # of several prompts, none would be the request's
+                record.routed(texts[decision.turn])
+            return decision
 
         async with within(deadline):
             decisions = await asyncio.gather(*map(decide, body.sources))

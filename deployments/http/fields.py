@@ -29,6 +29,8 @@ class StrictBody(BaseModel):
 
     neutral: ClassVar[Neutral] = {}
     """Fields of OpenAI's API that have no effect at these values and are not supported at others."""
+    nullable: ClassVar[frozenset[str]] = frozenset()
+    """Fields of which null is a value; of all others it means absent."""
 
     @model_validator(mode="before")
     @classmethod
@@ -37,7 +39,7 @@ class StrictBody(BaseModel):
             return data
         kept = {}
         for key, value in data.items():
-            if value is None:
+            if value is None and key not in cls.nullable:
                 continue
             if key in cls.neutral:
                 if not any(_same(value, neutral) for neutral in cls.neutral[key]):

@@ -5,7 +5,8 @@ A `RequestRecord` is part of the request's state from the first byte to the last
 ended, and writes the line. The logger is a child of Serve's, so the line goes to the replica's log and its `extra`
 fields become top-level keys if that log is JSON (logging_config in serve_config.yaml).
 
-The request's span, if there is one, gets the same facts as attributes.
+The request's span, if there is one, gets the same facts as attributes. Where requests are kept (keeping.py), those that
+the router decided are handed on with the text that it read.
 """
 
 from __future__ import annotations
@@ -28,16 +29,19 @@ from deployments.args import LogArgs
 from deployments.http.replies import weights_json
 from deployments.http.requests import ChatRequest
 from deployments.observe import tracing
+from dlp_core.bank.feedback import AdapterShare, KeptRequest
 from dlp_core.bank.rollout import Picked, Role, is_a_failure
 from dlp_core.decision import Decision
 from dlp_core.errors import DLPError
 from dlp_core.fleet.trial import Outcome
 from dlp_core.generation.messages import Completion, Finished, Piece, TokenIds
+from dlp_core.router.features import clip
 from dlp_core.text.template import turns_of
 
 if TYPE_CHECKING:
     from deployments.http.access import Caller
     from deployments.http.admission import Admission
+    from deployments.http.keeping import Keeper
     from deployments.http.requests import AnyRequest
 
 log = logging.getLogger("ray.serve.dlp.request")
@@ -49,6 +53,9 @@ GONE = "client_disconnected"
 GONE_STATUS = 499
 _ID_LENGTH = 128
 _MODEL_LENGTH = 256
+
+OnEnd = Callable[[str, int, str | None], None]
+"""Told of a request that ended: its route, status and error code, as its line has them."""
 
 
 class RequestRecord:
@@ -64,7 +71,11 @@ class RequestRecord:
         self._places = 0
         self._body: AnyRequest | None = None
         self._parsed_at = self._began
+        self._seconds = 0.0
         self._decision: Decision | None = None
+        self._created = time.time()
+        self._text: str | None = None
+        self._reply_id: str | None = None
         self._decide_seconds: float | None = None
         self._first_token_seconds: float | None = None
         self._finished: dict[int, Finished] = {}
@@ -138,6 +149,15 @@ class RequestRecord:
         self._annotate()
         return decision
 
+    def routed(self, text: str) -> None:
+        """Note the text by which the router decided."""
+        self._text = text
+
+    def answered(self, reply_id: str) -> str:
+        """Note the id of the reply."""
+        self._reply_id = reply_id
+        return reply_id
+
     def failed(self, error: DLPError) -> None:
         """Note an error that the client receives, as the status or as the end of a started stream."""
         self._error, self._error_code = error, error.code
@@ -160,10 +180,38 @@ class RequestRecord:
         if self._settings.prompts:
             self._completions.setdefault(index, Completion()).add(piece)
 
-    def write(self, status: int, *, gone: bool) -> None:
-        """Write the log line. `gone`: the client disconnected before the end; `status` is then replaced by 499."""
+    def end(self, status: int, *, gone: bool) -> tuple[int, str | None]:
+        """How the request ended, as status and error code. `gone`: the client disconnected before the end."""
+        self._seconds = round(time.perf_counter() - self._began, 6)
         if gone:
             status, self._error_code = GONE_STATUS, GONE
+        return status, self._error_code
+
+    def kept(self, status: int) -> KeptRequest | None:
+        """What is kept of the request; None if the router did not decide it, or there was no reply."""
+        if self._decision is None or self._text is None or self._reply_id is None:
+            return None
+        decision = self._decision
+        return KeptRequest(
+            id=self._reply_id,
+            created=self._created,
+            key=self._caller or "",
+            route=self._route,
+            text=clip(self._text),
+            mix=tuple(AdapterShare(adapter=part.name, weight=part.weight) for part in decision.mix.adapters),
+            reason=decision.reason,
+            confidence=decision.confidence,
+            bank=decision.bank,
+            router=decision.router,
+            status=status,
+            error_code=self._error_code,
+            total_seconds=self._seconds,
+            decide_seconds=_rounded(self._decide_seconds),
+            first_token_seconds=_rounded(self._first_token_seconds),
+        )
+
+    def write(self, status: int) -> None:
+        """Write the log line."""
         end = self._error_code or "+".join(self._finish_reasons()) or "ok"
         # skipped: Serve's own context would add the unsanitized request id, and job, worker and task ids
         log.info("%s %d %s", self._route, status, end, extra=self._fields(status) | {"skip_context_filter": True})
@@ -191,7 +239,7 @@ class RequestRecord:
             "finish_reasons": self._finish_reasons(),
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
-            "total_seconds": round(time.perf_counter() - self._began, 6),
+            "total_seconds": self._seconds,
             "decide_seconds": _rounded(self._decide_seconds),
             "first_token_seconds": _rounded(self._first_token_seconds),
             **(self._prompt_and_completions() if self._settings.prompts else {}),
@@ -260,9 +308,19 @@ class RequestLogMiddleware:
     response header is set here or by the server in front.
     """
 
-    def __init__(self, app: ASGIApp, settings: LogArgs, *, sets_id_header: bool) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: LogArgs,
+        *,
+        keeper: Keeper | None,
+        on_end: OnEnd | None,
+        sets_id_header: bool,
+    ) -> None:
         self._app = app
+        self._keeper = keeper if keeper is not None and keeper.keeps_requests else None
         self._settings = settings
+        self._on_end = on_end
         self._answers_id = sets_id_header
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -296,8 +354,14 @@ class RequestLogMiddleware:
             raise
         finally:
             record.left()
-            if self._settings.requests and route in ROUTES:
-                record.write(status or DLPError.status, gone=gone or (status != 0 and not complete))
+            if route in ROUTES:
+                status, error_code = record.end(status or DLPError.status, gone=gone or (status != 0 and not complete))
+                if self._on_end is not None:
+                    self._on_end(route, status, error_code)
+                if self._settings.requests:
+                    record.write(status)
+                if self._keeper is not None and (kept := record.kept(status)) is not None:
+                    self._keeper.keep(kept)
 
 
 def safe_id(client_id: str | None) -> str:

@@ -125,11 +125,14 @@ def table(answers: Sequence[Answer]) -> Table:
 
 
 def snippets(url: str, prompt: str) -> str:
-    """A curl line and an openai snippet that work as pasted."""
+    """Command lines and an openai snippet that work as pasted."""
     body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
     shell_safe = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")
     return f"""
 Serving on {url} until Ctrl-C. Paste into another terminal:
+
+.venv/bin/dlp chat --url {url}
+.venv/bin/dlp top --url {url}
 
 curl -s {url}/v1/chat/completions -H 'content-type: application/json' -d '{shell_safe}'
 

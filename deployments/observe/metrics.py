@@ -70,6 +70,20 @@ class RoutingMetrics:
         self._fatal.inc()
 
 
+class RequestMetrics:
+    """Recorded by the ingress, once per request that the request log has."""
+
+    def __init__(self) -> None:
+        self._requests = Counter(
+            "dlp_requests_total",
+            "Requests that ended, by status (499: the client left) and error code (none, or as the log has it).",
+            ("route", "status", "error_code"),
+        )
+
+    def ended(self, route: str, status: int, error_code: str | None) -> None:
+        self._requests.inc(tags={"route": route, "status": str(status), "error_code": error_code or "none"})
+
+
 class RouterMetrics:
     """Recorded by a router replica, each time it reports to the autoscaler."""
 
@@ -141,6 +155,27 @@ class RolloutMetrics:
                 self._shadow.inc(count, tags={"result": result})
 
 
+class KeptMetrics:
+    """Recorded by the ingress, each time it polls the pointer. `kind` is feedback or requests."""
+
+    def __init__(self) -> None:
+        self._written = Counter("dlp_kept_written_total", "Records written to the bank's store.", ("kind",))
+        self._dropped = Counter("dlp_kept_dropped_total", "Records dropped: the store took none for long.", ("kind",))
+        self._waiting = Gauge("dlp_kept_waiting", "Records that are in memory only.", ("kind",))
+        self._before: dict[str, tuple[int, int]] = {}
+
+    def state(self, kind: str, *, written: int, dropped: int, waiting: int) -> None:
+        """Record the counts of a writer since it began."""
+        tags = {"kind": kind}
+        written_before, dropped_before = self._before.get(kind, (0, 0))
+        if written > written_before:
+            self._written.inc(written - written_before, tags=tags)
+        if dropped > dropped_before:
+            self._dropped.inc(dropped - dropped_before, tags=tags)
+        self._waiting.set(waiting, tags=tags)
+        self._before[kind] = (written, dropped)
+
+
 class EngineMetrics:
     """Recorded by a backbone replica."""
 
@@ -157,6 +192,8 @@ class EngineMetrics:
             "dlp_adapter_load_seconds", "Time to bring an adapter to a tier: disk, host, device.", _SECONDS, ("tier",)
         )
         self._resident = Gauge("dlp_adapters_resident", "Adapters resident in a tier.", ("tier",))
+        self._in_slot = Gauge("dlp_adapter_in_slot", "1 while a replica has the adapter in a slot.", ("adapter",))
+        self._in_slots: set[str] = set()
         self._running = Gauge("dlp_requests_running", "Requests in the batch.")
         self._waiting = Gauge("dlp_requests_waiting", "Requests waiting for their adapters.")
         self._tokens_running = Gauge("dlp_tokens_running", "Tokens in the cache of requests in the batch.")
@@ -182,6 +219,10 @@ class EngineMetrics:
         self._cuda_graphs.set(stats.cuda_graphs)
         self._adapter_demand.set(stats.adapter_demand)
         self._adapter_wait.set(stats.adapter_wait_s)
+        in_slots = {unqualify(adapter) for adapter in stats.resident}
+        for adapter in in_slots | self._in_slots:
+            self._in_slot.set(float(adapter in in_slots), tags={"adapter": adapter})
+        self._in_slots = in_slots
         self._resident.set(len(stats.resident), tags={"tier": "device"})
         self._resident.set(stats.host_adapters, tags={"tier": "host"})
         self._resident.set(on_disk, tags={"tier": "disk"})

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
@@ -18,13 +18,15 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.args import AppArgs
-from deployments.http.access import Access
+from deployments.http.access import open_access
 from deployments.http.admin import CanaryBank, LoadAdapter, PublishBank, Published, ShadowBank
 from deployments.http.app import create_app
+from deployments.http.keeping import Keeper
 from deployments.links.parts import Listening, Part
 from deployments.links.receiving import Receiver
 from deployments.observe import tracing
-from deployments.observe.metrics import BankMetrics, RolloutMetrics, RoutingMetrics
+from deployments.observe.cluster import ClusterMetrics
+from deployments.observe.metrics import BankMetrics, KeptMetrics, RequestMetrics, RolloutMetrics, RoutingMetrics
 from deployments.replicas.errors import from_ray
 from deployments.replicas.process import join_library_log
 from dlp_core.bank.canary import promote, start_canary, start_shadow, stop_canary, stop_shadow
@@ -65,11 +67,12 @@ class Ingress:
         self._receiver = Receiver(self._listen)
         self._metrics = RoutingMetrics()
         self._bank_metrics = BankMetrics()
-        secrets = args.access
-        self._access = Access(
-            admin_token_file=secrets.admin_token_file, keys_file=secrets.keys_file, origins=secrets.cors_origins
-        )
+        self._access = open_access(args.access)
         self._store = open_store(args.bank)
+        self._keeper = None
+        if args.feedback.keep:
+            self._keeper = Keeper(self._store, args.feedback, prompts=args.log.prompts, replica=self._id)
+        self._kept_metrics = KeptMetrics()
         self._bank = BankFollower(
             self._store, poll_s=args.bank_poll_s, prepare=self._prepare, on_poll=self._report_bank
         )
@@ -95,6 +98,9 @@ class Ingress:
             access=self._access,
             share=args.cache.share,
             log=args.log,
+            keeper=self._keeper,
+            console_url=args.console_url,
+            on_end=RequestMetrics().ended,
             sets_id_header=False,
         )
 
@@ -112,6 +118,13 @@ class Ingress:
     def bank(self) -> BankManifest:
         return self._bank.bank()
 
+    @cached_property
+    def _all_metrics(self) -> ClusterMetrics:
+        return ClusterMetrics(serve.get_replica_context().app_name)
+
+    async def metrics(self) -> bytes:
+        return await self._all_metrics.text()
+
     def refused(self) -> Refusal | None:
         return self._bank.refused
 
@@ -120,6 +133,9 @@ class Ingress:
         self._bank_metrics.polled(
             refused=banks.refused is not None or bool(banks.refused_beside), versions=banks.versions_in_use()
         )
+        if self._keeper is not None:
+            for kind, counts in self._keeper.counts.items():
+                self._kept_metrics.state(kind, written=counts.written, dropped=counts.dropped, waiting=counts.waiting)
 
     async def look(self) -> None:
         """Follow the pointer now instead of at the next poll. Raises why its bank cannot be served."""
@@ -173,9 +189,8 @@ class Ingress:
         self._rollout_metrics.ended(picked.role, outcome)
         self._rollout.ended(picked, outcome)
 
-    def record_feedback(self, version: str, negative: bool, *, user: str | None = None) -> None:
-        """Count a user's verdict on an answer (dlp_core.fleet.trial.Trial.record_feedback)."""
-        self._rollout.record_feedback(version, negative, user=user)
+    def rated(self, request: str, issued: float, *, negative: bool, user: str | None, key: str | None) -> None:
+        self._rollout.rated(request, issued, negative=negative, user=user, key=key)
 
     def shadow(self) -> Shadow | None:
         return self._rollout.shadow()

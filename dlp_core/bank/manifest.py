@@ -154,6 +154,8 @@ class BaseModelEntry(Record):
     id: str = Field(min_length=1)
     aliases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Other names of it."""
+    weights: tuple[Digest, ...] = ()
+    """The digest of its weights (dlp_core.store.weights), and of copies that serve as well; empty if nobody told."""
 
     @property
     def names(self) -> BaseNames:
@@ -323,6 +325,8 @@ def bank_digest(base: BaseModelEntry, adapters: Sequence[AdapterEntry], router: 
         content["encoder"] = router.encoder.digest
     if base.aliases:
         content["aliases"] = base.aliases
+    if base.weights:
+        content["weights"] = base.weights
     descriptions = {adapter.name: adapter.description for adapter in adapters if adapter.description}
     if descriptions:
         content["descriptions"] = descriptions

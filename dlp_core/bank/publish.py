@@ -14,9 +14,10 @@ from tempfile import TemporaryDirectory
 
 from dlp_core.adapter.examination import LENIENT, Check, Rules
 from dlp_core.bank import pointer
-from dlp_core.bank.folder import LocalFile, Report, read_folder, unreported
+from dlp_core.bank.folder import LocalFile, Report, read_base, read_folder, unreported
 from dlp_core.bank.manifest import BankDiff, BankManifest, diff, manifest_key
 from dlp_core.bank.reading import current, load_manifest, read_version
+from dlp_core.bank.served_base import ServedBase, check_served, weights_to_record
 from dlp_core.errors import (
     AdapterRefused,
     BankError,
@@ -57,6 +58,7 @@ def publish(
     folder: Path,
     *,
     version: str | None = None,
+    served: ServedBase | None = None,
     check: Check | None = None,
     rules: Rules = LENIENT,
     stage: bool = False,
@@ -70,19 +72,36 @@ def publish(
     The folder holds `bank.json` ({"base_model": "<id>"}), `adapters/<name>/` with PEFT files and, optionally,
     `router/`. Everything is validated before the first byte is written. `version` names the bank; the
     default derives from its content. Publishing the current bank again changes nothing. With `stage` the bank is stored
-    and not made current: a canary or shadow to be. `report` is called with the verdict on each adapter, `read` with the
-    adapters read so far and all of them, `confirm` with what changes where a bank is current, `progress` with the bytes
-    uploaded.
+    and not made current: a canary or shadow to be. `served` is the base model that will serve it, whose digest the bank
+    records; without it, that of the current bank's. `report` is called with the verdict on each adapter, `read` with
+    the adapters read so far and all of them, `confirm` with what changes where a bank is current, `progress` with the
+    bytes uploaded.
 
-    Raises AdapterRefused or BankError for content that cannot be served, Conflict after a concurrent publish, while a
-    canary runs or if `version` exists with other content, StoreUnavailable if the store fails: the previous bank then
-    stays current, and publishing again resumes.
+    Raises AdapterRefused or BankError for content that cannot be served, or not by `served`, Conflict after a
+    concurrent publish, while a canary runs or if `version` exists with other content, StoreUnavailable if the store
+    fails: the previous bank then stays current, and publishing again resumes.
     """
 
+    base = read_base(folder)
+    weights: tuple[str, ...] = ()
+    if served is not None:
+        check_served(base, served, strict=False)
+        weights = weights_to_record(base, served)
+
     def make(serving: str | None) -> tuple[BankManifest, Sequence[LocalFile]]:
-        manifest, files = read_folder(folder, version=version, check=check, rules=rules, report=report, progress=read)
-        if serving is not None and not stage:
-            confirm(diff(load_manifest(store, serving), manifest))
+        before = None if serving is None else load_manifest(store, serving)
+        known = before.base_model.weights if before is not None and before.base_model.id == base.id else ()
+        manifest, files = read_folder(
+            folder,
+            version=version,
+            weights=weights or known,
+            check=check,
+            rules=rules,
+            report=report,
+            progress=read,
+        )
+        if before is not None and not stage:
+            confirm(diff(before, manifest))
         return manifest, files
 
     return commit(store, make, stage=stage, progress=progress)

@@ -36,6 +36,9 @@ Role = Literal["serving", "canary", "shadow"]
 
 _Count = Annotated[int, Field(ge=0)]
 
+RATED = 65_536
+"""Latest answers whose verdict was counted: a second one of theirs is not."""
+
 _WORDS: dict[Signal, str] = {
     "negative": "negative feedback",
     "abstained": "no adapter chosen",
@@ -92,6 +95,7 @@ class Rollout:
         self._on_end = on_end
         self._trial: tuple[Canary, Trial, SharedCounts[Counts]] | None = None
         self._sum: Counts | None = None
+        self._rated: dict[str, None] = {}
         self._shadow: tuple[Shadow, SharedCounts[ShadowCounts]] | None = None
         self._compared = ShadowCounts()
         self._compared_sum: ShadowCounts | None = None
@@ -131,11 +135,18 @@ class Rollout:
         if picked.draw is not None and trial is not None and trial.versions[picked.draw.canary] == picked.bank.version:
             trial.ended(picked.draw, outcome)
 
-    def record_feedback(self, version: str, negative: bool, *, user: str | None = None) -> None:
-        """Count a user's verdict on an answer of the bank `version`: Trial.record_feedback of the running canary."""
+    def rated(self, request: str, issued: float, *, negative: bool, user: str | None, key: str | None) -> None:
+        """Count a verdict on an answer, given once, in the running canary's trial. `request` is the id that `pick` was
+        called with, at `issued` in seconds since the epoch: the draw says again which bank answered. What was asked
+        before the trial does not count."""
         trial = self._running()
-        if trial is not None:
-            trial.record_feedback(version, negative, user=user)
+        if trial is None or self._trial is None or issued < self._trial[0].began.timestamp() or request in self._rated:
+            return
+        self._rated[request] = None
+        while len(self._rated) > RATED:
+            del self._rated[next(iter(self._rated))]
+        draw = trial.lottery.draw(user=user, key=key, request=request)
+        trial.record_feedback(trial.versions[draw.canary], negative, user=user)
 
     def shadow(self) -> Shadow | None:
         """The shadow in use."""

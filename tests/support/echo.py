@@ -26,6 +26,7 @@ LIMITS = LimitArgs(max_body_bytes=20_000, request_timeout_s=60)
 @dataclass
 class WordRouting:
     probabilities: dict[str, float]
+    turn: int = 0
 
     @property
     def confidence(self) -> float:
@@ -74,7 +75,9 @@ class EchoService:
     """Pieces after which it says nothing more."""
     clock_leaps: bool = False
     """Whether the event loop's clock passes every deadline when it stalls."""
+    metrics_text: bytes = b"dlp_requests_running 2.0\n"
     outcomes: list[tuple[str, Outcome]] = field(default_factory=list)
+    ratings: list[tuple[str, float, bool, str | None, str | None]] = field(default_factory=list)
     closed: int = 0
     decoded: int = 0
 
@@ -94,6 +97,9 @@ class EchoService:
     def ended(self, picked: Picked, outcome: Outcome) -> None:
         self.outcomes.append((picked.role, outcome))
 
+    def rated(self, request: str, issued: float, *, negative: bool, user: str | None, key: str | None) -> None:
+        self.ratings.append((request, issued, negative, user, key))
+
     def shadow(self) -> Any:
         return None
 
@@ -103,10 +109,16 @@ class EchoService:
     def rollout(self) -> dict[str, Any]:
         return {}
 
+    async def metrics(self) -> bytes:
+        return self.metrics_text
+
     async def decide(self, picked: Picked, options: RoutingOptions, texts: Sequence[str]) -> Decision:
         async def route(texts: Sequence[str]) -> Any:
-            words = [word for word in texts[0].split() if word in ("sql", "cron", "dates") and options.may_use(word)]
-            return WordRouting({name: words.count(name) / len(words) for name in dict.fromkeys(words)} if words else {})
+            for turn, text in enumerate(texts):
+                words = [word for word in text.split() if word in ("sql", "cron", "dates") and options.may_use(word)]
+                if words:
+                    return WordRouting({name: words.count(name) / len(words) for name in dict.fromkeys(words)}, turn)
+            return WordRouting({})
 
         self.wishes.append(options)
         return await decide(picked.bank, options, texts, route)

@@ -64,6 +64,11 @@ class Replica:
         self._asked += 1
         return self.rollout.pick(version=version, user=user, key=None, request=f"{id(self)}-{self._asked}")
 
+    def rate(self, negative: bool, *, issued: float | None = None) -> None:
+        """Rate the answer to the latest request."""
+        issued = datetime.now(UTC).timestamp() if issued is None else issued
+        self.rollout.rated(f"{id(self)}-{self._asked}", issued, negative=negative, user=None, key=None)
+
     def serve(self, requests: int, outcome: Callable[[Picked], Outcome] = lambda picked: Outcome()) -> list[str]:
         picks = [self.pick() for _ in range(requests)]
         for picked in picks:
@@ -142,11 +147,24 @@ async def test_bad_feedback_and_abstentions_roll_back_too(store: AdapterStore) -
             picked = replica.pick()
             bad = picked.role == "canary"
             replica.rollout.ended(picked, Outcome(abstained=bad and worse == "abstained"))
-            replica.rollout.record_feedback(picked.bank.version, bad and worse == "negative")
+            replica.rate(bad and worse == "negative")
         await replica.rollout.turn()
         [end] = replica.ends
         assert end.reason.startswith(reason)
         assert replica.pick().bank.version == "one"
+
+
+async def test_an_answer_is_rated_once_and_one_from_before_the_trial_never(store: AdapterStore) -> None:
+    start_canary(store, "two", share=0.5, sticky_by="none")
+    replica = Replica(store)
+    await replica.follower.look()
+    replica.pick()
+    replica.rate(True, issued=datetime.now(UTC).timestamp() - 3600)
+    for _ in range(200):
+        replica.rate(True)
+    await replica.rollout.turn()
+    counts = replica.rollout.report()["canary"]["counts"]
+    assert counts["serving"]["rated"] + counts["canary"]["rated"] == 1
 
 
 async def test_a_good_canary_is_promoted_by_its_rule_alone(store: AdapterStore) -> None:
