@@ -55,9 +55,9 @@ format: $(INSTALLED) ## fix and format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-eval: $(INSTALLED) ## evaluate the demo bank on handwritten prompts; the report goes to .demo/eval
+eval: $(INSTALLED) ## evaluate the demo bank on 64 handwritten prompts, 2 minutes; the report goes to .demo/eval
 	@$(BIN)/python -c "from pathlib import Path; from deployments.local.demo_backbone import ensure_backbone; ensure_backbone(Path('.demo'))"
-	@$(BIN)/dlp eval --suite examples/bank/suite.yaml --bank examples/bank --base-model .demo/SmolLM2-135M-Instruct --dtype float32 --out .demo/eval
+	@$(BIN)/dlp eval --suite examples/bank/suite.yaml --bank examples/bank --base-model .demo/SmolLM2-135M-Instruct --dtype float32 --at-once 32 --threads 1 --out .demo/eval
 
 bench: $(INSTALLED) ## run all benchmarks, 20 minutes; "make bench BENCH=--quick" takes a few
 	@$(BIN)/python -m benchmarks.suite $(BENCH)
@@ -77,6 +77,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 $(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
 	@echo "Installing vLLM into .venv-vllm (several minutes the first time)"
 	@test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
-	$(VLLM_PIP) --quiet --progress-bar on --editable ".[$(VLLM),clouds,vllm-tests]"
+	$(VLLM_PIP) --quiet --progress-bar on --editable ".[clouds,vllm-tests]" "ray[serve]" "$(VLLM)>=0.32,<0.33"
 	$(VLLM_BIN)/python -m pip --disable-pip-version-check uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@

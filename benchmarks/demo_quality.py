@@ -25,7 +25,7 @@ from rich.table import Table
 
 from deployments import terminal
 from dlp_core.adapter.names import AUTO
-from dlp_core.store.jsonl import read_objects
+from dlp_core.store.tables import read_objects
 from examples.bank.tasks import TASKS, background_rows, rows
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -90,6 +90,8 @@ class AccessArgs(_Args):
     """Replaces DLP_ADMIN_TOKEN. Without either there are no admin routes."""
     keys_file: Path | None = None
     """API keys and the adapters each may use. None: every caller may use every adapter."""
+    metrics_token_file: Path | None = None
+    """A token that reads /metrics and nothing else, for Prometheus. With it or with keys, others are refused there."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages that may call the API from a browser, such as https://chat.example.com; * for all."""
 
@@ -100,7 +102,34 @@ class LogArgs(_Args):
     requests: bool = True
     """One line per request to a generation route."""
     prompts: bool = False
-    """Also log prompts and completions. They are your users' text: restrict access to the logs."""
+    """Also log prompts and completions, and keep what was routed (see FeedbackArgs). They are your users' text:
+    restrict access to the logs and to the bank's store."""
+
+
+class FeedbackArgs(_Args):
+    """What the bank's store keeps about requests: feedback, and where log.prompts is on, the requests that were routed
+    (deployments/http/keeping.py). Counts are of one ingress replica."""
+
+    keep: bool = True
+    """Whether anything is kept. False: there is no feedback."""
+    request_share: float = Field(default=1.0, ge=0, le=1)
+    """The share of routed requests that is kept, where log.prompts is on."""
+    requests_per_day: int = Field(default=2000, ge=0)
+    """At most so many requests are kept a day."""
+    retention_days: int = Field(default=30, ge=1)
+    """Older records are deleted, once a day."""
+    batch: int = Field(default=64, ge=1)
+    """Records that are written together, ..."""
+    delay_s: float = Field(default=5.0, gt=0)
+    """... or as soon as the oldest has waited so long. A replica that is killed loses what waits."""
+    most_waiting: int = Field(default=1000, ge=1)
+    """Records in memory, of each kind, while the store does not take them. Further ones are dropped."""
+
+    @model_validator(mode="after")
+    def _check_batch(self) -> Self:
+        if self.batch > self.most_waiting:
+            raise ValueError(f"batch {self.batch} is above most_waiting {self.most_waiting}")
+        return self
 
 
 class AppArgs(_Args):
@@ -126,6 +155,9 @@ class AppArgs(_Args):
     limits: LimitArgs = LimitArgs()
     access: AccessArgs = AccessArgs()
     log: LogArgs = LogArgs()
+    feedback: FeedbackArgs = FeedbackArgs()
+    console_url: str | None = Field(default=None, pattern=r"^(https?://|/)\S+$")
+    """Where operators have a console for this server, if anywhere: GET / links it."""
 
     @field_validator("bank", "base_model")
     @classmethod

@@ -33,6 +33,11 @@ def warn(line: str) -> None:
     err.print(f"[yellow]warning:[/] {escape(line)}", highlight=False, soft_wrap=True)
 
 
+def mistake(message: str) -> None:
+    """Writes the one line of an error to stderr."""
+    err.print(f"[bold red]dlp:[/] {escape(message)}", highlight=False, soft_wrap=True)
+
+
 def print_json(value: Any) -> None:
     """Write one JSON value and a newline to stdout, unstyled: safe to pipe."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
@@ -100,14 +105,25 @@ class Step:
         self._status.update(f"{self._title}: {detail}")
 
 
-def device(requested: str | None) -> str:
-    """The device a command computes on: the requested one, by default CUDA if available. Raises InvalidRequest."""
+def device(requested: str | None, *, default: str | None = None, mps: bool = False) -> str:
+    """The device a command computes on: the requested one; by default `default`, or else CUDA if available. `mps`
+    allows Apple's GPUs. Raises InvalidRequest."""
     import torch
 
     if requested is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return default or ("cuda" if torch.cuda.is_available() else "cpu")
+    allowed = ("cpu", "cuda", "mps") if mps else ("cpu", "cuda")
+    if requested not in allowed:
+        raise InvalidRequest(f"--device is {requested!r}; it must be {' or '.join(allowed)}")
     if requested == "cuda" and not torch.cuda.is_available():
         raise InvalidRequest("--device is 'cuda', but this machine has no CUDA device; use cpu")
-    if requested not in ("cpu", "cuda"):
-        raise InvalidRequest(f"--device is {requested!r}; it must be cpu or cuda")
+    if requested == "mps" and not torch.backends.mps.is_available():
+        raise InvalidRequest("--device is 'mps', but this machine has no Apple GPU that torch can use; use cpu")
     return requested
+
+
+def duration(seconds: float) -> str:
+    """1:02:03, or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

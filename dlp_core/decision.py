@@ -52,7 +52,8 @@ class RoutingOptions:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The mix of one request. The last six fields are None if the router was not consulted."""
+    """The mix of one request. Of the last seven fields, `turn` is 0 and the others are None if the router was not
+    consulted."""
 
     options: RoutingOptions
     bank: str
@@ -65,6 +66,7 @@ class Decision:
     margin: float | None = None
     top_p: float | None = None
     probabilities: Mapping[str, float] | None = None
+    turn: int = 0  # which of the request's texts decided
 
     @property
     def by_sentence(self) -> bool:
@@ -124,6 +126,7 @@ async def decide(
         margin=routing.margin,
         top_p=routing.top_p if options.top_p is None else options.top_p,
         probabilities=routing.probabilities,
+        turn=routing.turn,
     )
 
 

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
 from collections.abc import Iterator
+
+
+def quiet_imports() -> None:
+    """Silence what libraries log while transformers imports them, from now on: torchao's kernels for other machines,
+    and what it does to torch."""
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager

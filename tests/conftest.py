@@ -63,6 +63,16 @@ def parameters(item: pytest.Item) -> list[str]:
     return [value for value in call.params.values() if isinstance(value, str)] if call else []
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache_of_a_developer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Base models from stores, and digests of files, are kept for the session alone."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dlp_core.store.weights.MEMORY", folder / "digests.json")
+        patch.setattr("dlp_core.store.model_location.MODELS", folder / "models")
+        yield
+
+
 @pytest.fixture(params=CPU_IMPLEMENTATIONS)
 def each_cpu_implementation(request: pytest.FixtureRequest) -> Iterator[None]:
     """Runs a test with each of the CPU op's implementations for all batches."""

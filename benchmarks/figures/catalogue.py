@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.figures import decoding, engines, quality, routing, serving, targets
+from benchmarks.figures import decoding, engines, quality, rollouts, routing, serving, targets
 from benchmarks.figures.markdown import Lines
 from benchmarks.figures.pages import Figure
 from benchmarks.figures.sources import SOURCES, Results
@@ -87,6 +87,9 @@ FIGURES: dict[str, Figure] = {
         routing.router_latency,
         routing.affinity,
         routing.autoscaling,
+        rollouts.canary,
+        rollouts.canary_nulls,
+        rollouts.canary_null_runs,
         quality.demo_quality,
         quality.bigbench_arms,
         quality.bigbench_composites,

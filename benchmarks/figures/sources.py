@@ -45,6 +45,7 @@ SOURCES = {
         "docs/bigbench26/results.json",
         "dlp eval --suite examples/bigbench26/suite.yaml --data rows --bank bank26 --base-model MODEL_DIR",
     ),
+    "canary": _benchmark("canary"),
     "cold_start": _benchmark("cold_start", "MODEL_DIR"),
     "concurrent_streams": _benchmark("concurrent_streams", "--url http://127.0.0.1:8000"),
     "console": _benchmark("console", "--url http://127.0.0.1:8001"),

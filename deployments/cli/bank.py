@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployments import terminal
-from deployments.cli.options import Bank, Json, StrictNames, Yes
+from deployments.cli.base_model import fetched, served
+from deployments.cli.options import Bank, CheckedBaseModel, Json, SomeBaseModel, StrictNames, Yes
 from deployments.cli.verdicts import as_lines, print_verdicts
 from dlp_core.errors import InvalidRequest, NotFound
 from dlp_core.store.local_copy import local_copy
@@ -36,11 +37,9 @@ Version = Annotated[str | None, typer.Argument(help="A bank version; default: th
 def init_bank(
     folder: Annotated[Path, typer.Argument(help="The bank folder to make.")],
     *,
-    base_model: Annotated[
-        Path | None, typer.Option(envvar="DLP_BASE_MODEL", help="Folder of the base model, whose name is its id.")
-    ] = None,
+    base_model: SomeBaseModel = None,
     base_model_name: Annotated[
-        str | None, typer.Option(help="The id of the base model, if its folder does not say.")
+        str | None, typer.Option(help="The id of the base model, if its folder does not say it.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -49,13 +48,18 @@ def init_bank(
     from dlp_core.bank.importing import start_bank
 
     if base_model is None and base_model_name is None:
-        raise InvalidRequest("a bank is for one base model: --base-model DIR or --base-model-name NAME")
-    name = base_model_name or folder_name(base_model or Path())
-    if base_model_name is None and not names_a_model(name):
-        raise InvalidRequest(f"{base_model} does not say which model it is; --base-model-name gives its id")
-    start_bank(folder, name)
+        raise InvalidRequest("a bank is for one base model: --base-model MODEL or --base-model-name NAME")
+    name, digest = base_model_name or "", None
+    if base_model is not None:
+        model = fetched(base_model, weights=False)
+        name = name or folder_name(model)
+        if base_model_name is None and not names_a_model(name):
+            raise InvalidRequest(f"{base_model} does not say which model it is; --base-model-name gives its id")
+        with served(model) as base:
+            digest = base.digest()
+    start_bank(folder, name, weights=digest)
     if json:
-        terminal.print_json({"folder": str(folder), "base_model": name})
+        terminal.print_json({"folder": str(folder), "base_model": name, "weights": digest})
         return
     terminal.say(
         f"{escape(str(folder))} is a bank for {escape(name)}. Next: dlp bank import SOURCE --into {escape(str(folder))}"
@@ -74,10 +78,7 @@ def import_into(
     ],
     *,
     into: Annotated[Path, typer.Option(help="Bank folder, as dlp bank init makes it.")],
-    base_model: Annotated[
-        Path | None,
-        typer.Option(envvar="DLP_BASE_MODEL", help="Folder of the base model: also check that every adapter fits it."),
-    ] = None,
+    base_model: CheckedBaseModel = None,
     replace: Annotated[bool, typer.Option(help="Take an adapter in place of another one of its name.")] = False,
     json: Json = False,
 ) -> None:
@@ -90,9 +91,15 @@ def import_into(
     base = read_base(into)
     check = None
     if base_model is not None:
+        from dlp_core.bank.served_base import check_served
         from dlp_core.fusion.layers import fits_model
 
-        check = fits_model(base_model)
+        model = fetched(base_model, weights=False)
+        with served(model) as compared:
+            remark = check_served(base, compared, strict=False)
+        if remark:
+            terminal.warn(remark)
+        check = fits_model(model)
     with terminal.progress(f"import {source}") as bar:
         found = discover(source)
         outcomes = list(
@@ -129,40 +136,50 @@ def publish(
     version: Annotated[
         str | None, typer.Option(help="Name of this bank version; default: derived from its content.")
     ] = None,
-    base_model: Annotated[
-        Path | None,
-        typer.Option(envvar="DLP_BASE_MODEL", help="Folder of the base model: also check that every adapter fits it."),
-    ] = None,
+    base_model: CheckedBaseModel = None,
     strict_names: StrictNames = False,
+    stage: Annotated[
+        bool, typer.Option("--stage", help="Only check and upload it, for `dlp bank canary` or `dlp bank shadow`.")
+    ] = False,
     yes: Yes = False,
     json: Json = False,
 ) -> None:
     """Validate a bank folder, upload what is new, and make it the current bank. Asks before adapters are removed."""
     from dlp_core.adapter.examination import Rules, Verdict
+    from dlp_core.bank.folder import read_base
     from dlp_core.bank.publish import publish as publish_bank
+    from dlp_core.bank.served_base import ServedBase, check_served
 
     store = open_store(bank)
-    check = None
+    check = model = None
     if base_model is not None:
         from dlp_core.fusion.layers import fits_model
 
-        check = fits_model(base_model)
+        model = fetched(base_model, weights=False)
+        check = fits_model(model)
     changes: list[BankDiff] = []
 
     def confirm(change: BankDiff) -> None:
         if change not in changes:  # once: after a conflict the folder is read again
             bar.pause()
-            _confirm(change, store, yes=yes, json=json)
+            ask_before_removal(change, store, verb="publish", yes=yes, json=json)
             changes.append(change)
 
     verdicts: dict[str, Verdict] = {}  # by name: after a conflict, the folder is read again
     with terminal.progress(f"publish {folder}") as bar, local_copy(folder) as source:
+        base = None
+        if model is not None:
+            base = ServedBase.at(model, progress=partial(bar.report, title=f"read the weights in {model}"))
+            if remark := check_served(read_base(source), base, strict=strict_names):
+                terminal.warn(remark)
         manifest = publish_bank(
             store,
             source,
             version=version,
+            served=base,
             check=check,
             rules=Rules(strict_names=strict_names, hub_links=True),
+            stage=stage,
             report=lambda verdict: verdicts.update({verdict.name: verdict}),
             read=partial(bar.report, title="read adapters"),
             confirm=confirm,
@@ -177,9 +194,10 @@ def publish(
         if changes:
             terminal.say(_changes(changes[-1]))
         terminal.say(
-            f"[bold]{manifest.version}[/] serves in {escape(store.uri)}: {len(manifest.adapters):,} adapters, "
+            f"[bold]{manifest.version}[/] {'is' if stage else 'serves'} in {escape(store.uri)}: "
+            f"{len(manifest.adapters):,} adapters, "
             f"{_bytes(manifest.size)}"
-            + ("" if check else "; --base-model DIR would also check that they fit its layers")
+            + ("" if check else "; --base-model MODEL would also check that they fit its layers")
         )
     print_verdicts(said, json=json)
 
@@ -225,6 +243,8 @@ def list_banks(bank: Bank, json: Json = False) -> None:
                     "size": bank_version.size,
                     "current": bank_version.current,
                     "pinned": bank_version.pinned,
+                    "canary": bank_version.canary,
+                    "shadow": bank_version.shadow,
                 }
                 for bank_version in versions
             ]
@@ -234,7 +254,14 @@ def list_banks(bank: Bank, json: Json = False) -> None:
     for bank_version in versions:
         table.add_row(
             ", ".join(
-                word for word, holds in (("serves", bank_version.current), ("pinned", bank_version.pinned)) if holds
+                word
+                for word, holds in (
+                    ("serves", bank_version.current),
+                    ("canary", bank_version.canary),
+                    ("shadow", bank_version.shadow),
+                    ("pinned", bank_version.pinned),
+                )
+                if holds
             ),
             bank_version.version,
             f"{bank_version.created:%Y-%m-%d %H:%M:%S}",
@@ -311,10 +338,13 @@ def verify_bank(bank: Bank, version: Version = None, json: Json = False) -> None
 @app.command("rollback")
 def rollback_bank(
     bank: Bank,
-    version: Annotated[str | None, typer.Argument(help="Target version; default: the previous bank.")] = None,
+    version: Annotated[
+        str | None, typer.Argument(help="Target version; default: the previous bank, or while a canary runs, its end.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Make an earlier version the current bank again. Nothing is uploaded or deleted."""
+    """Undo the latest change: end the canary if one runs, else make an earlier version the current bank again. Nothing
+    is uploaded or deleted."""
     from dlp_core.bank.publish import rollback
 
     store = open_store(bank)
@@ -359,7 +389,8 @@ def collect_garbage(
     dry_run: Annotated[bool, typer.Option(help="Only show what would be deleted.")] = False,
     json: Json = False,
 ) -> None:
-    """Delete old versions and unused files. The current, the previous and every pinned version stay."""
+    """Delete old versions and unused files. The current, the previous and every pinned version stay, and a
+    canary and shadow."""
     from dlp_core.bank.retention import collect
 
     store = open_store(bank)
@@ -386,17 +417,18 @@ def collect_garbage(
     )
 
 
-def _confirm(change: BankDiff, store: AdapterStore, *, yes: bool, json: bool) -> None:
-    """Ask before a publish removes adapters. Raises InvalidRequest without an answer, and where nobody can be asked."""
+def ask_before_removal(change: BankDiff, store: AdapterStore, *, verb: str, yes: bool, json: bool) -> None:
+    """Ask before a publish, or another `verb`, removes adapters. Raises InvalidRequest without an answer, and where
+    nobody can be asked."""
     if not change.removed or yes:
         return
     more = len(change.removed) - _NAMED
     shown = ", ".join(change.removed[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
     what = f"this removes {shown}, which {store.uri} serves now"
     if json or not sys.stdin.isatty():
-        raise InvalidRequest(f"{what}; --yes publishes it so, `dlp bank pull` brings what serves to a folder")
-    if not typer.confirm(f"{what[0].upper()}{what[1:]}. Publish?", err=True):
-        raise InvalidRequest("nothing was published")
+        raise InvalidRequest(f"{what}; --yes does it all the same, `dlp bank pull` brings what serves to a folder")
+    if not typer.confirm(f"{what[0].upper()}{what[1:]}. {verb.capitalize()}?", err=True):
+        raise InvalidRequest("nothing was changed")
 
 
 def _changes(change: BankDiff) -> str:

@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from deployments import terminal
-from deployments.cli.options import BASE_MODEL, Device, Json
+from deployments.cli.base_model import fetched
+from deployments.cli.options import ROWS, Device, Json, SomeBaseModel
 from deployments.extras import require
 from dlp_core.errors import InvalidRequest, NotFound
 
@@ -37,8 +38,10 @@ Bank = Annotated[
         show_default=False,
     ),
 ]
-BaseModel = Annotated[Path | None, BASE_MODEL]
-Data = Annotated[Path | None, typer.Option(help="Folder of the suite's data files; default: the suite's own.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(help=f"{ROWS}; with --suite, the folder of its data files if not its own.", show_default=False),
+]
 Rows = Annotated[int | None, typer.Option(min=1, help="Rows per task, and maximum number of composite prompts.")]
 Out = Annotated[Path, typer.Option(help="Folder for answers, results.json, report.html and report.md.")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float32 or float16.")]
@@ -53,7 +56,7 @@ def evaluate(
     *,
     suite: SuiteFile = None,
     bank: Bank = None,
-    base_model: BaseModel = None,
+    base_model: SomeBaseModel = None,
     arms: Annotated[
         str | None, typer.Option(help="Comma separated; see docs/evaluation.md. Default: the standard arms.")
     ] = None,
@@ -72,13 +75,14 @@ def evaluate(
         return
     require("jinja2", "matplotlib", "rouge_score", "sacrebleu")
     from deployments.args import CacheArgs
+    from dlp_core.eval.headline import sentence
     from dlp_core.eval.report import write_html, write_markdown
     from dlp_core.eval.run import run_evaluation
     from dlp_core.store.opening import open_store
 
     judged = _suite(suite, data, rows)
     setup = _setup(base_model, dtype, device, threads, at_once)
-    location = _require(bank, "--bank URI or FOLDER")
+    location = _require(bank, "--bank", "DLP_BANK")
     with _phases() as phase:
         results = run_evaluation(
             judged,
@@ -94,9 +98,12 @@ def evaluate(
     write_html(results, out / "report.html")
     write_markdown(results, out)
     if json:
-        terminal.print_json(results.model_dump(mode="json", exclude={"rows"}))
+        summary = {"judged": str(results.bank), "verdict": sentence(results)}
+        terminal.print_json(summary | results.model_dump(mode="json", exclude={"rows"}))
         return
     _show(results)
+    terminal.say(escape(f"Judged: {results.bank}."))
+    terminal.say(escape(sentence(results)))
     terminal.say(f"{escape(str(out / 'report.html'))}, {escape(str(out / 'results.json'))}")
 
 
@@ -110,7 +117,7 @@ def gate(
     ] = None,
     max_drop: Annotated[float, typer.Option(min=0, help="Points a task or the mean may lose.")] = 1.0,
     arm: Annotated[str, typer.Option(help="The arm to compare; default: what a server runs.")] = "top-p=0.9",
-    base_model: BaseModel = None,
+    base_model: SomeBaseModel = None,
     data: Data = None,
     rows: Rows = None,
     out: Out = Path("eval"),
@@ -131,8 +138,8 @@ def gate(
     judged = _suite(suite, data, rows)
     setup = _setup(base_model, dtype, device, threads, at_once)
     location, old_location = (
-        _require(bank, "--bank URI or FOLDER"),
-        _require(baseline, "--baseline URI, FOLDER or FILE"),
+        _require(bank, "--bank", "DLP_BANK"),
+        _require(baseline, "--baseline"),
     )
     history = _store_of(old_location)
     with _phases() as phase:
@@ -199,7 +206,7 @@ def compare(
     def results_of(where: str) -> Results:
         if where.endswith(".json"):
             return read(Path(where))
-        return latest(open_store(_require(bank, "--bank URI")), where, suite=suite, arms=[chosen])
+        return latest(open_store(_require(bank, "--bank", "DLP_BANK")), where, suite=suite, arms=[chosen])
 
     old, new = results_of(a), results_of(b)
     difference = compare_banks(new, old, chosen)
@@ -221,17 +228,21 @@ def compare(
 
 
 def _suite(path: Path | None, data: Path | None, rows: int | None) -> Suite:
-    from dlp_core.eval.suite import load_suite
+    from dlp_core.eval.suite import load_suite, suite_of_rows
 
-    return load_suite(_require(path, "--suite FILE"), data=data, rows=rows)
+    if path is None:
+        return suite_of_rows(_require(data, "--data' or '--suite"), rows=rows)
+    if data is not None and not data.is_dir():
+        raise InvalidRequest(f"--data is {data}; with --suite it is the folder of the suite's data files")
+    return load_suite(path, data=data, rows=rows)
 
 
-def _setup(base_model: Path | None, dtype: str, device: str | None, threads: int | None, at_once: int) -> Setup:
+def _setup(base_model: str | None, dtype: str, device: str | None, threads: int | None, at_once: int) -> Setup:
     from dlp_core.eval.run import Setup
 
     if dtype not in ("bfloat16", "float32", "float16"):
         raise InvalidRequest(f"--dtype is {dtype!r}; it must be bfloat16, float32 or float16")
-    folder = _require(base_model, "--base-model DIR")
+    folder = fetched(_require(base_model, "--base-model", "DLP_BASE_MODEL"))
     device = terminal.device(device)
     if device == "cpu":
         return Setup(folder, dtype, device, threads, at_once)
@@ -269,9 +280,10 @@ def _known(location: str, suite: Suite, setup: Setup, arm: str) -> Results | Non
     return results if results.setup == setup.name() else None
 
 
-def _require(value: T | None, option: str) -> T:
+def _require(value: T | None, option: str, variable: str | None = None) -> T:
+    """The value of an option that not all of these commands need. Raises InvalidRequest, in Typer's words, without."""
     if value is None:
-        raise InvalidRequest(f"{option} is missing; see dlp eval --help")
+        raise InvalidRequest(f"Missing option '{option}'" + (f" (env var: '{variable}')" if variable else ""))
     return value
 
 
@@ -285,9 +297,9 @@ def _phases() -> Iterator[Phase]:
 def _show(results: Results) -> None:
     table = Table(
         Column("arm", no_wrap=True),
-        title=f"{results.suite.name}: bank {results.bank.version}, {results.suite.rows} rows",
+        title=f"{results.suite.name}, {results.suite.rows} rows",
     )
-    for column in ("score", "95 % interval", "adapters", "plain"):
+    for column in ("score", "95% interval", "adapters", "plain"):
         table.add_column(column, justify="right")
     for name, same in results.distinct().items():
         arm, score = results.arm(name), results.arm(name).score

@@ -7,12 +7,26 @@ from importlib import metadata
 from typing import Annotated, NoReturn
 
 import typer
-from rich.markup import escape
 
 from deployments import terminal
-from deployments.cli import adapter, bank, config, console, eval, model, route, router, serve
+from deployments.cli import (
+    adapter,
+    bank,
+    chat,
+    config,
+    console,
+    eval,
+    feedback,
+    model,
+    rollout,
+    route,
+    router,
+    serve,
+    top,
+)
 from deployments.extras import MODULES, not_installed
 from dlp_core.errors import DLPError
+from dlp_core.quiet import quiet_imports
 from dlp_core.store.disk import disk_error, is_full
 
 Version = Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)]
@@ -37,17 +51,22 @@ app.command()(serve.demo)
 app.command()(serve.serve)
 app.command()(console.console)
 app.add_typer(adapter.app, name="adapter")
+rollout.add_to(bank.app)
 app.add_typer(bank.app, name="bank")
 app.add_typer(config.app, name="config")
 app.add_typer(eval.app, name="eval")
+app.add_typer(feedback.app, name="feedback")
 app.add_typer(model.app, name="model")
 app.add_typer(router.app, name="router")
 app.command("route")(route.route)
+app.command("chat")(chat.chat)
+app.command("top")(top.top)
 
 
 def main() -> None:
     """Run the command line. User errors, a missing extra and a full disk end in one line on stderr, never in a
     traceback."""
+    quiet_imports()
     try:
         app()
     except DLPError as error:
@@ -64,7 +83,7 @@ def main() -> None:
 
 
 def _exit_with(error: DLPError) -> NoReturn:
-    terminal.err.print(f"[bold red]dlp:[/] {escape(error.message)}", highlight=False, soft_wrap=True)
+    terminal.mistake(error.message)
     sys.exit(2 if error.status < 500 else 1)
 
 

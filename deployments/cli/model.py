@@ -10,9 +10,10 @@ import typer
 from rich.markup import escape
 
 from deployments import terminal
+from deployments.cli.base_model import fetched
 from deployments.cli.options import Json
 from dlp_core.errors import NotFound, StoreUnavailable
-from dlp_core.store.opening import PLACES, open_store
+from dlp_core.store.opening import LOCATIONS, PLACES, open_store
 from dlp_core.store.protocol import AdapterStore
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ RETRY_S = 2.0
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(help="Model folder: config.json, tokenizer files, *.safetensors.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help=f"config.json, tokenizer files, *.safetensors: {LOCATIONS}.")
+    ],
     uri: Location,
     json: Json = False,
 ) -> None:
@@ -38,7 +41,8 @@ def push(
     from dlp_core.store.base_model import push as push_model
 
     store = open_store(uri)
-    with terminal.progress(f"push {folder}") as bar:
+    folder = fetched(model)
+    with terminal.progress(f"push {model}") as bar:
         manifest = push_model(store, folder, progress=bar.report)
     if json:
         terminal.print_json(_facts(store, manifest))

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployments import terminal
-from deployments.cli.options import Json
+from deployments.cli.options import ROWS, Json
 from dlp_core.errors import InvalidRequest
 from dlp_core.mix import Mix, WeightRule
 from dlp_core.store.opening import PLACES
@@ -27,11 +27,14 @@ _BAR = 40  # characters
 
 
 def route(
+    context: typer.Context,
     text: Annotated[str | None, typer.Argument(help="The text to route.", show_default=False)] = None,
     *,
     router: Annotated[Path | None, typer.Option(help="Folder of a trained router.")] = None,
-    bank: Annotated[str | None, typer.Option(help=f"A bank instead, or a bank folder: {PLACES}.")] = None,
-    file: Annotated[Path | None, typer.Option(help='JSON lines {"input": text}, plain or .gz, not TEXT.')] = None,
+    bank: Annotated[
+        str | None, typer.Option(envvar="DLP_BANK", help=f"A bank instead, or a bank folder: {PLACES}.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help=f"{ROWS}, not TEXT.")] = None,
     top_p: Annotated[
         float | None,
         typer.Option(
@@ -47,15 +50,18 @@ def route(
     """Show which adapters would serve a text, with which weights, and which words decide. Generates nothing."""
     from deployments.http.replies import explanation_json
     from dlp_core.router.explanation import explain_first
-    from dlp_core.router.rows import read_texts
+    from dlp_core.router.rows import read_routing_texts
 
     if (text is None) == (file is None):
         raise InvalidRequest("give either a TEXT or --file")
+    source = context.get_parameter_source("bank")
+    if router is not None and source is not None and source.name == "ENVIRONMENT":
+        bank = None
     if (router is None) == (bank is None):
         raise InvalidRequest("give either --router DIR or --bank URI")
     opened = _open(router, bank)
-    texts = [text] if text is not None else read_texts(file or Path())
-    for routing in opened.route(texts):
+    texts = [(text,)] if text is not None else read_routing_texts(file or Path())
+    for routing in opened.route_first(texts):
         mix = routing.mix(top_p=top_p, max_adapters=max_adapters, weights=weights)
         if text is None:
             if json:
@@ -139,10 +145,11 @@ def _words(explanation: Explanation) -> str:
     """The most influential words, in text order."""
     strongest = sorted(explanation.words, key=lambda word: -abs(word.effect))[:SHOWN]
     if not strongest:
-        return "no words to explain it with"
+        return "one word, or none: there is nothing to compare it with"
     shown = [
         f"[{'green' if word.effect > 0 else 'red'}]{escape(word.text)} {word.effect:+.1f}[/]"
         for word in explanation.words
         if word in strongest
     ]
-    return f"words for (+) and against (-) {explanation.adapter}, in log-odds: {'  '.join(shown)}"
+    what = "any adapter" if explanation.adapter is None else explanation.adapter
+    return f"words for (+) and against (-) {what}, in log-odds: {'  '.join(shown)}"

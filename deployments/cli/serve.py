@@ -7,15 +7,20 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deployments import terminal
+from deployments.cli.base_model import fetched, served
 from deployments.cli.options import Bank, BaseModel
+from deployments.cli.verdicts import print_verdicts
 from deployments.extras import require
 from deployments.local.engine import set_engine
 from dlp_core.engine.config import Kind
+
+if TYPE_CHECKING:
+    from dlp_core.adapter.examination import Verdict
 
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Port of the endpoint.")]
 Config = Annotated[
@@ -70,10 +75,10 @@ def serve(
     """Serve a bank, published or a bank folder, on this machine until Ctrl-C."""
     require("ray", "fastapi")
     from deployments.local.app import LocalApp, find_config, load_config
-    from deployments.local.checks import name_warning
     from dlp_core.bank.folder import is_folder
     from dlp_core.bank.publish import publish
     from dlp_core.bank.reading import load_manifest
+    from dlp_core.bank.served_base import check_served
     from dlp_core.store.opening import open_store
 
     settings = load_config(find_config(config))
@@ -81,19 +86,35 @@ def serve(
     with until_interrupted(), ExitStack() as started:
         unpublished = is_folder(bank)
         store = started.enter_context(TemporaryDirectory(prefix="dlp-bank-")) if unpublished else bank
-        app = LocalApp(settings, bank=store, base_model=base_model, port=port, host=host)
-        app.check()
-        with terminal.step(f"read the bank in {bank}"):
-            manifest = publish(open_store(store), Path(bank)) if unpublished else load_manifest(open_store(store))
         if unpublished:
-            terminal.warn(f"{bank} is a folder that is not published: what is changed while it serves is not kept")
-        if warning := name_warning(base_model, manifest):
-            terminal.warn(warning)
+            args = settings["applications"][0].setdefault("args", {})
+            args["feedback"] = {**(args.get("feedback") or {}), "keep": False}
+        model = fetched(base_model)
+        app = LocalApp(settings, bank=store, base_model=model, port=port, host=host)
+        app.check()
+        verdicts: list[Verdict] = []
+        with terminal.step(f"read the bank in {bank}"):
+            manifest = (
+                publish(open_store(store), Path(bank), report=verdicts.append)
+                if unpublished
+                else load_manifest(open_store(store))
+            )
+        print_verdicts(verdicts, json=False)
+        if unpublished:
+            terminal.warn(
+                f"{bank} is a folder that is not published: what is changed while it serves is not kept, "
+                "and it takes no feedback"
+            )
+        with served(model) as base:
+            remark = check_served(manifest.base_model, base)
+        if remark:
+            terminal.warn(remark)
         with terminal.step("start Ray and Ray Serve"):
             started.enter_context(app)
         with terminal.step("start the replicas") as step:
             app.wait_until_ready(step.say)
-        terminal.out.print(f"Serving {bank} on {app.url} until Ctrl-C.", highlight=False)
+        terminal.out.print(f"Serving {bank} on {app.url} until Ctrl-C. In another terminal:", highlight=False)
+        terminal.say(f"  dlp chat --url {app.url}\n  dlp top --url {app.url}")
         signal.pause()
 
 

@@ -19,14 +19,15 @@ import hmac
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, SecretStr, StringConstraints, ValidationError, field_validator
 
+from deployments.args import AccessArgs
 from deployments.http.errors import Unauthorized
 from dlp_core.errors import InvalidRequest
 from dlp_core.store.documents import parse_yaml, read_regular
@@ -47,6 +48,8 @@ class Caller:
 
     name: str
     adapters: tuple[str, ...] | None = None
+    digest: bytes = field(default=b"", repr=False, compare=False)
+    """Of its key; empty without one."""
 
     @property
     def limited(self) -> bool:
@@ -137,20 +140,28 @@ class _SecretFile(Generic[Value]):
 
 
 class Access:
-    """Identifies callers. `admin_token_file` and `keys_file` are None if not configured. Web pages of the `origins` may
-    call the API from a browser.
+    """Identifies callers. The files are None if not configured. Web pages of the `origins` may call the API from a
+    browser.
 
     Raises InvalidRequest, without the secret, if one of them is unusable.
     """
 
     def __init__(
-        self, *, admin_token_file: Path | None = None, keys_file: Path | None = None, origins: Sequence[str] = ()
+        self,
+        *,
+        admin_token_file: Path | None = None,
+        keys_file: Path | None = None,
+        metrics_token_file: Path | None = None,
+        origins: Sequence[str] = (),
     ) -> None:
         self.origins = tuple(origins)
         self._keys = None if keys_file is None else _SecretFile(keys_file, _parse_keys)
-        self._token_file = None if admin_token_file is None else _SecretFile(admin_token_file, _parse_token)
+        self._token_file = None if admin_token_file is None else _SecretFile(admin_token_file, _parse_admin_token)
         token = os.environ.get(TOKEN_VARIABLE)
-        self._token = _parse_token(token, TOKEN_VARIABLE) if token else None
+        self._token = _parse_admin_token(token, TOKEN_VARIABLE) if token else None
+        self._metrics_token = (
+            None if metrics_token_file is None else _SecretFile(metrics_token_file, partial(_parse_token, "metrics"))
+        )
 
     def caller(self, authorization: str | None) -> Caller:
         """The caller who presents this Authorization header. Raises Unauthorized."""
@@ -164,6 +175,13 @@ class Access:
         if not matches:
             raise Unauthorized("missing or unknown API key; send Authorization: Bearer KEY")
         return matches[0]
+
+    def reader(self, authorization: str | None) -> Caller:
+        """Who may read what is kept of requests: ADMIN all of it, a caller their own. Where there is an admin token but
+        no keys, nobody's requests can be told apart, so the token is needed. Raises Unauthorized."""
+        if self._keys is None and self.require_admin(authorization):
+            return ADMIN
+        return self.caller(authorization)
 
     def knows(self, authorization: str | None) -> bool:
         """Whether this header is a caller's; everybody is one where there are no keys."""
@@ -182,16 +200,43 @@ class Access:
             raise Unauthorized("missing or wrong admin token; send Authorization: Bearer TOKEN")
         return True
 
+    def require_metrics(self, authorization: str | None) -> None:
+        """Check that this header may read metrics, which have what all tenants do: the admin token or the metrics
+        token. Anybody may while there are neither keys nor a metrics token. Raises Unauthorized."""
+        if self._keys is None and self._metrics_token is None:
+            return
+        presented, metrics = _digest(_bearer(authorization)), self._metrics_token
+        known = [token for token in (self._admin(), None if metrics is None else metrics.value()) if token is not None]
+        matches = [token for token in known if hmac.compare_digest(token, presented)]  # constant time: no early exit
+        if not matches:
+            raise Unauthorized(
+                "metrics are for the operator: send Authorization: Bearer TOKEN with the admin token or that of "
+                "access.metrics_token_file"
+            )
+
     def _admin(self) -> bytes | None:
         """The digest of the admin token, None if not configured."""
         return self._token if self._token_file is None else self._token_file.value()
 
 
-def _parse_token(content: str, where: str) -> bytes:
+def open_access(args: AccessArgs) -> Access:
+    """The Access that the settings describe. Raises InvalidRequest if one of their files is unusable."""
+    return Access(
+        admin_token_file=args.admin_token_file,
+        keys_file=args.keys_file,
+        metrics_token_file=args.metrics_token_file,
+        origins=args.cors_origins,
+    )
+
+
+def _parse_token(kind: str, content: str, where: str) -> bytes:
     token = content.strip()
     if len(token) < MIN_SECRET_CHARACTERS:
-        raise InvalidRequest(f"{where}: the admin token has fewer than {MIN_SECRET_CHARACTERS} characters")
+        raise InvalidRequest(f"{where}: the {kind} token has fewer than {MIN_SECRET_CHARACTERS} characters")
     return _digest(token)
+
+
+_parse_admin_token = partial(_parse_token, "admin")
 
 
 def _parse_keys(content: str, where: str) -> list[tuple[bytes, Caller]]:
@@ -203,7 +248,8 @@ def _parse_keys(content: str, where: str) -> list[tuple[bytes, Caller]]:
         key_file = _KeyFile.model_validate(document)
     except ValidationError as error:
         raise InvalidRequest(f"{where}: {first_problem(error)}") from None
-    return [(_digest(key.key.get_secret_value()), Caller(key.name, key.adapters)) for key in key_file.keys]
+    callers = [Caller(key.name, key.adapters, _digest(key.key.get_secret_value())) for key in key_file.keys]
+    return [(caller.digest, caller) for caller in callers]
 
 
 def _bearer(authorization: str | None) -> str:

@@ -2,24 +2,28 @@
 
 POST /v1/load_lora_adapter      {"lora_name", "lora_path"}     vLLM's bodies and responses
 POST /v1/unload_lora_adapter    {"lora_name"}
-POST /v1/bank/publish           {"folder", "version"}          a bank folder the server can read, or a URI as in --bank
-POST /v1/bank/rollback          {"version"}                    default: the previous bank
+POST /v1/bank/publish           {"folder", "version", "stage"} a bank folder the server can read, or a URI as in --bank
+POST /v1/bank/rollback          {"version"}                    default: ends the canary, or the previous bank
+POST /v1/bank/canary            {"version", "share", ...}      serves a share of the requests; {"stop": true} ends it
+POST /v1/bank/promote           {}                             the canary becomes the serving bank
+POST /v1/bank/shadow            {"version", "generate"}        compares; {"stop": true} ends it
 POST /v1/bank/pin, /unpin       {"version"}                    whether `dlp bank gc` must keep it
 GET  /v1/bank/versions                                         every published bank, newest first
 GET  /v1/bank/diff              ?from=&to=                     what changes from one version to another
 
-The first four publish a new version of the bank or move the pointer, and respond once this ingress replica serves it.
+The first seven publish a new version of the bank or change the pointer, and respond once this ingress replica has
+followed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from deployments.args import LimitArgs
 from deployments.http import openapi
@@ -27,7 +31,10 @@ from deployments.http.access import Access
 from deployments.http.errors import unknown_url
 from deployments.http.fields import StrictBody
 from deployments.http.input import parse, read_json
+from dlp_core.bank.canary import SHARE
 from dlp_core.bank.manifest import MAX_DESCRIPTION
+from dlp_core.errors import InvalidRequest
+from dlp_core.fleet.trial import StickyBy
 
 if TYPE_CHECKING:
     from dlp_core.bank.manifest import BankDiff, BankManifest
@@ -53,10 +60,38 @@ class UnloadAdapter(StrictBody):
 class PublishBank(StrictBody):
     folder: str = Field(min_length=1)
     version: str | None = None
+    stage: bool = False
+    """Store it without serving it."""
 
 
 class RollbackBank(StrictBody):
     version: str | None = None
+
+
+class _Beside(StrictBody):
+    version: str | None = None
+    stop: bool = False
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if self.stop == (self.version is not None):
+            raise InvalidRequest("give the version to start, or stop: true", param="version")
+        return self
+
+
+class CanaryBank(_Beside):
+    share: float = Field(default=SHARE, gt=0, lt=1)
+    sticky_by: StickyBy = "user"
+    promote_after_requests: int | None = Field(default=None, ge=1)
+    promote_after_hours: float | None = Field(default=None, gt=0)
+
+
+class ShadowBank(_Beside):
+    generate: bool = False
+
+
+class PromoteBank(StrictBody):
+    pass
 
 
 class PinBank(StrictBody):
@@ -70,7 +105,7 @@ class Compared(StrictBody):
     to: str = Field(min_length=1)
 
 
-BODIES = (LoadAdapter, UnloadAdapter, PublishBank, RollbackBank, PinBank)
+BODIES = (LoadAdapter, UnloadAdapter, PublishBank, RollbackBank, CanaryBank, ShadowBank, PromoteBank, PinBank)
 
 
 class Published(NamedTuple):
@@ -87,9 +122,17 @@ class AdminService(Protocol):
 
     async def unload_adapter(self, name: str) -> BankManifest: ...
 
-    async def publish(self, folder: str, version: str | None) -> Published: ...
+    async def publish(self, body: PublishBank) -> Published: ...
 
     async def rollback(self, version: str | None) -> BankManifest: ...
+
+    async def set_canary(self, body: CanaryBank) -> None: ...
+
+    async def promote(self) -> None: ...
+
+    async def set_shadow(self, body: ShadowBank) -> None: ...
+
+    def rollout(self) -> dict[str, Any]: ...
 
     async def pin(self, version: str, *, pinned: bool) -> None: ...
 
@@ -111,6 +154,9 @@ class AdminApi:
         app.post("/v1/unload_lora_adapter", openapi_extra=openapi.body(UnloadAdapter))(self.unload)
         app.post("/v1/bank/publish", openapi_extra=openapi.body(PublishBank))(self.publish)
         app.post("/v1/bank/rollback", openapi_extra=openapi.body(RollbackBank))(self.rollback)
+        app.post("/v1/bank/canary", openapi_extra=openapi.body(CanaryBank))(self.canary)
+        app.post("/v1/bank/promote", openapi_extra=openapi.body(PromoteBank))(self.promote)
+        app.post("/v1/bank/shadow", openapi_extra=openapi.body(ShadowBank))(self.shadow)
         app.post("/v1/bank/pin", openapi_extra=openapi.body(PinBank))(self.pin)
         app.post("/v1/bank/unpin", openapi_extra=openapi.body(PinBank))(self.unpin)
         app.get("/v1/bank/versions")(self.versions)
@@ -129,12 +175,25 @@ class AdminApi:
 
     async def publish(self, request: Request) -> Response:
         body = parse(PublishBank, await self._body(request))
-        bank, warnings = await self._service.publish(body.folder, body.version)
+        bank, warnings = await self._service.publish(body)
         return JSONResponse({**_serving(bank), "warnings": warnings})
 
     async def rollback(self, request: Request) -> Response:
         body = parse(RollbackBank, await self._body(request))
         return JSONResponse(_serving(await self._service.rollback(body.version)))
+
+    async def canary(self, request: Request) -> Response:
+        await self._service.set_canary(parse(CanaryBank, await self._body(request)))
+        return JSONResponse(self._service.rollout())
+
+    async def promote(self, request: Request) -> Response:
+        parse(PromoteBank, await self._body(request))
+        await self._service.promote()
+        return JSONResponse(self._service.rollout())
+
+    async def shadow(self, request: Request) -> Response:
+        await self._service.set_shadow(parse(ShadowBank, await self._body(request)))
+        return JSONResponse(self._service.rollout())
 
     async def pin(self, request: Request) -> Response:
         return await self._pin(request, pinned=True)

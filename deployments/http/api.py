@@ -5,21 +5,23 @@ POST /v1/route                                      which adapters would serve t
 GET  /v1/models  /v1/models/{name}  /v1/bank        models and adapters the caller may use
 GET  /health                                        200 when requests can be served, else 503; where there are keys,
                                                     only their holders are told versions and reasons
+GET  /metrics                                       Prometheus text of all replicas, for the operator
+GET  /                                              where all this is
 GET  /openapi.json  /docs                           this API
 
-The admin routes are in admin.py; app.py assembles the application. A request is authenticated before anything else is
-read. An adapter the caller may not use is reported as unknown.
+The admin routes are in admin.py, those of feedback in feedback.py; app.py assembles the application. A request is
+authenticated before anything else is read. An adapter the caller may not use is reported as unknown.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -31,40 +33,78 @@ from deployments.http.access import Access, Caller
 from deployments.http.admin import AdminService
 from deployments.http.admission import Admission
 from deployments.http.errors import unknown_field
+from deployments.http.feedback import FeedbackService
+from deployments.http.ids import issue
+from deployments.http.index import index
 from deployments.http.input import generations_of, parse, parse_route, read_json, routing_options
 from deployments.http.replies import Reply, bank_json, explanation_json, models_json, route_json, visible
 from deployments.http.request_log import record_of
 from deployments.http.requests import AnyRequest, ChatRequest, CompletionRequest, TextRequest
+from deployments.http.shadow import Shadowing
 from deployments.http.sharing import Share, salt_of
 from deployments.http.streams import AnswerStream, EventStream, within
+from deployments.observe.exposition import CONTENT_TYPE
+from dlp_core.bank.rollout import Picked, ShadowCounts
 from dlp_core.decision import Decision, RoutingOptions
-from dlp_core.errors import DLPError, InvalidRequest, UnknownModel
+from dlp_core.errors import (
+    AdapterRefused,
+    AdapterUnavailable,
+    BankError,
+    DLPError,
+    InvalidRequest,
+    NotFinite,
+    UnknownModel,
+)
 from dlp_core.generation.messages import GenerationRequest, Piece, Source, TokenIds
 from dlp_core.text.chat import routing_texts
 
 if TYPE_CHECKING:
     from dlp_core.bank.follower import Refusal
-    from dlp_core.bank.manifest import BankManifest
+    from dlp_core.bank.manifest import BankManifest, Shadow
+    from dlp_core.fleet.trial import Outcome
     from dlp_core.router.explanation import Explanation
 
+log = logging.getLogger("ray.serve")
+
 _HEADER_LENGTH = 512
+
+_OF_THE_BANK = (AdapterRefused, AdapterUnavailable, BankError, NotFinite, UnknownModel)
+"""Errors that another bank may not have: a request that gets one from a canary is given to the serving bank."""
 
 BODIES = (ChatRequest, CompletionRequest, TextRequest)
 
 
-class Service(AdminService, Protocol):
+class Service(AdminService, FeedbackService, Protocol):
     """What the routes need. Every method raises errors of dlp_core.errors."""
 
     async def ready(self) -> None:
         """Wait until requests can be served or the reason they cannot is known."""
 
     def bank(self) -> BankManifest:
-        """The bank that new requests use. Raises StoreUnavailable until a bank can be served."""
+        """The bank that serves. Raises StoreUnavailable until a bank can be served."""
+
+    def pick(self, *, version: str | None, user: str | None, key: str | None, request: str) -> Picked:
+        """The bank for a request (dlp_core.bank.rollout.Rollout.pick)."""
+
+    def ended(self, picked: Picked, outcome: Outcome) -> None:
+        """Note what became of a request."""
+
+    def shadow(self) -> Shadow | None:
+        """The shadow in use."""
+
+    def compared(self, version: str, counts: ShadowCounts) -> None:
+        """Add what came of a comparison with a shadow."""
+
+    def rollout(self) -> dict[str, Any]:
+        """Canary and shadow beside the serving bank, as JSON; empty until there is a bank."""
 
     def refused(self) -> Refusal | None:
         """The published bank that cannot be served, with the reason; None if there is none."""
 
-    async def decide(self, options: RoutingOptions, texts: Sequence[str]) -> Decision: ...
+    async def metrics(self) -> bytes:
+        """The metrics of all replicas, as Prometheus text."""
+
+    async def decide(self, picked: Picked, options: RoutingOptions, texts: Sequence[str]) -> Decision: ...
 
     async def decode(self, ids: Sequence[int]) -> str:
         """The text of a prompt that comes as token ids."""
@@ -80,14 +120,24 @@ class Api:
     """One method per route."""
 
     def __init__(
-        self, service: Service, *, routing: RoutingArgs, limits: LimitArgs, access: Access, share: Share
+        self,
+        service: Service,
+        *,
+        routing: RoutingArgs,
+        limits: LimitArgs,
+        access: Access,
+        admission: Admission,
+        share: Share,
+        console_url: str | None,
     ) -> None:
         self._service = service
         self._share = share
         self._routing = routing
         self._limits = limits
         self._access = access
-        self._admission = Admission(limits.max_requests_per_key)
+        self._admission = admission
+        self._shadowing = Shadowing(service, timeout_s=limits.request_timeout_s)
+        self._console_url = console_url
         self._started = int(time.time())
 
     def add_to(self, app: FastAPI) -> None:
@@ -99,6 +149,8 @@ class Api:
             ("/v1/models/{name:path}", self.model),
             ("/v1/bank", self.bank),
             ("/health", self.health),
+            ("/metrics", self.metrics),
+            ("/", self.index),
         ):
             app.get(path)(answer)
             app.head(path, include_in_schema=False)(answer)  # probes ask for the head alone
@@ -117,13 +169,16 @@ class Api:
         deadline = self._deadline()
         if len(body.sources) > 1:
             raise InvalidRequest("prompt: only one is routed here; send several requests", param="prompt")
-        [decision] = await self._decide(request, body, caller, deadline)
+        id = issue("route", caller)
+        picked = self._pick(body, caller, id)
+        [decision] = await self._decide(request, body, caller, picked, deadline)
+        record_of(request).answered(id)
         if decision.probabilities is None:
-            return JSONResponse(route_json(decision))
+            return JSONResponse(route_json(decision, id))
         async with within(deadline):
             texts = await self._texts(body.sources[0], decision.options)
             explanation = await self._service.explain(decision, texts)
-        return JSONResponse(route_json(decision) | explanation_json(explanation))
+        return JSONResponse(route_json(decision, id) | explanation_json(explanation))
 
     async def models(self, request: Request) -> Response:
         bank = self._visible_bank(self._caller(request))
@@ -138,7 +193,8 @@ class Api:
     async def bank(self, request: Request) -> Response:
         bank = self._service.bank()
         allowed = self._caller(request).allowed(adapter.name for adapter in bank.adapters)
-        return JSONResponse(bank_json(bank, allowed))
+        rollout = self._service.rollout() if allowed is None else {}  # what tells of adapters that a key may not see
+        return JSONResponse(bank_json(bank, allowed) | ({"rollout": rollout} if rollout else {}))
 
     async def openapi(self, request: Request) -> Response:
         self._caller(request)
@@ -159,28 +215,68 @@ class Api:
         report = {} if refused is None else {"refused": {"version": refused.version, "reason": refused.reason}}
         return JSONResponse({"status": "ok", "bank": serving, **report})
 
+    async def metrics(self, request: Request) -> Response:
+        self._access.require_metrics(request.headers.get("authorization"))
+        return Response(await self._service.metrics(), media_type=CONTENT_TYPE)
+
+    async def index(self, request: Request) -> Response:
+        known = self._access.knows(request.headers.get("authorization"))
+        return index(request, known=known, console_url=self._console_url)
+
     async def _complete(self, request: Request, kind: type[ChatRequest | CompletionRequest]) -> Response:
-        """Handle a completion: authenticate, parse, choose the mix, generate, respond."""
+        """Handle a completion: authenticate, parse, pick the bank, answer. What a canary fails at, the serving bank
+        answers."""
         caller, record = self._caller(request), record_of(request)
         body = parse(kind, await read_json(request, self._limits))
         if self._limits.strict_fields and body.ignored:
             raise unknown_field(body.ignored[0])
         record.admit(body.choices)
         deadline = self._deadline()
-        decisions = await self._decide(request, body, caller, deadline)
+        reply_id = issue("chatcmpl" if isinstance(body, ChatRequest) else "cmpl", caller)
+        picked = record.picked(self._pick(body, caller, reply_id), self._service.ended)
+        try:
+            return await self._answer(request, body, caller, picked, reply_id=reply_id, deadline=deadline)
+        except _OF_THE_BANK as error:
+            if picked.draw is None or picked.role != "canary":
+                raise
+            log.warning("request %s: canary %s: %s", record.request_id, picked.bank.version, error.message)
+            record.spoiled(error)
+        serving = record.picked(Picked(self._service.bank(), "serving"), self._service.ended)
+        return await self._answer(request, body, caller, serving, reply_id=reply_id, deadline=deadline)
+
+    async def _answer(
+        self,
+        request: Request,
+        body: ChatRequest | CompletionRequest,
+        caller: Caller,
+        picked: Picked,
+        *,
+        reply_id: str,
+        deadline: float,
+    ) -> Response:
+        """Choose the mix, generate, respond."""
+        record = record_of(request)
+        decisions = await self._decide(request, body, caller, picked, deadline)
         chat = isinstance(body, ChatRequest)
         reply = Reply(
-            id=f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
+            id=record.answered(reply_id),
             created=int(time.time()),
             kind="chat" if chat else "text",
             decisions=decisions,
             with_logprobs=body.requested_logprobs is not None,
             include_usage=body.include_usage,
         )
-        request_id = f"{record.request_id}/{reply.id}"
+        request_id = f"{record.request_id}/{reply.id}{'' if picked.draw is None else f'-{picked.role}'}"
         salt = salt_of(self._share, caller, body.cache_salt, request_id)
         requests = generations_of(body, decisions, request_id, salt)
         generations = [self._service.generate(generation) for generation in requests]
+        if picked.role == "serving" and body.dlp.bank is None:
+
+            async def decide(other: Picked) -> Decision:
+                options = self._options(body, caller, other)
+                return await self._service.decide(other, options, await self._texts(body.sources[0], options))
+
+            generations[0] = self._shadowing.beside(decisions[0], requests[0], generations[0], decide)
         answer = AnswerStream(reply, generations, record=record, deadline=deadline)
         mixes = "; ".join(str(decision.mix) for decision in decisions)
         headers = {"x-dlp-adapters": mixes[:_HEADER_LENGTH]} | self._ignored(body)
@@ -189,22 +285,37 @@ class Api:
         await answer.begin()
         return EventStream(answer, headers=headers)
 
-    async def _decide(self, request: Request, body: AnyRequest, caller: Caller, deadline: float) -> list[Decision]:
+    async def _decide(
+        self, request: Request, body: AnyRequest, caller: Caller, picked: Picked, deadline: float
+    ) -> list[Decision]:
         """The decision for each of the body's prompts."""
         record = record_of(request)
         record.parsed(body)
-        options = routing_options(body, self._routing)
-        if caller.adapters is not None:
-            names = [adapter.name for adapter in self._service.bank().adapters]
-            options = replace(options, allowed=caller.allowed(names))
+        options = self._options(body, caller, picked)
 
         async def decide(source: Source) -> Decision:
-            return await self._service.decide(options, await self._texts(source, options))
+            texts = await self._texts(source, options)
+            decision = await self._service.decide(picked, options, texts)
+            if len(body.sources) == 1 and options.asks_router:  # of several prompts, none would be the request's
+                record.routed(texts[decision.turn])
+            return decision
 
         async with within(deadline):
             decisions = await asyncio.gather(*map(decide, body.sources))
         record.decided(decisions[0])
         return decisions
+
+    def _options(self, body: AnyRequest, caller: Caller, picked: Picked) -> RoutingOptions:
+        options = routing_options(body, self._routing)
+        if caller.adapters is None:
+            return options
+        return replace(options, allowed=caller.allowed(adapter.name for adapter in picked.bank.adapters))
+
+    def _pick(self, body: AnyRequest, caller: Caller, id: str) -> Picked:
+        """The bank for a request. Raises UnknownModel for a version that is not in use."""
+        user = None if isinstance(body, TextRequest) else body.user
+        key = caller.name if caller.limited else None
+        return self._service.pick(version=body.dlp.bank, user=user, key=key, request=id)
 
     async def _texts(self, source: Source, options: RoutingOptions) -> tuple[str, ...]:
         """The texts the router reads: the first that fits an adapter decides."""

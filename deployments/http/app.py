@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 from fastapi import FastAPI, Request
@@ -13,12 +14,15 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.args import LimitArgs, LogArgs, RoutingArgs
-from deployments.http import admin, api, openapi
+from deployments.http import admin, api, feedback, openapi
 from deployments.http.access import Access
 from deployments.http.admin import AdminApi
+from deployments.http.admission import Admission
 from deployments.http.api import Api, Service
 from deployments.http.errors import HTTPError, as_api_error, error_response, unknown_url
-from deployments.http.request_log import RequestLogMiddleware, record_of
+from deployments.http.feedback import FeedbackApi
+from deployments.http.keeping import Keeper
+from deployments.http.request_log import OnEnd, RequestLogMiddleware, record_of
 from deployments.http.sharing import Share
 from dlp_core.errors import DLPError
 
@@ -31,21 +35,35 @@ def create_app(
     access: Access,
     share: Share = "key",
     log: LogArgs | None = None,
+    keeper: Keeper | None = None,
+    console_url: str | None = None,
+    on_end: OnEnd | None = None,
     sets_id_header: bool = True,
 ) -> FastAPI:
-    """Build the application. `sets_id_header` is False behind a server that returns `x-request-id` itself."""
+    """Build the application. Without a `keeper`, there is no feedback. `on_end` is told of each request that is logged,
+    whether or not lines are written; `sets_id_header` is False behind a server that returns `x-request-id` itself."""
     app = FastAPI(
         title="dlp",
-        lifespan=partial(lifespan, service),
+        lifespan=partial(lifespan, service, keeper),
         description="A bank of LoRA adapters behind one OpenAI-compatible endpoint.",
         openapi_url=None,  # api.py has the pages, for callers
         redirect_slashes=False,  # see TrailingSlash
-        telemetry={"operation_spans": False, "exclude": lambda scope: scope["path"].endswith("/health")},
+        telemetry={"operation_spans": False, "exclude": lambda scope: scope["path"].endswith(("/health", "/metrics"))},
     )
     handle_errors(app)
-    Api(service, routing=routing, limits=limits, access=access, share=share).add_to(app)
+    admission = Admission(limits.max_requests_per_key)
+    Api(
+        service,
+        routing=routing,
+        limits=limits,
+        access=access,
+        admission=admission,
+        share=share,
+        console_url=console_url,
+    ).add_to(app)
+    FeedbackApi(service, keeper, limits=limits, access=access, admission=admission).add_to(app)
     AdminApi(service, limits=limits, access=access).add_to(app)
-    openapi.describe(app, *api.BODIES, *admin.BODIES)
+    openapi.describe(app, *api.BODIES, *admin.BODIES, *feedback.BODIES)
     if access.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -57,7 +75,7 @@ def create_app(
     app.add_middleware(TrailingSlash)
     # outermost, around the handler of unexpected errors too: add_middleware would put it inside
     app.middleware_stack = RequestLogMiddleware(
-        app.build_middleware_stack(), log or LogArgs(), sets_id_header=sets_id_header
+        app.build_middleware_stack(), log or LogArgs(), keeper=keeper, on_end=on_end, sets_id_header=sets_id_header
     )
     return app
 
@@ -75,10 +93,20 @@ class TrailingSlash:
 
 
 @asynccontextmanager
-async def lifespan(service: Service, _: FastAPI) -> AsyncIterator[None]:
+async def lifespan(service: Service, keeper: Keeper | None, _: FastAPI) -> AsyncIterator[None]:
     # Serve routes requests to started replicas only: a new one must not answer 503 while others can serve
     await service.ready()
-    yield
+    if keeper is None:
+        yield
+        return
+    expiring = asyncio.create_task(keeper.expire())
+    try:
+        yield
+    finally:  # Serve ends a replica after its last request
+        expiring.cancel()
+        with suppress(asyncio.CancelledError):
+            await expiring
+        await keeper.close()
 
 
 def handle_errors(app: FastAPI) -> None:

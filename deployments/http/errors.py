@@ -53,6 +53,20 @@ class Unauthorized(DLPError):
     code = "invalid_api_key"
 
 
+class UnknownRequest(DLPError):
+    """The id of no reply to this caller, whether or not it is one to another."""
+
+    status = 404
+    code = "request_not_found"
+
+
+class NotKept(DLPError):
+    """What this server does not keep can be neither given nor read."""
+
+    status = 404
+    code = "not_kept"
+
+
 class HTTPError(DLPError):
     """An unknown path or a wrong method; `status` and `code` follow Starlette's exception."""
 

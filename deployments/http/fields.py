@@ -29,6 +29,8 @@ class StrictBody(BaseModel):
 
     neutral: ClassVar[Neutral] = {}
     """Fields of OpenAI's API that have no effect at these values and are not supported at others."""
+    nullable: ClassVar[frozenset[str]] = frozenset()
+    """Fields of which null is a value; of all others it means absent."""
 
     @model_validator(mode="before")
     @classmethod
@@ -37,7 +39,7 @@ class StrictBody(BaseModel):
             return data
         kept = {}
         for key, value in data.items():
-            if value is None:
+            if value is None and key not in cls.nullable:
                 continue
             if key in cls.neutral:
                 if not any(_same(value, neutral) for neutral in cls.neutral[key]):
@@ -63,6 +65,8 @@ class DLPOptions(StrictBody):
     min_confidence: float | None = Field(default=None, ge=0, le=1)
     granularity: Literal["request", "sentence"] = "request"
     adapters: list[AdapterWeight] | None = None
+    bank: str | None = Field(default=None, min_length=1, max_length=128)
+    """A version that is in use: the serving one, the canary or the shadow."""
 
 
 class StreamOptions(StrictBody):

@@ -8,31 +8,18 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from deployments.http.fields import Neutral, StrictBody
-from dlp_core.text.chat import Message, Role
+from dlp_core.text.chat import Message, Role, joined
 from dlp_core.text.tools import ToolCall
-
-_TEXT_PART = '{"type": "text", "text": "..."}'
 
 
 def _text_of(content: object) -> object:
     """Join OpenAI's list of text parts into one string; other values are left to the type check."""
     if not isinstance(content, list):
         return content
-    texts = []
-    for index, part in enumerate(content):
-        if not isinstance(part, dict) or part.get("type") != "text":
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise PydanticCustomError(
-                "content_part", "part {index} is {kind}; only text parts are read", {"index": index, "kind": repr(kind)}
-            )
-        if not isinstance(part.get("text"), str):
-            raise PydanticCustomError(
-                "content_part",
-                "part {index} must be {shape}",
-                {"index": index, "shape": _TEXT_PART},
-            )
-        texts.append(part["text"])
-    return "".join(texts)
+    try:
+        return joined(content)
+    except ValueError as error:
+        raise PydanticCustomError("content_part", "{problem}", {"problem": str(error)}) from None
 
 
 class CalledFunction(StrictBody):

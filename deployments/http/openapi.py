@@ -18,6 +18,17 @@ def body(*models: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
+def query(model: type[BaseModel]) -> dict[str, Any]:
+    """The `openapi_extra` of a route whose query is `model`."""
+    schema = model.model_json_schema()
+    required = schema.get("required", ())
+    parameters = [
+        {"name": name, "in": "query", "required": name in required, "schema": field}
+        for name, field in schema["properties"].items()
+    ]
+    return {"parameters": parameters}
+
+
 def describe(api: FastAPI, *models: type[BaseModel]) -> None:
     """Add the schemas that `body` refers to."""
     base_openapi = api.openapi

@@ -118,9 +118,10 @@ def text_logprobs_json(logprobs: Sequence[Logprob]) -> dict[str, Any]:
     }
 
 
-def route_json(decision: Decision) -> dict[str, Any]:
+def route_json(decision: Decision, id: str) -> dict[str, Any]:
     """Which adapters would serve the request, and why."""
     return {
+        "id": id,
         "object": "route",
         "model": decision.options.model,
         "bank": decision.bank,
@@ -140,7 +141,8 @@ def route_json(decision: Decision) -> dict[str, Any]:
 
 
 def explanation_json(explanation: Explanation) -> dict[str, Any]:
-    """Which words influenced the decision: `effect` is the log-odds of `explains` with the word minus those without."""
+    """Which words influenced the decision: `effect` is the log-odds of `explains`, or, if that is null, of any adapter
+    fitting, with the word minus those without."""
     return {
         "explains": explanation.adapter,
         "words": [{"text": word.text, "effect": word.effect} for word in explanation.words],

@@ -5,7 +5,8 @@ A `RequestRecord` is part of the request's state from the first byte to the last
 ended, and writes the line. The logger is a child of Serve's, so the line goes to the replica's log and its `extra`
 fields become top-level keys if that log is JSON (logging_config in serve_config.yaml).
 
-The request's span, if there is one, gets the same facts as attributes.
+The request's span, if there is one, gets the same facts as attributes. Where requests are kept (keeping.py), those that
+the router decided are handed on with the text that it read.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
@@ -27,14 +29,19 @@ from deployments.args import LogArgs
 from deployments.http.replies import weights_json
 from deployments.http.requests import ChatRequest
 from deployments.observe import tracing
+from dlp_core.bank.feedback import AdapterShare, KeptRequest
+from dlp_core.bank.rollout import Picked, Role, is_a_failure
 from dlp_core.decision import Decision
 from dlp_core.errors import DLPError
+from dlp_core.fleet.trial import Outcome
 from dlp_core.generation.messages import Completion, Finished, Piece, TokenIds
+from dlp_core.router.features import clip
 from dlp_core.text.template import turns_of
 
 if TYPE_CHECKING:
     from deployments.http.access import Caller
     from deployments.http.admission import Admission
+    from deployments.http.keeping import Keeper
     from deployments.http.requests import AnyRequest
 
 log = logging.getLogger("ray.serve.dlp.request")
@@ -46,6 +53,9 @@ GONE = "client_disconnected"
 GONE_STATUS = 499
 _ID_LENGTH = 128
 _MODEL_LENGTH = 256
+
+OnEnd = Callable[[str, int, str | None], None]
+"""Told of a request that ended: its route, status and error code, as its line has them."""
 
 
 class RequestRecord:
@@ -61,12 +71,20 @@ class RequestRecord:
         self._places = 0
         self._body: AnyRequest | None = None
         self._parsed_at = self._began
+        self._seconds = 0.0
         self._decision: Decision | None = None
+        self._created = time.time()
+        self._text: str | None = None
+        self._reply_id: str | None = None
         self._decide_seconds: float | None = None
         self._first_token_seconds: float | None = None
         self._finished: dict[int, Finished] = {}
         self._completions: dict[int, Completion] = {}
         self._error_code: str | None = None
+        self._error: DLPError | None = None
+        self._picked: tuple[Picked, Callable[[Picked, Outcome], object]] | None = None
+        self._role: Role | None = None
+        self._ended_at: float | None = None
         self._span = trace.get_current_span()
 
     def authenticated(self, caller: Caller, admission: Admission) -> Caller:
@@ -85,6 +103,7 @@ class RequestRecord:
 
     def left(self) -> None:
         """The response has ended, however it did."""
+        self._tell()
         if self._admission is not None and self._caller is not None:
             self._admission.leave(self._caller, self._places)
 
@@ -93,15 +112,55 @@ class RequestRecord:
         self._body = body
         self._parsed_at = time.perf_counter()
 
+    def picked(self, picked: Picked, ended: Callable[[Picked, Outcome], object]) -> Picked:
+        """Note the bank that answers, from now on. `ended` is called with what became of the request, once."""
+        self._picked, self._role = (picked, ended), picked.role
+        self._decision = self._first_token_seconds = self._ended_at = None
+        self._finished.clear()
+        self._completions.clear()
+        return picked
+
+    def spoiled(self, error: DLPError) -> None:
+        """The bank failed, and another one will answer: the client does not see this error."""
+        self._error = error
+        self._tell()
+        self._error = None
+
+    def _tell(self) -> None:
+        """Say what became of the request with the bank that was picked."""
+        if self._picked is None:
+            return
+        picked, ended = self._picked
+        self._picked = None
+        whole = self._error is None and self._body is not None and self._ended_at is not None
+        reason = None if self._decision is None else self._decision.reason
+        ended(
+            picked,
+            Outcome(
+                abstained=reason in ("none_of_these", "low_confidence"),
+                error=self._error is not None and is_a_failure(self._error),
+                seconds=self._ended_at - self._parsed_at if whole and self._ended_at is not None else None,
+            ),
+        )
+
     def decided(self, decision: Decision) -> Decision:
         self._decision = decision
         self._decide_seconds = time.perf_counter() - self._parsed_at
         self._annotate()
         return decision
 
+    def routed(self, text: str) -> None:
+        """Note the text by which the router decided."""
+        self._text = text
+
+    def answered(self, reply_id: str) -> str:
+        """Note the id of the reply."""
+        self._reply_id = reply_id
+        return reply_id
+
     def failed(self, error: DLPError) -> None:
         """Note an error that the client receives, as the status or as the end of a started stream."""
-        self._error_code = error.code
+        self._error, self._error_code = error, error.code
         self._annotate()
         if self._span.is_recording():
             self._span.set_attribute("error.type", error.code)
@@ -112,6 +171,8 @@ class RequestRecord:
         """Note a piece of choice `index` before it is sent: when the first one came, and how each choice ended."""
         if isinstance(piece, Finished):
             self._finished[index] = piece
+            if len(self._finished) == getattr(self._body, "choices", 1):
+                self._ended_at = time.perf_counter()
             self._annotate()
             return
         if self._first_token_seconds is None:
@@ -119,10 +180,38 @@ class RequestRecord:
         if self._settings.prompts:
             self._completions.setdefault(index, Completion()).add(piece)
 
-    def write(self, status: int, *, gone: bool) -> None:
-        """Write the log line. `gone`: the client disconnected before the end; `status` is then replaced by 499."""
+    def end(self, status: int, *, gone: bool) -> tuple[int, str | None]:
+        """How the request ended, as status and error code. `gone`: the client disconnected before the end."""
+        self._seconds = round(time.perf_counter() - self._began, 6)
         if gone:
             status, self._error_code = GONE_STATUS, GONE
+        return status, self._error_code
+
+    def kept(self, status: int) -> KeptRequest | None:
+        """What is kept of the request; None if the router did not decide it, or there was no reply."""
+        if self._decision is None or self._text is None or self._reply_id is None:
+            return None
+        decision = self._decision
+        return KeptRequest(
+            id=self._reply_id,
+            created=self._created,
+            key=self._caller or "",
+            route=self._route,
+            text=clip(self._text),
+            mix=tuple(AdapterShare(adapter=part.name, weight=part.weight) for part in decision.mix.adapters),
+            reason=decision.reason,
+            confidence=decision.confidence,
+            bank=decision.bank,
+            router=decision.router,
+            status=status,
+            error_code=self._error_code,
+            total_seconds=self._seconds,
+            decide_seconds=_rounded(self._decide_seconds),
+            first_token_seconds=_rounded(self._first_token_seconds),
+        )
+
+    def write(self, status: int) -> None:
+        """Write the log line."""
         end = self._error_code or "+".join(self._finish_reasons()) or "ok"
         # skipped: Serve's own context would add the unsanitized request id, and job, worker and task ids
         log.info("%s %d %s", self._route, status, end, extra=self._fields(status) | {"skip_context_filter": True})
@@ -140,6 +229,7 @@ class RequestRecord:
             "stream": getattr(body, "stream", False),
             "n": getattr(body, "n", 1),
             "bank": decision and decision.bank,
+            "bank_role": self._role,
             "router": decision and decision.router,
             "mix": decision and weights_json(decision.mix),
             "reason": decision and decision.reason,
@@ -149,7 +239,7 @@ class RequestRecord:
             "finish_reasons": self._finish_reasons(),
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
-            "total_seconds": round(time.perf_counter() - self._began, 6),
+            "total_seconds": self._seconds,
             "decide_seconds": _rounded(self._decide_seconds),
             "first_token_seconds": _rounded(self._first_token_seconds),
             **(self._prompt_and_completions() if self._settings.prompts else {}),
@@ -218,9 +308,19 @@ class RequestLogMiddleware:
     response header is set here or by the server in front.
     """
 
-    def __init__(self, app: ASGIApp, settings: LogArgs, *, sets_id_header: bool) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: LogArgs,
+        *,
+        keeper: Keeper | None,
+        on_end: OnEnd | None,
+        sets_id_header: bool,
+    ) -> None:
         self._app = app
+        self._keeper = keeper if keeper is not None and keeper.keeps_requests else None
         self._settings = settings
+        self._on_end = on_end
         self._answers_id = sets_id_header
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -254,8 +354,14 @@ class RequestLogMiddleware:
             raise
         finally:
             record.left()
-            if self._settings.requests and route in ROUTES:
-                record.write(status or DLPError.status, gone=gone or (status != 0 and not complete))
+            if route in ROUTES:
+                status, error_code = record.end(status or DLPError.status, gone=gone or (status != 0 and not complete))
+                if self._on_end is not None:
+                    self._on_end(route, status, error_code)
+                if self._settings.requests:
+                    record.write(status)
+                if self._keeper is not None and (kept := record.kept(status)) is not None:
+                    self._keeper.keep(kept)
 
 
 def safe_id(client_id: str | None) -> str:

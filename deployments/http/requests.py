@@ -1,9 +1,9 @@
 """The request bodies of the HTTP API: the OpenAI fields this server supports, plus `dlp` and `top_k`.
 
-Three rules hold for every body. null means absent, whatever the field. A field of OpenAI's API that this server lacks
-is accepted at its neutral value (`n: 1`, `functions: []`) and rejected by name otherwise. Any other unknown field is
-rejected by name, but of a message it is ignored and named in a header: clients pass on what other servers gave them.
-Types are strict: no booleans for numbers, no numbers in strings, no NaN.
+Three rules hold for every body. null means absent, whatever the field, but for feedback's `adapter`. A field of
+OpenAI's API that this server lacks is accepted at its neutral value (`n: 1`, `functions: []`) and rejected by name
+otherwise. Any other unknown field is rejected by name, but of a message it is ignored and named in a header: clients
+pass on what other servers gave them. Types are strict: no booleans for numbers, no numbers in strings, no NaN.
 """
 
 from __future__ import annotations
@@ -83,8 +83,9 @@ class _Generation(_RoutedBody):
         default=None, min_length=1, max_length=256
     )  # vLLM's: see deployments/http/sharing.py
 
+    user: str | None = None  # stays with one version of the bank while there is a canary
+
     # accepted and ignored: they identify the user and do not affect the completion
-    user: str | None = None
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None

@@ -48,6 +48,9 @@ These settings keep the total wait and shorten the steps."""
 _LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 """On any system, Ray then listens on the loopback address alone: this cluster has one machine. Only the endpoint's own
 port follows `host`."""
+_METRICS_INTERVAL = ("RAY_metrics_report_interval_ms", "4000")
+"""Ray's 10 s are long for somebody who watches. But Ray drops a gauge that was not set for two intervals, and the
+ingress sets its own every bank_poll_s."""
 _OBJECT_STORE_BYTES = 200 * 1024**2  # requests and tokens are small; Ray's default takes a third of the memory
 
 
@@ -108,6 +111,7 @@ class LocalApp:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         for variable, value in _FAST_RETRIES.items():
             os.environ.setdefault(variable, value)
+        os.environ.setdefault(*_METRICS_INTERVAL)
         os.environ.setdefault(haproxy.VARIABLE, str(haproxy.COMMAND))
         os.environ.setdefault(proxy.VARIABLE, proxy.CALLBACK)
         import ray

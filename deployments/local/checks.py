@@ -9,9 +9,7 @@ from typing import Any
 import psutil
 
 from deployments.args import AppArgs
-from deployments.http.access import Access
-from dlp_core.adapter.base_names import Naming, folder_name
-from dlp_core.bank.manifest import BankManifest
+from deployments.http.access import open_access
 from dlp_core.errors import InvalidRequest
 from dlp_core.store.base_model import CONFIG_FILE, WEIGHTS, check_model_folder
 
@@ -22,13 +20,13 @@ _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 def check_secrets(args: AppArgs) -> None:
     """Raise InvalidRequest, without a secret, if the ingress could not use the files of keys."""
-    Access(admin_token_file=args.access.admin_token_file, keys_file=args.access.keys_file)
+    open_access(args.access)
 
 
 def check_base_model(folder: Path) -> None:
     """Raise InvalidRequest, naming what is missing, if no replica could load the model in a folder."""
     if not folder.is_dir():
-        raise InvalidRequest(f"there is no folder {folder}; --base-model names the folder of the base model")
+        raise InvalidRequest(f"there is no folder {folder}, which args.base_model names")
     check_model_folder(folder)
     weights = _weights(folder)
     if not weights:
@@ -57,17 +55,6 @@ def check_memory(folder: Path, dtype: str, free: int) -> None:
 def free_memory() -> int:
     """Bytes of memory that can be had without swapping."""
     return int(psutil.virtual_memory().available)
-
-
-def name_warning(folder: Path, manifest: BankManifest) -> str | None:
-    """What to tell a user whose folder is called after another model than the bank's adapters were trained on."""
-    name = folder_name(folder)
-    if manifest.base_model.names.naming(name) is not Naming.OTHER:
-        return None
-    return (
-        f"{folder} is called {name}, and the bank is for {manifest.base_model.id}; adapters of another model answer "
-        "nonsense. If it is the same model, add the name to `aliases` in bank.json"
-    )
 
 
 def uses_gpu(config: dict[str, Any]) -> bool:

@@ -140,11 +140,14 @@ def table(answers: Sequence[Answer]) -> Table:
 
 
 def snippets(url: str, console: str, prompt: str) -> str:
-    """Where everything is, and a curl line and an openai snippet that work as pasted."""
+    """Where everything is, command lines and an openai snippet that work as pasted."""
     body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
     shell_safe = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")
     return f"""
 Serving on {url} until Ctrl-C, with a console on {console} to see and try it. Or paste into another terminal:
+
+.venv/bin/dlp chat --url {url}
+.venv/bin/dlp top --url {url}
 
 curl -s {url}/v1/chat/completions -H 'content-type: application/json' -d '{shell_safe}'
 

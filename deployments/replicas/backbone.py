@@ -15,21 +15,21 @@ from ray import serve
 from deployments.args import AppArgs
 from deployments.fleet.affinity import RESIDENT
 from deployments.fleet.autoscaling import ADAPTERS, REQUESTS, TOKENS
-from deployments.http.admin import LoadAdapter, Published
+from deployments.http.admin import LoadAdapter, PublishBank, Published
 from deployments.links.parts import Listening, Part
 from deployments.links.sending import Sender
 from deployments.observe import tracing
 from deployments.observe.metrics import EngineMetrics
 from deployments.replicas.banks import LoadedBanks
 from deployments.replicas.process import join_library_log, lasting_imports
-from dlp_core.adapter.base_names import Naming, folder_name
 from dlp_core.adapter.examination import Check, Verdict
 from dlp_core.adapter.names import unqualify
 from dlp_core.bank.manifest import AdapterEntry, BankManifest, Blob
 from dlp_core.bank.publish import publish
 from dlp_core.bank.revision import with_adapter
+from dlp_core.bank.served_base import ServedBase, check_served
 from dlp_core.bank.source import BankSource, qualified, qualified_names, successors
-from dlp_core.errors import BankError, EngineFailed
+from dlp_core.errors import EngineFailed
 from dlp_core.generation.messages import Finished, GenerationRequest, Piece
 from dlp_core.generation.planning import planner
 from dlp_core.store.local_copy import local_copy
@@ -52,6 +52,7 @@ class FusedBackbone:
         self._args = args
         self._metrics = EngineMetrics()
         self._store = open_store(args.bank)
+        self._served = ServedBase.at(Path(args.base_model))
         cache = args.cache.open(on_fetch=self._fetched)
         self._source = BankSource(self._store, cache)
         self._banks = LoadedBanks(self._store, cache, admit=self._admit)
@@ -102,16 +103,18 @@ class FusedBackbone:
 
         return _published(await asyncio.to_thread(work), said)
 
-    async def publish(self, folder: str, version: str | None) -> Published:
+    async def publish(self, body: PublishBank) -> Published:
         """Publish a bank folder, checked against this replica's base model."""
         said: dict[str, Verdict] = {}
 
         def work() -> BankManifest:
-            with local_copy(folder) as source:
+            with local_copy(body.folder) as source:
                 return publish(
                     self._store,
                     source,
-                    version=version,
+                    version=body.version,
+                    served=self._served,
+                    stage=body.stage,
                     check=self._check(),
                     report=lambda verdict: said.update({verdict.name: verdict}),
                 )
@@ -226,12 +229,8 @@ class FusedBackbone:
 
     def _admit(self, manifest: BankManifest) -> None:
         """Makes the adapters of a bank known. Raises BankError if they are of another base model."""
-        own = folder_name(Path(self._args.base_model))
-        if manifest.base_model.names.naming(own) is Naming.OTHER:
-            raise BankError(
-                f"bank {manifest.version} is for base model {manifest.base_model.id!r}; this replica runs {own!r}; if "
-                "they are one model, list the name in bank.json's aliases"
-            )
+        if remark := check_served(manifest.base_model, self._served):
+            log.warning("bank %s: %s", manifest.version, remark)
         self._source.add(manifest)
 
 

@@ -16,8 +16,9 @@ from dlp_core.store.protocol import AdapterStore
 
 Value = TypeVar("Value")
 
-BANKS_KEPT = 4
-"""Bank versions that stay in memory: the one in use, and those that requests under way began with."""
+BANKS_KEPT = 6
+"""Bank versions that stay in memory: the one that serves, its canary and shadow, and those that requests under way
+began with."""
 
 
 class LoadedBanks:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
@@ -17,23 +18,28 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.args import AppArgs
-from deployments.http.access import Access
-from deployments.http.admin import LoadAdapter, Published
+from deployments.http.access import open_access
+from deployments.http.admin import CanaryBank, LoadAdapter, PublishBank, Published, ShadowBank
 from deployments.http.app import create_app
+from deployments.http.keeping import Keeper
 from deployments.links.parts import Listening, Part
 from deployments.links.receiving import Receiver
 from deployments.observe import tracing
-from deployments.observe.metrics import BankMetrics, RoutingMetrics
+from deployments.observe.cluster import ClusterMetrics
+from deployments.observe.metrics import BankMetrics, KeptMetrics, RequestMetrics, RolloutMetrics, RoutingMetrics
 from deployments.replicas.errors import from_ray
 from deployments.replicas.process import join_library_log
+from dlp_core.bank.canary import promote, start_canary, start_shadow, stop_canary, stop_shadow
 from dlp_core.bank.follower import BankFollower, Refusal
-from dlp_core.bank.manifest import BankDiff, BankManifest, diff
+from dlp_core.bank.manifest import BankDiff, BankManifest, Shadow, diff
 from dlp_core.bank.publish import rollback
 from dlp_core.bank.reading import BankVersion, list_versions, load_manifest
 from dlp_core.bank.retention import pin, unpin
 from dlp_core.bank.revision import without_adapter
+from dlp_core.bank.rollout import Picked, Rollout, ShadowCounts
 from dlp_core.decision import Decision, RoutingOptions, decide
 from dlp_core.errors import EngineFailed, RouterUnavailable, StepFailed
+from dlp_core.fleet.trial import Outcome
 from dlp_core.generation.messages import GenerationRequest, Piece
 from dlp_core.router import Routing
 from dlp_core.router.explanation import Explanation
@@ -63,15 +69,27 @@ class Ingress:
         self._receiver = Receiver(self._listen)
         self._metrics = RoutingMetrics()
         self._bank_metrics = BankMetrics()
-        secrets = args.access
-        self._access = Access(
-            admin_token_file=secrets.admin_token_file, keys_file=secrets.keys_file, origins=secrets.cors_origins
-        )
+        self._access = open_access(args.access)
         self._store = open_store(args.bank)
+        self._keeper = None
+        if args.feedback.keep:
+            self._keeper = Keeper(self._store, args.feedback, prompts=args.log.prompts, replica=self._id)
+        self._kept_metrics = KeptMetrics()
         self._bank = BankFollower(
             self._store, poll_s=args.bank_poll_s, prepare=self._prepare, on_poll=self._report_bank
         )
-        self._following = asyncio.create_task(self._bank.follow())
+        self._rollout_metrics = RolloutMetrics()
+        self._rollout = Rollout(
+            self._store,
+            self._bank,
+            replica=self._id,
+            on_turn=self._rollout_metrics.turned,
+            on_end=self._rollout_metrics.canary_ended,
+        )
+        self._following = [
+            asyncio.create_task(self._bank.follow()),
+            asyncio.create_task(self._rollout.follow(args.bank_poll_s)),
+        ]
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         args = self._args
@@ -82,13 +100,17 @@ class Ingress:
             access=self._access,
             share=args.cache.share,
             log=args.log,
+            keeper=self._keeper,
+            console_url=args.console_url,
+            on_end=RequestMetrics().ended,
             sets_id_header=False,
         )
 
     def check_health(self) -> None:
-        """Raise if the follower ended with an unexpected error: Ray then replaces the replica."""
-        if self._following.done():
-            self._following.result()
+        """Raise if what follows the banks ended with an unexpected error: Ray then replaces the replica."""
+        for following in self._following:
+            if following.done():
+                following.result()
 
     async def ready(self) -> None:
         with suppress(TimeoutError):
@@ -98,11 +120,24 @@ class Ingress:
     def bank(self) -> BankManifest:
         return self._bank.bank()
 
+    @cached_property
+    def _all_metrics(self) -> ClusterMetrics:
+        return ClusterMetrics(serve.get_replica_context().app_name)
+
+    async def metrics(self) -> bytes:
+        return await self._all_metrics.text()
+
     def refused(self) -> Refusal | None:
         return self._bank.refused
 
     def _report_bank(self) -> None:
-        self._bank_metrics.polled(refused=self._bank.refused is not None)
+        banks = self._bank
+        self._bank_metrics.polled(
+            refused=banks.refused is not None or bool(banks.refused_beside), versions=banks.versions_in_use()
+        )
+        if self._keeper is not None:
+            for kind, counts in self._keeper.counts.items():
+                self._kept_metrics.state(kind, written=counts.written, dropped=counts.dropped, waiting=counts.waiting)
 
     async def look(self) -> None:
         """Follow the pointer now instead of at the next poll. Raises why its bank cannot be served."""
@@ -114,11 +149,57 @@ class Ingress:
     async def unload_adapter(self, name: str) -> BankManifest:
         return await self._apply(asyncio.to_thread(without_adapter, self._store, name))
 
-    async def publish(self, folder: str, version: str | None) -> Published:
-        return await self._apply(self._backbone.publish.remote(folder, version))
+    async def publish(self, body: PublishBank) -> Published:
+        return await self._apply(self._backbone.publish.remote(body))
 
     async def rollback(self, version: str | None) -> BankManifest:
         return await self._apply(asyncio.to_thread(rollback, self._store, version))
+
+    async def set_canary(self, body: CanaryBank) -> None:
+        if body.version is None:
+            await self._apply(asyncio.to_thread(stop_canary, self._store))
+            return
+        start = partial(
+            start_canary,
+            self._store,
+            body.version,
+            share=body.share,
+            sticky_by=body.sticky_by,
+            promote_after_requests=body.promote_after_requests,
+            promote_after_hours=body.promote_after_hours,
+        )
+        await self._apply(asyncio.to_thread(start))
+
+    async def promote(self) -> None:
+        await self._apply(asyncio.to_thread(promote, self._store))
+
+    async def set_shadow(self, body: ShadowBank) -> None:
+        if body.version is None:
+            await self._apply(asyncio.to_thread(stop_shadow, self._store))
+        else:
+            await self._apply(
+                asyncio.to_thread(partial(start_shadow, self._store, body.version, generate=body.generate))
+            )
+
+    def rollout(self) -> dict[str, Any]:
+        return self._rollout.report()
+
+    def pick(self, *, version: str | None, user: str | None, key: str | None, request: str) -> Picked:
+        return self._rollout.pick(version=version, user=user, key=key, request=request)
+
+    def ended(self, picked: Picked, outcome: Outcome) -> None:
+        self._rollout_metrics.ended(picked.role, outcome)
+        self._rollout.ended(picked, outcome)
+
+    def rated(self, request: str, issued: float, *, negative: bool, user: str | None, key: str | None) -> None:
+        self._rollout.rated(request, issued, negative=negative, user=user, key=key)
+
+    def shadow(self) -> Shadow | None:
+        return self._rollout.shadow()
+
+    def compared(self, version: str, counts: ShadowCounts) -> None:
+        self._rollout_metrics.compared(counts)
+        self._rollout.compared(version, counts)
 
     async def pin(self, version: str, *, pinned: bool) -> None:
         await asyncio.to_thread(pin if pinned else unpin, self._store, version)
@@ -147,9 +228,9 @@ class Ingress:
         await all_replicas.broadcast("look").results_async(return_exceptions=True)  # a replica that fails keeps polling
         return changed
 
-    async def decide(self, options: RoutingOptions, texts: Sequence[str]) -> Decision:
+    async def decide(self, picked: Picked, options: RoutingOptions, texts: Sequence[str]) -> Decision:
         began = time.perf_counter()
-        bank = self._bank.bank()
+        bank = picked.bank
 
         async def route(texts: Sequence[str]) -> Routing:
             routing: Routing = await self._ask_router("route", texts, bank.version, options.allowed, tracing.carried())
@@ -158,7 +239,7 @@ class Ingress:
         with tracing.span("route") as span:
             decision = await decide(bank, options, texts, route)
             span.set_attributes(tracing.decision_attributes(decision))
-        self._metrics.decided(decision, time.perf_counter() - began)
+        self._metrics.decided(decision, time.perf_counter() - began, role=picked.role)
         return decision
 
     async def decode(self, ids: Sequence[int]) -> str:

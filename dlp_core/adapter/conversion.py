@@ -24,9 +24,9 @@ from dlp_core.store.documents import read_regular
 TIMEOUT_S = 600.0
 
 
-def convert(folder: Path, *, force: bool = False, timeout_s: float = TIMEOUT_S) -> Adapter:
+def convert(folder: Path, *, replace: bool = False, timeout_s: float = TIMEOUT_S) -> Adapter:
     """Write adapter_model.safetensors from adapter_model.bin in a PEFT folder, and return the adapter. An existing file
-    is only replaced with `force`.
+    is only replaced with `replace`.
 
     Raises InvalidRequest if there is nothing to convert or the result exists, AdapterRefused if the pickle holds more
     than tensors, or an adapter that cannot be served.
@@ -35,15 +35,15 @@ def convert(folder: Path, *, force: bool = False, timeout_s: float = TIMEOUT_S) 
     name, source, target = validate_name(folder.resolve().name), folder / PICKLED_WEIGHTS, folder / WEIGHTS_FILE
     if not source.is_file():
         raise InvalidRequest(f"there is no {source} to convert{elsewhere(folder)}")
-    if target.exists() and not force:
-        raise InvalidRequest(f"{target} exists; --force replaces it")
+    if target.exists() and not replace:
+        raise InvalidRequest(f"{target} exists; --yes replaces it")
     with disk_errors(f"{folder} cannot be written"), TemporaryDirectory(prefix=".dlp-convert-", dir=folder) as work:
         converted = Path(work, WEIGHTS_FILE)
         _unpickle(name, source, converted, timeout_s)
         with disk_errors(f"adapter {name!r}: {CONFIG_FILE} cannot be read", mistake=AdapterRefused):
             Path(work, CONFIG_FILE).write_bytes(read_regular(folder / CONFIG_FILE, inside=link_root(folder)))
         adapter = read_adapter(Path(work), name=name)
-        if not force:
+        if not replace:
             target.touch(exist_ok=False)  # it may have appeared meanwhile
         converted.replace(target)
     return adapter

@@ -9,7 +9,6 @@ what a hostile pickle may still do, which is to ask for memory. Exit 0, or 1 wit
 from __future__ import annotations
 
 import re
-import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,17 +54,20 @@ def _tensors(loaded: Any, kind: type) -> dict[str, Any]:
 
 
 def _limit(size: int) -> None:
+    if sys.platform == "win32":  # which has no such limits
+        return
+    import resource
+
+    def lower(what: int, limit: int) -> None:
+        _, hard = resource.getrlimit(what)
+        resource.setrlimit(what, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
     used = Path("/proc/self/statm")
     if used.exists():  # Linux
         pages = int(used.read_text(encoding="ascii").split()[0])
-        _lower(resource.RLIMIT_AS, pages * resource.getpagesize() + 4 * size + SPARE_BYTES)
-    _lower(resource.RLIMIT_FSIZE, 4 * size + (1 << 20))
-    _lower(resource.RLIMIT_CORE, 0)
-
-
-def _lower(what: int, limit: int) -> None:
-    _, hard = resource.getrlimit(what)
-    resource.setrlimit(what, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+        lower(resource.RLIMIT_AS, pages * resource.getpagesize() + 4 * size + SPARE_BYTES)
+    lower(resource.RLIMIT_FSIZE, 4 * size + (1 << 20))
+    lower(resource.RLIMIT_CORE, 0)
 
 
 def _reason(error: Exception) -> str:

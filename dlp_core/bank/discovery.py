@@ -16,11 +16,14 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from dlp_core.adapter.contents import CONFIG_FILE
-from dlp_core.errors import InvalidRequest, NotFound, StoreUnavailable
+from dlp_core.errors import InvalidRequest, NotFound
 from dlp_core.store.documents import parse_yaml, read_regular
+from dlp_core.store.hub import HUB, snapshot
 from dlp_core.store.opening import is_uri, open_store
 
-HUB = "hf://"
+_READ = ("*.json", "*.safetensors", "*.jinja", "*.txt")
+"""What is fetched of a repository of adapters."""
+
 _LISTS = (".csv", ".yaml", ".yml")
 _CHECKPOINT = re.compile(r"(?:checkpoint|step|epoch)[-_]?(\d+)")
 _SAYS_NOTHING = re.compile(
@@ -51,7 +54,8 @@ def discover(source: str) -> list[Found]:
     the hub does not answer.
     """
     if source.startswith(HUB):
-        return _in_folder(_hub_snapshot(source.removeprefix(HUB)), source.removeprefix(HUB).partition("@")[0])
+        repository = source.removeprefix(HUB)
+        return _in_folder(snapshot(repository, allow=_READ), repository.partition("@")[0])
     if not is_uri(source) and source.endswith(_LISTS):
         return _listed(Path(source))
     if is_uri(source):
@@ -162,26 +166,3 @@ def _row(path: Path, number: int, row: object) -> Found:
         uri = str(path.parent / uri)
     name = str(row.get("name") or "").strip() or _words(PurePosixPath(uri), "adapter")[-1]
     return Found(name, uri, str(row.get("description") or "").strip() or None)
-
-
-def _hub_snapshot(repository: str) -> Path:
-    """The files of a repository, in the hub's cache. Of adapters only what is read."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    name, _, revision = repository.partition("@")
-    try:
-        return Path(
-            snapshot_download(
-                name, revision=revision or None, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"]
-            )
-        )
-    except HFValidationError as error:
-        raise InvalidRequest(f"{HUB}{repository}: {error}") from None
-    except LocalEntryNotFoundError:
-        raise StoreUnavailable(
-            f"{HUB}{repository}: the hub cannot be reached and its cache here does not have it; check the network and "
-            "HF_HUB_OFFLINE, or copy the adapter to a folder"
-        ) from None
-    except HfHubHTTPError as error:
-        raise NotFound(f"{HUB}{repository}: {str(error).partition(chr(10))[0]}") from None

@@ -26,7 +26,7 @@ from dlp_core.bank.manifest import Blob
 from dlp_core.bank.seal import SEAL_FILE, is_intact, reseal, seal
 from dlp_core.errors import AdapterMissing, AdapterRefused, AdapterUnavailable, NotFound, StoreUnavailable
 from dlp_core.store.files import FileEntry
-from dlp_core.store.lock import FileLock
+from dlp_core.store.lock import FileLock, ReadWriteLock
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.transfers import in_parallel
 
@@ -94,12 +94,12 @@ class DiskCache:
             return set()
         return {f"sha256:{path.name}" for path in self._matching(self._root, _ENTRY)}
 
-    def _open(self, entry: Blob, folder: Path) -> FileLock | None:
+    def _open(self, entry: Blob, folder: Path) -> ReadWriteLock | None:
         """A shared lock on an intact entry, or None. Never blocks: `_fill_once` waits for downloads."""
         with _reported(entry, self._root), ExitStack() as undo:
             self._locks.mkdir(parents=True, exist_ok=True)
             self._partial.mkdir(exist_ok=True)
-            lock = FileLock.attempt(self._locks / folder.name, shared=True)
+            lock = ReadWriteLock.attempt(self._locks / folder.name, shared=True)
             if lock is not None:
                 undo.enter_context(lock)
                 if is_intact(folder, entry.files):
@@ -107,7 +107,7 @@ class DiskCache:
                     return lock
         return None
 
-    def _fill_once(self, store: AdapterStore, entry: Blob, folder: Path) -> FileLock | None:
+    def _fill_once(self, store: AdapterStore, entry: Blob, folder: Path) -> ReadWriteLock | None:
         """One thread fills the entry and gets its lock; the process's other threads wait and share its error."""
         with self._guard:
             running = self._filling.get(folder.name)
@@ -127,9 +127,9 @@ class DiskCache:
             with self._guard:
                 del self._filling[folder.name]
 
-    def _fill(self, store: AdapterStore, entry: Blob, folder: Path) -> FileLock | None:
+    def _fill(self, store: AdapterStore, entry: Blob, folder: Path) -> ReadWriteLock | None:
         with ExitStack() as undo:
-            lock = FileLock(self._locks / folder.name)
+            lock = ReadWriteLock(self._locks / folder.name, shared=False)
             undo.enter_context(lock)
             # Another process may have filled it meanwhile, or before the last boot.
             if not (is_intact(folder, entry.files) or reseal(folder, entry.files)):
@@ -156,8 +156,8 @@ class DiskCache:
             self._sweep()
             self._evict(entry)
             partial = self._partial / f"{entry.size}-{uuid.uuid4().hex}"
+            held = FileLock(self._locks / partial.name, remove=True)
             partial.mkdir()
-            held = FileLock(partial, folder=True)
         with held:
             try:
                 yield partial
@@ -169,12 +169,11 @@ class DiskCache:
         return FileLock(self._locks / "room")
 
     def _sweep(self) -> None:
-        """Remove the partial downloads of dead processes: a live one holds a lock on its folder."""
+        """Remove the partial downloads of dead processes: a live one holds a lock on the name of its folder."""
         for path in self._matching(self._partial, _PARTIAL):
-            with suppress(FileNotFoundError):
-                if (lock := FileLock.attempt(path, folder=True)) is not None:
-                    with lock:
-                        shutil.rmtree(path)
+            if (lock := FileLock.attempt(self._locks / path.name, remove=True)) is not None:
+                with lock, suppress(FileNotFoundError):
+                    shutil.rmtree(path)
 
     def _evict(self, entry: Blob) -> None:
         entries = self._matching(self._root, _ENTRY)
@@ -183,7 +182,7 @@ class DiskCache:
         for path in sorted(entries, key=_last_used):
             if excess <= 0:
                 return
-            if (lock := FileLock.attempt(self._locks / path.name)) is not None:
+            if (lock := ReadWriteLock.attempt(self._locks / path.name, shared=False)) is not None:
                 with lock:
                     excess -= _size(path)
                     shutil.rmtree(path)

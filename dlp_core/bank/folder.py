@@ -1,7 +1,8 @@
 """Reads, validates and describes a local bank folder before anything is published.
 
     bank.json                {"base_model": "<id>", "aliases": ["<another name of it>", ...],
-                              "unrouted": ["<adapter the router does not know>", ...]}
+                              "base_model_weights": ["<digest of its weights>", ...],
+                              "unrouted": ["<adapter that serves by name alone>", ...]}
     adapters/<name>/         adapter_config.json, adapter_model.safetensors, as PEFT saves them; the tokenizer, if it is
                              there, for its chat template and added tokens
                              and description.txt, if you like: what it is for, in a sentence
@@ -14,7 +15,7 @@ Other files, such as a README or what a trainer leaves, are neither opened nor p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -41,7 +42,7 @@ from dlp_core.router import Router
 from dlp_core.router.files import ENCODER_FOLDER
 from dlp_core.router.sentence_encoder import SentenceEncoder
 from dlp_core.store.disk import disk_errors
-from dlp_core.store.files import FileEntry, describe_bytes, describe_files, digest_of, version_of
+from dlp_core.store.files import Digest, FileEntry, describe_bytes, describe_files, digest_of, version_of
 from dlp_core.store.opening import is_uri
 from dlp_core.store.records import Record, first_problem
 from dlp_core.store.transfers import Progress, silent
@@ -49,6 +50,10 @@ from dlp_core.store.transfers import Progress, silent
 FOLDER_FILE = "bank.json"
 DESCRIPTION_FILE = "description.txt"
 
+_UNKNOWN_TO_ROUTER = (
+    "the router does not know it, so it serves only those who ask for it by name; dlp router add teaches it from a "
+    "description or a few prompts, and unrouted in bank.json says that it is meant so"
+)
 _DESCRIPTION = f"it must be one line of text, at most {MAX_DESCRIPTION} characters, in UTF-8"
 
 Report = Callable[[Verdict], None]
@@ -74,6 +79,7 @@ def read_folder(
     folder: Path,
     *,
     version: str | None = None,
+    weights: Sequence[str] = (),
     check: Check | None = None,
     rules: Rules = LENIENT,
     report: Report = unreported,
@@ -81,25 +87,30 @@ def read_folder(
 ) -> tuple[BankManifest, list[LocalFile]]:
     """The manifest that publishing this folder would create, and its files.
 
-    `version` names the bank; the default derives from its content. Adapters are read on a few threads; `check` and
+    `version` names the bank; the default derives from its content. `weights` are the digests of the base model's where
+    bank.json has none. Adapters are read on a few threads; `check` and
     `report` are called one after the other, in order; `progress` counts adapters. Raises AdapterRefused, BankError or
     InvalidRequest, naming the file at fault.
     """
     settings, base = _read_settings(folder), read_base(folder)
+    if not base.weights:
+        base = base.model_copy(update={"weights": tuple(weights)})
     unrouted = set(settings.unrouted)
+    router = Router.load(folder / "router") if (folder / "router").is_dir() else None
     sources: list[LocalFile] = []
     adapters = []
-    paths = sorted((folder / "adapters").glob("[!.]*/"), key=lambda path: path.name)
+    paths = adapter_folders(folder)
     read = in_order(lambda path: read_by(rules, path, name=path.name), paths)
     for path, adapter in zip(paths, read, strict=True):
+        unknown = router is not None and path.name not in router.labels and path.name not in unrouted
         entry, files = describe_adapter(
             adapter,
             path,
             base=base,
             check=check,
             rules=rules,
-            report=report,
-            routed=path.name not in unrouted,
+            report=_with_warning(report, _UNKNOWN_TO_ROUTER) if unknown else report,
+            routed=path.name not in unrouted and not unknown,
             description=read_description(path),
         )
         adapters.append(entry)
@@ -107,14 +118,22 @@ def read_folder(
         progress(len(adapters), len(paths))
     if not adapters:
         raise BankError(f"{folder} has no adapters; put each in adapters/<name>/ with {CONFIG_FILE}")
-    unknown = sorted(unrouted - {adapter.name for adapter in adapters})
-    if unknown:
-        raise BankError(f"{folder / FOLDER_FILE}: unrouted names {unknown[0]!r}, which is not an adapter of this bank")
-    router = None
-    if (folder / "router").is_dir():
-        router, files = describe_router(folder / "router", [adapter.name for adapter in adapters if adapter.routed])
+    strangers = sorted(unrouted - {adapter.name for adapter in adapters})
+    if strangers:
+        raise BankError(
+            f"{folder / FOLDER_FILE}: unrouted names {strangers[0]!r}, which is not an adapter of this bank"
+        )
+    described = None
+    if router is not None:
+        routed = [adapter.name for adapter in adapters if adapter.routed]
+        described, files = describe_router(folder / "router", router, routed)
         sources += files
-    return make_manifest(base, adapters, router, version=version, where=str(folder)), sources
+    return make_manifest(base, adapters, described, version=version, where=str(folder)), sources
+
+
+def adapter_folders(folder: Path) -> list[Path]:
+    """The folders of a bank folder's adapters, by name."""
+    return sorted((folder / "adapters").glob("[!.]*/"), key=lambda path: path.name)
 
 
 def make_manifest(
@@ -140,6 +159,10 @@ def make_manifest(
         raise BankError(f"{where} is not a valid bank: {first_problem(error)}") from None
 
 
+def _with_warning(report: Report, warning: str) -> Report:
+    return lambda verdict: report(replace(verdict, warnings=(*verdict.warnings, warning)))
+
+
 def is_folder(location: str) -> bool:
     """Whether a location is a bank folder on this machine that nobody has published to a store."""
     return not is_uri(location) and (Path(location) / FOLDER_FILE).is_file()
@@ -148,7 +171,7 @@ def is_folder(location: str) -> bool:
 def read_base(folder: Path) -> BaseModelEntry:
     """The base model that a bank folder is for. Raises BankError if it is no bank folder."""
     settings = _read_settings(folder)
-    return BaseModelEntry(id=settings.base_model, aliases=settings.aliases)
+    return BaseModelEntry(id=settings.base_model, aliases=settings.aliases, weights=settings.base_model_weights)
 
 
 def _read_settings(folder: Path) -> _FolderFile:
@@ -164,6 +187,7 @@ def _read_settings(folder: Path) -> _FolderFile:
 class _FolderFile(Record):
     base_model: str = Field(min_length=1)
     aliases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    base_model_weights: tuple[Digest, ...] = ()
     unrouted: tuple[str, ...] = ()
 
 
@@ -219,9 +243,9 @@ def checked_description(text: str) -> str:
     return text
 
 
-def describe_router(folder: Path, names: Sequence[str]) -> tuple[RouterEntry, list[LocalFile]]:
-    """The manifest entry of a router folder, and its files. Raises BankError unless it routes exactly `names`."""
-    router = Router.load(folder)
+def describe_router(folder: Path, router: Router, names: Sequence[str]) -> tuple[RouterEntry, list[LocalFile]]:
+    """The manifest entry of the `router` that `folder` holds, and its files. Raises BankError unless it routes exactly
+    `names`."""
     if sorted(router.labels) != sorted(names):
         raise BankError(f"{folder}: {labels_problem(router.labels, names)}; train the router for these adapters")
     encoder: EncoderEntry | None = None

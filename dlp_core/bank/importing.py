@@ -30,12 +30,15 @@ class Outcome(NamedTuple):
     said: tuple[str, ...]
 
 
-def start_bank(folder: Path, base_model: str, aliases: Sequence[str] = ()) -> None:
-    """Make a bank folder for adapters of a base model, without adapters yet. Raises InvalidRequest if it is one."""
+def start_bank(folder: Path, base_model: str, aliases: Sequence[str] = (), *, weights: str | None = None) -> None:
+    """Make a bank folder for adapters of a base model, whose `weights` have this digest, without adapters yet. Raises
+    InvalidRequest if it is one."""
     path = folder / FOLDER_FILE
     if path.exists():
         raise InvalidRequest(f"{path} exists: {folder} is a bank folder already")
     settings: dict[str, object] = {"base_model": base_model} | ({"aliases": list(aliases)} if aliases else {})
+    if weights is not None:
+        settings["base_model_weights"] = [weights]
     with disk_errors(f"{folder} cannot be written"):
         (folder / "adapters").mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", "utf-8")

@@ -6,7 +6,8 @@ In the store:
     routers/<version>/{router.json,router.safetensors}
     encoders/<version>/{config.json,model.safetensors,tokenizer.json}    of a router with an encoder of its owner
     banks/<version>.json     the manifest: immutable, with size and sha256 of every file
-    current.json             the pointer: which manifest serves
+    current.json             the pointer: which manifest serves, which is a canary and which a shadow
+    trials/<id>/<replica>.json    what each ingress replica has counted of a canary or a shadow
 
 Versions of adapters, routers and (unless named) banks derive from their content. A manifest is untrusted input: its
 names, paths and digests are checked. `dlp_core.bank.publish` writes all this.
@@ -32,6 +33,7 @@ from dlp_core.adapter.contents import CONFIG_FILE, WEIGHTS_FILE
 from dlp_core.adapter.names import AUTO, qualify, validate_name
 from dlp_core.adapter.prompting import PROMPT_FILE
 from dlp_core.errors import InvalidRequest
+from dlp_core.fleet.trial import StickyBy
 from dlp_core.router import files as router_files
 from dlp_core.router import sentence_encoder
 from dlp_core.store.files import Digest, FileEntry, Sha256, digest_of
@@ -40,6 +42,8 @@ from dlp_core.store.records import Record
 POINTER_KEY = "current.json"
 MANIFESTS = "banks/"
 """What the keys of manifests begin with."""
+TRIALS = "trials/"
+"""What the keys of counts begin with."""
 
 
 def _checked_name(name: str) -> str:
@@ -150,6 +154,8 @@ class BaseModelEntry(Record):
     id: str = Field(min_length=1)
     aliases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Other names of it."""
+    weights: tuple[Digest, ...] = ()
+    """The digest of its weights (dlp_core.store.weights), and of copies that serve as well; empty if nobody told."""
 
     @property
     def names(self) -> BaseNames:
@@ -198,16 +204,56 @@ class BankManifest(Record):
         return self
 
 
-class Pointer(Record):
-    """`current.json`: the current bank, the previous one, and when it was published.
-
-    It is the only object that ever changes, and every change is a conditional write: a publish, rollback, pin or
-    garbage collection applies to the state it has read, or gets Conflict.
-    """
+class _Reference(Record):
+    """A bank by its version, with the digest of its manifest."""
 
     version: Name
-    previous: Name | None
     manifest_sha256: Sha256
+
+
+class Canary(_Reference):
+    """A bank that serves a share of the requests beside the current one, on trial (dlp_core/fleet/trial.py)."""
+
+    id: Name
+    """Of this trial: it salts the draws, and names the counts."""
+    share: float = Field(gt=0, lt=1)
+    sticky_by: StickyBy = "user"
+    began: AwareDatetime
+    promote_after_requests: int | None = Field(default=None, ge=1)
+    """Requests of the canary after which it is promoted unless there was an alarm. None: no such condition."""
+    promote_after_hours: float | None = Field(default=None, gt=0)
+    """The same in hours. Without either condition nothing is promoted by itself; with both, both must hold."""
+
+
+class CanaryEnd(Record):
+    """How the last canary ended."""
+
+    id: Name
+    version: Name
+    ended: AwareDatetime
+    outcome: Literal["promoted", "stopped", "rolled_back"]
+    """`rolled_back`: by its trial's alarm."""
+    reason: str
+
+
+class Shadow(_Reference):
+    """A bank that answers nobody: what it would do is compared with what the current one does."""
+
+    id: Name
+    """Names the counts."""
+    began: AwareDatetime
+    generate: bool = False
+    """Whether answers are compared, not only mixes."""
+
+
+class Pointer(_Reference):
+    """`current.json`: the current bank, the previous one, and when it was published.
+
+    It is the only object that ever changes, and every change is a conditional write: a publish, rollback, canary, pin
+    or garbage collection applies to the state it has read, or gets Conflict.
+    """
+
+    previous: Name | None
     published: AwareDatetime
     pinned: tuple[Name, ...] = ()
     """Versions that `dlp bank gc` must keep, by name."""
@@ -216,6 +262,17 @@ class Pointer(Record):
     collected: AwareDatetime | None = None
     """When the last one ended. An etag may be a hash of the content: a pointer that was claimed and released must
     differ from before, or a publisher that started earlier would not notice."""
+    canary: Canary | None = None
+    canary_end: CanaryEnd | None = None
+    """Of the last canary that ended."""
+    shadow: Shadow | None = None
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """The versions it names, each once: the current one first."""
+        beside = [one.version for one in (self.canary, self.shadow) if one is not None]
+        previous = [] if self.previous is None else [self.previous]
+        return tuple(dict.fromkeys([self.version, *beside, *previous, *self.pinned]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +325,8 @@ def bank_digest(base: BaseModelEntry, adapters: Sequence[AdapterEntry], router: 
         content["encoder"] = router.encoder.digest
     if base.aliases:
         content["aliases"] = base.aliases
+    if base.weights:
+        content["weights"] = base.weights
     descriptions = {adapter.name: adapter.description for adapter in adapters if adapter.description}
     if descriptions:
         content["descriptions"] = descriptions

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
-from dlp_core.bank.manifest import POINTER_KEY, BankManifest, Pointer, manifest_key
+from dlp_core.bank.manifest import POINTER_KEY, BankManifest, CanaryEnd, Pointer, manifest_key
 from dlp_core.bank.reading import current, find_current
 from dlp_core.errors import BankError, Conflict
 from dlp_core.store.protocol import AdapterStore
@@ -36,22 +37,48 @@ def read_free(store: AdapterStore) -> State | None:
 
 
 def serve(store: AdapterStore, before: State | None, manifest: BankManifest, raw: bytes) -> None:
-    """Point at `manifest`, if the pointer is still in the state `before` (None: nothing is published)."""
+    """Point at `manifest` and end a canary, if the pointer is still in the state `before` (None: nothing is
+    published)."""
     _require_conditional_writes(store, manifest_key(manifest.version), raw)
-    pointer = Pointer(
-        version=manifest.version,
-        previous=before[0].version if before else None,
-        manifest_sha256=hashlib.sha256(raw).hexdigest(),
-        published=datetime.now(UTC),
-        pinned=before[0].pinned if before else (),
-        collected=before[0].collected if before else None,
-    )
+    raw_digest = hashlib.sha256(raw).hexdigest()
+    if before is None:
+        pointer = Pointer(
+            version=manifest.version, previous=None, manifest_sha256=raw_digest, published=datetime.now(UTC)
+        )
+    else:
+        now = without_canary(before[0], "stopped", f"bank {manifest.version} was made the current one")
+        pointer = switched(now, manifest.version, raw_digest)
     replace(store, before, pointer)
+
+
+def switched(before: Pointer, version: str, manifest_sha256: str) -> Pointer:
+    """`before` with another current bank, which is then neither canary nor shadow."""
+    return before.model_copy(
+        update={
+            "version": version,
+            "previous": before.version,
+            "manifest_sha256": manifest_sha256,
+            "published": datetime.now(UTC),
+            "collecting": None,
+            "shadow": None if before.shadow is not None and before.shadow.version == version else before.shadow,
+        }
+    )
+
+
+def without_canary(before: Pointer, outcome: Literal["promoted", "stopped", "rolled_back"], reason: str) -> Pointer:
+    """`before` with its canary ended, if it has one."""
+    canary = before.canary
+    if canary is None:
+        return before
+    end = CanaryEnd(id=canary.id, version=canary.version, ended=datetime.now(UTC), outcome=outcome, reason=reason)
+    return before.model_copy(update={"canary": None, "canary_end": end})
 
 
 def replace(store: AdapterStore, before: State | None, pointer: Pointer) -> State:
     """Replace the state `before` with `pointer`. Raises Conflict if another writer changed it meanwhile."""
-    body = pointer.model_dump_json(indent=2).encode() + b"\n"
+    body = (
+        pointer.model_dump_json(indent=2, exclude_defaults=True).encode() + b"\n"
+    )  # what is not used, older readers lack
     try:
         if before is None:
             return pointer, store.put(POINTER_KEY, body, if_none_match=True)

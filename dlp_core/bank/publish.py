@@ -14,9 +14,10 @@ from tempfile import TemporaryDirectory
 
 from dlp_core.adapter.examination import LENIENT, Check, Rules
 from dlp_core.bank import pointer
-from dlp_core.bank.folder import LocalFile, Report, read_folder, unreported
+from dlp_core.bank.folder import LocalFile, Report, read_base, read_folder, unreported
 from dlp_core.bank.manifest import BankDiff, BankManifest, diff, manifest_key
 from dlp_core.bank.reading import current, load_manifest, read_version
+from dlp_core.bank.served_base import ServedBase, check_served, weights_to_record
 from dlp_core.errors import (
     AdapterRefused,
     BankError,
@@ -57,8 +58,10 @@ def publish(
     folder: Path,
     *,
     version: str | None = None,
+    served: ServedBase | None = None,
     check: Check | None = None,
     rules: Rules = LENIENT,
+    stage: bool = False,
     report: Report = unreported,
     read: Progress = silent,
     confirm: Confirm = lambda _: None,
@@ -68,26 +71,44 @@ def publish(
 
     The folder holds `bank.json` ({"base_model": "<id>"}), `adapters/<name>/` with PEFT files and, optionally,
     `router/`. Everything is validated before the first byte is written. `version` names the bank; the
-    default derives from its content. Publishing the current bank again changes nothing. `report` is called with the
-    verdict on each adapter, `read` with the adapters read so far and all of them, `confirm` with what changes where a
-    bank is current, `progress` with the bytes uploaded.
+    default derives from its content. Publishing the current bank again changes nothing. With `stage` the bank is stored
+    and not made current: a canary or shadow to be. `served` is the base model that will serve it, whose digest the bank
+    records; without it, that of the current bank's. `report` is called with the verdict on each adapter, `read` with
+    the adapters read so far and all of them, `confirm` with what changes where a bank is current, `progress` with the
+    bytes uploaded.
 
-    Raises AdapterRefused or BankError for content that cannot be served, Conflict after a concurrent publish or
-    if `version` exists with other content, StoreUnavailable if the store fails: the previous bank then stays
-    current, and publishing again resumes.
+    Raises AdapterRefused or BankError for content that cannot be served, or not by `served`, Conflict after a
+    concurrent publish, while a canary runs or if `version` exists with other content, StoreUnavailable if the store
+    fails: the previous bank then stays current, and publishing again resumes.
     """
 
+    base = read_base(folder)
+    weights: tuple[str, ...] = ()
+    if served is not None:
+        check_served(base, served, strict=False)
+        weights = weights_to_record(base, served)
+
     def make(serving: str | None) -> tuple[BankManifest, Sequence[LocalFile]]:
-        manifest, files = read_folder(folder, version=version, check=check, rules=rules, report=report, progress=read)
-        if serving is not None:
-            confirm(diff(load_manifest(store, serving), manifest))
+        before = None if serving is None else load_manifest(store, serving)
+        known = before.base_model.weights if before is not None and before.base_model.id == base.id else ()
+        manifest, files = read_folder(
+            folder,
+            version=version,
+            weights=weights or known,
+            check=check,
+            rules=rules,
+            report=report,
+            progress=read,
+        )
+        if before is not None and not stage:
+            confirm(diff(before, manifest))
         return manifest, files
 
-    return commit(store, make, progress=progress)
+    return commit(store, make, stage=stage, progress=progress)
 
 
-def commit(store: AdapterStore, make: Make, *, progress: Progress = silent) -> BankManifest:
-    """Publish the bank that `make` derives from the current one, and return its manifest.
+def commit(store: AdapterStore, make: Make, *, stage: bool = False, progress: Progress = silent) -> BankManifest:
+    """Publish the bank that `make` derives from the current one, or only `stage` it, and return its manifest.
 
     Starts again if the pointer changed meanwhile but still names the same bank (after a pin or a garbage
     collection). Raises what `publish` raises.
@@ -95,6 +116,7 @@ def commit(store: AdapterStore, make: Make, *, progress: Progress = silent) -> B
     attempt = 1
     while True:
         before = pointer.read_free(store)
+        _check_canary(store, before, stage=stage)
         serving = before[0].version if before else None
         manifest, sources = make(serving)
         _upload(store, sources, progress)
@@ -102,7 +124,10 @@ def commit(store: AdapterStore, make: Make, *, progress: Progress = silent) -> B
         if serving == manifest.version:
             return manifest
         try:
-            pointer.serve(store, before, manifest, raw)
+            if stage and before is not None:
+                pointer.replace(store, before, before[0])  # no collection began meanwhile: what was there still is
+            else:
+                pointer.serve(store, before, manifest, raw)
             return manifest
         except Conflict:
             now = pointer.read_free(store)
@@ -112,17 +137,33 @@ def commit(store: AdapterStore, make: Make, *, progress: Progress = silent) -> B
 
 
 def rollback(store: AdapterStore, version: str | None = None, *, progress: Progress = silent) -> BankManifest:
-    """Move the pointer to `version`, by default to the previous bank, and return its manifest. `progress` counts the
-    files that are looked up.
+    """Undo the latest change, and return the manifest of the bank that is current then: end the canary, or move the
+    pointer to the previous bank if none runs. With a `version`, move the pointer there and end the canary. `progress`
+    counts the files that are looked up.
 
     Raises UnknownModel if there is no such version, BankError if some of its files are missing, Conflict if another
     writer changed the pointer meanwhile.
     """
     before = pointer.read_free(store) or current(store)
-    target = version or before[0].previous
+    now = pointer.without_canary(before[0], "stopped", "rolled back by an operator")
+    if version is None and now is not before[0]:
+        pointer.replace(store, before, now)
+        return load_manifest(store, now.version)
+    target = version or now.previous
     if target is None:
-        raise BankError(f"{store.uri} has no bank before {before[0].version}; name a version (`dlp bank list`)")
-    manifest, raw = read_version(store, target)
+        raise BankError(f"{store.uri} has no bank before {now.version}; name a version (`dlp bank list`)")
+    manifest, raw = read_whole(store, target, progress=progress)
+    if target != now.version:
+        pointer.serve(store, before, manifest, raw)
+    elif now is not before[0]:
+        pointer.replace(store, before, now)
+    return manifest
+
+
+def read_whole(store: AdapterStore, version: str, *, progress: Progress = silent) -> tuple[BankManifest, bytes]:
+    """The manifest of `version`, all of whose files are there, and its bytes. `progress` counts files. Raises
+    UnknownModel if there is no such version, BankError if some of its files are missing."""
+    manifest, raw = read_version(store, version)
     files = manifest.objects()
 
     def absent(file: tuple[str, FileEntry]) -> str | None:
@@ -132,12 +173,10 @@ def rollback(store: AdapterStore, version: str | None = None, *, progress: Progr
     missing = sorted(filter(None, in_parallel(absent, files, lambda key: 1, len(files), progress)))
     if missing:
         raise BankError(
-            f"bank {target} cannot be served: {len(missing)} of its files are missing or have the wrong size, first "
+            f"bank {version} cannot be served: {len(missing)} of its files are missing or have the wrong size, first "
             f"{missing[0]!r}; publish it again"
         )
-    if target != before[0].version:
-        pointer.serve(store, before, manifest, raw)
-    return manifest
+    return manifest, raw
 
 
 def verify(store: AdapterStore, version: str | None = None, *, progress: Progress = silent) -> VerifyReport:
@@ -164,6 +203,17 @@ def verify(store: AdapterStore, version: str | None = None, *, progress: Progres
             results = in_parallel(lambda job: examine(*job), jobs, lambda done: done[0], manifest.size, progress)
     problems = sorted(problem for _, problem in results if problem)
     return VerifyReport(manifest.version, len(files), manifest.size, tuple(problems))
+
+
+def _check_canary(store: AdapterStore, before: pointer.State | None, *, stage: bool) -> None:
+    if before is None:
+        if stage:
+            raise BankError(f"no bank is published in {store.uri}; publish one without --stage first")
+    elif before[0].canary is not None and not stage:
+        raise Conflict(
+            f"bank {before[0].canary.version} is on trial as a canary in {store.uri}, against {before[0].version}; end "
+            "that first: `dlp bank promote`, or `dlp bank canary --stop`"
+        )
 
 
 def _upload(store: AdapterStore, sources: Sequence[LocalFile], progress: Progress) -> None:

@@ -43,7 +43,8 @@ def pull(store: AdapterStore, folder: Path, *, version: str | None = None, progr
             if adapter.description is not None:
                 (partial / "adapters" / adapter.name / DESCRIPTION_FILE).write_text(adapter.description + "\n", "utf-8")
         base, unrouted = manifest.base_model, [adapter.name for adapter in manifest.adapters if not adapter.routed]
-        settings = {"base_model": base.id, "aliases": base.aliases, "unrouted": unrouted}
+        settings = {"base_model": base.id, "aliases": base.aliases, "base_model_weights": base.weights}
+        settings |= {"unrouted": unrouted}
         document = json.dumps({name: value for name, value in settings.items() if value}, ensure_ascii=False, indent=2)
         (partial / FOLDER_FILE).write_text(document + "\n", "utf-8")
         partial.rename(folder)

@@ -13,7 +13,16 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from dlp_core.adapter.names import validate_name
-from dlp_core.bank.manifest import MANIFESTS, POINTER_KEY, BankManifest, Pointer, manifest_key, version_at
+from dlp_core.bank.manifest import (
+    MANIFESTS,
+    POINTER_KEY,
+    BankManifest,
+    Canary,
+    Pointer,
+    Shadow,
+    manifest_key,
+    version_at,
+)
 from dlp_core.errors import BankError, DigestMismatch, NotFound, UnknownModel
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.records import Record, first_problem
@@ -34,6 +43,8 @@ class BankVersion:
     size: int
     current: bool
     pinned: bool
+    canary: bool
+    shadow: bool
 
 
 def current(store: AdapterStore) -> tuple[Pointer, str]:
@@ -61,8 +72,8 @@ def load_manifest(store: AdapterStore, version: str | None = None) -> BankManife
     return load_from_pointer(store, current(store)[0])
 
 
-def load_from_pointer(store: AdapterStore, pointer: Pointer) -> BankManifest:
-    """The manifest that a pointer names. Raises what `load_manifest` raises."""
+def load_from_pointer(store: AdapterStore, pointer: Pointer | Canary | Shadow) -> BankManifest:
+    """The manifest that a pointer, its canary or its shadow names. Raises what `load_manifest` raises."""
     manifest, raw = read_version(store, pointer.version)
     digest = hashlib.sha256(raw).hexdigest()
     if digest != pointer.manifest_sha256:
@@ -76,14 +87,24 @@ def load_from_pointer(store: AdapterStore, pointer: Pointer) -> BankManifest:
 def list_versions(store: AdapterStore) -> list[BankVersion]:
     """Every bank in the store, newest first."""
     before = find_current(store)
-    serving, pinned = (before[0].version, before[0].pinned) if before else (None, ())
+    pointer = before[0] if before else None
+
+    def line(manifest: BankManifest) -> BankVersion:
+        version = manifest.version
+        return BankVersion(
+            version,
+            manifest.created,
+            len(manifest.adapters),
+            manifest.size,
+            current=pointer is not None and version == pointer.version,
+            pinned=pointer is not None and version in pointer.pinned,
+            canary=pointer is not None and pointer.canary is not None and version == pointer.canary.version,
+            shadow=pointer is not None and pointer.shadow is not None and version == pointer.shadow.version,
+        )
+
     versions = [version_at(info.key) for info in store.list(MANIFESTS)]
     with ThreadPoolExecutor(_READERS) as pool:
-        manifests = pool.map(lambda version: load_manifest(store, version), versions)
-        banks = [
-            BankVersion(m.version, m.created, len(m.adapters), m.size, m.version == serving, m.version in pinned)
-            for m in manifests
-        ]
+        banks = [line(manifest) for manifest in pool.map(lambda version: load_manifest(store, version), versions)]
     return sorted(banks, key=lambda bank: bank.created, reverse=True)
 
 

@@ -1,8 +1,9 @@
 """Retention: pins, and garbage collection of files that no kept bank needs.
 
-The current bank, the previous one, every pinned one and the newest few are kept. A collection first claims the pointer
-(dlp_core/bank/pointer.py), so that its garbage cannot come into use while it deletes. Manifests are deleted before
-files: an interrupted collection leaves no manifest without its files, and the next one finds the rest.
+The current bank, its canary and shadow, the previous one, every pinned one and the newest few are kept. A collection
+first claims the pointer (dlp_core/bank/pointer.py), so that its garbage cannot come into use while it deletes.
+Manifests are deleted before files: an interrupted collection leaves no manifest without its files, and the next one
+finds the rest.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from dlp_core.bank import pointer
-from dlp_core.bank.manifest import MANIFESTS, BankManifest, manifest_key, version_at
+from dlp_core.bank.manifest import MANIFESTS, TRIALS, BankManifest, manifest_key, version_at
 from dlp_core.bank.pointer import CLAIM, State
 from dlp_core.bank.reading import current, load_manifest, read_version
 from dlp_core.errors import BankError, Conflict, NotFound, UnknownModel
@@ -115,7 +116,7 @@ def _change(store: AdapterStore, before: State, **fields: object) -> State:
 
 def _find(store: AdapterStore, state: State, keep: int) -> tuple[Garbage, list[ObjectInfo]]:
     now = state[0]
-    required = dict.fromkeys(version for version in (now.version, now.previous, *now.pinned) if version is not None)
+    required = now.versions
     listed = {info.key: info for info in store.list(MANIFESTS)}
     manifests: list[BankManifest] = []
     for version in map(version_at, listed):
@@ -132,11 +133,12 @@ def _find(store: AdapterStore, state: State, keep: int) -> tuple[Garbage, list[O
     kept = [manifest for manifest in newest if manifest.version in required or manifest in others]
     needed = {key for manifest in kept for key, _ in manifest.objects()}
     needed |= {manifest_key(manifest.version) for manifest in kept}
+    trials = tuple(f"{TRIALS}{one.id}/" for one in (now.canary, now.canary_end, now.shadow) if one is not None)
     unneeded = [
         info
-        for infos in (listed.values(), *map(store.list, ("adapters/", "routers/", "encoders/")))
+        for infos in (listed.values(), *map(store.list, ("adapters/", "routers/", "encoders/", TRIALS)))
         for info in infos
-        if info.key not in needed
+        if info.key not in needed and not info.key.startswith(trials)
     ]
     garbage = Garbage(
         kept=tuple(manifest.version for manifest in kept),

@@ -135,4 +135,4 @@ def _read_router(store: AdapterStore, bank: BankManifest, work: Path) -> Router:
 
 def _save_router(router: Router, work: Path, adapters: Sequence[AdapterEntry]) -> tuple[RouterEntry, list[LocalFile]]:
     router.save(work / "router")
-    return describe_router(work / "router", [adapter.name for adapter in adapters if adapter.routed])
+    return describe_router(work / "router", router, [adapter.name for adapter in adapters if adapter.routed])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -25,7 +26,7 @@ from dlp_core.generation.sentence_mixes import SentenceMixes
 from dlp_core.mix import EMPTY_MIX, Mix
 from dlp_core.router import Router, Routing
 from dlp_core.store.transfers import Progress, silent
-from dlp_core.text.chat import Message
+from dlp_core.text.chat import Message, routing_texts
 from dlp_core.text.codec import Prompt
 
 
@@ -47,6 +48,12 @@ class Job:
     begun: tuple[tuple[str, Mix], ...] = ()
     """`(text, mix)` of each stretch of the answer that the assistant has already given."""
     stop: tuple[str, ...] = ()
+    before: tuple[Message, ...] = ()
+    """The conversation before `text`."""
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        return (*self.before, Message("user", self.text))
 
 
 class Answerer:
@@ -103,15 +110,22 @@ class Answerer:
         return answers
 
     async def _generate(self, generator: Generator, job: Job) -> Answer:
+        started = time.perf_counter()
         prompt, plan = self._request(job)
         sampling = Sampling(max_tokens=min(job.max_tokens, self._loaded.engine.context - len(prompt.ids)))
         request_id = f"eval-{next(self._request_numbers)}"
         completion = await generator.complete(prompt, plan, sampling, request_id=request_id, stop=job.stop)
         assert completion.finished is not None
-        spans = completion.finished.spans
-        return Answer(completion.text, completion.finished.completion_tokens, len({span.mix for span in spans}))
+        return Answer(
+            completion.text,
+            completion.finished.completion_tokens,
+            len({span.mix for span in completion.finished.spans}),
+            prompt_tokens=len(prompt.ids),
+            seconds=_since(started),
+        )
 
     async def _score_options(self, job: Job) -> Answer:
+        started = time.perf_counter()
         prompt, plan = self._request(job)
         encode = self._loaded.tokenizer.encode
         end = self._loaded.tokenizer.eos_token_id
@@ -121,13 +135,20 @@ class Answerer:
                 log_likelihoods, self._loaded.model, self._loaded.fusion, prompt.ids, answers, plan=plan, pins=pins
             )
         letters = [letter for letter, _ in job.options]
-        return Answer("", 0, len({mix for _, mix in plan.spans}), dict(zip(letters, scores, strict=True)))
+        return Answer(
+            "",
+            0,
+            len({mix for _, mix in plan.spans}),
+            dict(zip(letters, scores, strict=True)),
+            prompt_tokens=len(prompt.ids),
+            seconds=_since(started),
+        )
 
     def _request(self, job: Job) -> tuple[Prompt, Plan]:
         """The prompt, ending in what the assistant has already said, and the plan."""
         codec = self._loaded.codec
         try:
-            chat = codec.encode_chat([Message("user", job.text)], chat_template=self._chat_template(job))
+            chat = codec.encode_chat(job.messages, chat_template=self._chat_template(job))
         except PromptTooLong as error:
             raise InvalidRequest(
                 f"the question {job.text[:60]!r} is too long ({error.message}); remove it from the suite"
@@ -139,7 +160,7 @@ class Answerer:
         if job.sentence is not None:
             return prompt, self._plan_by_sentence(job, chat, prompt.ids[len(chat.ids) :])
         spans = [(0, self._qualified(job.mix))]
-        text_start = chat.turns[0][0]
+        text_start = chat.turns[-1][0]
         for offset, mix in job.parts:
             _add(spans, chat.token_at(text_start + offset), self._qualified(mix))
         for position, mix in starts:
@@ -163,7 +184,7 @@ class Answerer:
             return self._qualified(routing.mix(top_p=top_p, max_adapters=max_adapters))
 
         mixes = SentenceMixes(self._router.route_first, choose, max_adapters=self._loaded.config.slots)
-        plan = mixes.plan(prompt, [job.text], self._loaded.codec.stream(prompt))
+        plan = mixes.plan(prompt, routing_texts(job.messages), self._loaded.codec.stream(prompt))
         assert plan.follow is not None
         spans = list(plan.spans)
         for position, token in enumerate(begun, start=len(prompt.ids)):
@@ -176,6 +197,8 @@ class Answerer:
 
     def _key(self, job: Job) -> str:
         content: dict[str, Any] = asdict(job) | {"setup": self._setup}
+        if not job.before:
+            del content["before"]  # as in journals of before there were conversations
         adapters = {name for mix in _mixes(job) for name in mix.names}
         if job.sentence is not None and self._manifest.router is not None:
             content["router"] = self._manifest.router.digest
@@ -193,6 +216,10 @@ async def run_all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _since(started: float) -> float:
+    return round(time.perf_counter() - started, 4)
 
 
 def _mixes(job: Job) -> list[Mix]:

@@ -19,7 +19,7 @@ server does.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -90,6 +90,15 @@ def parse(text: str) -> Arm:
 def parse_all(texts: Collection[str]) -> tuple[Arm, ...]:
     """Parse names of arms and drop duplicates. Raises InvalidRequest."""
     return tuple(dict.fromkeys(parse(text) for text in texts))
+
+
+def judged_arm(names: Sequence[str]) -> str:
+    """The arm that a verdict on the bank is about: what a server runs, or else the next best of `names`."""
+    for prefix in (SERVED, "top-p=", "top1", "uniform=", "sentence=", "oracle", "adapter="):
+        for name in names:
+            if name.startswith(prefix):
+                return name
+    return names[-1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import fmean
 
-from dlp_core.bank.manifest import BankManifest
 from dlp_core.eval.answers import Answerer, Job
 from dlp_core.eval.arms import Arm, Chooser
 from dlp_core.eval.composite import evaluate_composites
+from dlp_core.eval.cost import cost_of
+from dlp_core.eval.examples import Candidate, choose_examples
 from dlp_core.eval.journal import Answer
+from dlp_core.eval.judged_bank import JudgedBank
 from dlp_core.eval.metrics import LIKELIHOOD, METRICS
 from dlp_core.eval.options import format_option, parse_choice
 from dlp_core.eval.results import (
@@ -55,10 +57,11 @@ class _Trial:
 async def evaluate(
     chooser: Chooser,
     arms: Sequence[Arm],
-    manifest: BankManifest,
+    bank: JudgedBank,
     answerer: Answerer,
     *,
     setup: str,
+    conditions: str,
     concurrency: int,
     phase: Phase,
 ) -> Results:
@@ -67,7 +70,7 @@ async def evaluate(
     Raises what the engine raises.
     """
     started = time.perf_counter()
-    suite = chooser.suite
+    suite, manifest = chooser.suite, bank.manifest
     groups = draw_composites(suite)
     report = phase("route")
     trials = _trials(suite, arms, chooser, report)
@@ -81,15 +84,24 @@ async def evaluate(
         )
     return Results(
         created=datetime.now(UTC),
-        suite=SuiteInfo(name=suite.settings.name, digest=suite.digest, rows=len(suite.rows), seed=suite.settings.seed),
+        suite=SuiteInfo(
+            name=suite.settings.name,
+            digest=suite.digest,
+            rows=len(suite.rows),
+            seed=suite.settings.seed,
+            metrics=tuple(sorted({suite.score_metric(row) for row in suite.rows})),
+        ),
         bank=BankInfo(
             version=manifest.version,
             digest=manifest.digest,
             base_model=manifest.base_model.id,
             adapters=len(manifest.adapters),
             router=manifest.router.version if manifest.router else None,
+            location=bank.location,
+            published=bank.store is not None,
         ),
         setup=setup,
+        conditions=conditions,
         seconds=round(time.perf_counter() - started, 1),
         arms=[_arm_score(arm, trials, answers, scores, suite) for arm in arms],
         router=_router_score(suite, chooser.router),
@@ -105,25 +117,56 @@ async def evaluate(
             )
             for row in suite.rows
         },
+        examples=choose_examples(_candidates(trials, answers, scores, suite), seed=suite.settings.seed),
     )
+
+
+def _candidates(
+    trials: Sequence[_Trial],
+    answers: dict[Job, Answer],
+    scores: dict[tuple[str, str], dict[str, float]],
+    suite: Suite,
+) -> list[Candidate]:
+    by_row: dict[str, Candidate] = {}
+    for trial in trials:
+        row = trial.row
+        candidate = by_row.setdefault(row.id, Candidate(row))
+        name = trial.arm.name
+        candidate.scores[name] = scores[name, row.id][suite.score_metric(row)]
+        candidate.answers[name] = _text(trial, answers)
+        candidate.adapters[name] = list(trial.mix.names)
+    return list(by_row.values())
+
+
+def _text(trial: _Trial, answers: dict[Job, Answer]) -> str:
+    """The answer's text; the likeliest option where none was generated."""
+    if trial.generation is not None:
+        return answers[trial.generation].text
+    assert trial.scoring is not None
+    likelihoods = answers[trial.scoring].likelihoods
+    assert likelihoods is not None
+    return format_option(max(likelihoods, key=likelihoods.__getitem__), trial.row.options)
 
 
 def _trials(suite: Suite, arms: Sequence[Arm], chooser: Chooser, report: Progress) -> list[_Trial]:
     """One trial for each arm and row it applies to. Each router routes its texts in one call, and each text once."""
+    # arm by arm, so that most batches have the rows of one arm and times differ between arms
     pairs = [
-        (arm, row, chooser.router_for(arm, row)) for row in suite.rows for arm in arms if chooser.applies(arm, row)
+        (arm, row, chooser.router_for(arm, row)) for arm in arms for row in suite.rows if chooser.applies(arm, row)
     ]
-    texts: dict[int, tuple[Router, dict[str, None]]] = {}
+    texts: dict[int, tuple[Router, dict[tuple[str, ...], None]]] = {}
     for _, row, router in pairs:
         if router is not None:
-            texts.setdefault(id(router), (router, {}))[1][row.input] = None
-    routings: dict[tuple[int, str], Routing] = {}
+            texts.setdefault(id(router), (router, {}))[1][row.routing_texts] = None
+    routings: dict[tuple[int, tuple[str, ...]], Routing] = {}
     for done, (router_id, (router, inputs)) in enumerate(texts.items()):
         report(done, len(texts))
-        for text, routing in zip(inputs, router.route(list(inputs)), strict=True):
+        for text, routing in zip(inputs, router.route_first(list(inputs)), strict=True):
             routings[router_id, text] = routing
     return [
-        _trial(arm, row, chooser.mix(arm, row, None if router is None else routings[id(router), row.input]), suite)
+        _trial(
+            arm, row, chooser.mix(arm, row, None if router is None else routings[id(router), row.routing_texts]), suite
+        )
         for arm, row, router in pairs
     ]
 
@@ -134,10 +177,10 @@ def _trial(arm: Arm, row: EvalRow, mix: Mix, suite: Suite) -> _Trial:
     choice = Mix() if arm.by_sentence else mix
     generation = scoring = None
     if any(metric != LIKELIHOOD for metric in settings.metrics):
-        generation = Job(row.input, choice, max_tokens=settings.max_tokens, sentence=sentence)
+        generation = Job(row.input, choice, max_tokens=settings.max_tokens, sentence=sentence, before=row.before)
     if LIKELIHOOD in settings.metrics:
         options = tuple((letter, format_option(letter, row.options)) for letter in row.options)
-        scoring = Job(row.input, choice, options=options, sentence=sentence)
+        scoring = Job(row.input, choice, options=options, sentence=sentence, before=row.before)
     return _Trial(arm, row, mix, generation, scoring)
 
 
@@ -185,6 +228,7 @@ def _arm_score(
         adapters=fmean(len(trial.mix.names) for trial in own),
         plain=fmean(not trial.mix for trial in own),
         choices=_digest([(trial.row.id, str(trial.arm.by_sentence), repr(trial.mix)) for trial in own]),
+        cost=cost_of([answers[job] for trial in own if (job := trial.generation or trial.scoring) is not None]),
     )
 
 
@@ -204,7 +248,9 @@ def _router_score(suite: Suite, router: Router | None) -> RouterScore | None:
     rows = [row for row in suite.rows if router is not None and row.task in router.labels]
     if router is None or not rows:
         return None
-    routings = router.route([row.input for row in rows])
+    started = time.perf_counter()
+    routings = router.route_first([row.routing_texts for row in rows])
+    seconds = (time.perf_counter() - started) / len(rows)
     confusion: dict[str, Counter[str]] = defaultdict(Counter)
     for row, routing in zip(rows, routings, strict=True):
         confusion[row.task][routing.best] += 1
@@ -212,4 +258,5 @@ def _router_score(suite: Suite, router: Router | None) -> RouterScore | None:
         accuracy=fmean(row.task == routing.best for row, routing in zip(rows, routings, strict=True)),
         refused=fmean(not routing.fits for routing in routings),
         confusion={task: dict(counts) for task, counts in confusion.items()},
+        seconds=round(seconds, 6),
     )

@@ -26,6 +26,10 @@ class Answer:
     """Number of distinct mixes over prompt and completion."""
     likelihoods: dict[str, float] | None = None
     """Natural log-likelihood of each option, by its letter; None if the job had no options."""
+    prompt_tokens: int | None = None
+    """None, as `seconds`, in journals of versions that did not measure them."""
+    seconds: float | None = None
+    """From the question to the last token, beside the other requests of the batch; without the wait to be started."""
 
 
 class Journal:

@@ -32,6 +32,8 @@ class JudgedBank:
     source: BankSource
     store: AdapterStore | None
     """The store it is published in; None for an unpublished folder."""
+    location: str
+    """Where it was opened: the URI of a store or the path of a folder, without a version."""
 
 
 @contextmanager
@@ -44,11 +46,11 @@ def open_bank(location: str, cache: DiskCache) -> Iterator[JudgedBank]:
     uri, version = split_location(location)
     store = open_store(uri)
     if version or find_current(store) is not None or not _is_bank_folder(store):
-        yield _read(store, load_manifest(store, version), store, cache)
+        yield _read(store, load_manifest(store, version), store, cache, uri)
         return
     with local_copy(uri) as folder, TemporaryDirectory(prefix="dlp-eval-") as work:
         scratch = FolderStore(Path(work))
-        yield _read(scratch, publish(scratch, folder, rules=Rules(hub_links=True)), None, cache)
+        yield _read(scratch, publish(scratch, folder, rules=Rules(hub_links=True)), None, cache, uri)
 
 
 def split_location(location: str) -> tuple[str, str | None]:
@@ -65,8 +67,10 @@ def _is_bank_folder(store: AdapterStore) -> bool:
     return True
 
 
-def _read(store: AdapterStore, manifest: BankManifest, published: AdapterStore | None, cache: DiskCache) -> JudgedBank:
+def _read(
+    store: AdapterStore, manifest: BankManifest, published: AdapterStore | None, cache: DiskCache, location: str
+) -> JudgedBank:
     source = BankSource(store, cache)
     source.add(manifest)
     router = None if manifest.router is None else read_router(store, cache, manifest)
-    return JudgedBank(manifest, router, source, published)
+    return JudgedBank(manifest, router, source, published, location)

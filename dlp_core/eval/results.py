@@ -37,6 +37,25 @@ class Interval(Record):
         return cls(mean=100 * estimate.mean, low=100 * estimate.low, high=100 * estimate.high)
 
 
+class Cost(Record):
+    """What the answers of one arm cost, as measured while they were given."""
+
+    answers: int
+    """Answers that were measured: all but those from a journal without times."""
+    prompt_tokens: int
+    """Tokens read, over all answers."""
+    completion_tokens: int
+    """Tokens written, over all answers."""
+    seconds: float
+    """Mean over answers, from the question to the last token, beside the other requests of the batch."""
+    seconds_p95: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens that one answer writes in a second."""
+        return self.completion_tokens / (self.seconds * self.answers) if self.seconds else 0.0
+
+
 class TaskScore(Record):
     """One arm on the rows of one task."""
 
@@ -58,6 +77,8 @@ class ArmScore(Record):
     """Share of rows answered by the backbone alone."""
     choices: str
     """Digest of the choices for all rows: two arms with the same digest are identical on these rows."""
+    cost: Cost | None = None
+    """None if no answer was measured."""
 
 
 class RouterScore(Record):
@@ -69,6 +90,8 @@ class RouterScore(Record):
     """Share of rows the router called "none of these"."""
     confusion: dict[str, dict[str, int]]
     """Task to likeliest adapter to number of rows."""
+    seconds: float | None = None
+    """Time to route one prompt, mean over the rows, all routed in one call."""
 
 
 class CompositeScore(Record):
@@ -84,13 +107,23 @@ class CompositeScore(Record):
 
 
 class BankInfo(Record):
-    """The bank that was evaluated."""
+    """The bank that was evaluated. What older versions did not record is None."""
 
     version: str
     digest: str
     base_model: str
     adapters: int
     router: str | None
+    location: str | None = None
+    """URI or folder."""
+    published: bool | None = None
+
+    def __str__(self) -> str:
+        if self.location is None:
+            return f"bank {self.version}"
+        if self.published:
+            return f"bank {self.location} version {self.version}"
+        return f"bank folder {self.location}, unpublished (version {self.version})"
 
 
 class SuiteInfo(Record):
@@ -100,6 +133,8 @@ class SuiteInfo(Record):
     digest: str
     rows: int
     seed: int
+    metrics: tuple[str, ...] = ()
+    """The metrics that are scores, one or more; empty in results of older versions."""
 
 
 class RowScore(Record):
@@ -107,6 +142,23 @@ class RowScore(Record):
 
     task: str
     scores: dict[str, float]
+
+
+class Example(Record):
+    """One row with the answers of every arm that applies to it; the dictionaries are by arm."""
+
+    task: str
+    input: str
+    expected: str
+    outcome: str
+    """How the judged arm did beside the right adapter and the plain model."""
+    alike: int
+    """Number of rows of the suite with this outcome."""
+    answers: dict[str, str]
+    scores: dict[str, float]
+    """From 0 to 1."""
+    adapters: dict[str, list[str]]
+    """The adapters of the mix; for an arm by sentence, of the first one."""
 
 
 class Results(Record):
@@ -123,8 +175,11 @@ class Results(Record):
     arms: list[ArmScore] = Field(min_length=1)
     router: RouterScore | None
     composites: list[CompositeScore]
-    rows: dict[str, RowScore]
-    """By row id."""
+    rows: dict[str, RowScore] = Field(default_factory=dict)
+    """By row id; empty where results were published without them: then nothing can be compared row by row."""
+    examples: list[Example] = Field(default_factory=list)
+    conditions: str = ""
+    """The device, and how many requests it served at a time: what the times depend on."""
 
     def arm(self, name: str) -> ArmScore:
         """The scores of the arm `name`. Raises InvalidRequest if it was not run."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dlp_core.eval.options import find_options
+from dlp_core.text.chat import Message, routing_texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,13 @@ class EvalRow:
     type: str
     input: str
     output: str
+    before: tuple[Message, ...] = ()
+    """Turns of the conversation before the question, such as a system prompt."""
+
+    @property
+    def routing_texts(self) -> tuple[str, ...]:
+        """What a server would route it by."""
+        return routing_texts((*self.before, Message("user", self.input)))
 
     @property
     def options(self) -> dict[str, str]:

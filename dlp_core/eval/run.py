@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlp_core.bank.disk_cache import DiskCache
+from dlp_core.bank.served_base import ServedBase, check_served
 from dlp_core.engine.config import EngineConfig
 from dlp_core.eval.arms import Arm, Chooser
 from dlp_core.eval.evaluation import Phase, evaluate
@@ -41,6 +42,16 @@ class Setup:
         model = describe(self.base_model)
         return f"{model.name} {model.digest[:19]} in {self.dtype}"
 
+    def conditions(self) -> str:
+        """What the times of answers depend on besides."""
+        threads = ""
+        if self.device == "cpu":
+            import torch
+
+            count = self.threads or torch.get_num_threads()
+            threads = f" with {count} {'thread' if count == 1 else 'threads'}"
+        return f"{self.device}{threads}, {self.concurrency} requests at a time"
+
 
 def run_evaluation(
     suite: Suite,
@@ -56,10 +67,12 @@ def run_evaluation(
     """Evaluate the bank at `location` (see judged_bank.open_bank) under `arms`, or the default ones, and save the
     results in `history`, or else in the store the bank is published in, if any.
 
-    `journal` is the file that records answers, so that a killed run resumes. Raises InvalidRequest, and what reading
-    the bank and the engine raise.
+    `journal` is the file that records answers, so that a killed run resumes. Raises InvalidRequest,
+    BankError for a bank of another base model, and what reading the bank and the engine raise.
     """
+    served = ServedBase.at(setup.base_model)
     with open_bank(location, cache) as bank, closing(Journal(journal)) as open_journal:
+        check_served(bank.manifest.base_model, served, strict=False)
         chooser = Chooser(suite, bank.router, [adapter.name for adapter in bank.manifest.adapters])
         resolved = chooser.resolve(arms)
         results = asyncio.run(_run(chooser, resolved, bank, setup, journal=open_journal, phase=phase))
@@ -90,9 +103,10 @@ async def _run(
         return await evaluate(
             chooser,
             arms,
-            bank.manifest,
+            bank,
             Answerer(loaded, bank.manifest, bank.router, journal, setup=name, source=bank.source),
             setup=name,
+            conditions=setup.conditions(),
             concurrency=setup.concurrency,
             phase=phase,
         )

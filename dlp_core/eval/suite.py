@@ -1,7 +1,7 @@
 """A suite: the rows and metrics a bank is evaluated with. A YAML file beside its data.
 
     name: bigbench26
-    data: [test.jsonl.gz]            # JSON lines {"task", "type", "input", "output"}, plain or .gz
+    data: [test.jsonl.gz]            # rows of dlp_core.text.rows, each with its task and type
     rows: 50                         # of each task, drawn with the seed; all when left out
     seed: 0
     types:                           # the first metric of a type is the score
@@ -18,23 +18,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dlp_core.adapter.names import validate_name
 from dlp_core.errors import InvalidRequest
 from dlp_core.eval.metrics import LIKELIHOOD, METRICS
 from dlp_core.eval.rows import EvalRow
 from dlp_core.store.disk import disk_errors
 from dlp_core.store.documents import parse_yaml, read_regular
-from dlp_core.store.jsonl import read_objects
 from dlp_core.store.records import first_problem
+from dlp_core.text.rows import Row, read_rows
 
 
 class _Settings(BaseModel):
@@ -55,6 +55,10 @@ class TypeSettings(_Settings):
             if metric not in known:
                 raise ValueError(f"there is no metric {metric!r}; use {', '.join(known)}")
         return self
+
+
+COMPARED = TypeSettings(metrics=("exact_match", "f1"))
+"""Of rows that no suite describes."""
 
 
 class Composite(_Settings):
@@ -123,11 +127,25 @@ def load_suite(path: Path, *, data: Path | None = None, rows: int | None = None)
     if rows is not None and settings.composite is not None:
         composite = settings.composite.model_copy(update={"prompts": min(settings.composite.prompts, rows)})
         settings = settings.model_copy(update={"composite": composite})
-    folder = path.parent if data is None else data
+    return _suite(settings, path, path.parent if data is None else data)
+
+
+def suite_of_rows(path: Path, *, rows: int | None = None) -> Suite:
+    """A suite of a file of rows alone: their answers are compared with what is expected, word for word. `rows` is drawn
+    of each task; None: all.
+
+    Raises InvalidRequest, naming file and line, if a row is invalid.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.name.partition(".")[0]).strip("-._")[:64] or "rows"
+    types = {str(row.record.get("type") or "text"): COMPARED for row in read_rows(path)}
+    return _suite(SuiteSettings(name=name, data=(path.name,), types=types, rows=rows), path, path.parent)
+
+
+def _suite(settings: SuiteSettings, path: Path, folder: Path) -> Suite:
     unique: dict[str, EvalRow] = {}
     for name in settings.data:
-        for location, record in read_objects(folder / name):
-            if (row := _row(record, location, settings)) is not None:
+        for read in read_rows(folder / name):
+            if (row := _row(read, settings)) is not None:
                 unique.setdefault(row.id, row)  # a repeated question counts once
     if not unique:
         raise InvalidRequest(f"{path}: no row of its data has a task")
@@ -144,7 +162,7 @@ def draw_composites(suite: Suite) -> dict[int, list[tuple[EvalRow, ...]]]:
         return {}
     short_rows: dict[str, list[EvalRow]] = defaultdict(list)
     for row in suite.rows:
-        if len(row.input) <= settings.max_chars:
+        if len(row.input) <= settings.max_chars and not row.before:
             short_rows[row.task].append(row)
     if len(short_rows) < max(settings.parts):
         raise InvalidRequest(
@@ -173,27 +191,28 @@ def _draw(rows: Sequence[EvalRow], settings: SuiteSettings) -> Iterator[EvalRow]
         yield from task_rows
 
 
-def _row(record: dict[str, Any], location: str, settings: SuiteSettings) -> EvalRow | None:
+def _row(row: Row, settings: SuiteSettings) -> EvalRow | None:
     """None for a row that fits no adapter."""
-    if "task" in record and record["task"] is None:
+    if row.has_task and row.task is None:
         return None
-    if "type" not in record and len(settings.types) == 1:
-        record["type"] = next(iter(settings.types))
-    for field in ("task", "type", "input", "output"):
-        if not isinstance(record.get(field), str) or not record[field].strip():
-            raise InvalidRequest(f"{location}: {field!r} must be a non-empty string")
-    if record["type"] not in settings.types:
+    if row.task is None:
+        raise InvalidRequest(f'{row.where}: "task" is missing; add the name of its adapter, or null for none')
+    kind = row.record.get("type") or (next(iter(settings.types)) if len(settings.types) == 1 else None)
+    if kind not in settings.types:
         raise InvalidRequest(
-            f"{location}: type {record['type']!r} is not a type of the suite: {', '.join(sorted(settings.types))}"
+            f"{row.where}: type {kind!r} is not a type of the suite: {', '.join(sorted(settings.types))}"
         )
-    try:
-        validate_name(record["task"])
-    except InvalidRequest as error:
-        raise InvalidRequest(f"{location}: {error.message}") from None
-    content = [record[field] for field in ("task", "type", "input", "output")]
-    row = EvalRow(hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16], *content)
-    if LIKELIHOOD in settings.types[row.type].metrics and len(row.options) < 2:
+    prompt, output = row.answered()
+    before, question = ((), prompt) if isinstance(prompt, str) else (prompt[:-1], prompt[-1].content)
+    if not isinstance(prompt, str) and prompt[-1].role != "user":
+        raise InvalidRequest(f"{row.where}: the answer must follow a user's turn, not that of {prompt[-1].role!r}")
+    content: list[object] = [row.task, kind, question, output]
+    if before:
+        content.append([asdict(turn) for turn in before])
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    made = EvalRow(digest, row.task, str(kind), question, output, before)
+    if LIKELIHOOD in settings.types[made.type].metrics and len(made.options) < 2:
         raise InvalidRequest(
-            f"{location}: type {row.type!r} is scored by likelihood, but the input lists no (A), (B) ..."
+            f"{row.where}: type {made.type!r} is scored by likelihood, but the prompt lists no (A), (B) ..."
         )
-    return row
+    return made

@@ -21,7 +21,7 @@ _WORD = re.compile(r"\S+")
 
 @dataclass(frozen=True, slots=True)
 class WordEffect:
-    """A word, or several consecutive ones, and its effect: the adapter's log-odds with it minus those without it."""
+    """A word, or several consecutive ones, and its effect: the log-odds with it minus those without it."""
 
     text: str
     effect: float
@@ -29,29 +29,32 @@ class WordEffect:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a request is routed as it is: the deciding text, the adapter it is about, and the text's words in order."""
+    """Why a request is routed as it is: the deciding text, and its words in order."""
 
     text: str
-    adapter: str
+    adapter: str | None
+    """What the words speak for (+) or against (-): this adapter; None: any adapter at all, where none fits."""
     words: tuple[WordEffect, ...]
 
 
 def explain_first(router: Router, texts: Sequence[str]) -> Explanation:
-    """Explain the text that decides (see Router.route_first) for its likeliest adapter."""
+    """Explain the text that decides (see Router.route_first): for its likeliest adapter, or why none fits."""
     routings = router.route(texts)
     deciding = next((n for n, routing in enumerate(routings) if routing.fits), 0)
-    adapter = routings[deciding].best
+    adapter = routings[deciding].best if routings[deciding].fits else None
     return Explanation(texts[deciding], adapter, tuple(explain(router, texts[deciding], adapter)))
 
 
-def explain(router: Router, text: str, adapter: str) -> list[WordEffect]:
-    """The words of `text` in order. Positive effects favour `adapter`, negative ones another adapter or none.
+def explain(router: Router, text: str, adapter: str | None) -> list[WordEffect]:
+    """The words of `text` in order. Positive effects favour `adapter`, negative ones another adapter or none; without
+    an `adapter`, positive ones favour some adapter.
 
-    Covers only the part of a long text that the router reads.
+    Covers only the part of a long text that the router reads. Empty for a text of one word: what is left without it is
+    no text, which tells nothing about the word.
     """
     text = clip(text)
     words = [match.span() for match in _WORD.finditer(text)]
-    if not words:
+    if len(words) < 2:
         return []
     size = -(-len(words) // MAX_PIECES)
     pieces = [(group[0][0], group[-1][1]) for group in (words[n : n + size] for n in range(0, len(words), size))]

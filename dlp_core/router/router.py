@@ -65,16 +65,19 @@ class Router:
             undecided = [n for n, texts in enumerate(choices) if turn < len(texts) and not routings[n].fits]
             for n, routing in zip(undecided, self.route([choices[n][turn] for n in undecided]), strict=True):
                 if routing.fits:
-                    routings[n] = routing
+                    routings[n] = replace(routing, turn=turn)
         return routings
 
-    def log_odds(self, texts: Sequence[str], label: str) -> NDArray[np.float64]:
-        """Log-odds of one adapter, (B,), exact even where its probability rounds to 1; clipped to MAX_LOG_ODDS.
+    def log_odds(self, texts: Sequence[str], label: str | None) -> NDArray[np.float64]:
+        """Log-odds of one adapter, (B,), exact even where its probability rounds to 1; clipped to MAX_LOG_ODDS. Of
+        None: that some adapter fits.
 
         Texts are not split: this is about the words of one task. Raises TypeError as `route`.
         """
         _check_list(texts)
         logits, none_log_odds = self._infer(texts)
+        if label is None:
+            return -none_log_odds.astype(np.float64)
         scaled = self.calibration.scale_logits(logits).astype(np.float64)
         own = self.labels.index(label)
         others = np.logaddexp.reduce(np.delete(scaled, own, axis=1), axis=1, initial=-np.inf)

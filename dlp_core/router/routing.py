@@ -31,6 +31,8 @@ class Routing:
     unit is such that half of the known texts are above 9.2; -50 for a text without visible characters."""
     top_p: float = DEFAULT_TOP_P
     """The router's own, for mixes that do not ask for another."""
+    turn: int = 0
+    """Which of the texts it was asked about decided: see Router.route_first."""
 
     @classmethod
     def of(cls, probabilities: Mapping[str, float], *, margin: float = 10.0) -> Routing:

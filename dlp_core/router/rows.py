@@ -1,20 +1,16 @@
-"""Rows to train and evaluate a router: JSON lines `{"task": adapter name or null, "input": text}`, plain or `.gz`.
+"""Rows to train and evaluate a router: prompts (dlp_core.text.rows), each with the adapter it belongs to.
 
-Other keys are ignored. `"task": null` marks a background row: a prompt that fits no adapter.
+`"task": null` marks a background row: a prompt that fits no adapter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
-from dlp_core.adapter.names import validate_name
 from dlp_core.errors import InvalidRequest
-from dlp_core.store.jsonl import read_objects
-
-Row = TypeVar("Row")
+from dlp_core.text.rows import Row, read_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,55 +22,42 @@ class TaskRow:
 
 
 def read_task_rows(paths: Iterable[Path]) -> list[TaskRow]:
-    """Read all rows of the files, in order.
+    """Read all rows of the files, in order. Of a conversation, the text that a server would route first.
 
-    Raises InvalidRequest, naming file and line, for a file that `read_objects` refuses and for a row without "task" (a
-    valid adapter name or null) or without text in "input".
+    Raises InvalidRequest, naming file and line, for what `read_rows` refuses, and for a row without "task" (a valid
+    adapter name or null) or without a prompt.
     """
-    return [row for path in paths for row in _read(path, _task_row)]
+    return [_task_row(row) for path in paths for row in read_rows(path)]
 
 
-def read_texts(path: Path) -> list[str]:
-    """Read the "input" of every row; it may be empty. Raises InvalidRequest like `read_task_rows`."""
-    return _read(path, _text)
+def read_routing_texts(path: Path) -> list[tuple[str, ...]]:
+    """Of every row, the texts that a server would route it by (Router.route_first); they may be empty. Raises
+    InvalidRequest like `read_rows`."""
+    return [row.routing_texts for row in read_rows(path)]
 
 
 def read_examples(path: Path, task: str) -> list[str]:
-    """Read the "input" of every row; a row may omit "task". Raises InvalidRequest like `read_task_rows`, and for a row
+    """Read the prompt of every row; a row may omit "task". Raises InvalidRequest like `read_task_rows`, and for a row
     of another task."""
-
-    def example(record: dict[str, Any], where: str) -> str:
-        row = _task_row({"task": task} | record, where)
-        if row.task != task:
-            raise InvalidRequest(f"{where}: a row of task {row.task!r} is not an example of {task!r}; remove it")
-        return row.input
-
-    return _read(path, example)
+    examples = []
+    for row in read_rows(path):
+        if row.has_task and row.task != task:
+            raise InvalidRequest(f"{row.where}: a row of task {row.task!r} is not an example of {task!r}; remove it")
+        examples.append(_prompt(row))
+    return examples
 
 
-def _read(path: Path, parse: Callable[[dict[str, Any], str], Row]) -> list[Row]:
-    return [parse(record, where) for where, record in read_objects(path)]
+def _task_row(row: Row) -> TaskRow:
+    text = _prompt(row)
+    if not row.has_task:
+        raise InvalidRequest(
+            f'{row.where}: "task" is missing; add an adapter name, or null for a prompt that fits none'
+        )
+    return TaskRow(row.task, text)
 
 
-def _text(record: dict[str, Any], where: str) -> str:
-    text = record.get("input")
-    if not isinstance(text, str):
-        raise InvalidRequest(f'{where}: a row must be an object with text in "input"')
-    return text
-
-
-def _task_row(record: dict[str, Any], where: str) -> TaskRow:
-    text = _text(record, where)
+def _prompt(row: Row) -> str:
+    text = row.routing_texts[0]
     if not text.strip():
-        raise InvalidRequest(f'{where}: "input" is empty; add the prompt or remove the row')
-    if "task" not in record:
-        raise InvalidRequest(f'{where}: "task" is missing; add an adapter name, or null for a prompt that fits none')
-    task = record["task"]
-    if task is None:
-        return TaskRow(None, text)
-    if not isinstance(task, str):
-        raise InvalidRequest(f'{where}: "task" must be an adapter name or null')
-    try:
-        return TaskRow(validate_name(task), text)
-    except InvalidRequest as error:
-        raise InvalidRequest(f"{where}: {error.message}") from error
+        raise InvalidRequest(f"{row.where}: the prompt is empty; add it or remove the row")
+    return text

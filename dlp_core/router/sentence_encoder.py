@@ -44,7 +44,7 @@ _BATCH = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SentenceEncoder:
-    """Made by `load` and `open`. Texts are encoded in float32 on the CPU."""
+    """Made by `load` and `open`. Texts are encoded in float32, on the CPU unless `model` is moved."""
 
     model: Any
     tokenizer: Tokenizer
@@ -106,7 +106,7 @@ class SentenceEncoder:
         with torch.inference_mode():
             for start in range(0, len(order), _BATCH):
                 rows = order[start : start + _BATCH]
-                x[rows] = self.embed([texts[row] for row in rows]).numpy()
+                x[rows] = self.embed([texts[row] for row in rows]).cpu().numpy()
                 report(min(start + _BATCH, len(order)), len(order))
         return x
 
@@ -115,8 +115,8 @@ class SentenceEncoder:
         import torch
 
         encodings = self.tokenizer.encode_batch(list(texts))
-        ids = torch.tensor([encoding.ids for encoding in encodings])
-        mask = torch.tensor([encoding.attention_mask for encoding in encodings])
+        ids = torch.tensor([encoding.ids for encoding in encodings], device=self.model.device)
+        mask = torch.tensor([encoding.attention_mask for encoding in encodings], device=self.model.device)
         pooled = self._pool(self.model(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
         return torch.nn.functional.normalize(pooled, dim=1)
 
@@ -131,9 +131,10 @@ class SentenceEncoder:
         rows = np.zeros((len(indices), self.width), np.float32)
         with torch.inference_mode():
             for start in range(0, len(indices), 8 * _BATCH):
-                ids = torch.tensor([[*first, index, *last] for index in indices[start : start + 8 * _BATCH]])
+                pieces = [[*first, index, *last] for index in indices[start : start + 8 * _BATCH]]
+                ids = torch.tensor(pieces, device=self.model.device)
                 hidden = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-                rows[start : start + len(ids)] = hidden.mean(dim=1).numpy()
+                rows[start : start + len(ids)] = hidden.mean(dim=1).cpu().numpy()
                 report(start + len(ids), len(indices))
         return rows
 
@@ -142,7 +143,7 @@ class SentenceEncoder:
         digest = hashlib.sha256(self.tokenizer.to_str().encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.contiguous().view(-1).numpy().tobytes())
+            digest.update(tensor.cpu().contiguous().view(-1).numpy().tobytes())
         return digest.hexdigest()
 
     def _pool(self, hidden_BTH: Tensor, mask_BT: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ version, to another location.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -19,6 +20,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 from dlp_core.errors import Conflict, InvalidRequest, NotFound
 from dlp_core.store.disk import disk_errors, sync
 from dlp_core.store.files import Digest, FileEntry, describe_files, digest_of, put_unchanged, version_of
+from dlp_core.store.hub import cached_repository
 from dlp_core.store.lock import FileLock
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.records import Record, first_problem
@@ -31,7 +33,7 @@ WEIGHTS = ".safetensors"
 MAX_FILE_BYTES = 5 * 1024**3
 """S3's limit for one PUT."""
 
-_SUFFIXES = (WEIGHTS, ".json", ".jinja", ".model", ".txt")
+SUFFIXES = (WEIGHTS, ".json", ".jinja", ".model", ".txt")
 """The files a model is loaded from. Pickles, code and other weight formats are not uploaded."""
 
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -97,8 +99,11 @@ def push(store: AdapterStore, folder: Path, *, progress: Progress = silent) -> M
     return existing
 
 
-def pull(store: AdapterStore, folder: Path, *, progress: Progress = silent) -> tuple[ModelManifest, bool]:
-    """Download the model in the store to `folder`; return its manifest, and whether anything was fetched.
+def pull(
+    store: AdapterStore, folder: Path, *, weights: bool = True, progress: Progress = silent
+) -> tuple[ModelManifest, bool]:
+    """Download the model in the store to `folder`; return its manifest, and whether anything was fetched. Without
+    `weights`, the other files alone, which say what layers and tokens it has.
 
     The folder appears complete, after every digest was verified. A folder that has the model already is left unchanged.
     Files from an interrupted call are reused; concurrent calls for one folder wait for each other.
@@ -108,17 +113,17 @@ def pull(store: AdapterStore, folder: Path, *, progress: Progress = silent) -> t
     StoreUnavailable if the store fails.
     """
     manifest = load(store)
-    if _holds(folder, manifest):
+    wanted = [file for file in manifest.files if weights or not file.path.endswith(WEIGHTS)]
+    if _holds(folder, manifest, wanted):
         return manifest, False
     partial = folder.with_name(f".{folder.name}.{version_of(manifest.digest)}.part")
     action = "it needs a writable folder around it, and cannot itself be a mount point"
     with disk_errors(f"{folder} cannot be written", action=action):
-        partial.mkdir(parents=True, exist_ok=True)
-        with FileLock(partial, folder=True):
-            if _holds(folder, manifest):  # fetched by another process while this one waited for the lock
-                with suppress(OSError):
-                    partial.rmdir()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(partial.with_suffix(".lock"), remove=True):
+            if _holds(folder, manifest, wanted):  # fetched by another process while this one waited for the lock
                 return manifest, False
+            partial.mkdir(exist_ok=True)
 
             def fetch(file: FileEntry) -> int:
                 target = partial / file.path
@@ -127,7 +132,7 @@ def pull(store: AdapterStore, folder: Path, *, progress: Progress = silent) -> t
                     sync(target)
                 return file.size
 
-            in_parallel(fetch, manifest.files, lambda size: size, manifest.size, progress)
+            in_parallel(fetch, wanted, lambda size: size, sum(file.size for file in wanted), progress)
             (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
             partial.rename(folder)
     return manifest, True
@@ -145,7 +150,7 @@ def describe(folder: Path) -> ModelManifest:
     names = sorted(
         path.name
         for path in folder.iterdir()
-        if path.is_file() and path.suffix in _SUFFIXES and _FILE.fullmatch(path.name) and path.name != MANIFEST
+        if path.is_file() and path.suffix in SUFFIXES and _FILE.fullmatch(path.name) and path.name != MANIFEST
     )
     if not any(name.endswith(WEIGHTS) for name in names):
         raise InvalidRequest(f"{folder} has no *{WEIGHTS} weights; save the model with safe_serialization=True")
@@ -157,7 +162,12 @@ def describe(folder: Path) -> ModelManifest:
                 f"{folder / file.path} has {file.size} bytes, above the {MAX_FILE_BYTES} of one upload; save the model "
                 'in shards: save_pretrained(folder, max_shard_size="4GB")'
             )
-    return ModelManifest(name=folder.resolve().name, files=files, digest=digest_of(files))
+    return ModelManifest(name=_name(folder), files=files, digest=digest_of(files))
+
+
+def _name(folder: Path) -> str:
+    """That of the folder; in the hub's cache, where folders are called by hashes, that of the model."""
+    return (cached_repository(folder) or folder.resolve().name).rpartition("/")[2]
 
 
 def load(store: AdapterStore) -> ModelManifest:
@@ -182,8 +192,8 @@ def _find(store: AdapterStore) -> ModelManifest | None:
         return None
 
 
-def _holds(folder: Path, manifest: ModelManifest) -> bool:
-    """Whether a folder has this model, judging by the manifest it was pulled with and the file sizes.
+def _holds(folder: Path, manifest: ModelManifest, wanted: Sequence[FileEntry]) -> bool:
+    """Whether a folder has these files of this model, judging by the manifest it was pulled with and the file sizes.
 
     Raises InvalidRequest if it has other content, which is left unchanged.
     """
@@ -191,8 +201,8 @@ def _holds(folder: Path, manifest: ModelManifest) -> bool:
         return False
     with suppress(OSError, ValidationError):
         pulled = ModelManifest.model_validate_json((folder / MANIFEST).read_bytes())
-        sizes = [(folder / file.path).stat().st_size for file in pulled.files]
-        if pulled.digest == manifest.digest and sizes == [file.size for file in pulled.files]:
+        sizes = [(folder / file.path).stat().st_size for file in wanted]
+        if pulled.digest == manifest.digest and sizes == [file.size for file in wanted]:
             return True
     raise InvalidRequest(
         f"{folder} exists and is not the model {manifest.name} ({manifest.digest}); remove it or choose another"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import sys
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -62,7 +63,10 @@ def save_stream(chunks: Iterable[bytes], target: Path, *, source: str, size: int
 
 
 def sync(path: Path) -> None:
-    """Sync a file's bytes, or the renames in a folder, to disk: they then survive a power loss."""
+    """Sync a file's bytes, or the renames in a folder, to disk: they then survive a power loss. On Windows, which
+    syncs neither through a descriptor that only reads, nothing is done."""
+    if sys.platform == "win32":
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -14,6 +14,9 @@ from dlp_core.store.protocol import CONTROL_CHARACTERS, AdapterStore, check_pref
 PLACES = "s3://, gs:// or az://bucket/prefix/, or a folder"
 """What people may write, for messages and help."""
 
+LOCATIONS = "a folder, s3://, gs:// or az://bucket/prefix/, or org/name of the Hugging Face hub"
+"""Where a base model may be: see dlp_core.store.model_location."""
+
 _BUCKETS = {
     "s3": re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"),
     "gs": re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"),

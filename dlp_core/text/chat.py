@@ -28,6 +28,19 @@ class Message:
     """Of a tool, if it is known: the function that was called."""
 
 
+def joined(parts: Sequence[object]) -> str:
+    """The text of a content that is OpenAI's list of parts. Raises ValueError, naming a part that is no text."""
+    texts = []
+    for index, part in enumerate(parts):
+        if not isinstance(part, dict) or part.get("type") != "text":
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise ValueError(f"part {index} is {kind!r}; only text parts are read")
+        if not isinstance(part.get("text"), str):
+            raise ValueError(f'part {index} must be {{"type": "text", "text": "..."}}')
+        texts.append(part["text"])
+    return "".join(texts)
+
+
 def routing_texts(messages: Sequence[Message]) -> tuple[str, ...]:
     """The texts that route a conversation, in order: the first that fits an adapter decides.
 

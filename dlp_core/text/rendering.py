@@ -13,7 +13,6 @@ Each line read from the socket FD is a request, each line written its answer:
 from __future__ import annotations
 
 import json
-import resource
 import signal
 import socket
 import sys
@@ -46,7 +45,9 @@ def main() -> None:
         return {"text": text}
 
     if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_AS, (_size() + MEMORY_BYTES,) * 2)
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (_size(resource.getpagesize()) + MEMORY_BYTES,) * 2)
     with socket.socket(fileno=int(sys.argv[1])) as connection, connection.makefile("rw", encoding="utf-8") as lines:
         for line in lines:
             signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # whose signal ends the process
@@ -56,10 +57,10 @@ def main() -> None:
             lines.flush()
 
 
-def _size() -> int:
+def _size(page: int) -> int:
     """Bytes of this process's address space."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    return pages * resource.getpagesize()
+    return pages * page
 
 
 if __name__ == "__main__":

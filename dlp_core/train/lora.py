@@ -3,16 +3,20 @@
 The frozen backbone and the LoRA matrices run in bf16, as they are served; the optimizer updates fp32 master copies of
 the matrices, because updates this small vanish in bf16. Some rows are held out for validation: the weights with the
 lowest validation loss are saved, and training stops early when that loss stops falling. The same rows, settings and
-number of threads give the same adapter, bit for bit.
+number of threads give the same adapter, bit for bit, also where training was interrupted and resumed.
+
+After each validation, and when it is asked to stop, a training writes its checkpoint (store/checkpoints.py): the
+master copies, the optimizer, the best weights, where it is in the data. That is 14 bytes a parameter of the adapter.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +26,11 @@ from torch.nn.functional import cross_entropy
 
 from dlp_core.errors import InvalidRequest
 from dlp_core.quiet import quiet_transformers
-from dlp_core.store.base_model import check_model_folder
+from dlp_core.store.base_model import CONFIG_FILE, WEIGHTS, check_model_folder
+from dlp_core.store.checkpoints import Checkpoints, random_state, restore_random_state
 from dlp_core.store.disk import disk_errors
-from dlp_core.train.packing import IGNORED, Example, PackedBatch, batches, common_prefix, encode
-from dlp_core.train.rows import Row
+from dlp_core.train.packing import IGNORED, EndlessBatches, PackedBatch, batches, common_prefix, encode
+from dlp_core.train.rows import Row, hold_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,8 @@ class TrainSettings:
     batch_rows: int = 4
     row_tokens: int = 192
     """Examples are packed into `batch_rows` rows of `row_tokens` tokens."""
-    validation_rows: int = 64
+    validation_rows: int | None = None
+    """Rows held back for validation; None: a tenth, at most 64."""
     validate_every: int = 50
     patience: int = 3
     """Training stops after this many validations without a new lowest loss."""
@@ -56,6 +62,11 @@ class TrainProgress:
     steps: int
     loss: float
     validation_loss: float | None
+    """None unless this step was followed by a validation."""
+    tokens_per_s: float
+    """Since this process began to train; validations count as time."""
+    seconds_left: float
+    """If no validation ends training early."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +77,8 @@ class TrainSummary:
     best_step: int
     validation_loss: float
     examples: int
+    held_back: int
+    """Of the examples."""
     tokens: int
     seconds: float
     parameters: int
@@ -81,34 +94,36 @@ def train_adapter(
     out: Path,
     settings: TrainSettings,
     *,
+    validation: Sequence[Row] = (),
     device: str = "cpu",
+    resume: bool = False,
+    stop: Callable[[], bool] = lambda: False,
     report: Callable[[TrainProgress], None] = lambda _: None,
 ) -> TrainSummary:
     """Train an adapter for the model folder `base` on `rows`, on `device`, and write it to the folder `out`.
 
+    Without `validation`, some of the rows are held back (rows.hold_back). `resume` goes on from the checkpoint of an
+    interrupted run; where there is one and it is not set, nothing is overwritten. Once `stop` returns true, the step
+    is finished and Interrupted raised; if there was a validation, `out` then holds the best weights so far.
+
     Raises InvalidRequest if `base` is not a model folder, a target module does not exist, there are too few rows to
-    hold some out, an example is longer than a packed row, or `out` cannot be written; LocalDiskError if the disk
-    fails.
+    hold some out, an example is longer than a packed row, the checkpoint does not fit, or `out` cannot be written;
+    LocalDiskError if the disk fails.
     """
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     check_model_folder(base)
-    if len(rows) < 2 * settings.validation_rows:
-        raise InvalidRequest(
-            f"{len(rows)} rows are too few to hold out {settings.validation_rows} for validation; "
-            f"provide at least {2 * settings.validation_rows}"
-        )
-    started = time.perf_counter()
     rng = random.Random(settings.seed)
+    training, held_out = (rows, validation) if validation else hold_back(rows, settings.validation_rows, rng)
+    depends_on = _depends_on(base, rows, validation, settings, device)
+    checkpoints = Checkpoints(out, depends_on, resume=resume, stop=stop)
+    started = time.perf_counter()
     torch.manual_seed(settings.seed)
 
-    examples = encode(rows, AutoTokenizer.from_pretrained(base))
-    rng.shuffle(examples)
-    prefix = common_prefix(examples)
-    held_out, training = examples[: settings.validation_rows], examples[settings.validation_rows :]
-    shape = {"prefix": prefix, "rows": settings.batch_rows, "row_tokens": settings.row_tokens}
-    validation = list(batches(held_out, **shape))
+    examples = encode([*held_out, *training], AutoTokenizer.from_pretrained(base))
+    shape = {"prefix": common_prefix(examples), "rows": settings.batch_rows, "row_tokens": settings.row_tokens}
+    held_out_batches = list(batches(examples[: len(held_out)], **shape))
 
     config = LoraConfig(
         r=settings.rank,
@@ -122,45 +137,151 @@ def train_adapter(
             model = get_peft_model(backbone, config, autocast_adapter_dtype=False)
     except ValueError as error:  # PEFT: "Target modules ... not found in the base model"
         raise InvalidRequest(f"{base}: {error}", param="targets") from error
-    lora = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    masters = [parameter.detach().float() for parameter in lora]
-    optimizer = torch.optim.AdamW(masters, lr=settings.lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, settings.steps))
+    run = _Run(backbone, model, EndlessBatches(examples[len(held_out) :], rng, **shape), settings, device)
+    if (state := checkpoints.load(_PHASE)) is not None:
+        run.restore(state)
+    before, first_tokens, began = run.seconds, run.tokens, time.perf_counter()
+    while not run.finished:
+        if checkpoints.stopping():
+            checkpoints.save(_PHASE, run.state())
+            raise checkpoints.interrupted(_stopped(run, model, base.name, out))
+        loss = run.train()
+        validation_loss = run.validate(held_out_batches) if run.due else None
+        run.seconds = before + time.perf_counter() - started
+        if validation_loss is not None:
+            checkpoints.save(_PHASE, run.state())
+        per_s = (run.tokens - first_tokens) / (time.perf_counter() - began)
+        left = (settings.steps - run.step) * run.tokens / run.step / per_s
+        report(TrainProgress(run.step, settings.steps, loss, validation_loss, per_s, left))
 
-    best_loss, best_step, best = math.inf, 0, _copy(lora)
-    step = tokens = 0
-    training_batches = _endless_batches(training, shape, rng)
-    while step < settings.steps and step - best_step < settings.patience * settings.validate_every:
-        batch = next(training_batches).to(backbone.device)
-        loss = _loss(backbone, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        for parameter, master in zip(lora, masters, strict=True):
-            master.grad, parameter.grad = parameter.grad.float(), None
-        torch.nn.utils.clip_grad_norm_(masters, 1.0)
-        optimizer.step()
-        schedule.step()
-        _assign(lora, masters)
-        step += 1
-        tokens += batch.input_ids_BT.numel()
-        validation_loss = None
-        if step % settings.validate_every == 0 or step == settings.steps:
-            validation_loss = _validate(backbone, validation)
-            if validation_loss < best_loss:
-                best_loss, best_step, best = validation_loss, step, _copy(lora)
-        report(TrainProgress(step, settings.steps, loss.item(), validation_loss))
-
-    _assign(lora, best)
-    size = _save(model, base.name, out)
+    size = run.save_best(model, base.name, out)
+    checkpoints.remove()
     return TrainSummary(
-        steps=step,
-        best_step=best_step,
-        validation_loss=best_loss,
+        steps=run.step,
+        best_step=run.best_step,
+        validation_loss=run.best_loss,
         examples=len(examples),
-        tokens=tokens,
-        seconds=time.perf_counter() - started,
-        parameters=sum(parameter.numel() for parameter in lora),
+        held_back=len(held_out),
+        tokens=run.tokens,
+        seconds=run.seconds,
+        parameters=sum(parameter.numel() for parameter in run.lora),
         bytes=size,
     )
+
+
+_PHASE = "training"
+
+
+class _Run:
+    """All that changes in a training."""
+
+    def __init__(
+        self, backbone: Any, model: Any, training: EndlessBatches, settings: TrainSettings, device: str
+    ) -> None:
+        self._backbone, self._training, self._settings, self._device = backbone, training, settings, device
+        self.lora: list[torch.nn.Parameter] = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._masters = [parameter.detach().float() for parameter in self.lora]
+        self._optimizer = torch.optim.AdamW(self._masters, lr=settings.lr, weight_decay=0.0)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer, lambda step: _lr_factor(step, settings.steps)
+        )
+        self._best = _copy(self.lora)
+        self.best_loss, self.best_step = math.inf, 0
+        self.step = self.tokens = 0
+        self.seconds = 0.0
+
+    @property
+    def finished(self) -> bool:
+        limit = self.best_step + self._settings.patience * self._settings.validate_every
+        return self.step >= min(self._settings.steps, limit)
+
+    @property
+    def due(self) -> bool:
+        """Whether a validation is."""
+        return self.step % self._settings.validate_every == 0 or self.step == self._settings.steps
+
+    def train(self) -> float:
+        """One step; returns its loss."""
+        batch = next(self._training).to(self._backbone.device)
+        loss = _loss(self._backbone, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for parameter, master in zip(self.lora, self._masters, strict=True):
+            assert parameter.grad is not None
+            master.grad, parameter.grad = parameter.grad.float(), None
+        torch.nn.utils.clip_grad_norm_(self._masters, 1.0)
+        self._optimizer.step()
+        self._schedule.step()
+        _assign(self.lora, self._masters)
+        self.step += 1
+        self.tokens += batch.input_ids_BT.numel()
+        return loss.item()
+
+    def validate(self, validation: Sequence[PackedBatch]) -> float:
+        loss = _validate(self._backbone, validation)
+        if loss < self.best_loss:
+            self.best_loss, self.best_step, self._best = loss, self.step, _copy(self.lora)
+        return loss
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "masters": self._masters,
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "best": self._best,
+            "best_loss": self.best_loss,
+            "best_step": self.best_step,
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "data": self._training.state(),
+            "random": random_state(self._device),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        _assign(self._masters, state["masters"])
+        _assign(self._best, state["best"])
+        _assign(self.lora, self._masters)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self.best_loss, self.best_step = state["best_loss"], state["best_step"]
+        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        self._training.restore(state["data"])
+        restore_random_state(self._device, state["random"])
+
+    def save_best(self, model: Any, base_name: str, out: Path) -> int:
+        _assign(self.lora, self._best)
+        return _save(model, base_name, out)
+
+
+def _stopped(run: _Run, model: Any, base_name: str, out: Path) -> str:
+    """Writes the best weights so far, if there was a validation; says how far training came."""
+    done = f"stopped after step {run.step:,} of {run._settings.steps:,}"
+    if not run.best_step:
+        return done
+    run.save_best(model, base_name, out)
+    return f"{done}; {out} has the best weights so far, of step {run.best_step:,}, held-back loss {run.best_loss:.4f}"
+
+
+def _depends_on(
+    base: Path, rows: Sequence[Row], validation: Sequence[Row], settings: TrainSettings, device: str
+) -> dict[str, Any]:
+    """What a checkpoint is of. The base model is known by its configuration and the sizes of its weights: to hash
+    these takes minutes."""
+    model = hashlib.sha256((base / CONFIG_FILE).read_bytes())
+    for path in sorted(base.glob(f"*{WEIGHTS}")):
+        model.update(f"{path.name} {path.stat().st_size}\n".encode())
+    fields = {f"--{name.replace('_', '-')}": value for name, value in asdict(settings).items()}
+    return fields | {
+        "--base-model": f"{base.resolve().name} {model.hexdigest()[:12]}",
+        "--data": _digest(rows),
+        "--validation-data": _digest(validation) if validation else None,
+        "--device": device,
+    }
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    content = repr([(row.turns, row.output) for row in rows]).encode()
+    return f"{len(rows)} rows {hashlib.sha256(content).hexdigest()[:12]}"
 
 
 def _lr_factor(step: int, steps: int) -> float:
@@ -168,12 +289,6 @@ def _lr_factor(step: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def _endless_batches(examples: Sequence[Example], shape: dict[str, int], rng: random.Random) -> Iterator[PackedBatch]:
-    """Endless batches, shuffled anew for each epoch."""
-    while True:
-        yield from batches(rng.sample(examples, len(examples)), **shape)
 
 
 def _loss(backbone: Any, batch: PackedBatch) -> torch.Tensor:
@@ -198,7 +313,7 @@ def _validate(backbone: Any, validation: Sequence[PackedBatch]) -> float:
 
 
 @torch.no_grad()
-def _assign(parameters: Sequence[torch.nn.Parameter], values: Sequence[torch.Tensor]) -> None:
+def _assign(parameters: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value)
 

@@ -10,13 +10,17 @@ Shape letters: B rows, T tokens in a row.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from random import Random
 from typing import Any
 
 import torch
 
 from dlp_core.errors import InvalidRequest
+from dlp_core.text.codec import TextCodec
 from dlp_core.train.rows import Row
 
 IGNORED = -100
@@ -48,20 +52,17 @@ class PackedBatch:
 
 
 def encode(rows: Sequence[Row], tokenizer: Any) -> list[Example]:
-    """Tokenise rows as the server does: one user message through the chat template.
+    """Tokenise rows as the server does: the conversation before the answer through the chat template.
 
     Raises InvalidRequest if the tokenizer has no chat template.
     """
     if tokenizer.chat_template is None:
         raise InvalidRequest("the base model's tokenizer has no chat template; train on a chat model")
     end = tokenizer.eos_token_id
+    codec = TextCodec(tokenizer, context=sys.maxsize)  # `batches` says what is too long
     return [
         Example(
-            prompt=tuple(
-                tokenizer.apply_chat_template(
-                    [{"role": "user", "content": row.input}], add_generation_prompt=True, return_dict=False
-                )
-            ),
+            prompt=tuple(codec.encode_chat(row.turns).ids),
             answer=(*tokenizer.encode(row.output, add_special_tokens=False), end),
         )
         for row in rows
@@ -102,6 +103,40 @@ def batches(examples: Sequence[Example], *, prefix: int, rows: int, row_tokens: 
         room[row] -= length
     if any(open_rows):
         yield collate(open_rows, prefix)
+
+
+class EndlessBatches:
+    """Batches over and over, the examples shuffled anew for each epoch; `state` is where it stands."""
+
+    def __init__(self, examples: Sequence[Example], rng: Random, *, prefix: int, rows: int, row_tokens: int) -> None:
+        self._examples = examples
+        self._rng = rng
+        self._pack = partial(batches, prefix=prefix, rows=rows, row_tokens=row_tokens)
+        self._epoch: Iterator[PackedBatch] = iter(())
+        self._began = rng.getstate()
+        self._taken = 0
+
+    def __next__(self) -> PackedBatch:
+        batch = next(self._epoch, None)
+        if batch is None:
+            self._begin()
+            batch = next(self._epoch)
+        self._taken += 1
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """For `restore`: how many batches of an epoch are taken, and the random state that it began with."""
+        return {"began": self._began, "taken": self._taken}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._rng.setstate(state["began"])
+        self._taken = 0
+        for _ in range(state["taken"]):
+            next(self)
+
+    def _begin(self) -> None:
+        self._began, self._taken = self._rng.getstate(), 0
+        self._epoch = self._pack(self._rng.sample(self._examples, len(self._examples)))
 
 
 def collate(rows: Sequence[Sequence[Example]], prefix: int) -> PackedBatch:

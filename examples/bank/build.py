@@ -64,8 +64,10 @@ def router(
 ) -> None:
     """Train the router and print a JSON line."""
     training = [TaskRow(row["task"], str(row["input"])) for row in router_rows("train", ROUTER_ROWS, BACKGROUND_ROWS)]
-    with terminal.progress("train router") as bar:
-        trained, summary = train_router(training, ROUTER, report=bar.report)
+    with terminal.progress("train router", total=100) as bar:
+        trained, summary = train_router(
+            training, ROUTER, report=lambda state: bar.update(round(100 * state.fraction), title=state.phase)
+        )
     trained.save(out)
     terminal.print_json({"router": out.name, **summary.as_dict()})
 

@@ -20,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from dlp_core.store.jsonl import read_objects
+from dlp_core.store.tables import read_objects
 
 JOINT = "joint"
 

@@ -16,9 +16,10 @@ import ray
 from ray.cluster_utils import Cluster
 
 from benchmarks.measure.replicas import replicas_of
+from deployments.client.activity import Activity, Reading
 from deployments.local.app import LocalApp
 from examples.tiny.build import TASKS
-from tests.support.application import START_S, Application, ask, running
+from tests.support.application import START_S, Application, ask, get, running
 from tests.support.streams import question, streams
 from tests.support.waiting import HANG_S, wait_for
 
@@ -88,6 +89,13 @@ def test_each_deployment_is_on_the_nodes_meant_for_it(app: Application) -> None:
     assert places("Router") == places("Ingress") == ["cpu_router"] * 2
     assert places("FusedBackbone") == ["gpu_backbone"] * 2
     assert ask(app, TASKS["sql"].format(1))["dlp"]["reason"] == "routed"
+
+
+def test_metrics_of_all_nodes_are_one_text(app: Application) -> None:
+    def replicas() -> dict[str, int]:
+        return Activity.of(Reading.of(get(app, "/metrics").text, 0.0)).replicas
+
+    wait_for(lambda: replicas() == dict.fromkeys(("FusedBackbone", "Ingress", "Router"), 2), "two of each")
 
 
 def test_a_lost_backbone_node_is_made_good_by_a_new_one(app: Application) -> None:

@@ -18,6 +18,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from deployments.client.activity import Activity, Reading
 from examples.tiny.build import TASKS
 from tests.support.application import Application, get, running
 from tests.support.waiting import HANG_S, wait_for
@@ -246,6 +247,24 @@ def test_a_load_that_fails_is_logged_with_the_request(app: Application) -> None:
     [line] = [line for line in lines_of("FusedBackbone") if "not loaded" in line["message"]]
     assert line["request_id"] == "unlucky-1"
     assert "dates@" in line["message"]
+
+
+def test_metrics_of_all_replicas_are_on_the_serving_port(app: Application) -> None:
+    def reading() -> Reading:
+        answer = get(app, "/metrics")
+        assert answer.status_code == 200
+        return Reading.of(answer.text, 0.0)
+
+    def routed() -> float:
+        return reading().total("dlp_requests_total", route="/v1/route", status="200", error_code="none")
+
+    everywhere = {"FusedBackbone": 1, "Ingress": 1, "Router": 1}
+    wait_for(lambda: Activity.of(reading()).replicas == everywhere, "all replicas")
+    assert (reading().missing_nodes, routed()) == (0, 0)
+    for asked in range(1, 4):
+        body = {"text": TASKS["cron"].format(asked)}
+        assert httpx.post(f"{app.url}/v1/route", json=body, timeout=HANG_S).status_code == 200
+    wait_for(lambda: routed() == 3, "three requests")
 
 
 def test_the_metrics_know_the_tiers(app: Application) -> None:

@@ -149,6 +149,57 @@ def test_a_bank_that_cannot_be_loaded_is_refused_and_the_old_one_serves(app: App
     assert refusal() is None  # it was asked before anything was published
 
 
+def test_a_canary_serves_its_share_and_one_that_fails_is_rolled_back_without_a_lost_request(app: Application) -> None:
+    """Streams go on while two versions serve, and while one that has neither router nor `sql` is found out."""
+
+    def rollout() -> dict[str, Any]:
+        answer = httpx.get(f"{app.url}/v1/bank", headers={"authorization": f"Bearer {ALL}"}, timeout=HANG_S)
+        found: dict[str, Any] = answer.json()["rollout"]
+        return found
+
+    same = shutil.copytree(app.folder / "bank", app.folder / "same")
+    shutil.copytree(same / "adapters" / "sql", same / "adapters" / "spare")
+    (same / "bank.json").write_text(json.dumps({"base_model": BASE, "unrouted": ["spare"]}))
+    poor = shutil.copytree(app.folder / "bank", app.folder / "poor", ignore=shutil.ignore_patterns("router"))
+    shutil.rmtree(poor / "adapters" / "sql")
+    for version, folder in (("same", same), ("poor", poor)):
+        staged = admin(app, "/bank/publish", {"folder": str(folder), "version": version, "stage": True})
+        assert staged.status_code == 200, staged.text
+    assert serving(app) == "one"
+    heard: list[tuple[int, tuple[str, str], str]] = []
+    over = threading.Event()
+
+    def client(number: int) -> None:
+        while not over.is_set():
+            text, mix, bank = stream(app, number)
+            heard.append((number, (text, mix), bank))
+
+    with ThreadPoolExecutor(4) as pool:
+        quiet = list(pool.map(lambda number: stream(app, number)[:2], range(4)))
+        clients = [pool.submit(client, number) for number in range(4)]
+        try:
+            started = admin(app, "/bank/canary", {"version": "same", "share": 0.5})
+            assert started.status_code == 200, started.text
+            wait_for(lambda: {bank for _, _, bank in heard} == {"one", "same"}, "answers of both versions")
+            assert ask(app, "hello", key=ALL, model="spare", dlp={"bank": "same"})["dlp"]["bank"] == "same"
+            refused = admin(app, "/bank/publish", {"folder": str(poor), "version": "poor"})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (409, "conflict")
+            assert admin(app, "/bank/canary", {"stop": True}).json()["canary"] is None
+            started = admin(app, "/bank/canary", {"version": "poor", "share": 0.5})
+            assert started.json()["canary"]["state"] in ("running", "alarm"), started.text
+            wait_for(lambda: rollout()["canary"] is None, "end of the canary that fails")
+        finally:
+            over.set()
+        for one in clients:
+            one.result()
+    end = rollout()["canary_end"]
+    assert (end["version"], end["outcome"]) == ("poor", "rolled_back")
+    assert end["reason"].startswith("errors: ")
+    assert serving(app) == "one"
+    assert {number for number, _, _ in heard} == set(range(4))
+    assert all(said == quiet[number] for number, said, _ in heard)
+
+
 def test_an_adapter_is_loaded_and_unloaded_with_vllms_bodies(app: Application) -> None:
     path = str(app.folder / "bank" / "adapters" / "sql")
     reply = admin(app, "/load_lora_adapter", {"lora_name": "again", "lora_path": path})

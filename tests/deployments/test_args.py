@@ -56,6 +56,8 @@ def test_what_is_not_set_is_named(variable: str, monkeypatch: pytest.MonkeyPatch
         {"engine": {"slots": 4}},  # a mix of max_adapters would never be resident
         {"limits": {"request_timeout_s": 0}},
         {"cache": {"max_bytes": 0}},
+        {"feedback": {"batch": 65, "most_waiting": 64}},
+        {"feedback": {"request_share": 1.1}},
     ],
     ids=str,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deployments import terminal
+from dlp_core.errors import InvalidRequest
 
 
 def test_a_log_is_told_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,3 +34,26 @@ def test_a_short_job_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with terminal.progress("read") as bar:
         bar.update(1)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("requested", "mps", "says"),
+    [
+        ("mps", False, "it must be cpu or cuda"),
+        ("tpu", True, "it must be cpu or cuda or mps"),
+        ("mps", True, "no Apple"),
+    ],
+)
+def test_a_device_that_is_not_there_is_one_line(requested: str, says: str, *, mps: bool) -> None:
+    import torch
+
+    if requested == "mps" and mps and torch.backends.mps.is_available():
+        pytest.skip("this machine has an Apple GPU")
+    with pytest.raises(InvalidRequest, match=says):
+        terminal.device(requested, mps=mps)
+    assert terminal.device("cpu", mps=mps) == terminal.device(None, default="cpu") == "cpu"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (61, "1:01"), (3600 * 2 + 5, "2:00:05")])
+def test_durations(seconds: float, text: str) -> None:
+    assert terminal.duration(seconds) == text

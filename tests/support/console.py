@@ -2,30 +2,33 @@
 store, routed by its real router. Answers are the prompt's words; with a mix for each sentence, the plain backbone
 writes what follows the first one.
 
-What the API does not have of its own in one process is played: the metrics, and the requests that were kept.
+What Ray would export as metrics is counted here.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi import FastAPI
 
-from deployments.args import RoutingArgs
+from deployments.args import FeedbackArgs, RoutingArgs
 from deployments.http.access import Access
-from deployments.http.admin import Published
+from deployments.http.admin import CanaryBank, PublishBank, Published
 from deployments.http.app import create_app
+from deployments.http.keeping import Keeper
+from dlp_core.bank.canary import promote, start_canary, stop_canary
 from dlp_core.bank.disk_cache import DiskCache
+from dlp_core.bank.feedback import KeptRequest
 from dlp_core.bank.manifest import BankDiff, BankManifest, diff
 from dlp_core.bank.publish import publish, rollback
-from dlp_core.bank.reading import BankVersion, list_versions, load_manifest
+from dlp_core.bank.reading import BankVersion, current, list_versions, load_manifest
 from dlp_core.bank.retention import pin, unpin
+from dlp_core.bank.rollout import Picked, read_report
 from dlp_core.bank.source import read_router
 from dlp_core.decision import Decision, RoutingOptions, decide
 from dlp_core.generation.messages import Delta, Finished, GenerationRequest, Logprob, Piece, TokenText
@@ -58,8 +61,11 @@ class BankService(EchoService):
             self._routers[bank.version] = read_router(self._store, self._cache, bank)
         return restricted(self._routers[bank.version], options.allowed)
 
-    async def decide(self, options: RoutingOptions, texts: Sequence[str]) -> Decision:
-        bank = self.bank()
+    def pick(self, *, version: str | None, user: str | None, key: str | None, request: str) -> Picked:
+        return Picked(self.bank() if version is None else load_manifest(self._store, version), "serving")
+
+    async def decide(self, picked: Picked, options: RoutingOptions, texts: Sequence[str]) -> Decision:
+        bank = picked.bank
 
         async def route(texts: Sequence[str]) -> Routing:
             return self._router(bank, options).route_first([texts])[0]
@@ -87,8 +93,27 @@ class BankService(EchoService):
             yield (Delta(f"{word} ", logprobs, (), spans if len(spans) > 1 and index == second else ()),)
         yield (Finished("stop", PROMPT_TOKENS, len(words), spans),)
 
-    async def publish(self, folder: str, version: str | None) -> Published:
-        return Published(await asyncio.to_thread(publish, self._store, Path(folder), version=version), ())
+    async def metrics(self) -> bytes:
+        lines = [f'dlp_adapter_hits_total{{adapter="{name}"}} {n}' for name, n in self.hits.items() if name]
+        lines += [f"dlp_mix_size_count {self.hits.total()}"]
+        lines += [f'dlp_adapter_in_slot{{adapter="{name}",replica="one"}} 1' for name in self.hits if name]
+        return "".join(f"{line}\n" for line in lines).encode()
+
+    async def publish(self, body: PublishBank) -> Published:
+        publishing = partial(publish, self._store, Path(body.folder), version=body.version, stage=body.stage)
+        return Published(await asyncio.to_thread(publishing), ())
+
+    async def set_canary(self, body: CanaryBank) -> None:
+        if body.version is None:
+            await asyncio.to_thread(stop_canary, self._store)
+        else:
+            await asyncio.to_thread(partial(start_canary, self._store, body.version, share=body.share))
+
+    async def promote(self) -> None:
+        await asyncio.to_thread(promote, self._store)
+
+    def rollout(self) -> dict[str, Any]:
+        return read_report(self._store, current(self._store)[0])
 
     async def rollback(self, version: str | None) -> BankManifest:
         return await asyncio.to_thread(rollback, self._store, version)
@@ -103,30 +128,10 @@ class BankService(EchoService):
         return diff(load_manifest(self._store, a), load_manifest(self._store, b))
 
 
-def server(bank: str, cache: Path, *, kept: Sequence[dict[str, Any]] = ()) -> tuple[FastAPI, list[dict[str, Any]]]:
-    """The API over the bank published at `bank`, and the feedback it has been given. `kept` are its kept requests."""
-    service = BankService(open_store(bank), cache)
-    app = create_app(service, routing=RoutingArgs(), limits=LIMITS, access=Access())
-    feedback: list[dict[str, Any]] = []
-    numbers = itertools.count()
-
-    async def requests(reviewed: bool = True, limit: int = 100, order: str = "time") -> JSONResponse:
-        given = {one.get("request_id") for one in feedback}
-        found = [{**one, "feedback": []} for one in kept if reviewed or one["id"] not in given]
-        found.sort(key=lambda one: one["confidence"])
-        return JSONResponse({"object": "list", "data": found[:limit], "has_more": False})
-
-    async def give(request: Request) -> JSONResponse:
-        feedback.append(await request.json())
-        return JSONResponse({"id": f"fb-{next(numbers)}", "object": "feedback"})
-
-    async def metrics() -> PlainTextResponse:
-        lines = [f'dlp_adapter_hits_total{{adapter="{name}"}} {n}' for name, n in service.hits.items() if name]
-        lines += [f"dlp_mix_size_count {service.hits.total()}"]
-        lines += [f'dlp_adapter_in_slot{{adapter="{name}",replica="one"}} 1' for name in service.hits if name]
-        return PlainTextResponse("".join(f"{line}\n" for line in lines))
-
-    app.get("/v1/requests")(requests)
-    app.post("/v1/feedback")(give)
-    app.get("/metrics")(metrics)
-    return app, feedback
+def server(bank: str, cache: Path, *, kept: Sequence[KeptRequest] = ()) -> FastAPI:
+    """The API over the bank published at `bank`, which has kept these requests."""
+    store = open_store(bank)
+    keeper = Keeper(store, FeedbackArgs(delay_s=0.05), prompts=True, replica="one")
+    for request in kept:
+        keeper.keep(request)
+    return create_app(BankService(store, cache), routing=RoutingArgs(), limits=LIMITS, access=Access(), keeper=keeper)

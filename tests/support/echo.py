@@ -11,8 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from deployments.args import LimitArgs
+from dlp_core.bank.rollout import Picked, ShadowCounts
 from dlp_core.decision import Decision, RoutingOptions, decide
-from dlp_core.errors import StoreUnavailable
+from dlp_core.errors import StoreUnavailable, UnknownModel
+from dlp_core.fleet.trial import Outcome
 from dlp_core.generation.messages import Delta, Finished, GenerationRequest, Logprob, Piece, TokenIds, TokenText
 from dlp_core.mix import EMPTY_MIX, Mix, Span, select_top_p
 from dlp_core.router.explanation import Explanation, WordEffect
@@ -24,6 +26,7 @@ LIMITS = LimitArgs(max_body_bytes=20_000, request_timeout_s=60)
 @dataclass
 class WordRouting:
     probabilities: dict[str, float]
+    turn: int = 0
 
     @property
     def confidence(self) -> float:
@@ -72,6 +75,9 @@ class EchoService:
     """Pieces after which it says nothing more."""
     clock_leaps: bool = False
     """Whether the event loop's clock passes every deadline when it stalls."""
+    metrics_text: bytes = b"dlp_requests_running 2.0\n"
+    outcomes: list[tuple[str, Outcome]] = field(default_factory=list)
+    ratings: list[tuple[str, float, bool, str | None, str | None]] = field(default_factory=list)
     closed: int = 0
     decoded: int = 0
 
@@ -83,13 +89,39 @@ class EchoService:
             raise StoreUnavailable("bank s3://b/ is not ready: connection refused", retry_after=5)
         return self.manifest
 
-    async def decide(self, options: RoutingOptions, texts: Sequence[str]) -> Decision:
+    def pick(self, *, version: str | None, user: str | None, key: str | None, request: str) -> Picked:
+        if version not in (None, self.bank().version):
+            raise UnknownModel(f"bank version {version!r} is not in use", param="dlp.bank")
+        return Picked(self.bank(), "serving")
+
+    def ended(self, picked: Picked, outcome: Outcome) -> None:
+        self.outcomes.append((picked.role, outcome))
+
+    def rated(self, request: str, issued: float, *, negative: bool, user: str | None, key: str | None) -> None:
+        self.ratings.append((request, issued, negative, user, key))
+
+    def shadow(self) -> Any:
+        return None
+
+    def compared(self, version: str, counts: ShadowCounts) -> None:
+        raise AssertionError("there is no shadow")
+
+    def rollout(self) -> dict[str, Any]:
+        return {}
+
+    async def metrics(self) -> bytes:
+        return self.metrics_text
+
+    async def decide(self, picked: Picked, options: RoutingOptions, texts: Sequence[str]) -> Decision:
         async def route(texts: Sequence[str]) -> Any:
-            words = [word for word in texts[0].split() if word in ("sql", "cron", "dates") and options.may_use(word)]
-            return WordRouting({name: words.count(name) / len(words) for name in dict.fromkeys(words)} if words else {})
+            for turn, text in enumerate(texts):
+                words = [word for word in text.split() if word in ("sql", "cron", "dates") and options.may_use(word)]
+                if words:
+                    return WordRouting({name: words.count(name) / len(words) for name in dict.fromkeys(words)}, turn)
+            return WordRouting({})
 
         self.wishes.append(options)
-        return await decide(self.bank(), options, texts, route)
+        return await decide(picked.bank, options, texts, route)
 
     async def explain(self, decision: Decision, texts: Sequence[str]) -> Explanation:
         return Explanation(texts[0], "sql", tuple(WordEffect(word, 1.5) for word in texts[0].split()))

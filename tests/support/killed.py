@@ -1,4 +1,4 @@
-"""Kills a publish, a rollback, a pin and a collection at every step they take, and looks at what is left.
+"""Kills a publish, a rollback, a canary, a pin and a collection at every step they take, and looks at what is left.
 
     python -m tests.support.killed FOLDER STORE_URI STRIDE
 
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dlp_core.bank import pointer
+from dlp_core.bank.canary import promote, start_canary
 from dlp_core.bank.publish import publish, rollback, verify
 from dlp_core.bank.reading import current, list_versions
 from dlp_core.bank.retention import collect, pin
@@ -145,6 +146,12 @@ def main(folder: Path, uri: str, stride: int) -> None:
     def publish_new(store: AdapterStore) -> None:
         publish(store, new)
 
+    def try_new(store: AdapterStore) -> None:
+        if current(store)[0].version != versions[1]:
+            publish(store, new, stage=True)
+            start_canary(store, versions[1])
+            promote(store)
+
     def roll_back(store: AdapterStore) -> None:
         rollback(store, versions[0])
 
@@ -167,6 +174,7 @@ def main(folder: Path, uri: str, stride: int) -> None:
         return lambda store: current(store)[0].version == version
 
     kills = every_step(uri, lambda store: publish(store, old), publish_new, serves(versions[1]), stride)
+    kills += every_step(uri, lambda store: publish(store, old), try_new, serves(versions[1]), stride)
     kills += every_step(uri, both, roll_back, serves(versions[0]), stride)
     kills += every_step(uri, both, pin_old, lambda store: current(store)[0].pinned == (versions[0],), stride)
     kills += every_step(uri, three, collect_all, lambda store: not collect(store, keep=0, dry_run=True).keys, stride)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 from typing import NamedTuple
 
@@ -13,9 +14,9 @@ from dlp_core.router.encoder import Floats
 from dlp_core.router.slots import Slots
 from dlp_core.router.training import everyday
 from dlp_core.router.training.examples import Example, by_task
+from dlp_core.router.training.progress import Watch
 from dlp_core.router.training.teacher import Teacher
 from dlp_core.router.training.vocabulary import whole_words
-from dlp_core.store.transfers import Progress, silent
 
 _EMBEDDED = 200  # rows of a task that the teacher embeds
 _EMBEDDED_BACKGROUND = 4000
@@ -74,11 +75,11 @@ def build(
     *,
     characters: int | None = None,
     variants: float = 1.0,
-    report: Progress = silent,
+    watch: Watch | None = None,
 ) -> Corpus:
     """Make the corpus of these rows, with this fraction of their variants. The teacher reads so many `characters` of a
-    row, or all. `report` gets (texts embedded, all of them)."""
-    embedded, embeddings = _embed(examples, teacher, characters, report)
+    row, or all."""
+    embedded, embeddings = _embed(examples, teacher, characters, watch or Watch())
     meaning_of = {index: row for row, index in enumerate(embedded)}
     samples = [Sample(*example, meaning_of.get(index)) for index, example in enumerate(examples)]
     rows = [sample for sample in samples if sample.tasks]
@@ -108,7 +109,7 @@ def slot_values(teacher: Teacher | None, rng: Random) -> list[str]:
 
 
 def _embed(
-    examples: Sequence[Example], teacher: Teacher | None, characters: int | None, report: Progress
+    examples: Sequence[Example], teacher: Teacher | None, characters: int | None, watch: Watch
 ) -> tuple[list[int], Floats]:
     """The indices of the first examples of each task, and the teacher's embeddings of them."""
     if teacher is None:
@@ -119,4 +120,6 @@ def _embed(
         count = counts[example.tasks] = counts.get(example.tasks, 0) + 1
         if count <= (_EMBEDDED if example.tasks else _EMBEDDED_BACKGROUND):
             chosen.append(index)
-    return chosen, teacher.encoder.encode([examples[index].text[:characters] for index in chosen], report=report)
+    texts = [examples[index].text[:characters] for index in chosen]
+    encode = partial(teacher.encoder.encode, texts, report=watch.part("encode rows", 0.5, 0.6))
+    return chosen, watch.checkpoints.once("rows", encode)

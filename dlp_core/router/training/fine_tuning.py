@@ -7,8 +7,9 @@ half of the time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from random import Random
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,11 +19,13 @@ from dlp_core.errors import InvalidRequest
 from dlp_core.router.augment import mistype
 from dlp_core.router.sentence_encoder import SentenceEncoder
 from dlp_core.router.training.examples import Example
-from dlp_core.store.transfers import Progress, silent
+from dlp_core.router.training.progress import CHECKPOINT_STEPS, Watch
+from dlp_core.store.checkpoints import random_state, restore_random_state
 
 CHARACTERS = 256
 """Of a row that are read: what it is about shows early."""
 
+_PHASE = "tuning"
 _MOST_STEPS = 1500
 _BATCH = 64
 _SORTED = 32  # batches whose rows are sorted by length, so that little of a batch is padding
@@ -42,10 +45,11 @@ def fine_tune(
     layers: int,
     epochs: int,
     min_steps: int = 0,
-    report: Progress = silent,
+    watch: Watch,
+    part: tuple[float, float],
 ) -> None:
     """Train the last `layers` layers of `encoder`, in place, on the examples that have a task: so many epochs, and at
-    least `min_steps` steps. `report` gets (steps done, all steps).
+    least `min_steps` steps. It is `part` of all the work, from and to.
 
     Raises InvalidRequest if the encoder has not so many layers.
     """
@@ -54,7 +58,8 @@ def fine_tune(
     if not steps:  # too few rows to say anything
         return
     trained = _last(encoder.model, layers)
-    head = nn.Linear(encoder.width, adapters)
+    device = encoder.model.device
+    head = nn.Linear(encoder.width, adapters).to(device)
     encoder.model.requires_grad_(False)
     trained.requires_grad_(True)
     parameters = list(trained.parameters())
@@ -69,17 +74,45 @@ def fine_tune(
         optimizer, lambda step: min((step + 1) / (_WARM_UP * steps), 1.0) * (1.0 - step / steps)
     )
     trained.train()
-    batches = _batches(rows, rng)
-    for step in range(steps):
+    batches = _Batches(rows, rng)
+    modules = nn.ModuleDict({"layers": trained, "head": head})
+    first = 0
+    if (state := watch.checkpoints.load(_PHASE)) is not None:
+        modules.load_state_dict(state["modules"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        batches.restore(state["batches"])
+        rng.setstate(state["rng"])
+        restore_random_state(device.type, state["random"])
+        first = state["step"]
+    report = watch.steps("tune the encoder", *part, _BATCH)
+    for step in range(first, steps):
         batch = next(batches)
         embedded = encoder.embed([_typed(example.text[:CHARACTERS], rng) for example in batch])
-        tasks = torch.tensor([example.tasks[0] for example in batch])
+        tasks = torch.tensor([example.tasks[0] for example in batch], device=device)
         loss = functional.cross_entropy(head(_SCALE * embedded), tasks, label_smoothing=_SMOOTHING)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-        report(step + 1, steps)
+        done = step + 1
+        stopping = watch.checkpoints.stopping()
+        if done % CHECKPOINT_STEPS == 0 or done == steps or stopping:
+            watch.checkpoints.save(
+                _PHASE,
+                {
+                    "modules": modules.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "batches": batches.state(),
+                    "rng": rng.getstate(),
+                    "random": random_state(device.type),
+                    "step": done,
+                },
+            )
+        report(done, steps, loss.item(), None)
+        if stopping:
+            raise watch.interrupted()
     encoder.model.requires_grad_(False).eval()
 
 
@@ -92,15 +125,30 @@ def _last(model: nn.Module, count: int) -> nn.ModuleList:
     return nn.ModuleList(list(layers)[-count:])
 
 
-def _batches(rows: Sequence[Example], rng: Random) -> Iterator[list[Example]]:
+class _Batches:
     """Batches of rows of about the same length, over and over."""
-    while True:
-        shuffled = rng.sample(rows, len(rows))
-        for start in range(0, len(shuffled), _SORTED * _BATCH):
-            part = sorted(shuffled[start : start + _SORTED * _BATCH], key=lambda example: len(example.text))
-            batches = [part[first : first + _BATCH] for first in range(0, len(part), _BATCH)]
-            rng.shuffle(batches)
-            yield from batches
+
+    def __init__(self, rows: Sequence[Example], rng: Random) -> None:
+        self._rows, self._rng = rows, rng
+        self._shuffled: list[int] = []
+        self._sorted: list[list[int]] = []
+
+    def __next__(self) -> list[Example]:
+        if not self._sorted:
+            if not self._shuffled:
+                self._shuffled = self._rng.sample(range(len(self._rows)), len(self._rows))
+            part, self._shuffled = self._shuffled[: _SORTED * _BATCH], self._shuffled[_SORTED * _BATCH :]
+            part.sort(key=lambda row: len(self._rows[row].text))
+            self._sorted = [part[first : first + _BATCH] for first in range(0, len(part), _BATCH)]
+            self._rng.shuffle(self._sorted)
+        return [self._rows[row] for row in self._sorted.pop(0)]
+
+    def state(self) -> dict[str, Any]:
+        """What is left of the epoch."""
+        return {"shuffled": self._shuffled, "sorted": self._sorted}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._shuffled, self._sorted = state["shuffled"], state["sorted"]
 
 
 def _typed(text: str, rng: Random) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,12 +24,13 @@ from dlp_core.router.encoder import Floats
 from dlp_core.router.features import BUCKETS, Indices
 from dlp_core.router.network import Network
 from dlp_core.router.training.corpus import Corpus, Sample
+from dlp_core.router.training.progress import CHECKPOINT_STEPS, Watch
 from dlp_core.router.vocabulary import TextFeatures
 from dlp_core.router.words import GRAM_SCALE, LENGTH_SCALE, LENGTHS, PIECE_SCALE, lengths
-from dlp_core.store.transfers import Progress, silent
 
 MEANING, FLAT = 5.0, 0.45
 
+_PHASE = "fit"
 _TINY = 1e-6
 _MOST = 256  # features of a long text that a step looks at: their mean is close to that of all
 
@@ -60,9 +61,15 @@ class Inputs(Protocol):
     @property
     def width(self) -> int: ...
 
-    def of(self, indices: NDArray[np.int64]) -> Tensor:
-        """(B, I)"""
+    def of(self, indices: NDArray[np.int64], *, whole: bool = False) -> Tensor:
+        """(B, I); `whole` leaves out nothing of them."""
         ...
+
+    def state(self) -> dict[str, Any]:
+        """All that changes in a training."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
 
     def groups(self, settings: NetSettings) -> list[dict[str, object]]:
         """What the optimiser learns of it."""
@@ -79,8 +86,15 @@ class FixedInputs:
     def width(self) -> int:
         return self._x.shape[1]
 
-    def of(self, indices: NDArray[np.int64]) -> Tensor:
+    def of(self, indices: NDArray[np.int64], *, whole: bool = False) -> Tensor:
+        del whole
         return self._x[torch.from_numpy(indices)]
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        pass
 
     def groups(self, settings: NetSettings) -> list[dict[str, object]]:
         return []
@@ -103,10 +117,10 @@ class WordInputs:
     def width(self) -> int:
         return self.pieces.embedding_dim + self.grams.embedding_dim + len(LENGTHS)
 
-    def of(self, indices: NDArray[np.int64]) -> Tensor:
+    def of(self, indices: NDArray[np.int64], *, whole: bool = False) -> Tensor:
         features = [self._features[index] for index in indices]
-        pieces, _ = self._sums(self.pieces, [own.pieces for own in features])
-        grams, counts = self._sums(self.grams, [own.grams for own in features])
+        pieces, _ = self._sums(self.pieces, [own.pieces for own in features], whole)
+        grams, counts = self._sums(self.grams, [own.grams for own in features], whole)
         unit = pieces / pieces.norm(dim=1, keepdim=True).clamp_min(_TINY)
         logs = np.log(np.array([[max(len(own.grams), 1)] for own in features], np.float32))
         length = torch.from_numpy(LENGTH_SCALE * lengths(logs))
@@ -121,9 +135,21 @@ class WordInputs:
     def tables(self) -> tuple[Floats, Floats]:
         return _array(self.pieces.weight), _array(self.grams.weight)
 
-    def _sums(self, bag: nn.EmbeddingBag, rows: Sequence[Indices]) -> tuple[Tensor, Tensor]:
+    def state(self) -> dict[str, Any]:
+        return {
+            "pieces": self.pieces.state_dict(),
+            "grams": self.grams.state_dict(),
+            "random": self._random.bit_generator.state,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.pieces.load_state_dict(state["pieces"])
+        self.grams.load_state_dict(state["grams"])
+        self._random.bit_generator.state = state["random"]
+
+    def _sums(self, bag: nn.EmbeddingBag, rows: Sequence[Indices], whole: bool) -> tuple[Tensor, Tensor]:
         """Sums over a part of each text's rows, (B, D), and how many they are, (B, 1); a single row always counts."""
-        kept = [self._some(row) for row in rows]
+        kept = [row if whole else self._some(row) for row in rows]
         lengths = [len(row) for row in kept]
         starts = np.cumsum([0, *lengths[:-1]])
         sums = bag(torch.from_numpy(np.concatenate(kept).astype(np.int64)), torch.from_numpy(starts))
@@ -165,10 +191,20 @@ class Layers(nn.Module):
 
 
 def fit(
-    inputs: Inputs, corpus: Corpus, adapters: int, settings: NetSettings, seed: int, *, report: Progress = silent
+    inputs: Inputs,
+    corpus: Corpus,
+    adapters: int,
+    settings: NetSettings,
+    seed: int,
+    *,
+    held_back: Sequence[int],
+    watch: Watch,
+    part: tuple[float, float],
 ) -> tuple[Network, int]:
-    """Fit the layers, and the tables of `inputs` if it has any; returns the layers and the number of steps. `report`
-    gets (steps done, all steps)."""
+    """Fit the layers, and the tables of `inputs` if it has any; returns the layers and the number of steps.
+
+    `inputs` encodes the samples, and after them texts that are not trained on, of the tasks `held_back`. It is `part`
+    of all the work, from and to."""
     samples = corpus.samples
     random = np.random.default_rng(seed)
     layers = Layers(inputs.width, adapters, corpus.embeddings_ET.shape[1], settings)
@@ -179,7 +215,17 @@ def fit(
     rates = [group["lr"] for group in groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)  # type: ignore[arg-type]
     queue = np.zeros(0, np.int64)
-    for step in range(steps):
+    first = 0
+    if (state := watch.checkpoints.load(_PHASE)) is not None:
+        layers.load_state_dict(state["layers"])
+        inputs.restore(state["inputs"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        random.bit_generator.state = state["epochs"]
+        torch.set_rng_state(state["random"])
+        queue, first = state["queue"].numpy(), state["step"]
+    report = watch.steps("fit", *part, settings.batch)
+    for step in range(first, steps):
         if len(queue) < settings.batch:
             queue = np.concatenate([queue, _epoch(corpus, settings, random)])
         batch, queue = queue[: settings.batch], queue[settings.batch :]
@@ -189,8 +235,36 @@ def fit(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-        report(step + 1, steps)
+        done, held_back_loss = step + 1, None
+        stopping = watch.checkpoints.stopping()
+        if done % CHECKPOINT_STEPS == 0 or done == steps or stopping:
+            held_back_loss = _held_back_loss(inputs, layers, len(samples), held_back)
+            watch.checkpoints.save(
+                _PHASE,
+                {
+                    "layers": layers.state_dict(),
+                    "inputs": inputs.state(),
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "epochs": random.bit_generator.state,
+                    "random": torch.get_rng_state(),
+                    "queue": torch.from_numpy(queue.copy()),
+                    "step": done,
+                },
+            )
+        report(done, steps, loss.item(), held_back_loss)
+        if stopping:
+            raise watch.interrupted()
     return layers.export(), steps
+
+
+@torch.no_grad()
+def _held_back_loss(inputs: Inputs, layers: Layers, first: int, tasks: Sequence[int]) -> float:
+    """Mean cross-entropy of the texts after the `first` ones."""
+    layers.eval()
+    logits, _ = layers(inputs.of(np.arange(first, first + len(tasks)), whole=True))
+    layers.train()
+    return functional.cross_entropy(logits, torch.tensor(tasks)).item()
 
 
 def _epoch(corpus: Corpus, settings: NetSettings, random: np.random.Generator) -> NDArray[np.int64]:

@@ -24,6 +24,7 @@ from safetensors.numpy import load_file, save_file
 from dlp_core.router.encoder import Floats
 from dlp_core.router.sentence_encoder import SentenceEncoder
 from dlp_core.router.training.everyday import COUNT, requests
+from dlp_core.router.training.progress import Watch
 from dlp_core.store.disk import disk_errors
 from dlp_core.store.transfers import Progress, silent
 
@@ -65,16 +66,16 @@ def vectors(encoder: SentenceEncoder, width: int, *, report: Progress = silent) 
     return _cached(f"{encoder.digest()} pieces {width}", lambda: distil(encoder, width, report=report))
 
 
-def prepare(encoder: SentenceEncoder, pieces_VD: Floats | None, *, digest: str, report: Progress = silent) -> Teacher:
+def prepare(encoder: SentenceEncoder, pieces_VD: Floats | None, *, digest: str, watch: Watch) -> Teacher:
     """The teacher that an encoder makes, with these vectors. `digest` is that of the encoder before it was tuned; what
-    one that was not tuned makes of everyday requests is in CACHE. `report` gets (requests done, all requests)."""
+    one that was not tuned makes of everyday requests is in CACHE."""
     everyday = tuple(requests(COUNT))
 
     def embed() -> Floats:
-        return encoder.encode(everyday, report=report)
+        return encoder.encode(everyday, report=watch.part("encode everyday requests", 0.4, 0.5))
 
     tuned = encoder.digest() != digest
-    embeddings = embed() if tuned else _cached("\n".join([digest, *everyday]), embed)
+    embeddings = watch.checkpoints.once("everyday", embed) if tuned else _cached("\n".join([digest, *everyday]), embed)
     pieces_VD = np.zeros((0, 0), np.float32) if pieces_VD is None else pieces_VD
     return Teacher(encoder, pieces_VD, everyday, embeddings, digest)
 

@@ -1,14 +1,19 @@
 """Trains a router on rows: the encoder's tables and the layers with torch, then everything else on the weights as they
 are stored.
 
-The same rows, seed and teacher give the same bytes on one machine.
+The same rows, seed and teacher give the same bytes on one machine, also where training was interrupted and resumed. Its
+checkpoint (store/checkpoints.py) has a file for each phase that takes long: tuning the encoder, what it makes of texts,
+fitting the network.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -30,9 +35,11 @@ from dlp_core.router.training.corpus import Corpus
 from dlp_core.router.training.examples import Example, label, split
 from dlp_core.router.training.fine_tuning import fine_tune
 from dlp_core.router.training.net import FixedInputs, NetSettings, WordInputs, fit
+from dlp_core.router.training.progress import Report, Watch, unreported
 from dlp_core.router.training.teacher import Teacher, packaged_teacher, prepare, vectors
 from dlp_core.router.words import WordEncoder
-from dlp_core.store.transfers import Progress, silent
+from dlp_core.store.checkpoints import Checkpoints
+from dlp_core.store.transfers import Progress
 
 _THREADS = 1  # fixed, because the order of sums depends on it; more gain little, and lose much on a busy machine
 _ENCODED = 6000  # texts that such an encoder encodes for the clusters
@@ -40,6 +47,7 @@ _ENCODED_VARIANTS = 0.3  # variants per row for an encoder that takes millisecon
 _VALUES_PER_ROW = 4
 _ENCODER_EPOCHS, _ENCODER_STEPS = 3, 150  # of tuning an encoder: epochs, and steps at least
 _TEACHER_LAYERS = 2  # of a teacher that are tuned, in one epoch
+_JUDGED = 500  # held-back rows whose loss is told while the network is fitted
 _READ = 256  # characters of a row that the teacher reads: what it is about shows early
 _HELD_BACK_REQUESTS = (
     500  # everyday requests, in frames that are not trained on; with rows of no task, as many as those
@@ -66,6 +74,8 @@ class TrainSettings:
     """Fraction of the prompts of its tasks to keep; None chooses it, see calibrate.calibrate."""
     coverage: float | None = None
     """How often a mix must hold the right adapter, at least; None for mixes of DEFAULT_TOP_P."""
+    device: str = "cpu"
+    """Where the teacher or encoder runs while the router is trained. The same bytes are only promised on CPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +105,40 @@ class TrainSummary:
         return asdict(self)
 
 
-def train_router(
-    rows: Sequence[TaskRow], settings: TrainSettings | None = None, *, report: Progress = silent
-) -> tuple[Router, TrainSummary]:
-    """Train on rows of two or more tasks; `report` gets (work done, all work).
+def checkpoints_of(
+    out: Path,
+    rows: Sequence[TaskRow],
+    settings: TrainSettings,
+    *,
+    resume: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> Checkpoints:
+    """The checkpoint of a training of these rows whose router goes to `out`. Raises what Checkpoints raises."""
+    fields = {f"--{name.replace('_', '-')}": value for name, value in asdict(settings).items()}
+    content = json.dumps([(row.task, row.input) for row in rows]).encode()
+    depends_on = fields | {
+        "--teacher": settings.teacher and settings.teacher.resolve().as_posix(),
+        "--encoder": settings.encoder and settings.encoder.resolve().as_posix(),
+        "--data": f"{len(rows)} rows {hashlib.sha256(content).hexdigest()[:12]}",
+    }
+    return Checkpoints(out, depends_on, resume=resume, stop=stop)
 
-    Labels are the sorted task names. Raises InvalidRequest for rows or settings that it cannot be trained with: fewer
-    than two tasks, a task with fewer than MIN_ROWS rows, a folder that has no encoder, a coverage out of reach.
+
+def train_router(
+    rows: Sequence[TaskRow],
+    settings: TrainSettings | None = None,
+    *,
+    checkpoints: Checkpoints | None = None,
+    report: Report = unreported,
+) -> tuple[Router, TrainSummary]:
+    """Train on rows of two or more tasks.
+
+    Labels are the sorted task names. With `checkpoints`, from checkpoints_of, an interrupted training can be resumed;
+    remove them once the router is saved. Raises InvalidRequest for rows or settings that it cannot be trained with:
+    fewer than two tasks, a task with fewer than MIN_ROWS rows, a folder that has no encoder, a coverage out of reach;
+    Interrupted when it was asked to stop.
     """
+    watch = Watch(report, checkpoints)
     settings = settings or TrainSettings()
     began = time.monotonic()
     labels, examples = label(rows)
@@ -117,23 +153,25 @@ def train_router(
     held_back += [Example(text, ()) for text in requests]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        teacher = _teacher(settings, training, len(labels), rng, report)
+        teacher = _teacher(settings, training, len(labels), rng, watch)
     texts = corpus.build(
         training,
         teacher,
         rng,
         characters=None if settings.encoder else _READ,
         variants=_ENCODED_VARIANTS if settings.encoder else 1.0,
-        report=_part(report, 0.5, 0.6),
+        watch=watch,
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(_THREADS)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            encoder, network, steps = _fit(texts, teacher, len(labels), settings, report)
+            encoder, network, steps = _fit(texts, teacher, len(labels), held_back, settings=settings, watch=watch)
     finally:
         torch.set_num_threads(threads)
+    if isinstance(encoder, SentenceEncoder):
+        encoder.model.to("cpu")
     clusters = cluster(encoder, network, texts, len(labels), rng, limit=_ENCODED if settings.encoder else None)
     memory = remember(encoder, texts, len(labels), rng)
     given = encoder if settings.encoder else None
@@ -203,30 +241,56 @@ def _other_values(
 
 
 def _teacher(
-    settings: TrainSettings, training: Sequence[Example], adapters: int, rng: Random, report: Progress
+    settings: TrainSettings, training: Sequence[Example], adapters: int, rng: Random, watch: Watch
 ) -> Teacher | None:
     """What the router learns from, tuned to the rows: they say which differences matter."""
     own, folder = settings.encoder is not None, settings.encoder or settings.teacher
     if folder is None:
         return None
     encoder = SentenceEncoder.load(folder)
+    encoder.model.to(settings.device)
     digest = encoder.digest()
-    pieces = None if own else vectors(encoder, settings.pieces, report=_part(report, 0.0, 0.1))
+    pieces = None if own else vectors(encoder, settings.pieces, report=watch.part("encode pieces", 0.0, 0.1))
     layers = settings.tuned_layers if own else _TEACHER_LAYERS
     epochs, min_steps = (_ENCODER_EPOCHS, _ENCODER_STEPS) if own else (1, 0)
     if layers:
-        tuning = _part(report, 0.1, 0.4)
-        fine_tune(encoder, training, adapters, rng, layers=layers, epochs=epochs, min_steps=min_steps, report=tuning)
-    return prepare(encoder, pieces, digest=digest, report=_part(report, 0.4, 0.5))
+        fine_tune(
+            encoder,
+            training,
+            adapters,
+            rng,
+            layers=layers,
+            epochs=epochs,
+            min_steps=min_steps,
+            watch=watch,
+            part=(0.1, 0.4),
+        )
+    return prepare(encoder, pieces, digest=digest, watch=watch)
 
 
 def _fit(
-    texts: Corpus, teacher: Teacher | None, adapters: int, settings: TrainSettings, report: Progress
+    texts: Corpus,
+    teacher: Teacher | None,
+    adapters: int,
+    held_back: Sequence[Example],
+    *,
+    settings: TrainSettings,
+    watch: Watch,
 ) -> tuple[Encoder, Network, int]:
+    known = [example for example in held_back if example.tasks][:_JUDGED]
+    judged, tasks = [example.text for example in known], [example.tasks[0] for example in known]
     if settings.encoder is not None and teacher is not None:
-        x = _encoded(texts, teacher, _part(report, 0.6, 0.9))
+        encode = partial(_encoded, texts, judged, teacher, watch.part("encode samples", 0.6, 0.9))
+        x = watch.checkpoints.once("samples", encode)
         network, steps = fit(
-            FixedInputs(x), texts, adapters, settings.net, settings.seed, report=_part(report, 0.9, 1.0)
+            FixedInputs(x),
+            texts,
+            adapters,
+            settings.net,
+            settings.seed,
+            held_back=tasks,
+            watch=watch,
+            part=(0.9, 1.0),
         )
         return teacher.encoder, network, steps
     samples = [sample.text for sample in texts.samples]
@@ -237,26 +301,25 @@ def _fit(
     random = np.random.default_rng(settings.seed)
     pieces = teacher.pieces_VD if teacher else random.normal(size=(words.size, settings.pieces)).astype(np.float32)
     inputs = WordInputs(
-        words.features(samples), pieces, settings.grams, drop=settings.net.feature_dropout, seed=settings.seed
+        words.features([*samples, *judged]),
+        pieces,
+        settings.grams,
+        drop=settings.net.feature_dropout,
+        seed=settings.seed,
     )
-    network, steps = fit(inputs, texts, adapters, settings.net, settings.seed, report=_part(report, 0.6, 1.0))
+    network, steps = fit(
+        inputs, texts, adapters, settings.net, settings.seed, held_back=tasks, watch=watch, part=(0.6, 1.0)
+    )
     return WordEncoder(words, *inputs.tables()), network, steps
 
 
-def _encoded(texts: Corpus, teacher: Teacher, report: Progress) -> Floats:
-    """The samples, encoded by the teacher: what it has embedded for their meaning, and the others now."""
+def _encoded(texts: Corpus, judged: Sequence[str], teacher: Teacher, report: Progress) -> Floats:
+    """The samples, encoded by the teacher: what it has embedded for their meaning, and the others now; then `judged`,
+    which are not trained on."""
     samples = texts.samples
     x = texts.meanings(samples)
     first, end = len(texts.rows), len(texts.rows) + len(texts.degraded) + len(texts.swapped)
     missing = [row for row, sample in enumerate(samples) if first <= row < end or sample.meaning is None]
-    x[missing] = teacher.encoder.encode([samples[row].text for row in missing], report=report)
-    return x
-
-
-def _part(report: Progress, start: float, end: float) -> Progress:
-    """Reports a part of the work, from `start` to `end` of all of it."""
-
-    def report_part(done: int, total: int) -> None:
-        report(round(1000 * (start + (end - start) * done / max(total, 1))), 1000)
-
-    return report_part
+    encoded = teacher.encoder.encode([*(samples[row].text for row in missing), *judged], report=report)
+    x[missing] = encoded[: len(missing)]
+    return np.concatenate([x, encoded[len(missing) :]])

@@ -38,6 +38,7 @@ from tests.support.replicas import ENDLESS, slow_steps
 from tests.support.waiting import HANG_S, wait_for
 
 METRICS = (
+    "dlp_bank_info dlp_bank_requests_total dlp_bank_request_seconds dlp_canary_evidence "
     "dlp_route_seconds dlp_route_confidence dlp_mix_size dlp_adapter_hits_total dlp_fallback_total "
     "dlp_adapter_loads_total dlp_adapter_load_seconds dlp_adapters_resident dlp_time_to_first_token_seconds "
     "dlp_inter_token_seconds dlp_tokens_total dlp_requests_running dlp_requests_waiting dlp_bank_refused "

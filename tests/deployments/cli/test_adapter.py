@@ -157,9 +157,9 @@ def test_pickled_weights_are_converted_and_then_served(tmp_path: Path) -> None:
     converted = CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False)
     assert json.loads(converted.stdout)["written"] == str(folder / WEIGHTS_FILE)
     assert check(str(folder)) == expected | {"left_out": ["adapter_model.bin"]}
-    with pytest.raises(InvalidRequest, match="--force"):
+    with pytest.raises(InvalidRequest, match="--yes"):
         CliRunner().invoke(app, command, catch_exceptions=False)
-    assert "1,792 parameters" in CliRunner().invoke(app, [*command, "--force"], catch_exceptions=False).stdout
+    assert "1,792 parameters" in CliRunner().invoke(app, [*command, "--yes"], catch_exceptions=False).stdout
 
 
 def test_train_then_check_from_the_command_line(tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ def test_at_a_terminal_it_asks(answer: str, dlp: Run, tmp_path: Path, monkeypatc
     monkeypatch.setattr("deployments.cli.bank.sys.stdin", Terminal(f"{answer}\n"))
     code, _, err = dlp("publish", str(write_bank(tmp_path / "fewer", ADAPTERS[:2])))
     assert code == (0 if answer == "y" else 2)
-    assert ("nothing was published" in err) == (answer == "n")
+    assert ("nothing was changed" in err) == (answer == "n")
     assert len(json_of(dlp("show", "--json"))["adapters"]) == (2 if answer == "y" else 3)
 
 
@@ -291,3 +291,55 @@ def test_a_list_of_nothing_says_so(dlp: Run) -> None:
     code, out, err = dlp("list")
     assert (code, out) == (2, "")
     assert "no bank is published" in err
+
+
+def test_a_canary_on_the_command_line(dlp: Run, tmp_path: Path, published: list[str]) -> None:
+    _, new = published
+    write_bank(tmp_path / "next", ADAPTERS[:2], seed=7)
+    staged = json_of(dlp("publish", str(tmp_path / "next"), "--stage", "--json"))["version"]
+    assert json_of(dlp("show", "--json"))["version"] == new
+    started = json_of(dlp("canary", staged, "--share", "0.2", "--sticky-by", "none", "--json"))
+    assert (started["serving"]["version"], started["canary"]["version"]) == (new, staged)
+    assert (started["canary"]["share"], started["canary"]["sticky_by"]) == (0.2, "none")
+    assert json_of(dlp("canary", "--json"))["canary"] == started["canary"]
+    listed = {bank["version"]: bank["canary"] for bank in json_of(dlp("list", "--json"))}
+    assert listed == {version: version == staged for version in listed}
+    code, out, err = dlp("publish", str(tmp_path / "bank0"))
+    assert (code, out) == (2, "")
+    assert "`dlp bank canary --stop`" in err
+    code, out, _ = dlp("canary")
+    assert code == 0
+    assert "20% of requests" in out
+    code, _, err = dlp("promote", "--json")
+    assert code == 2
+    assert f"this removes {ADAPTERS[2]}" in err
+    promoted = json_of(dlp("promote", "--yes", "--json"))
+    assert (promoted["serving"]["version"], promoted["canary_end"]["outcome"]) == (staged, "promoted")
+    assert "promoted" in dlp("canary")[1]
+
+
+def test_a_canary_is_stopped_or_rolled_back(dlp: Run, published: list[str]) -> None:
+    old, new = published
+    for command in (("canary", "--stop"), ("rollback",)):
+        assert json_of(dlp("canary", old, "--json"))["canary"]["version"] == old
+        assert dlp(*command)[0] == 0
+        assert json_of(dlp("canary", "--json"))["canary"] is None
+        assert json_of(dlp("show", "--json"))["version"] == new
+    for command in (
+        ("canary", "--stop"),
+        ("promote",),
+        ("canary", new),
+        ("canary", old, "--stop"),
+        ("shadow", "--stop"),
+    ):
+        code, out, err = dlp(*command)
+        assert (code, out, err.count("\n")) == (2, "", 1), command
+
+
+def test_a_shadow_on_the_command_line(dlp: Run, published: list[str]) -> None:
+    old, _ = published
+    started = json_of(dlp("shadow", old, "--generate", "--json"))["shadow"]
+    assert (started["version"], started["generate"], started["counts"]["mixes"]) == (old, True, 0)
+    assert [bank["version"] for bank in json_of(dlp("list", "--json")) if bank["shadow"]] == [old]
+    assert "shadow:" in dlp("shadow")[1]
+    assert json_of(dlp("shadow", "--stop", "--json"))["shadow"] is None

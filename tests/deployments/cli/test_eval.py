@@ -83,9 +83,21 @@ def test_a_folder_is_judged_and_reported(dlp: Run, bank: Path, tmp_path: Path) -
         (parts, way) for parts in (2, 3) for way in ("plain", "by request", "by sentence", "oracle by part")
     }
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("data:image/svg+xml") == 5
-    for title in ("Tasks", "All tasks at a glance", "p against score", "Several questions", "Confusion matrix"):
+    assert page.count("data:image/svg+xml") == 2 * 4
+    for title in ("Tasks", "10 rows and their answers", "Time and tokens", "p against score", "Confusion matrix"):
         assert title in page
+    assert found["judged"] == f"bank folder {bank}, unpublished (version {results.bank.version})"
+    assert found["judged"] in page
+    assert found["verdict"].startswith("On 12 prompts of 3 tasks, the routed bank scores ")
+    assert len(results.examples) == 10
+    assert all(set(example.answers) == set(ARMS.split(",")) for example in results.examples)
+    for arm in results.arms:
+        assert arm.cost is not None
+        assert arm.cost.answers == 12
+        assert arm.cost.seconds > 0
+        assert arm.cost.prompt_tokens > arm.cost.completion_tokens > 0
+    assert results.router.seconds is not None
+    assert results.conditions.endswith("16 requests at a time")
     check_markdown(tmp_path / "out")
     assert not re.search(r'(?:src|href)="(?!data:)|@import|url\(', page), "nothing is loaded"
 
@@ -94,7 +106,7 @@ def check_markdown(out: Path) -> None:
     text = (out / "report.md").read_text()
     assert "| oracle, top1, top-p=0.5" in text, "arms that chose the same are one line"
     drawn = re.findall(r"\]\((\w+\.svg)\)", text)
-    assert len(drawn) == 5
+    assert len(drawn) == 4, "three tasks make no radar"
     assert all((out / name).read_text().startswith("<svg") for name in drawn)
 
 
@@ -104,6 +116,9 @@ def test_for_a_person_it_is_a_table(dlp: Run, bank: Path) -> None:
     assert "top-p=0.9" in out
     assert "oracle by part" in out
     assert "report.html" in out
+    said = " ".join(out.split())
+    assert "Judged: bank folder " in said
+    assert ", the routed bank scores " in said
 
 
 KILLED = """
@@ -145,6 +160,11 @@ def test_a_killed_run_goes_on(dlp: Run, bank: Path, tmp_path: Path) -> None:
     resumed, again = json.loads(resumed), json.loads(again)
     for changing in ("created", "seconds"):
         again.pop(changing), resumed.pop(changing)
+    for found in (again, resumed):
+        found["router"].pop("seconds")
+        for arm in found["arms"]:
+            assert arm["cost"].pop("seconds") > 0
+            arm["cost"].pop("seconds_p95")
     assert again == resumed, "a killed run finds what an undisturbed one finds"
 
 
@@ -208,8 +228,9 @@ def test_a_published_bank_keeps_its_results_through_a_collection(
     for seed in (7, 8):
         publish(store, write_bank(tmp_path / f"bank{seed}", base, seeds={"sql": seed}))
     where = f"{tmp_path / 'store'}#{old.version}"
-    code, _, err = dlp("--bank", where, "--arms", "plain", "--rows", "1", "--json")
+    code, out, err = dlp("--bank", where, "--arms", "plain", "--rows", "1", "--json")
     assert code == 0, err
+    assert json.loads(out)["judged"] == f"bank {tmp_path / 'store'} version {old.version}"
     assert latest(store, old.version).bank.version == old.version
     assert old.version in collect(store, keep=0).versions
     assert latest(store, old.version).bank.digest == old.digest, "history outlives the bank"
@@ -218,15 +239,15 @@ def test_a_published_bank_keeps_its_results_through_a_collection(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--arms", "plain"], "--bank URI or FOLDER is missing"),
+        (["--arms", "plain"], "Missing option '--bank' (env var: 'DLP_BANK')"),
         (["--bank", "BANK", "--arms", "best"], "'best' is not an arm"),
         (["--bank", "BANK", "--arms", "adapter=none"], "does not have: 'none'"),
         (["--bank", "BANK", "--dtype", "int8"], "--dtype is 'int8'"),
         (["--bank", "BANK", "--device", "tpu"], "--device is 'tpu'"),
         (["--bank", "NOWHERE"], "no bank is published in"),
-        (["--bank", "BANK", "--data", "NOWHERE"], "rows.jsonl: cannot be read"),
-        (["--bank", "BANK", "--base-model", "NOWHERE"], "no config.json"),
-        (["gate", "--bank", "BANK"], "--baseline URI, FOLDER or FILE is missing"),
+        (["--bank", "BANK", "--data", "NOWHERE"], "with --suite it is the folder"),
+        (["--bank", "BANK", "--base-model", "NOWHERE"], "there is no folder"),
+        (["gate", "--bank", "BANK"], "Missing option '--baseline'"),
         (["gate", "--bank", "BANK", "--baseline", "NOWHERE.json"], "NOWHERE.json: cannot be read"),
     ],
 )
@@ -243,4 +264,4 @@ def test_compare_says_what_is_not_there(dlp: Run, bank: Path, tmp_path: Path) ->
     code, _, err = dlp("compare", "a", "b", "--bank", str(tmp_path / "store"), common=False)
     assert code == 2
     assert "has no results of bank a" in err
-    assert dlp("compare", "a", "b", common=False)[2].startswith("dlp: --bank URI is missing")
+    assert dlp("compare", "a", "b", common=False)[2].startswith("dlp: Missing option '--bank'")

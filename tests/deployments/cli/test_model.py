@@ -92,7 +92,7 @@ def test_a_mistake_is_one_line_and_exit_2(dlp: Run, tmp_path: Path, monkeypatch:
     push(open_store(stored), write_model(tmp_path / "base"))
     for arguments, says in (
         (["push", str(tmp_path / "empty"), stored], "config.json"),
-        (["push", str(tmp_path / "nowhere"), stored], "config.json"),
+        (["push", str(tmp_path / "nowhere"), stored], "there is no folder"),
         (["push", str(no_weights), stored], "safetensors"),
         (["push", str(tmp_path / "base"), "ftp://x"], "ftp://x"),
         (["pull", str(tmp_path / "nothing"), str(tmp_path / "node")], "dlp model push"),

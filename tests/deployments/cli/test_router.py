@@ -263,8 +263,8 @@ BAD_FILES = {
     "no task": ('{"input": "b"}', ':1: "task" is missing'),
     "task a number": ('{"task": 3, "input": "b"}', ':1: "task" must be'),
     "task a path": ('{"task": "../a", "input": "b"}', ":1: adapter name '../a'"),
-    "no input": ('{"task": "a"}', ":1: a row must be an object"),
-    "empty input": ('{"task": "a", "input": " "}', ':1: "input" is empty'),
+    "no input": ('{"task": "a"}', ':1: no prompt among the keys "task"'),
+    "empty input": ('{"task": "a", "input": " "}', ":1: the prompt is empty"),
     "one task": ('{"task": "a", "input": "b"}', "1 task;"),
     "few rows": ('{"task": "a", "input": "b"}\n{"task": "c", "input": "d"}', "'a' has 1 rows"),
 }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from starlette.testclient import TestClient
@@ -17,7 +18,9 @@ from benchmarks.measure import browser
 from deployments.console.app import create_console
 from deployments.console.server import serving
 from deployments.console.settings import ConsoleSettings
-from deployments.http.access import TOKEN_VARIABLE
+from deployments.http.access import ANONYMOUS, TOKEN_VARIABLE
+from deployments.http.ids import issue
+from dlp_core.bank.feedback import AdapterShare, KeptRequest
 from dlp_core.bank.publish import publish
 from dlp_core.ports import free_ports
 from dlp_core.store.opening import open_store
@@ -31,20 +34,29 @@ if TYPE_CHECKING:
 TOKEN = "admin-token-of-the-tests"
 DEMO = ROOT / "examples" / "bank"
 KEPT = [
-    {
-        "id": f"chatcmpl-{number}",
-        "created": 1.8e9,
-        "text": text,
-        "mix": [{"adapter": adapter, "weight": 1.0}],
-        "confidence": confidence,
-        "reason": "routed",
-        "bank": "one",
-    }
-    for number, (text, adapter, confidence) in enumerate(
-        [("the tenth of May as a date", "iso_date", 0.9), ("list all files", "text_to_sql", 0.4), ("hi", "cron", 0.6)]
+    KeptRequest(
+        id=issue("chatcmpl", ANONYMOUS),
+        created=time.time(),
+        key="",
+        route="/v1/chat/completions",
+        text=text,
+        mix=(AdapterShare(adapter=adapter, weight=1.0),),
+        reason="routed",
+        confidence=confidence,
+        bank="one",
+        router="one",
+        status=200,
+        error_code=None,
+        total_seconds=0.5,
+        decide_seconds=0.001,
+        first_token_seconds=0.1,
     )
+    for text, adapter, confidence in [
+        ("the tenth of May as a date", "iso_date", 0.9),
+        ("list all files", "text_to_sql", 0.4),
+        ("hi", "cron", 0.6),
+    ]
 ]
-
 
 OWN = "http://127.0.0.1:8001"
 """Where a console of `http` is."""
@@ -67,7 +79,6 @@ class Console:
     url: str
     store: str
     without_cron: Path
-    feedback: list[dict[str, Any]]
 
 
 @pytest.fixture
@@ -76,12 +87,12 @@ def console(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Console
     store = str(tmp_path / "store")
     publish(open_store(store), DEMO, version="one")
     without_cron = _without(tmp_path / "bank", "cron")
-    app, feedback = server(store, tmp_path / "cache", kept=KEPT)
+    app = server(store, tmp_path / "cache", kept=KEPT)
     ports = free_ports(2)
     with serving(app, port=ports[0]) as url:
         settings = ConsoleSettings(url, admin_token=TOKEN, reports=reports(tmp_path / "reports"))
         with serving(create_console(settings, every_s=0.2), port=ports[1]) as address:
-            yield Console(address, store, without_cron, feedback)
+            yield Console(address, store, without_cron)
 
 
 def _without(folder: Path, adapter: str) -> Path:

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from dlp_core.bank.feedback import Feedback
+from dlp_core.bank.kept import FEEDBACK, read, today
 from dlp_core.bank.reading import load_manifest
 from dlp_core.store.opening import open_store
-from tests.deployments.console.conftest import Console
+from tests.deployments.console.conftest import KEPT, Console
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page, Route
@@ -191,11 +193,9 @@ def test_routes_are_corrected_by_keyboard_alone(page: Page, console: Console) ->
     page.keyboard.press("r")
     page.get_by_text("3 of 3 reviewed").wait_for()
     page.locator(".item.done").nth(2).wait_for()
-    assert sorted(console.feedback, key=lambda one: str(one["request_id"])) == [
-        {"request_id": "chatcmpl-0", "rating": "up"},
-        {"request_id": "chatcmpl-1", "rating": "down", "adapter": "shell"},
-        {"request_id": "chatcmpl-2", "rating": "down", "adapter": None},
-    ]
+    given = {entry.request_id: entry for entry in read(open_store(console.store), FEEDBACK, Feedback, since=today())}
+    opinions = [(given[one.id].rating, given[one.id].corrects, given[one.id].adapter) for one in KEPT]
+    assert opinions == [("up", False, None), ("down", True, "shell"), ("down", True, None)]
     opened(page, console, "review")
     page.get_by_text("All reviewed").wait_for()
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from deployments.client.activity import Reading
 from deployments.console.proxy import Api
 from deployments.console.settings import ConsoleSettings
-from deployments.console.traffic import Point, Reading, Traffic
+from deployments.console.traffic import Point, Traffic
 from tests.support.http_server import QuietHandler, serving
 
 BEFORE = """
@@ -38,21 +39,19 @@ dlp_adapter_in_slot{adapter="cron",replica="b"} 1
 """
 
 
-@pytest.mark.parametrize("prefix", ["", "ray_"])
-def test_a_point_is_what_counters_and_histograms_gained(prefix: str) -> None:
-    readings = [Reading.of(text.replace("dlp_", f"{prefix}dlp_")) for text in (BEFORE, AFTER)]
-    point = Point.between_readings(*readings, at=100.0, seconds=5.0)
+def test_a_point_is_what_counters_and_histograms_gained() -> None:
+    point = Point.between_readings(Reading.of(BEFORE, 95.0), Reading.of(AFTER, 100.0))
+    assert (point.at, point.seconds) == (100.0, 5.0)
     assert point.adapters == {"cron": 3, "shell": 2}
     assert point.sizes == {"0.5": 1, "1": 3, "inf": 1}
     assert point.routed == 5
     assert point.statuses == {"200": 7, "404": 1}
     assert point.running == 3
-    assert readings[1].resident() == {"a": [], "b": ["cron", "shell"]}
 
 
 def test_a_counter_that_began_anew_takes_nothing_away() -> None:
-    low, high = (Reading.of(f'dlp_adapter_hits_total{{adapter="cron"}} {n}') for n in (2, 9))
-    assert Point.between_readings(high, low, at=1, seconds=1).adapters == {}
+    low, high = (Reading.of(f'dlp_adapter_hits_total{{adapter="cron"}} {n}', float(10 - n)) for n in (2, 9))
+    assert Point.between_readings(high, low).adapters == {}
 
 
 async def test_points_are_kept_and_asked_for_since_a_time() -> None:
@@ -70,6 +69,7 @@ async def test_points_are_kept_and_asked_for_since_a_time() -> None:
             await traffic.read()
         points = traffic.json()["points"]
         assert [point["adapters"] for point in points] == [{"cron": 3, "shell": 2}, {}]
+        assert traffic.json()["resident"] == {"a": [], "b": ["cron", "shell"]}
         assert traffic.json(since=points[0]["at"])["points"] == points[1:]
         await api.close()
 

@@ -283,8 +283,17 @@ class AdminEcho(EchoService):
             raise UnknownModel("adapter 'nobody' does not exist in bank b1")
         return self._changed("unload", name)
 
-    async def publish(self, folder: str, version: str | None) -> Published:
-        return Published(self._changed("publish", folder, version), self.warnings)
+    async def publish(self, body: Any) -> Published:
+        return Published(self._changed("publish", body.folder, body.version), self.warnings)
+
+    async def set_canary(self, body: Any) -> None:
+        self._changed("canary", body.version, body.share, body.sticky_by)
+
+    async def promote(self) -> None:
+        self._changed("promote")
+
+    async def set_shadow(self, body: Any) -> None:
+        self._changed("shadow", body.version, body.generate)
 
     async def rollback(self, version: str | None) -> BankManifest:
         return self._changed("rollback", version)
@@ -307,6 +316,7 @@ def admin(echo: AdminEcho, monkeypatch: pytest.MonkeyPatch) -> TestClient:
 
 
 ADMIN_ROUTES = ["/load_lora_adapter", "/unload_lora_adapter", "/bank/publish", "/bank/rollback"]
+ADMIN_ROUTES += ["/bank/canary", "/bank/promote", "/bank/shadow"]
 
 
 @pytest.mark.parametrize("path", ADMIN_ROUTES)

@@ -234,7 +234,7 @@ def test_strict_fields_refuse_it() -> None:
     refused(http.post("/v1/chat/completions", json=body), 400, "messages.0.nme", "unknown_parameter")
 
 
-@pytest.mark.parametrize("path", ["/health", "/v1/models", "/v1/models/sql", "/v1/bank"])
+@pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/v1/models", "/v1/models/sql", "/v1/bank"])
 def test_a_head_is_answered(http: TestClient, path: str) -> None:
     answer = http.head(f"http://server{path}")
     assert (answer.status_code, answer.content) == (200, b"")
@@ -243,7 +243,7 @@ def test_a_head_is_answered(http: TestClient, path: str) -> None:
 def test_a_slash_at_the_end_changes_nothing(http: TestClient) -> None:
     assert http.get("/models/", follow_redirects=False).json() == http.get("/models").json()
     assert http.post("/chat/completions/", json=chat(), follow_redirects=False).status_code == 200
-    assert http.get("http://server/", follow_redirects=False).status_code == 404
+    assert http.get("http://server/", follow_redirects=False).json()["name"] == "dlp-serve"
 
 
 def test_pages_of_configured_origins_may_call_it() -> None:

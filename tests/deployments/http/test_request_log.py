@@ -92,6 +92,7 @@ def test_a_request_that_is_served(http: TestClient, lines: Lines, *, stream: boo
         "stream": stream,
         "n": 2,
         "bank": "b1",
+        "bank_role": "serving",
         "router": "r1",
         "mix": [{"adapter": "sql", "weight": 1.0}],
         "reason": "routed",

@@ -31,7 +31,7 @@ def http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient
     store = str(tmp_path / "store")
     publish(open_store(store), write_bank(tmp_path / "one"), version="one")
     publish(open_store(store), write_bank(tmp_path / "two", ["alpha", "beta"]), version="two")
-    app, _ = server(store, tmp_path / "cache")
+    app = server(store, tmp_path / "cache")
     with TestClient(app, base_url="http://server/v1") as client:
         yield client
 
@@ -86,7 +86,7 @@ def test_they_are_the_operators(
     assert http.request(method, path, json={"version": "one"}).status_code == 401
     assert http.request(method, path, json={"version": "one"}, headers={"authorization": "Bearer x"}).status_code == 401
     monkeypatch.delenv(TOKEN_VARIABLE)
-    app, _ = server(str(tmp_path / "store"), tmp_path / "cache")
+    app = server(str(tmp_path / "store"), tmp_path / "cache")
     without = TestClient(app, base_url="http://server/v1")
     assert (
         without.request(method, path, json={"version": "one"}, headers=ADMIN).json()["error"]["code"] == "unknown_url"

@@ -13,11 +13,8 @@ from typer.testing import CliRunner
 
 from deployments.cli.main import app
 from deployments.local import checks
-from deployments.local.checks import check_base_model, check_memory, free_memory, name_warning
-from dlp_core.bank.publish import publish
+from deployments.local.checks import check_base_model, check_memory, free_memory
 from dlp_core.errors import DLPError, InvalidRequest
-from dlp_core.store.opening import open_store
-from tests.support.banks import ADAPTERS, write_bank
 from tests.support.paths import ROOT
 
 
@@ -72,14 +69,6 @@ def test_a_damaged_config_is_one_line(text: str, model: Path) -> None:
     (model / "config.json").write_text(text, "latin-1")
     with pytest.raises(InvalidRequest, match=r"config\.json.*copy the model again"):
         check_memory(model, "float32", free=10**9)
-
-
-def test_another_models_name_warns(tmp_path: Path, model: Path) -> None:
-    store = open_store(f"memory://{tmp_path.name}")
-    manifest = publish(store, write_bank(tmp_path / "bank", ADAPTERS))
-    named = tmp_path / manifest.base_model.id.rpartition("/")[2]
-    assert name_warning(named, manifest) is None
-    assert "Other-7B" in str(name_warning(tmp_path / "Other-7B", manifest))
 
 
 def test_serve_ends_at_once_and_never_imports_ray(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

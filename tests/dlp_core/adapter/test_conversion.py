@@ -54,12 +54,12 @@ def test_tensors_that_share_memory_are_written_apart(folder: Path, tmp_path: Pat
     assert torch.equal(found[keys[1]], tensors[keys[0]])
 
 
-def test_an_existing_file_is_only_replaced_by_force(folder: Path) -> None:
+def test_an_existing_file_is_only_replaced_when_asked(folder: Path) -> None:
     (folder / WEIGHTS_FILE).write_bytes(b"mine")
-    with pytest.raises(InvalidRequest, match="exists; --force replaces it"):
+    with pytest.raises(InvalidRequest, match="exists; --yes replaces it"):
         convert(folder)
     assert (folder / WEIGHTS_FILE).read_bytes() == b"mine"
-    convert(folder, force=True)
+    convert(folder, replace=True)
     assert read_adapter(folder, name="sql").modules
 
 

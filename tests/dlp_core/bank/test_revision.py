@@ -159,15 +159,17 @@ def test_a_router_is_needed_to_learn(store: AdapterStore, tmp_path: Path) -> Non
         with_adapter(store, NEW, write_adapter(tmp_path / "new"), examples=examples())
 
 
-def test_a_folder_may_say_what_its_router_does_not_know(store: AdapterStore, tmp_path: Path) -> None:
+def test_what_its_router_does_not_know_serves_by_name_with_a_warning_or_as_its_folder_says(
+    store: AdapterStore, tmp_path: Path
+) -> None:
     folder = write_bank(tmp_path / "bank", router=False)
     smaller().only(["word_sorting"]).save(folder / "router")
     (folder / "adapters" / "alpha").rename(folder / "adapters" / "word_sorting")
-    with pytest.raises(BankError, match="router labels must be"):
-        publish(store, folder)
-    (folder / "bank.json").write_text('{"base_model": "org/tiny-base", "unrouted": ["beta", "gamma"]}')
-    bank = publish(store, folder)
+    (folder / "bank.json").write_text('{"base_model": "org/tiny-base", "unrouted": ["beta"]}')
+    warned: list[str] = []
+    bank = publish(store, folder, report=lambda verdict: warned.extend([verdict.name] * len(verdict.warnings)))
     assert [adapter.routed for adapter in bank.adapters] == [False, False, True]
+    assert warned == ["gamma"]
     (folder / "bank.json").write_text('{"base_model": "org/tiny-base", "unrouted": ["delta"]}')
     with pytest.raises(BankError, match="'delta', which is not an adapter"):
         publish(store, folder)

@@ -28,6 +28,7 @@ def test_a_folder_has_the_version_it_is_published_under(tmp_path: Path, cache: D
     for location in (str(folder), f"{s3}candidate/"):
         with open_bank(location, cache) as bank:
             assert bank.store is None, "it is not published anywhere"
+            assert bank.location == location
             assert bank.router is not None
             assert set(bank.router.labels) == set(ADAPTERS)
             entry = bank.manifest.adapters[0]
@@ -45,6 +46,7 @@ def test_a_published_bank_is_its_current_version_or_the_one_named(tmp_path: Path
             assert bank.manifest == manifest
             assert bank.store is not None
             assert bank.store.uri == store.uri
+            assert bank.location == f"{s3}bank/"
     with pytest.raises(UnknownModel, match="no bank version 'other'"), open_bank(f"{s3}bank/#other", cache):
         pass
 

@@ -12,7 +12,7 @@ from dlp_core.errors import InvalidRequest
 from dlp_core.eval.metrics import METRICS
 from dlp_core.eval.options import find_options, format_option, parse_choice
 from dlp_core.eval.rows import EvalRow
-from dlp_core.eval.suite import draw_composites, load_suite
+from dlp_core.eval.suite import draw_composites, load_suite, suite_of_rows
 from tests.support.eval_bank import SUITE, TASKS, write_rows, write_suite
 from tests.support.paths import ROOT
 
@@ -51,8 +51,8 @@ def test_data_may_lie_elsewhere_and_be_compressed(tmp_path: Path) -> None:
         (SUITE.replace("rouge1", "rouge9"), None, "no metric 'rouge9'"),
         (SUITE + "colour: red\n", None, "colour: Extra inputs"),
         (SUITE.replace("rows.jsonl", "other.jsonl"), None, "other.jsonl: cannot be read"),
-        (SUITE, [{"task": "a", "type": "qa", "input": "x"}], r"rows.jsonl:1: 'output' must be a non-empty string"),
-        (SUITE, [{"task": "a", "input": "x", "output": "y"}], "'type' must be a non-empty string"),
+        (SUITE, [{"task": "a", "type": "qa", "input": "x"}], r"rows.jsonl:1: the answer is missing or empty"),
+        (SUITE, [{"task": "a", "input": "x", "output": "y"}], "type None is not a type of the suite"),
         (
             SUITE,
             [{"task": "a", "type": "song", "input": "x", "output": "y"}],
@@ -78,6 +78,17 @@ def test_rows_of_no_task_are_left_out(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", rows[:1])
     with pytest.raises(InvalidRequest, match="no row of its data has a task"):
         load_suite(path)
+
+
+def test_a_file_of_rows_is_a_suite(tmp_path: Path) -> None:
+    rows = [{"task": task, "input": f"{task} {number}", "output": "y"} for task in "ab" for number in range(5)]
+    path = write_rows(tmp_path / "held back.jsonl", [*rows, {"task": None, "input": "x"}])
+    suite = suite_of_rows(path)
+    assert (suite.settings.name, len(suite.rows)) == ("held-back", 10)
+    assert {suite.score_metric(row) for row in suite.rows} == {"exact_match"}
+    assert [row.task for row in suite_of_rows(path, rows=2).rows] == ["a", "a", "b", "b"]
+    write_rows(path, [{"task": "a", "type": "mcq", "input": "x", "output": "y"}])
+    assert [row.type for row in suite_of_rows(path).rows] == ["mcq"]
 
 
 def test_the_suites_of_the_examples_are_read(tmp_path: Path) -> None:

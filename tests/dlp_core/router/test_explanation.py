@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from dlp_core.router.explanation import MAX_PIECES, explain
+from dlp_core.router.explanation import MAX_PIECES, explain, explain_first
 from tests.support.router_rows import make_rows, trained
 
 TEXT = "Sort the following words alphabetically:\nriver lamp cabinet engine"
@@ -45,3 +45,18 @@ def test_log_odds_match_the_probabilities() -> None:
         for routing, odds in zip(router.route(texts), router.log_odds(texts, label), strict=True):
             fits_and_is_it = (1 - routing.none) * routing.probabilities[label]
             assert 1 / (1 + math.exp(-odds)) == pytest.approx(fits_and_is_it, abs=1e-5)
+
+
+@pytest.mark.parametrize("text", ["", "hi", "  hi\n"])
+def test_one_word_is_not_explained_by_what_an_empty_text_would_be(text: str) -> None:
+    assert explain_first(trained()[0], [text]).words == ()
+
+
+def test_where_no_adapter_fits_the_words_speak_for_or_against_any() -> None:
+    router, _ = trained()
+    text = "What shall I cook tonight?"
+    assert not router.route([text])[0].fits
+    explanation = explain_first(router, [text])
+    assert explanation.adapter is None
+    without = router.route([text.removesuffix(" tonight?")])[0].margin
+    assert explanation.words[-1].effect == pytest.approx(router.route([text])[0].margin - without, abs=1e-3)

@@ -9,35 +9,42 @@ from pathlib import Path
 
 import pytest
 
-from dlp_core.store.lock import FileLock
+from dlp_core.store.lock import FileLock, ReadWriteLock
 from tests.support.paths import ROOT
 
 HOLDER = """
 import sys
 from pathlib import Path
-from dlp_core.store.lock import FileLock
-with FileLock(Path(sys.argv[1])):
+from dlp_core.store.lock import {kind}
+with {kind}(Path(sys.argv[1]){made}):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("folder", [False, True])
-def test_shared_locks_stand_side_by_side_and_an_exclusive_one_alone(tmp_path: Path, *, folder: bool) -> None:
-    path = tmp_path if folder else tmp_path / "lock"
-    with FileLock(path, shared=True, folder=folder):
-        with FileLock(path, shared=True, folder=folder):
-            assert FileLock.attempt(path, folder=folder) is None
-        assert FileLock.attempt(path, folder=folder) is None
-    lock = FileLock.attempt(path, folder=folder)
+def test_shared_locks_stand_side_by_side_and_an_exclusive_one_alone(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with ReadWriteLock(path, shared=True):
+        with ReadWriteLock(path, shared=True):
+            assert ReadWriteLock.attempt(path, shared=False) is None
+        assert ReadWriteLock.attempt(path, shared=False) is None
+    lock = ReadWriteLock.attempt(path, shared=False)
     assert lock is not None
     with lock:
-        assert FileLock.attempt(path, shared=True, folder=folder) is None
+        assert ReadWriteLock.attempt(path, shared=True) is None
         lock.share()
-        again = FileLock.attempt(path, shared=True, folder=folder)
+        again = ReadWriteLock.attempt(path, shared=True)
         assert again is not None
         with again:
-            pass
+            assert ReadWriteLock.attempt(path, shared=False) is None
+
+
+def test_a_shared_lock_may_end_on_another_thread(tmp_path: Path) -> None:
+    lock = ReadWriteLock(tmp_path / "lock", shared=True)
+    thread = threading.Thread(target=lock.__exit__)
+    thread.start()
+    thread.join()
+    assert ReadWriteLock.attempt(tmp_path / "lock", shared=False) is not None
 
 
 def test_a_lock_waits_for_the_one_before_it(tmp_path: Path) -> None:
@@ -56,21 +63,42 @@ def test_a_lock_waits_for_the_one_before_it(tmp_path: Path) -> None:
     assert order == ["first", "second"]
 
 
-def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HOLDER, str(tmp_path / "lock")]
+def test_who_waits_for_a_lock_whose_file_is_removed_gets_a_new_file(tmp_path: Path) -> None:
+    path, held = tmp_path / "lock", threading.Event()
+
+    def second() -> None:
+        with FileLock(path):
+            assert FileLock.attempt(path) is None
+            held.set()
+
+    thread = threading.Thread(target=second)
+    with FileLock(path, remove=True):
+        thread.start()
+    thread.join(20)
+    assert held.is_set()
+
+
+@pytest.mark.parametrize(("kind", "made"), [(FileLock, ""), (ReadWriteLock, ", shared=True")])
+def test_a_killed_process_holds_nothing(tmp_path: Path, kind: type[FileLock | ReadWriteLock], made: str) -> None:
+    def attempt() -> FileLock | ReadWriteLock | None:
+        path = tmp_path / "lock"
+        return FileLock.attempt(path) if kind is FileLock else ReadWriteLock.attempt(path, shared=False)
+
+    code = HOLDER.format(kind=kind.__name__, made=made)
+    command = [sys.executable, "-c", code, str(tmp_path / "lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        assert FileLock.attempt(tmp_path / "lock") is None
+        assert attempt() is None
         holder.kill()
         holder.wait()
-        lock = FileLock.attempt(tmp_path / "lock")
+        lock = attempt()
         assert lock is not None
         with lock:
             pass
 
 
-def test_a_folder_that_is_gone_is_not_made(tmp_path: Path) -> None:
+def test_a_shared_lock_in_a_folder_that_is_gone_is_an_error_of_the_system(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        FileLock.attempt(tmp_path / "gone", folder=True)
+        ReadWriteLock.attempt(tmp_path / "gone" / "lock", shared=True)
     assert not (tmp_path / "gone").exists()

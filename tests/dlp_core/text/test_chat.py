@@ -59,6 +59,17 @@ def test_a_new_topic_replaces_the_one_before() -> None:
         assert route(user(before.input), Message("assistant", "Done."), user(row.input)).best == row.task
 
 
+def test_the_router_says_which_text_decided() -> None:
+    turns = set()
+    for row in FRESH:
+        conversation = [user(row.input), Message("assistant", "Done."), user("and the other one?")]
+        routing = route(*conversation)
+        [alone] = trained()[0].route([routing_texts(conversation)[routing.turn]])
+        assert (alone.fits, alone.best) == (routing.fits, routing.best)
+        turns.add(routing.turn)
+    assert 1 in turns
+
+
 def test_a_follow_up_stays_with_the_turn_before_it() -> None:
     follow_ups = ("and the other one?", "no, the second", "again, please", "thanks, now in reverse")
     found = [

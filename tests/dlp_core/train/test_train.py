@@ -10,6 +10,7 @@ import torch
 from dlp_core.adapter.weights import read_adapter
 from dlp_core.errors import InvalidRequest
 from dlp_core.quiet import quiet_transformers
+from dlp_core.store.checkpoints import Interrupted, checkpoint_folder
 from dlp_core.train.lora import TrainProgress, TrainSettings, train_adapter
 from dlp_core.train.packing import IGNORED, Example, batches, common_prefix, encode
 from dlp_core.train.rows import Row, read_rows
@@ -79,6 +80,71 @@ def test_training_stops_when_the_validation_loss_stops_falling(base: Path, tmp_p
     assert train_adapter(base, ROWS, tmp_path / "a", settings).steps == 6  # best at 2, and 2 x 2 steps of patience
 
 
+class StopAfter:
+    """Asks to stop when it was asked so many times: before the step of that number, counted from 0."""
+
+    def __init__(self, asked: int) -> None:
+        self._left = asked
+
+    def __call__(self) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+
+def test_an_interrupted_training_ends_as_one_that_was_not(base: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=24)
+    whole = train_adapter(base, ROWS, tmp_path / "whole", settings)
+    checkpoint = checkpoint_folder(tmp_path / "a")
+    for asked, resume in ((13, False), (0, True), (4, True)):  # between validations, at once, in another epoch
+        with pytest.raises(Interrupted) as end:
+            train_adapter(base, ROWS, tmp_path / "a", settings, resume=resume, stop=StopAfter(asked))
+        assert end.value.checkpoint == checkpoint
+        assert {path.name for path in checkpoint.iterdir()} == {"run.json", "training.pt"}
+        assert "best weights so far, of step 10" in end.value.done
+        assert read_adapter(tmp_path / "a", name="a").rank == 4
+    summary = train_adapter(base, ROWS, tmp_path / "a", settings, resume=True)
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert replace(summary, seconds=0.0) == replace(whole, seconds=0.0)
+    assert not checkpoint.exists()
+
+
+def test_a_training_that_was_stopped_before_a_validation_leaves_no_adapter(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted, match="after step 3 of 30"):
+        train_adapter(base, ROWS, tmp_path / "a", SETTINGS, stop=StopAfter(3))
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_checkpoint_is_neither_overwritten_nor_resumed_with_something_else(base: Path, tmp_path: Path) -> None:
+    def train(rows: list[Row] = ROWS, settings: TrainSettings = SETTINGS, **options: Any) -> None:
+        train_adapter(base, rows, tmp_path / "a", settings, stop=StopAfter(1), **options)
+
+    with pytest.raises(InvalidRequest, match="there is no checkpoint in"):
+        train(resume=True)
+    with pytest.raises(Interrupted):
+        train()
+    with pytest.raises(InvalidRequest, match="--resume goes on from it, or remove that folder"):
+        train()
+    for change, named in (
+        ({"settings": replace(SETTINGS, rank=2)}, "of another run: --rank was 4, is 2;"),
+        ({"settings": replace(SETTINGS, seed=4)}, "of another run: --seed was 3, is 4;"),
+        ({"rows": ROWS[:-1]}, 'of another run: --data was "60 rows [0-9a-f]{12}", is "59 rows'),
+        ({"validation": ROWS[:3]}, "of another run: --validation-data was null, is"),
+    ):
+        with pytest.raises(InvalidRequest, match=named):
+            train(resume=True, **change)
+    (checkpoint_folder(tmp_path / "a") / "training.pt").write_bytes(b"half")
+    with pytest.raises(InvalidRequest, match=r"training\.pt: cannot be read"):
+        train(resume=True)
+
+
+def test_rows_of_a_file_of_their_own_are_validated_on(base: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=2, validation_rows=None)
+    assert train_adapter(base, ROWS, tmp_path / "a", settings).held_back == 6
+    own = train_adapter(base, ROWS[6:], tmp_path / "b", settings, validation=ROWS[:6])
+    assert (own.examples, own.held_back) == (60, 6)
+
+
 def _logits(model: Any, example: Example) -> torch.Tensor:
     """At the positions that predict the answer, for the example on its own."""
     ids = torch.tensor([[*example.prompt, *example.answer[:-1]]])
@@ -125,8 +191,8 @@ def test_batches_hold_every_example_once_within_the_row(base: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"input": "a"}', "'output' must be a non-empty string"),
-        ('{"input": " ", "output": "b"}', "'input' must be a non-empty string"),
+        ('{"input": "a"}', "rows.jsonl:1: the answer is missing or empty"),
+        ('{"input": " ", "output": "b"}', "rows.jsonl:1: the prompt is empty"),
         ('{"task": "a", "input": "x", "output": "y"}\n{"task": "b", "input": "x", "output": "y"}', "tasks a, b"),
     ],
 )

@@ -17,11 +17,13 @@ from dlp_core.router.evaluation import evaluate
 from dlp_core.router.files import CONFIG_FILE, WEIGHTS_FILE
 from dlp_core.router.rows import TaskRow
 from dlp_core.router.sentence_encoder import SentenceEncoder
-from dlp_core.router.training import teacher
+from dlp_core.router.training import everyday, fine_tuning, teacher
 from dlp_core.router.training.examples import MIN_ROWS
 from dlp_core.router.training.net import NetSettings
-from dlp_core.router.training.train import train_router
+from dlp_core.router.training.progress import TrainProgress
+from dlp_core.router.training.train import checkpoints_of, train_router
 from dlp_core.router.words import WordEncoder
+from dlp_core.store.checkpoints import Interrupted, checkpoint_folder
 from tests.support.encoders import write_encoder
 from tests.support.router_rows import QUICK, TASKS, make_rows, trained
 
@@ -191,6 +193,85 @@ def test_an_encoder_of_ones_own_takes_the_place_of_the_words(
     texts = [row.input for row in FRESH[::9]]
     assert loaded.route(texts) == router.route(texts)
     assert np.mean([r.best == row.task for r, row in zip(loaded.route(texts), FRESH[::9], strict=True)]) >= 0.8
+
+
+class StopAfter:
+    """Asks to stop when it was asked so many times."""
+
+    def __init__(self, asked: int) -> None:
+        self.asked, self._limit = 0, asked
+
+    def __call__(self) -> bool:
+        self.asked += 1
+        return self.asked > self._limit
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["words", "teacher", "encoder"])
+def test_an_interrupted_training_ends_as_one_that_was_not(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(everyday, "COUNT", 200)
+    monkeypatch.setattr(teacher, "COUNT", 200)
+    monkeypatch.setattr(fine_tuning, "_MOST_STEPS", 12)
+    folder = write_encoder(tmp_path / "encoder", [row.input for row in FRESH])
+    settings = replace(
+        QUICK,
+        teacher=folder if kind == "teacher" else None,
+        encoder=folder if kind == "encoder" else None,
+        tuned_layers=1,
+        net=NetSettings(epochs=0, min_steps=24, batch=32, widths=(16,)),
+    )
+    rows, phases, ended = make_rows(24, seed=1), [], []
+
+    def train(out: Path, stop: StopAfter, *, resume: bool) -> Router:
+        checkpoints = checkpoints_of(out, rows, settings, resume=resume, stop=stop)
+        router, _ = train_router(rows, settings, checkpoints=checkpoints, report=lambda now: phases.append(now.phase))
+        router.save(out)
+        checkpoints.remove()
+        return router
+
+    stop = StopAfter(10**9)
+    whole = train(tmp_path / "whole", stop, resume=False)
+    assert set(phases) >= {"fit"} | ({"tune the encoder", "encode rows"} if kind != "words" else set())
+    again = None
+    while again is None:
+        try:
+            again = train(tmp_path / "again", StopAfter(stop.asked // 4), resume=bool(ended))
+        except Interrupted as end:
+            ended.append(end.checkpoint)
+    assert len(ended) >= 2
+    assert set(ended) == {checkpoint_folder(tmp_path / "again")}
+    for file in (tmp_path / "whole").glob("*.*"):
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes(), file.name
+    assert again.route(OUT_OF_SCOPE) == whole.route(OUT_OF_SCOPE)
+    assert not checkpoint_folder(tmp_path / "again").exists()
+
+
+def test_the_checkpoint_of_other_rows_or_settings_is_refused(tmp_path: Path) -> None:
+    rows = make_rows(12, seed=1)
+    settings = replace(QUICK, net=NetSettings(epochs=0, min_steps=20, batch=32, widths=(16,)))
+    checkpoints = checkpoints_of(tmp_path / "router", rows, settings, stop=StopAfter(5))
+    with pytest.raises(Interrupted):
+        train_router(rows, settings, checkpoints=checkpoints)
+    with pytest.raises(InvalidRequest, match="--resume goes on from it"):
+        checkpoints_of(tmp_path / "router", rows, settings)
+    with pytest.raises(InvalidRequest, match=r"--keep was null, is 0\.9; resume with"):
+        checkpoints_of(tmp_path / "router", rows, replace(settings, keep=0.9), resume=True)
+    with pytest.raises(InvalidRequest, match="--data was"):
+        checkpoints_of(tmp_path / "router", rows[1:], settings, resume=True)
+
+
+def test_the_loss_of_held_back_rows_is_told_at_each_checkpoint() -> None:
+    seen: list[TrainProgress] = []
+    settings = replace(QUICK, net=NetSettings(epochs=0, min_steps=200, batch=32, widths=(16,)))
+    train_router(make_rows(20, seed=1), settings, report=seen.append)
+    losses = list(dict.fromkeys(now.held_back_loss for now in seen if now.held_back_loss is not None))
+    assert len(losses) == 2
+    assert max(losses) < np.log(4) / 2  # of four tasks, by chance: log(4)
+    assert seen[-1].fraction == 1.0
 
 
 def test_too_few_tasks_or_rows_are_refused_by_name() -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from dlp_core.errors import InvalidRequest
 from dlp_core.eval.suite import load_suite
-from dlp_core.router.rows import read_examples, read_task_rows, read_texts
-from dlp_core.store.jsonl import read_objects
+from dlp_core.router.rows import read_examples, read_routing_texts, read_task_rows
+from dlp_core.store.tables import read_objects
 from dlp_core.train.rows import read_rows
 from tests.support.eval_bank import SUITE
 
@@ -33,7 +33,7 @@ def _suite(path: Path) -> object:
 READERS: dict[str, Callable[[Path], object]] = {
     "objects": lambda path: list(read_objects(path)),
     "router rows": lambda path: read_task_rows([path]),
-    "texts": read_texts,
+    "routing texts": read_routing_texts,
     "examples": lambda path: read_examples(path, "a"),
     "training rows": read_rows,
     "suite": _suite,
