@@ -236,7 +236,7 @@ def test_a_rating_of_a_reply_counts_for_the_bank_that_wrote_it(store: AdapterSto
     assert (down[0], *down[2:]) == (id, True, "ada", "a")
     assert (up[0], *up[2:]) == (id, False, None, "a")
     assert began <= down[1] <= time.time()
-    assert b"ada" not in b"".join(store.get(entry.key) for entry in store.list("feedback/"))
+    assert b"ada" not in b"".join(store.get(entry.key).data for entry in store.list("feedback/"))
 
 
 def test_the_routes_want_a_key_before_they_read_anything(keyed: TestClient) -> None:
