@@ -19,6 +19,7 @@ VARIABLES = {
     "--base-model": "DLP_BASE_MODEL",
     "--key": "DLP_API_KEY",
     "--admin-token": "DLP_ADMIN_TOKEN",
+    "--password": "DLP_CONSOLE_PASSWORD",
 }
 OTHER_THINGS = {("demo", "--bank"), ("feedback purge", "--key")}
 """A folder that is published, and the name of a key."""
