@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 import httpx
@@ -38,6 +39,8 @@ class Point:
     tokens: dict[str, float]
     running: float
     waiting: float
+    drift: dict[str, float]
+    """The mean of the router replicas, by adapter."""
 
     @classmethod
     def between_readings(cls, earlier: Reading, later: Reading) -> Point:
@@ -56,6 +59,7 @@ class Point:
             tokens=_some(gained.by("kind", "dlp_tokens_total")),
             running=later.total("dlp_requests_running"),
             waiting=later.total("dlp_requests_waiting"),
+            drift=_means(later, "adapter", "dlp_drift"),
         )
 
 
@@ -108,6 +112,14 @@ class Traffic:
 def _some(sums: dict[str, float]) -> dict[str, float]:
     """Without zeros."""
     return {label: value for label, value in sums.items() if value}
+
+
+def _means(reading: Reading, label: str, name: str) -> dict[str, float]:
+    """The mean of a gauge's series for each value of a label."""
+    values: dict[str, list[float]] = {}
+    for labels, value in reading.named(name):
+        values.setdefault(labels.get(label, ""), []).append(value)
+    return {found: fmean(each) for found, each in values.items()}
 
 
 def _histogram(reading: Reading, name: str) -> dict[str, float]:

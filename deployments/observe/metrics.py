@@ -89,9 +89,15 @@ class RouterMetrics:
 
     def __init__(self) -> None:
         self._busy = Gauge("dlp_router_busy", "Share of time a router replica spends computing.")
+        self._drift = Gauge(
+            "dlp_drift", "Population stability index of the router's margins against its training.", ("adapter",)
+        )
 
-    def state(self, *, busy: float) -> None:
+    def state(self, *, busy: float, drift: Mapping[str, float]) -> None:
+        """`drift` is by adapter, see dlp_core/router/drift.py."""
         self._busy.set(busy)
+        for adapter, index in drift.items():
+            self._drift.set(index, tags={"adapter": adapter})
 
 
 class BankMetrics:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,10 +14,11 @@ from deployments.args import AppArgs
 from deployments.fleet.autoscaling import BUSY
 from deployments.observe import tracing
 from deployments.observe.metrics import RouterMetrics
-from deployments.replicas.banks import LoadedBanks
+from deployments.replicas.banks import BANKS_KEPT, LoadedBanks
 from deployments.replicas.process import join_library_log
 from dlp_core.router import Router as BankRouter
 from dlp_core.router import Routing, restricted
+from dlp_core.router.drift import DriftWindow, expected
 from dlp_core.router.explanation import Explanation, explain_first
 from dlp_core.store.opening import open_store
 
@@ -29,6 +31,7 @@ class Router:
         join_library_log()
         self._banks = LoadedBanks(open_store(args.bank), args.cache.open())
         self._busy = BusyTime()
+        self._drift = Drift()
         self._metrics = RouterMetrics()
 
     async def prepare(self, bank: str) -> None:
@@ -44,8 +47,11 @@ class Router:
     ) -> Routing:
         """What the router of a bank version makes of the first of `texts` that fits one of the allowed adapters."""
         with tracing.span("route", trace):
-            router = restricted(await self._banks.router(bank), allowed)
+            whole = await self._banks.router(bank)
+            router = restricted(whole, allowed)
             routing: Routing = await self._batched(router, texts)
+            if router is whole:  # of one that may use few adapters, less fits
+                self._drift.add(bank, whole, routing)
         return routing
 
     async def explain(self, texts: Sequence[str], bank: str, allowed: frozenset[str] | None) -> Explanation:
@@ -57,7 +63,7 @@ class Router:
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What deployments/fleet/autoscaling.py decides by."""
         busy = self._busy.share()
-        self._metrics.state(busy=busy)
+        self._metrics.state(busy=busy, drift=self._drift.state())
         return {BUSY: busy}
 
     # Nobody waits for a batch to fill: whatever arrived while the last one ran is the next one.
@@ -74,6 +80,26 @@ def _route(routers: list[BankRouter], requests: list[Sequence[str]]) -> list[Rou
         rows = [row for row, its_router in enumerate(routers) if its_router is router]
         routings.update(zip(rows, router.route_first([requests[row] for row in rows]), strict=True))
     return [routings[row] for row in range(len(requests))]
+
+
+class Drift:
+    """The prompts of the last day, by bank version. Use from one event loop."""
+
+    def __init__(self) -> None:
+        self._windows: OrderedDict[str, DriftWindow] = OrderedDict()
+
+    def add(self, bank: str, router: BankRouter, routing: Routing) -> None:
+        if bank not in self._windows:
+            self._windows[bank] = DriftWindow(expected(router))
+        self._windows[bank].add(routing, now=time.time())
+        self._windows.move_to_end(bank)
+        while len(self._windows) > BANKS_KEPT:
+            self._windows.popitem(last=False)
+
+    def state(self) -> dict[str, float]:
+        """The drift by adapter (dlp_core/router/drift.py) under the bank that most prompts had."""
+        busiest = max(self._windows.values(), key=lambda window: window.prompts, default=None)
+        return {} if busiest is None else busiest.drift(now=time.time())
 
 
 class BusyTime:

@@ -10,9 +10,13 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
+
+from dlp_core.router.router import Router
 from dlp_core.router.routing import Routing
 
 EDGES = (0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0)
@@ -20,30 +24,46 @@ EDGES = (0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0)
 BINS = len(EDGES) + 1
 LEAST = 100
 """Prompts of an adapter under which nothing is said about it: by chance alone its index would be 0.1."""
-ALL = ""
-"""In place of an adapter's name: the prompts of all."""
+ALL = "(all)"
+"""In place of an adapter's name, of which it cannot be one: the prompts of all."""
 HOURS = 24
 
-_PRIOR = 0.5  # added to each bin, so that an empty one is not infinitely unlikely
+NOVELTY = "novelty"
+"""Where a router's training keeps what `reference` returns."""
 
-Counts = dict[str, list[int]]
+_PRIOR = 0.5  # added to each bin, so that an empty one is not infinitely unlikely
+_QUANTILES = 41
+
+Counts = dict[str, list[float]]
 """By adapter, the prompts in each of BINS."""
 
 
-def count(routings: Iterable[Routing]) -> Counts:
-    """Bins of the margins by likeliest adapter, and under ALL of all of them."""
+def reference(router: Router, texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What drift is measured against later: of held-back texts, by likeliest adapter and of all, their number and the
+    quantiles of their novelty, from which margins follow for any threshold."""
+    novelties: dict[str, list[float]] = {}
+    for routing, novelty in zip(router.route(texts), router.novelty(texts).tolist(), strict=True):
+        for name in (routing.best, ALL):
+            novelties.setdefault(name, []).append(novelty)
+    grid = np.linspace(0, 1, _QUANTILES)
+    return {
+        name: {"rows": len(values), "quantiles": [round(float(value), 4) for value in np.quantile(values, grid)]}
+        for name, values in sorted(novelties.items())
+    }
+
+
+def expected(router: Router) -> Counts:
+    """The margins of the training's held-back rows, by adapter and of all. A router of an earlier version knows none:
+    its curve has rows with other values in it."""
     counts: Counts = {}
-    for routing in routings:
-        add(counts, routing.best, routing.margin)
+    for name, entry in router.training.get(NOVELTY, {}).items():
+        margins = -router.calibration.none_log_odds(np.asarray(entry["quantiles"], np.float32))
+        bins = np.bincount(np.digitize(margins, EDGES), minlength=BINS)
+        counts[name] = (bins * (entry["rows"] / len(margins))).tolist()
     return counts
 
 
-def add(counts: Counts, adapter: str, margin: float) -> None:
-    for name in (adapter, ALL):
-        counts.setdefault(name, [0] * BINS)[bisect_right(EDGES, margin)] += 1
-
-
-def stability(expected: Sequence[int], observed: Sequence[int]) -> float:
+def stability(expected: Sequence[float], observed: Sequence[float]) -> float:
     """The population stability index of two counts over the same bins, less what chance alone gives, at least 0.
 
     By custom 0.1 is a change to look at and 0.25 one to act on. Under the null hypothesis its mean is about
@@ -62,16 +82,22 @@ def stability(expected: Sequence[int], observed: Sequence[int]) -> float:
 class DriftWindow:
     """The prompts of the last HOURS hours, one count an hour."""
 
-    expected: Mapping[str, Sequence[int]]
+    expected: Mapping[str, Sequence[float]]
     """Counts of the training's held-back rows."""
     _hours: deque[tuple[int, Counts]] = field(default_factory=lambda: deque(maxlen=HOURS))
 
-    def add(self, adapter: str, margin: float, *, now: float) -> None:
-        """Count a prompt. `now` is in seconds since the epoch."""
+    def add(self, routing: Routing, *, now: float) -> None:
+        """Count a prompt under its likeliest adapter. `now` is in seconds since the epoch."""
         hour = int(now // 3600)
         if not self._hours or self._hours[-1][0] < hour:
             self._hours.append((hour, {}))
-        add(self._hours[-1][1], adapter, margin)
+        for name in (routing.best, ALL):
+            self._hours[-1][1].setdefault(name, [0] * BINS)[bisect_right(EDGES, routing.margin)] += 1
+
+    @property
+    def prompts(self) -> float:
+        """Those that are counted."""
+        return sum(sum(counts[ALL]) for _, counts in self._hours)
 
     def drift(self, *, now: float) -> dict[str, float]:
         """The index by adapter, and of all under ALL; without those that too few prompts, or none of the training, tell

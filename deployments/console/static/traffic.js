@@ -24,6 +24,7 @@ export async function show(main) {
     between: chart("Time between tokens", { kind: "lines", format: seconds }),
     confidence: chart("Router's confidence", { kind: "lines", format: (value) => percent(value) }),
     abstained: chart("Without an adapter, and errors", { kind: "bars", format: count }),
+    drift: chart("Drift from the router's training", { kind: "lines", format: (value) => value.toFixed(2), note: "look from 0.1 on, act from 0.25 on; a day's prompts" }),
   };
   const tiles = h("div", { class: "tiles" });
   const problem = h("div");
@@ -64,6 +65,9 @@ export async function show(main) {
     charts.abstained.update({ bins: ends, series: [
       ...Object.entries(abstained).map(([reason, name], i) => ({ name, colour: GREYS[[0, 2, 4][i]], values: binned.map((bin) => sum(bin, (point) => point.abstained[reason] ?? 0)) })),
       ...["refused", "left", "failed"].map((kind) => ({ name: STATUS[kind], colour: { refused: "var(--warn)", left: "var(--plain)", failed: "var(--bad)" }[kind], values: binned.map((bin) => sum(bin, (point) => statuses(point)[kind])) }))] });
+
+    const drifting = [...new Set(whole.flatMap((point) => Object.keys(point.drift)))].sort();
+    charts.drift.update({ bins: ends, series: drifting.map((name) => ({ name: name === "(all)" ? "all" : name, colour: name === "(all)" ? "var(--accent)" : solid(name), values: binned.map((bin) => bin.at(-1)?.drift[name] ?? null) })) });
 
     const all = (pick) => sum(whole, pick);
     const routed = all((point) => point.routed);

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dlp_core.router import drift
 from dlp_core.router.calibration import expected_calibration_error
 from dlp_core.router.encoder import Encoder, Floats
 from dlp_core.router.files import Parts, pack, unpack
@@ -219,6 +220,7 @@ def train_router(
         seconds=time.monotonic() - began,
     )
     router.training.update({name: value for name, value in summary.as_dict().items() if name != "seconds"})
+    router.training[drift.NOVELTY] = drift.reference(router, [example.text for example in known])
     return router, summary
 
 
