@@ -81,6 +81,7 @@ def run(
         args["threads"] = os.cpu_count()  # Ray gives a replica as many threads as its num_cpus
         args["cache"] = {"path": str((folder / "cache").resolve()), "max_bytes": CACHE_BYTES}
         args["log"] = {**args.get("log", {}), "prompts": True}
+        args["console_url"] = f"http://127.0.0.1:{console_port}"
         token = os.environ.setdefault(TOKEN_VARIABLE, secrets.token_urlsafe(24))
         app = LocalApp(settings, bank=BANK_URI, base_model=base, port=port)
         reports = folder / "eval"  # where `make eval` writes
