@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dlp_core.engine.config import EngineConfig
 from dlp_core.engine.engine import FusedEngine
-from dlp_core.engine.memory import cache_bytes_per_token, measure, sized_cache
+from dlp_core.engine.memory import measure
+from dlp_core.engine.sizing import cache_bytes_per_token, sized_cache
 from dlp_core.errors import InvalidRequest
 from dlp_core.fusion.layers import Fusion, Graphs, install
 from dlp_core.residency.movement import Residency
@@ -60,7 +61,8 @@ def load(
     if config.memory_fraction is not None:
         if model.device.type != "cuda":
             raise InvalidRequest("engine setting memory_fraction is for CUDA devices; use cache_tokens")
-        tokens = sized_cache(config, measure(model, config), cache_bytes_per_token(model))
+        per_token = cache_bytes_per_token(model.config.get_text_config(), model.dtype.itemsize)
+        tokens = sized_cache(config, measure(model, config), per_token)
         log.info("the cache holds %d tokens, which memory_fraction %g leaves", tokens, config.memory_fraction)
         config = replace(config, cache_tokens=tokens)
     graphs = Graphs(min(config.max_requests, config.batch_tokens), config.slots) if config.cuda_graphs else None

@@ -18,10 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dlp_core.fusion.layout import aligned, packed_elements, pinned_bytes
 from dlp_core.fusion.reference import Delta
-
-_ALIGN = 16
-"""Alignment of each factor in the buffer, in elements, so that a GPU can read 16 bytes at once."""
 
 
 class Shape(NamedTuple):
@@ -63,8 +61,8 @@ class Packed:
 
     @property
     def host_bytes(self) -> int:
-        """What it takes of host memory. torch rounds pinned memory up to a power of two."""
-        return 1 << (self.nbytes - 1).bit_length() if self.buffer.is_pinned() else self.nbytes
+        """What it takes of host memory."""
+        return pinned_bytes(self.nbytes) if self.buffer.is_pinned() else self.nbytes
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -164,18 +162,14 @@ def _shape(path: str, delta: Delta, d_in: int) -> Shape:
 def _views(buffer: Tensor, shapes: Sequence[Shape]) -> Iterator[Factors]:
     start = 0
     for shape in shapes:
-        middle = start + _aligned(shape.rank * shape.d_in)
+        middle = start + aligned(shape.rank * shape.d_in)
         yield Factors(
             buffer.as_strided((shape.rank, shape.d_in), (shape.d_in, 1), start),
             buffer.as_strided((shape.rank, shape.d_out), (shape.d_out, 1), middle),
             shape.has_bias,
         )
-        start = middle + _aligned(shape.rank * shape.d_out)
+        start = middle + aligned(shape.rank * shape.d_out)
 
 
 def _size(shapes: Sequence[Shape]) -> int:
-    return sum(_aligned(shape.rank * width) for shape in shapes for width in (shape.d_in, shape.d_out))
-
-
-def _aligned(elements: int) -> int:
-    return -(-elements // _ALIGN) * _ALIGN
+    return packed_elements((shape.rank, shape.d_in, shape.d_out) for shape in shapes)

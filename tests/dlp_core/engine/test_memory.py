@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from dlp_core.engine.config import EngineConfig
 from dlp_core.engine.loading import load
-from dlp_core.engine.memory import Memory, cache_bytes_per_token, sized_cache
+from dlp_core.engine.sizing import Memory, cache_bytes_per_token, sized_cache
 from dlp_core.errors import InvalidRequest
 from dlp_core.residency.sources import FolderSource
 from examples.tiny.model import tiny_backbone
@@ -57,7 +57,8 @@ def test_a_token_has_the_bytes_that_the_cache_gives_it() -> None:
     model = tiny_llama()
     config = model.config
     assert (
-        cache_bytes_per_token(model) == 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+        cache_bytes_per_token(config, 4)
+        == 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
     )
 
 
