@@ -44,6 +44,28 @@ VLLM: Values = {
     f"{_ARGS}.engine.memory_fraction": "null",
 }
 
+# Sizes of GPUs (k8s/components): what `dlp k8s size` computes, for the models that their kustomization.yaml names.
+_FEW_REQUESTS: Values = {
+    f"{_ARGS}.engine.max_requests": 64,
+    f"{_BACKBONE}.max_ongoing_requests": 68,
+    f"{_BACKBONE}.max_queued_requests": 128,
+    f"{_BACKBONE}.autoscaling_config.target_ongoing_requests": 16,
+}
+GPU_24: Values = {
+    **_FEW_REQUESTS,
+    f"{_ARGS}.engine.slots": 16,
+    f"{_ARGS}.engine.slot_bytes": 1_409_286_144,
+    f"{_ARGS}.engine.host_bytes": 8 * 1024**3,
+}
+GPU_40: Values = {f"{_ARGS}.engine.slot_bytes": 5_435_817_984}
+GPU_80: Values = {
+    **_FEW_REQUESTS,
+    f"{_ARGS}.engine.slots": 8,
+    f"{_ARGS}.engine.slot_bytes": 2_214_592_512,
+    f"{_ARGS}.engine.host_bytes": 32 * 1024**3,
+}
+_CACHE_TOKENS = f"{_ARGS}.engine.cache_tokens"
+
 # One pod of each kind on a laptop. float32, because on CPUs answers in bfloat16 vary with what else is in the batch.
 LOCAL: Values = {
     f"{_ARGS}.dtype": "float32",
@@ -63,6 +85,12 @@ MANIFESTS: Mapping[Path, Values] = {
     ROOT / "k8s/overlays/gpu/serve.yaml": GPU,
     ROOT / "k8s/overlays/vllm/serve.yaml": VLLM,
     ROOT / "k8s/overlays/local/serve.yaml": LOCAL,
+    ROOT / "k8s/components/gpu-24gb/serve.yaml": {**GPU, **GPU_24},
+    ROOT / "k8s/components/gpu-40gb/serve.yaml": {**GPU, **GPU_40},
+    ROOT / "k8s/components/gpu-80gb/serve.yaml": {**GPU, **GPU_80},
+    ROOT / "k8s/components/vllm-24gb/serve.yaml": {**VLLM, **GPU_24, _CACHE_TOKENS: 20_480},
+    ROOT / "k8s/components/vllm-40gb/serve.yaml": {**VLLM, **GPU_40, _CACHE_TOKENS: 113_664},
+    ROOT / "k8s/components/vllm-80gb/serve.yaml": {**VLLM, **GPU_80, _CACHE_TOKENS: 27_648},
 }
 
 PACKAGED = "deployments/local/serve_config.yaml"

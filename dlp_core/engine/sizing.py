@@ -23,8 +23,9 @@ MARGIN = 2**28
 """Bytes for what nobody counts: CUDA graphs' own memory, workspaces of libraries, fragments."""
 DRIVER = 2**29
 """Bytes of a device that CUDA and its libraries take before the first tensor. An estimate; an engine measures it."""
-PROCESSES = 2 * GIB
-"""Bytes of host memory for Ray and Python in a backbone's pod."""
+PROCESSES = 4 * GIB
+"""Bytes of host memory in the pod of a backbone on a GPU: 2 GiB for Ray and Python, as much for CUDA's libraries. An
+estimate."""
 SHARED = GIB // 2
 """Bytes of /dev/shm in a backbone's pod."""
 SCRATCH = {"tmp": 4 * GIB, "home": GIB, "logs": GIB}
@@ -33,6 +34,8 @@ MOST_SLOTS = 64
 """Slots that are suggested at most."""
 
 _SLOT_STEP = 2**26
+_FILES = 101
+"""Hundredths of an adapter's factors that its files take: engines count the files, with headers and config."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +168,7 @@ def fit_device(
     left_alone = _left_alone(config, total)
     if slots is None:
         slots = _suggested_slots(memory.free - left_alone - memory.workspace - MARGIN, adapter)
-    slot_bytes = -(-slots * adapter // _SLOT_STEP) * _SLOT_STEP
+    slot_bytes = -(-slots * adapter * _FILES // 100 // _SLOT_STEP) * _SLOT_STEP
     per_token = cache_bytes_per_token(model.config, itemsize)
     tokens, missing = 0, None
     try:

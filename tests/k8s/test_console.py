@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import typer
-import yaml
 
 from deployments.cli.main import app
 from deployments.console.app import create_console
 from deployments.console.guard import OPEN
 from deployments.console.settings import ConsoleSettings
 from tests.k8s.test_security import selects
-from tests.support.paths import ROOT
+from tests.support.manifests import composed, objects
 
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl, which renders the kustomizations, is not installed")
-    folder = tmp_path_factory.mktemp("mine")
-    k8s = os.path.relpath(ROOT / "k8s", folder.resolve())
-    overlay = {
-        "apiVersion": "kustomize.config.k8s.io/v1beta1",
-        "kind": "Kustomization",
-        "resources": [f"{k8s}/base"],
-        "components": [f"{k8s}/console"],
-    }
-    (folder / "kustomization.yaml").write_text(json.dumps(overlay))
-    out = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True)
-    return list(yaml.safe_load_all(out.stdout))
+    return list(objects(composed(tmp_path_factory.mktemp("mine"), "base", "console")))
 
 
 def one(rendered: list[dict[str, Any]], kind: str) -> dict[str, Any]:

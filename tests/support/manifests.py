@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,10 +32,25 @@ def _rendered(folder: str) -> tuple[dict[str, Any], ...]:
 
 
 def objects(folder: str) -> tuple[dict[str, Any], ...]:
-    """All objects of a kustomization under k8s/. Callers must not change them."""
+    """All objects of a kustomization under k8s/, or of a folder by its full path. Callers must not change them."""
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl, which renders the kustomizations, is not installed")
     return _rendered(folder)
+
+
+def composed(folder: Path, overlay: str, *components: str, patches: Sequence[dict[str, Any]] = ()) -> str:
+    """Writes an overlay of one's own to `folder`: a kustomization under k8s/ with components, and patches after them.
+    Returns what the other functions here take for it."""
+    k8s = os.path.relpath(ROOT / "k8s", folder.resolve())
+    mine = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [f"{k8s}/{overlay}"],
+        "components": [f"{k8s}/{component}" for component in components],
+        "patches": list(patches),
+    }
+    (folder / "kustomization.yaml").write_text(json.dumps(mine))
+    return str(folder)
 
 
 def find_object(folder: str, kind: str, name: str) -> dict[str, Any]:

@@ -12,9 +12,10 @@ import yaml
 from typer.testing import CliRunner
 
 from deployments.cli.main import app
-from deployments.local import checks
 from deployments.local.checks import check_base_model, check_memory, free_memory
+from dlp_core.engine import model_size
 from dlp_core.errors import DLPError, InvalidRequest
+from tests.support.model_folders import write_header
 from tests.support.paths import ROOT
 
 
@@ -24,7 +25,7 @@ def model(tmp_path: Path) -> Path:
     folder = tmp_path / "models" / "Base-1B"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"dtype": "bfloat16"}')
-    (folder / "model.safetensors").write_bytes(bytes(1000))
+    write_header(folder / "model.safetensors", {"a": (20, 25)})
     (folder / "tokenizer.json").write_text("{}")
     return folder
 
@@ -92,6 +93,6 @@ def test_serve_ends_at_once_and_never_imports_ray(tmp_path: Path, model: Path, m
     assert "the secret cannot be read" in said(model, access={"keys_file": str(missing)})
     assert "wrong" in said(model, wrong=1)
     assert "no bank is published" in said(model)
-    monkeypatch.setattr(checks, "_BYTES", {"bfloat16": 2, "float16": 2, "float32": 10**15})
+    monkeypatch.setattr(model_size, "BYTES", {"bfloat16": 2, "float16": 2, "float32": 10**15})
     assert "GB of memory are free" in said(model, dtype="float32")
     assert not started
