@@ -7,5 +7,6 @@ timeline.py  which tokens of a request run under which mix
 sampling.py  picks a request's tokens
 config.py    limits of an engine
 stats.py     a snapshot of an engine
+sizing.py    how a device is divided, and what fits on it; no torch
 loading.py   from a model folder to an engine
 """
