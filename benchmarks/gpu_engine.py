@@ -42,7 +42,7 @@ from dlp_core.engine import batching, sampling
 from dlp_core.engine.config import EngineConfig
 from dlp_core.engine.draws import draw_in_torch
 from dlp_core.engine.engine import FusedEngine
-from dlp_core.engine.memory import cache_bytes_per_token
+from dlp_core.engine.sizing import cache_bytes_per_token
 from dlp_core.engine.paged_attention import triton_attention
 from dlp_core.engine.request import Sampling
 from dlp_core.fusion.layers import Fusion, Graphs, install
@@ -141,7 +141,11 @@ class Bench:
         residency.close()
         medians = {side: round(median(values), 3) for side, values in ms.items()}
         weights = sum(p.nbytes for name, p in self.model.named_parameters() if "embed_tokens" not in name)
-        cached = cell.sequences * (self.prompt + self.tokens // 2) * cache_bytes_per_token(self.model)
+        cached = (
+            cell.sequences
+            * (self.prompt + self.tokens // 2)
+            * cache_bytes_per_token(self.model.config.get_text_config(), self.model.dtype.itemsize)
+        )
         ideal = (weights + cached) / self.bandwidth * 1000
         return {
             **cell._asdict(),
