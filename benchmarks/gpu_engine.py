@@ -42,9 +42,9 @@ from dlp_core.engine import batching, sampling
 from dlp_core.engine.config import EngineConfig
 from dlp_core.engine.draws import draw_in_torch
 from dlp_core.engine.engine import FusedEngine
-from dlp_core.engine.sizing import cache_bytes_per_token
 from dlp_core.engine.paged_attention import triton_attention
 from dlp_core.engine.request import Sampling
+from dlp_core.engine.sizing import cache_bytes_per_token
 from dlp_core.fusion.layers import Fusion, Graphs, install
 from dlp_core.fusion.triton import TritonOp
 from dlp_core.mix import EMPTY_MIX, Mix
