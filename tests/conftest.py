@@ -33,6 +33,9 @@ if not Path("/dev/nvidiactl").exists():
 
 BUCKET = "dlp-test"
 S3_FIXTURES = {"s3", "s3_server"}
+REAL_S3 = "DLP_TEST_S3"
+AWS = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+"""Settings of this machine, which reach a test only where DLP_TEST_S3 is set."""
 CLUSTER_TESTS = Path(__file__).parent / "cluster"
 CLUSTER_SECONDS = 2400
 """After which a test on a cluster hangs: it may be the one that starts the cluster."""
@@ -81,20 +84,18 @@ def each_cpu_implementation(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The variables that reach the S3 server of this run, which has a bucket BUCKET.
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
+    """A place in the S3 server of this run, and the variables that reach it.
 
-    SeaweedFS is started for the session; DLP_TEST_S3_ENDPOINT names another server (MinIO, AWS) to use
-    instead, with credentials in the usual AWS_* variables and a bucket of that name.
+    SeaweedFS is started for the session. DLP_TEST_S3 names a place in another server (MinIO, AWS) to use instead,
+    which the usual AWS_* variables reach.
     """
-    external = os.environ.get("DLP_TEST_S3_ENDPOINT")
-    if external:
-        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION")
-        yield {"AWS_ENDPOINT_URL_S3": external} | {name: os.environ[name] for name in names if name in os.environ}
+    if REAL_S3 in os.environ:
+        yield os.environ[REAL_S3], AWS
         return
     with LocalS3(tmp_path_factory.mktemp("s3")) as server:
         server.create_bucket(BUCKET)
-        yield server.environment
+        yield f"s3://{BUCKET}/", server.environment
 
 
 @pytest.fixture
@@ -102,10 +103,10 @@ def s3(request: pytest.FixtureRequest, aws_free: None, monkeypatch: pytest.Monke
     """The URI of an empty place in the S3 server, which the environment now points to."""
     if request.node.get_closest_marker("s3") is None:
         pytest.fail("no mark says that this test needs an S3 server; a parameter that is called s3 would")
-    server: dict[str, str] = request.getfixturevalue("s3_server")
-    for name, value in server.items():
+    place, variables = request.getfixturevalue("s3_server")
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    return f"s3://{BUCKET}/{uuid.uuid4().hex}/"
+    return f"{place.rstrip('/')}/{uuid.uuid4().hex}/"
 
 
 @pytest.fixture

@@ -84,6 +84,7 @@ def train(
             seed=seed,
         )
         computes_on = terminal.device(device, mps=True)
+        model = fetched(base_model)
         rows = read_rows(data, task=task, joint=joint)
         if validation_data is None:
             validation: list[Row] = []
@@ -91,7 +92,6 @@ def train(
             terminal.err.print(f"{len(held_back):,} of {len(rows):,} rows are held back", highlight=False)
         else:
             validation = held_back = read_rows(validation_data, task=task, joint=joint)
-        model = fetched(base_model)
         with terminal.progress(f"train {out.name}", total=steps) as bar:
             held_back_loss = ""
 

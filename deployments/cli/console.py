@@ -45,7 +45,7 @@ def console(
     """Open a web page for a running server: try it, see the bank and its traffic, review routings, compare evaluations.
 
     Secrets given as options show in the list of processes; the environment's do not."""
-    require("starlette", "uvicorn", "httpx", "prometheus_client")
+    require("starlette", "uvicorn")
     from deployments.console.app import create_console
     from deployments.console.server import serving
     from deployments.console.settings import ConsoleSettings

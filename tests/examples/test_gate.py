@@ -101,7 +101,7 @@ def test_the_workflow_judges_before_it_publishes() -> None:
 
 def test_images_of_the_gate_can_evaluate() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
-    extras = [found.split(",") for found in re.findall(r"\.whl\)\[([a-z,]+)\]", dockerfile)]
+    extras = [found.split(",") for found in re.findall(r"\.whl\)\[([a-z,]+)", dockerfile)]
     assert [{"serve", "eval"} <= set(found) for found in extras if "vllm" not in found] == [True, True]
     job = yaml.safe_load((ROOT / "k8s/gate/job.yaml").read_text())
     [container] = job["spec"]["template"]["spec"]["containers"]

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
 from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support.manifests import OVERLAYS, containers, pods, ray_cluster
 from tests.support.paths import ROOT
@@ -17,7 +24,27 @@ BASES = re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, flags=re.MULTILINE)
 NAMES = [name for _, name in BASES]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
-REDIS, MINIO = "redis:7.4.0", "quay.io/minio/minio:RELEASE.2025-05-24T17-08-30Z"
+REDIS, S3 = "redis:7.4.0", yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["store"]["image"]
+KERNELS = "/home/dlp/.cache/kernels"
+
+
+def text_of(stage: str) -> str:
+    """A stage's instructions."""
+    return dict(zip(NAMES, re.split(r"^FROM .*$", DOCKERFILE, flags=re.MULTILINE)[1:], strict=True))[stage]
+
+
+def environment(stage: str) -> dict[str, str]:
+    """What ENV sets in a stage and those it builds on."""
+    [parent] = [base for base, name in BASES if name == stage]
+    inherited = environment(parent) if parent in NAMES else {}
+    lines = re.findall(r"^ENV (.+)$", text_of(stage), flags=re.MULTILINE)
+    return inherited | dict(word.split("=", 1) for line in lines for word in line.split())
+
+
+def copied(instructions: str) -> set[str]:
+    """What is copied from the checkout."""
+    lines = re.findall(r"^COPY (?!--from)(.+)$", instructions, flags=re.MULTILINE)
+    return {source for line in lines for source in line.split()[:-1]}
 
 
 def test_the_python_version_is_the_tested_one() -> None:
@@ -40,7 +67,7 @@ def test_manifests_name_existing_targets_and_versions(overlay: str) -> None:
     for name, container, _ in containers(overlay):
         if name.endswith(" autoscaler"):  # uses the head's image
             continue
-        if (image := container["image"]) in (REDIS, MINIO):
+        if (image := container["image"]) in (REDIS, S3):
             continue
         repository, tag = image.split(":")
         version, target = tag.rsplit("-", 1)
@@ -63,9 +90,51 @@ def test_every_pip_install_is_constrained() -> None:
     assert len(installs) == 8
     assert all("--constraint constraints" in line for line in installs)
     assert {line.split()[3] for line in installs if "vllm" in line} == {"constraints-vllm.txt"}
-    cpu = [line for line in installs if "/whl/cpu" in line]
-    assert len(cpu) == 1
-    assert cpu[0].split()[-1] == "torch", "only torch comes from torch's own index"
+    others = [line for line in installs if "--index-url" in line]
+    assert len(others) == 2
+    for line in others:
+        assert "--no-deps" in line, "its index has old versions of what torch needs"
+        assert line.split()[-1] == "torch", "only torch comes from torch's own index"
+
+
+def test_torchs_index_is_named_in_one_argument() -> None:
+    assert set(re.findall(r"^.*https://.*$", DOCKERFILE, flags=re.MULTILINE)) == {
+        "ARG TORCH_INDEX=https://download.pytorch.org/whl"
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "torch", "extras"),
+    [
+        ({}, "torch", "eval]"),
+        (
+            {"TORCH_CUDA": "cu126", "EXTRAS": "quant"},
+            "--no-deps --index-url https://download.pytorch.org/whl/cu126 torch",
+            "eval,quant]",
+        ),
+    ],
+)
+def test_arguments_of_the_cuda_build(tmp_path: Path, arguments: dict[str, str], torch: str, extras: str) -> None:
+    """Its RUN lines in a shell, with a `pip` that prints what it is told and an `ls` that finds the wheel."""
+    stage = text_of("build-cuda")
+    environment = dict(re.findall(r"^ARG (\w+)=(.*)$", stage, flags=re.MULTILINE)) | arguments
+    for name, prints in (("pip", '"$@"'), ("ls", "dlp.whl")):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {prints}\n")
+        (tmp_path / name).chmod(0o755)
+    lines = [re.sub(r"^(--mount=\S+\s+)+", "", line) for line in re.findall(r"^RUN (.+)$", stage, flags=re.MULTILINE)]
+    first, second = (
+        subprocess.run(
+            ["/bin/sh", "-c", line],
+            env={**environment, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.split(maxsplit=3)[3]
+        for line in lines
+    )
+    assert first.strip() == torch
+    assert second.startswith("dlp.whl[serve,")
+    assert second.strip().endswith(extras)
 
 
 def test_the_user_matches_the_manifests() -> None:
@@ -82,11 +151,46 @@ def test_the_user_matches_the_manifests() -> None:
 
 def test_no_image_runs_as_root() -> None:
     parents = {name: base for base, name in BASES}
-    texts = dict(zip(NAMES, re.split(r"^FROM .*$", DOCKERFILE, flags=re.MULTILINE)[1:], strict=True))
     for stage in ("cpu", "cuda", "vllm", "demo"):
-        while "USER 1000:1000" not in texts[stage]:
+        while "USER 1000:1000" not in text_of(stage):
             assert stage in parents
             stage = parents[stage]  # noqa: PLW2901
+
+
+@pytest.mark.parametrize("image", ["cpu", "cuda", "vllm", "demo"])
+def test_variables_of_an_image(image: str) -> None:
+    values = environment(image)
+    assert values["PATH"].startswith("/opt/dlp/venv/bin:")
+    caches = {values["NUMBA_CACHE_DIR"], values["TRITON_CACHE_DIR"], values.get("VLLM_CACHE_ROOT", KERNELS)}
+    assert all(cache.startswith(KERNELS) for cache in caches), "one volume keeps them all"
+    gpu = {name: value for name, value in values.items() if name.startswith("NVIDIA_") or name == "LD_LIBRARY_PATH"}
+    if image in ("cpu", "demo"):
+        assert gpu == {}
+    else:
+        assert gpu.pop("LD_LIBRARY_PATH").split("${")[0] == "/usr/local/nvidia/lib64", "where GKE mounts the driver"
+        assert gpu == {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
+
+
+@pytest.mark.slow
+def test_the_wheel_is_built_from_what_the_dockerfile_copies(tmp_path: Path) -> None:
+    context, wheels = tmp_path / "src", tmp_path / "wheels"
+    for source in copied(text_of("wheel")):
+        if (ROOT / source).is_dir():
+            shutil.copytree(ROOT / source, context / source, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            context.mkdir(exist_ok=True)
+            shutil.copy(ROOT / source, context)
+    [line] = re.findall(r"^RUN (pip wheel .+)$", text_of("wheel"), flags=re.MULTILINE)
+    command = line.replace("/wheels", str(wheels)).split()
+    # setuptools is here; fetching it again would test the network
+    subprocess.run([sys.executable, "-m", *command, "--no-build-isolation"], cwd=context, check=True)
+    [wheel] = wheels.glob("dlp_serve-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    tracked = subprocess.run(
+        ["git", "ls-files", "dlp_core", "deployments"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert set(tracked) - names == set()
+    assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
 @pytest.mark.parametrize("image", ["cuda", "vllm"])
@@ -104,16 +208,12 @@ def test_copied_files_exist_and_are_not_ignored() -> None:
     ignore = (ROOT / ".dockerignore").read_text().splitlines()
     allowed = [line[1:] for line in ignore if line.startswith("!")]
     assert "*" in ignore
-    copied = {
-        source
-        for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, flags=re.MULTILINE)
-        for source in line.split()[:-1]
-    }
-    assert copied
-    for source in copied:
+    sources = copied(DOCKERFILE)
+    assert sources
+    for source in sources:
         assert (ROOT / source).exists(), source
         assert any(fnmatch(source, pattern) for pattern in allowed), f"{source} is ignored"
-    assert set(allowed) == copied
+    assert set(allowed) == sources
 
 
 def test_the_demo_image_contains_what_the_demo_job_publishes() -> None:

@@ -17,7 +17,7 @@ export async function show(main, { bank }) {
     return;
   }
   const names = bank.adapters.map((adapter) => adapter.name);
-  const items = list.data;
+  const items = together(list.data);
   let current = 0;
 
   const queue = h("ol", { class: "queue", "aria-label": "Routed prompts, least sure first" });
@@ -31,7 +31,8 @@ export async function show(main, { bank }) {
     const element = h("li", { class: "item", tabindex: "-1", "data-id": item.id, onclick: () => { if (index !== current) move(index); } },
       h("p", { class: "text" }, item.text),
       h("div", { class: "meta" }, chips(item.mix), h("span", {}, item.confidence === null ? item.reason.replaceAll("_", " ") : `confidence ${percent(item.confidence, 1)}`),
-        item.reason !== "routed" && h("span", { class: "tag" }, item.reason.replaceAll("_", " ")), h("span", { class: "given" })),
+        item.reason !== "routed" && h("span", { class: "tag" }, item.reason.replaceAll("_", " ")),
+        item.ids.length > 1 && h("span", {}, `asked ${item.ids.length} times`), h("span", { class: "given" })),
       verdict);
     queue.append(element);
     return element;
@@ -63,8 +64,10 @@ export async function show(main, { bank }) {
 
   const right = () => ({ body: { rating: "up" }, said: () => h("span", { class: "tag good" }, "right") });
   const wrong = () => ({ body: { rating: "down" }, said: () => h("span", { class: "tag bad" }, "wrong") });
-  const nobody = () => ({ body: { rating: "down", adapter: null }, said: () => h("span", { class: "tag warn" }, "nobody's") });
-  const should = (name) => ({ body: { rating: "down", adapter: name }, said: () => ["should have been ", chip(name)] });
+  const nobody = () => ({ body: { rating: rated([]), adapter: null }, said: () => h("span", { class: "tag warn" }, "nobody's") });
+  const should = (name) => ({ body: { rating: rated([name]), adapter: name }, said: () => ["should have been ", chip(name)] });
+  /** A route that was as it should have been is a good one. */
+  const rated = (adapters) => (items[current]?.mix.map((part) => part.adapter).join() === adapters.join() ? "up" : "down");
 
   async function give({ body, said }) {
     const index = current;
@@ -75,7 +78,7 @@ export async function show(main, { bank }) {
     item.given = true;
     move(index + 1);
     try {
-      await post("/api/v1/feedback", { request_id: item.id, ...body });
+      for (const id of item.ids) await post("/api/v1/feedback", { request_id: id, ...body });
       mark.replaceChildren(...[said()].flat());
       elements[index].classList.add("done");
     } catch (error) {
@@ -101,4 +104,15 @@ export async function show(main, { bank }) {
   document.addEventListener("keydown", press);
   move(0, { scroll: false });
   return () => document.removeEventListener("keydown", press);
+}
+
+/** Requests of the same text that were routed alike, as one, with all their ids. */
+function together(requests) {
+  const found = new Map();
+  for (const request of requests) {
+    const key = JSON.stringify([request.text, request.reason, request.mix]);
+    if (found.has(key)) found.get(key).ids.push(request.id);
+    else found.set(key, { ...request, ids: [request.id] });
+  }
+  return [...found.values()];
 }

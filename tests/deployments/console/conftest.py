@@ -55,6 +55,7 @@ KEPT = [
         ("the tenth of May as a date", "iso_date", 0.9),
         ("list all files", "text_to_sql", 0.4),
         ("hi", "cron", 0.6),
+        ("list all files", "text_to_sql", 0.4),
     ]
 ]
 
