@@ -9,7 +9,21 @@ from typing import Annotated, NoReturn
 import typer
 
 from deployments import terminal
-from deployments.cli import adapter, bank, chat, config, eval, feedback, model, rollout, route, router, serve, top
+from deployments.cli import (
+    adapter,
+    bank,
+    chat,
+    config,
+    eval,
+    feedback,
+    improve,
+    model,
+    rollout,
+    route,
+    router,
+    serve,
+    top,
+)
 from deployments.extras import MODULES, not_installed
 from dlp_core.errors import DLPError
 from dlp_core.quiet import quiet_imports
@@ -41,6 +55,7 @@ app.add_typer(bank.app, name="bank")
 app.add_typer(config.app, name="config")
 app.add_typer(eval.app, name="eval")
 app.add_typer(feedback.app, name="feedback")
+app.add_typer(improve.app, name="improve")
 app.add_typer(model.app, name="model")
 app.add_typer(router.app, name="router")
 app.command("route")(route.route)
