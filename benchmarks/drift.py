@@ -55,9 +55,9 @@ from examples.bank.tasks import TASKS, background_rows, rows, spoken
 from examples.bank.tasks.pools import entries
 
 BANK = ROOT / "examples/bank"
-BASE_ROWS, BASE_BACKGROUND = 300, 1200
+BASE_ROWS, BASE_BACKGROUND = 160, 640
 """Rows of each task, and of none, that the first router is trained with."""
-WEEK = 4000
+WEEK = 3000
 """Requests between two runs."""
 NEW_TOPIC, OTHERS = 0.15, 0.15
 """Parts of the traffic after the drift that are about the new topic, and about nothing as before."""
@@ -102,11 +102,11 @@ class Traffic:
     def __init__(self, seed: int) -> None:
         self._rng = random.Random(f"traffic/{seed}")
         self._seen: set[str] = set()
-        self._others = [str(row["input"]) for row in background_rows("test", 6000, seed=seed)]
+        self._others = [str(row["input"]) for row in background_rows("heldout", 6000, seed=seed)]
 
     def before(self, count: int) -> list[TaskRow]:
         """The generators' own words."""
-        known = [TaskRow(task, row["input"]) for task in TASKS for row in rows(task, "test", count)]
+        known = [TaskRow(task, row["input"]) for task in TASKS for row in rows(task, "heldout", count)]
         strangers = [TaskRow(None, self._others.pop()) for _ in range(round(OTHERS / (1 - OTHERS) * len(known)))]
         return [*known, *strangers]
 
@@ -280,7 +280,7 @@ async def simulate(settings: TrainSettings, seed: int, most_runs: int) -> dict[s
             assert outcome is not None
             _say(f"  {outcome.state}: {outcome.reason}")
             old = download_router(store)
-            fresh = [next(coming) for _ in range(3000)]
+            fresh = [next(coming) for _ in range(2000)]
             entry |= {
                 "state": outcome.state,
                 "reason": outcome.reason,

@@ -104,6 +104,9 @@ class Gate(Record):
     """What the gate found. A part is None if there is nothing to judge by."""
 
     max_drop: float
+    stand_in: bool
+    """Whether the old router's part in `base` was played by one that was trained for that, on the rows that do not
+    judge: the bank's own may have been trained on all."""
     base: Judged | None
     feedback: Judged | None
     answers: AnswersJudged | None = None

@@ -129,8 +129,9 @@ def take_step(tools: Tools, run: Run, etag: str) -> Run:
         after = _STEPS[step](tools, run)
     if after is not run:
         runs.replace(tools.store, etag, after)
-        if after.trained is not None:
-            shutil.rmtree(checkpoint_folder(tools.folder / run.name), ignore_errors=True)
+        if after.state != run.state:
+            for name in (run.name, f"{run.name}-before"):
+                shutil.rmtree(checkpoint_folder(tools.folder / name), ignore_errors=True)
     return after
 
 
@@ -188,7 +189,7 @@ def _train(tools: Tools, run: Run) -> Run:
     )
     settings = replace(tools.settings, seed=run.seed)
     router, summary = train_router(
-        rows, settings, checkpoints=_checkpoints(tools, run, rows, settings), report=tools.report
+        rows, settings, checkpoints=_checkpoints(tools, run.name, rows, settings), report=tools.report
     )
     router = _completed(router, bank)
     staged = stage_router(tools.store, router, of=run.bank)
@@ -225,9 +226,13 @@ def _gate(tools: Tools, run: Run) -> Run:
     assert run.trained is not None
     old, new = (download_router(tools.store, version) for version in (run.bank, run.trained.version))
     said = [row.row for row in read_rows(tools.store, run) if row.suspect is None and row.held_back]
+    training, held_back = split_base(read_base(tools.store, run.base))
+    stand_in = bool(held_back) and not _made_by_a_run(tools.store, run)
+    before = _stand_in(tools, run, training) if stand_in else old
     gate = Gate(
         max_drop=tools.max_drop,
-        base=judge(old, new, split_base(read_base(tools.store, run.base))[1]),
+        stand_in=stand_in,
+        base=judge(before, new, held_back),
         feedback=judge(old, new, said),
     )
     parts = [("--data", gate.base), ("feedback", gate.feedback)]
@@ -246,6 +251,24 @@ def _gate(tools: Tools, run: Run) -> Run:
         return run.moved("refused", f"worse by more than {tools.max_drop:g} points: {'; '.join(lost)}", gate=gate)
     outcome = "; ".join(shown.values()) or "nothing to judge by"
     return run.moved("passed", f"served right, held back: {outcome}", gate=gate)
+
+
+def _made_by_a_run(store: AdapterStore, run: Run) -> bool:
+    """Whether the router that serves was never trained on the rows that judge: it is that of an earlier run."""
+    earlier = (runs.read(store, number)[0] for number in runs.numbers(store) if number < run.number)
+    return any(
+        each.base == run.base and each.trained is not None and each.trained.version == run.bank for each in earlier
+    )
+
+
+def _stand_in(tools: Tools, run: Run, training: Sequence[TaskRow]) -> Router:
+    """A router for the one that serves, which may have been trained on the owner's rows that judge: trained on the
+    others."""
+    bank = load_manifest(tools.store, run.bank)
+    rows, _ = training_rows(training, [], bank.adapters)
+    settings = replace(tools.settings, seed=run.seed)
+    checkpoints = _checkpoints(tools, f"{run.name}-before", rows, settings)
+    return _completed(train_router(rows, settings, checkpoints=checkpoints, report=tools.report)[0], bank)
 
 
 def _canary(tools: Tools, run: Run) -> Run:
@@ -301,9 +324,9 @@ def _our_end(run: Run, pointer: Pointer) -> CanaryEnd | None:
     return end if ours and end is not None and end.ended >= run.changed else None
 
 
-def _checkpoints(tools: Tools, run: Run, rows: Sequence[TaskRow], settings: TrainSettings) -> Checkpoints:
+def _checkpoints(tools: Tools, name: str, rows: Sequence[TaskRow], settings: TrainSettings) -> Checkpoints:
     """Those of this training, if it was interrupted; others, of rows that were purged meanwhile, are removed."""
-    out = tools.folder / run.name
+    out = tools.folder / name
     if resumable(out) is not None:
         try:
             return checkpoints_of(out, rows, settings, resume=True, stop=tools.stop)

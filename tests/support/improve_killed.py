@@ -19,10 +19,22 @@ from dlp_core.bank.reading import current
 from dlp_core.improve import run as runs
 from dlp_core.improve.loop import Demand, turn, until_waiting
 from dlp_core.improve.rows import read_rows
+from dlp_core.improve.steps import Tools
+from dlp_core.router.training.net import NetSettings
+from dlp_core.router.training.train import train_router
 from dlp_core.store.opening import open_store
-from tests.support.improving import base_rows, give_rows, other_words, publish_first, tools
+from dlp_core.store.protocol import AdapterStore
+from tests.support.improving import base_rows, give_rows, other_words, publish_first
 from tests.support.killed import Countdown, Mortal, in_a_fork
+from tests.support.router_rows import QUICK
 from tests.support.waiting import HANG_S
+
+TINY = replace(QUICK, pieces=8, net=NetSettings(epochs=1, min_steps=20, batch=48, widths=(16,)))
+"""It learns little, which the gate here lets pass, and is trained again after each kill."""
+
+
+def worker(store: AdapterStore, folder: Path) -> Tools:
+    return Tools(store, folder, settings=TINY, max_drop=100.0)
 
 
 def demand() -> Demand:
@@ -31,12 +43,12 @@ def demand() -> Demand:
 
 def prepare(folder: Path) -> None:
     prepared = open_store(str(folder / "whole"))
-    publish_first(prepared, folder / "bank")
+    publish_first(prepared, folder / "bank", train_router(base_rows(), TINY)[0])
     give_rows(prepared, other_words(24, seed=5))
     killed = open_store(str(folder / "killed"))
     for info in prepared.list():
         killed.put(info.key, prepared.get(info.key).data)
-    for _ in until_waiting(tools(prepared, folder / "whole-work"), demand()):
+    for _ in until_waiting(worker(prepared, folder / "whole-work"), demand()):
         pass
 
 
@@ -45,7 +57,7 @@ def killed_at(step: int, folder: Path) -> bool:
 
     def work() -> None:
         store: Any = Mortal(open_store(str(folder / "killed")), Countdown(step))
-        turn(replace(tools(store, folder / "killed-work"), store=store), demand())
+        turn(worker(store, folder / "killed-work"), demand())
 
     return in_a_fork(work, seconds=HANG_S)
 
@@ -69,7 +81,7 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
-    assert not in_a_fork(lambda: prepare(folder), seconds=HANG_S)
+    assert not in_a_fork(lambda: prepare(folder), seconds=5 * HANG_S)
     store = open_store(str(folder / "killed"))
     kills = 0
     while (found := runs.latest(store)) is None or found[0].state != "canary":

@@ -60,13 +60,13 @@ def first_router() -> Router:
     return train_router(base_rows(), QUICK)[0]
 
 
-def publish_first(store: AdapterStore, folder: Path) -> str:
-    """Publish the bank; its version."""
+def publish_first(store: AdapterStore, folder: Path, router: Router | None = None) -> str:
+    """Publish the bank, with the first router unless there is another; its version."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "bank.json").write_text(json.dumps({"base_model": BASE_ID}))
     for seed, name in enumerate(TASKS):
         write_adapter(folder / "adapters" / name, seed=seed)
-    first_router().save(folder / "router")
+    (router or first_router()).save(folder / "router")
     return publish(store, folder).version
 
 
