@@ -349,9 +349,12 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Where the result goes; default: standard output.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Simulations.")] = 1,
     weeks: Annotated[int, typer.Option(min=1, help="Runs of the loop in each.")] = 3,
+    teacher: Annotated[
+        bool, typer.Option(help="Whether the extra `train` is there; it takes four times as long.")
+    ] = True,
 ) -> None:
-    settings = TrainSettings()
-    if settings.teacher is None:
+    settings = TrainSettings() if teacher else TrainSettings(teacher=None)
+    if teacher and settings.teacher is None:
         raise InvalidRequest("the teacher is not installed: pip install 'dlp-serve[train]'")
     results = [asyncio.run(simulate(settings, seed, weeks)) for seed in range(seeds)]
     rows_out = [
@@ -369,7 +372,9 @@ def main(
         rows_out,
         out=out,
         simulations=results,
+        teacher=teacher,
         within=WITHIN,
+        window=WINDOW,
         recovered=all(result["runs"][-1]["after"] >= result["before"] - WITHIN for result in results),
         traffic={"new_topic": NEW_TOPIC, "others": OTHERS, "week": WEEK},
         feedback={"asked": ASKED, "named": NAMED, "wrong": WRONG},

@@ -114,7 +114,9 @@ def collect(
     from dlp_core.improve.steps import Waiting
 
     store = _store(bank)
-    _expect(store, "collect", begins=True)
+    if not _expect(store, "collect", begins=True):
+        _status(store, json=json)
+        return
     demand = _demand(data, min_rows, seed)
     tools = _made(_tools(store, lambda: False), None)
     outcome = turn(tools, demand)
@@ -307,7 +309,7 @@ def _expect(store: AdapterStore, step: str, *, begins: bool = False) -> bool:
     order = [*runs.STEPS.values()]
     if run.next_step is not None and order.index(run.next_step) < order.index(step):
         raise InvalidRequest(f"run {run.number} is {run.state}; next is `dlp improve {run.next_step}`")
-    return begins and run.next_step == "propose"
+    return False
 
 
 def _take(store: AdapterStore, step: str, *, json: bool, device: str | None = None, **fields: Any) -> Run:
