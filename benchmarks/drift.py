@@ -349,9 +349,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Where the result goes; default: standard output.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Simulations.")] = 1,
     weeks: Annotated[int, typer.Option(min=1, help="Runs of the loop in each.")] = 3,
-    teacher: Annotated[
-        bool, typer.Option(help="Whether the extra `train` is there; it takes four times as long.")
-    ] = True,
+    teacher: Annotated[bool, typer.Option(help="Whether the router has one; takes four times as long.")] = True,
 ) -> None:
     settings = TrainSettings() if teacher else TrainSettings(teacher=None)
     if teacher and settings.teacher is None:

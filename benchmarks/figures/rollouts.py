@@ -1,4 +1,4 @@
-"""Figures of canaries, how soon a broken one is found and how often one that is not; and of the loop that starts them."""
+"""Figures of canaries, how soon a broken one is found, and how often one that is not; and of `dlp improve`."""
 
 from __future__ import annotations
 
