@@ -82,7 +82,7 @@ def improve(
     store = _store(bank)
     demand = _demand(data, min_rows, seed)
     answers = _answers(store, suite, base_model, max_drop)
-    with resumable_training(_work(store)) as stop:
+    with resumable_training(_work(store), option=None) as stop:
         tools = _tools(store, stop, device=device, max_drop=max_drop, answers=answers, share=share) | {
             "promote_after_requests": promote_after_requests,
             "promote_after_hours": promote_after_hours,
@@ -322,7 +322,10 @@ def _take(store: AdapterStore, step: str, *, json: bool, device: str | None = No
     assert last is not None
     run = last[0]
     if due:
-        with resumable_training(_work(store) / run.name) as stop, terminal.progress(step, total=100) as bar:
+        with (
+            resumable_training(_work(store) / run.name, option=None) as stop,
+            terminal.progress(step, total=100) as bar,
+        ):
             run = take_step(_made(_tools(store, stop, device=device, **fields), bar), *last)
     _status(store, json=json)
     return run
