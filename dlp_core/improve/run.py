@@ -87,6 +87,10 @@ class Judged(Record):
     refused: tuple[float, float]
     """Percent of the prompts of no adapter that get none."""
 
+    def worse(self, max_drop: float) -> bool:
+        """Whether the new router lost more than `max_drop` points and more than noise, as in `dlp eval gate`."""
+        return self.change < -max_drop and self.high < 0
+
 
 class AnswersJudged(Record):
     """The gate of answers (dlp_core/eval/gate.py)."""

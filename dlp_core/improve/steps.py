@@ -241,7 +241,7 @@ def _gate(tools: Tools, run: Run) -> Run:
         for whose, judged in parts
         if judged is not None
     }
-    lost = [shown[whose] for whose, judged in parts if judged is not None and judged.change < -tools.max_drop]
+    lost = [shown[whose] for whose, judged in parts if judged is not None and judged.worse(tools.max_drop)]
     if not lost and tools.answers is not None:
         answers = tools.answers(run.trained.version, run.bank)
         gate = gate.model_copy(update={"answers": answers})
