@@ -90,6 +90,7 @@ FIGURES: dict[str, Figure] = {
         rollouts.canary,
         rollouts.canary_nulls,
         rollouts.canary_null_runs,
+        rollouts.drift,
         quality.demo_quality,
         quality.bigbench_arms,
         quality.bigbench_composites,

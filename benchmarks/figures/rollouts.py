@@ -1,4 +1,4 @@
-"""Figures of canaries: how soon a broken one is found, and how often one that is not."""
+"""Figures of canaries, how soon a broken one is found, and how often one that is not; and of `dlp improve`."""
 
 from __future__ import annotations
 
@@ -31,6 +31,46 @@ def canary_nulls(results: Results) -> str:
 def canary_null_runs(results: Results) -> str:
     """Trials of canaries that are no worse."""
     return f"{sum(row['runs'] for row in _nulls(results)):,}"
+
+
+def drift(results: Results) -> Lines:
+    """Percentages served right before and after the drift, during the canary, and after each run; and the steps."""
+    found = results["drift"]
+    simulation = found["simulations"][0]
+    first = simulation["runs"][0]
+    rows = [
+        ["before the drift", _served(simulation["before"])],
+        ["after it, without the loop", _served(simulation["drifted"])],
+    ]
+    if "canary_lowest" in first:
+        least = f"{found['window']} requests"
+        rows += [
+            ["while the canary ran", _served(first["canary_served"])],
+            [f"its lowest {least}", _served(first["canary_lowest"])],
+            [f"the most that {least} were below the old bank", f"{first['canary_lowest_below_the_old']:.1f} points"],
+        ]
+    for number, entry in enumerate(simulation["runs"], 1):
+        rows.append([f"after run {number}: {entry['state'].replace('_', ' ')}", _served(entry["after"])])
+    last, noise = simulation["runs"][-1], first["noise"]
+    rows += [
+        ["people.jsonl and handwritten.jsonl, before", _served(simulation["people_before"])],
+        ["the same, at the end", _served(last["people_after"])],
+        ["wrong labels that were set aside", f"{noise['wrong_and_suspect']} of {noise['wrong']}"],
+        [
+            "right ones that were",
+            f"{noise['suspect'] - noise['wrong_and_suspect']} of {noise['rows'] - noise['wrong']}",
+        ],
+    ]
+    verdict = "met" if found["recovered"] else "**missed**"
+    return [
+        *table(["served right", "simulated"], rows),
+        "",
+        f"Target, within {found['within']:g} point of what it was: {verdict}.",
+    ]
+
+
+def _served(percent: float) -> str:
+    return f"{percent:.1f}%"
 
 
 def _nulls(results: Results) -> list[Result]:

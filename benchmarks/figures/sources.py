@@ -51,6 +51,7 @@ SOURCES = {
     "console": _benchmark("console", "--url http://127.0.0.1:8001"),
     "decode_step": _benchmark("decode_step", "MODEL_DIR"),
     "demo_quality": _benchmark("demo_quality", "--url http://127.0.0.1:8000/v1"),
+    "drift": _benchmark("drift", "--weeks 2 --no-teacher"),
     "engine": _benchmark("engine", "MODEL_DIR"),
     "http_path": _benchmark("http_path", f"{_SMOLLM2} --threads 2 --streams 1 --streams 16 --seconds 5"),
     "http_path_one_thread": _benchmark(

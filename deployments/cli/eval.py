@@ -15,14 +15,13 @@ from deployments import terminal
 from deployments.cli.base_model import fetched
 from deployments.cli.options import ROWS, Device, Json, SomeBaseModel
 from deployments.extras import require
-from dlp_core.errors import InvalidRequest, NotFound
+from dlp_core.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from dlp_core.eval.evaluation import Phase
     from dlp_core.eval.results import Difference, Results
     from dlp_core.eval.run import Setup
     from dlp_core.eval.suite import Suite
-    from dlp_core.store.protocol import AdapterStore
 
 T = TypeVar("T")
 
@@ -80,10 +79,10 @@ def evaluate(
     from dlp_core.eval.run import run_evaluation
     from dlp_core.store.opening import open_store
 
-    judged = _suite(suite, data, rows)
-    setup = _setup(base_model, dtype, device, threads, at_once)
+    judged = read_suite(suite, data, rows)
+    setup = read_setup(base_model, dtype, device, threads, at_once)
     location = _require(bank, "--bank", "DLP_BANK")
-    with _phases() as phase:
+    with phases() as phase:
         results = run_evaluation(
             judged,
             arms.split(",") if arms else None,
@@ -131,34 +130,33 @@ def gate(
     require("rouge_score", "sacrebleu")
     from deployments.args import CacheArgs
     from dlp_core.eval.arms import parse
-    from dlp_core.eval.results import compare_banks
-    from dlp_core.eval.run import run_evaluation
+    from dlp_core.eval.gate import judge
 
     chosen = parse(arm).name
-    judged = _suite(suite, data, rows)
-    setup = _setup(base_model, dtype, device, threads, at_once)
+    judged = read_suite(suite, data, rows)
+    setup = read_setup(base_model, dtype, device, threads, at_once)
     location, old_location = (
         _require(bank, "--bank", "DLP_BANK"),
         _require(baseline, "--baseline"),
     )
-    history = _store_of(old_location)
-    with _phases() as phase:
-
-        def results_of(where: str) -> Results:
-            return run_evaluation(
-                judged, [chosen], where, setup, cache=CacheArgs().open(), journal=out / "answers.jsonl", phase=phase,
-                history=history,
-            )  # fmt: skip
-
-        old = _known(old_location, judged, setup, chosen) or results_of(old_location)
-        new = results_of(location)
-    difference = compare_banks(new, old, chosen)
-    failed = difference.worse(max_drop)
-    dropped = difference.overall.mean < -max_drop and difference.overall.high < 0
+    with phases() as phase:
+        verdict = judge(
+            judged,
+            chosen,
+            location,
+            old_location,
+            setup,
+            max_drop=max_drop,
+            cache=CacheArgs().open(),
+            journal=out / "answers.jsonl",
+            phase=phase,
+        )
+    old, new, difference = verdict.old, verdict.new, verdict.difference
+    failed, dropped = verdict.worse, verdict.mean_worse
     if json:
         terminal.print_json(
             {
-                "passed": not (failed or dropped),
+                "passed": verdict.passed,
                 "worse": failed,
                 "mean_worse": dropped,
                 "max_drop": max_drop,
@@ -180,9 +178,9 @@ def gate(
             terminal.say(
                 f"[red]worse: the mean {difference.overall.mean:+.1f}, more than the allowed loss of {max_drop:g}[/]"
             )
-        if not failed and not dropped:
+        if verdict.passed:
             terminal.say(f"[green]passed[/]: no task lost more than {max_drop:g} points and more than its noise")
-    if failed or dropped:
+    if not verdict.passed:
         raise typer.Exit(1)
 
 
@@ -227,7 +225,7 @@ def compare(
     _show_difference(difference, old, new, chosen)
 
 
-def _suite(path: Path | None, data: Path | None, rows: int | None) -> Suite:
+def read_suite(path: Path | None, data: Path | None, rows: int | None) -> Suite:
     from dlp_core.eval.suite import load_suite, suite_of_rows
 
     if path is None:
@@ -237,7 +235,7 @@ def _suite(path: Path | None, data: Path | None, rows: int | None) -> Suite:
     return load_suite(path, data=data, rows=rows)
 
 
-def _setup(base_model: str | None, dtype: str, device: str | None, threads: int | None, at_once: int) -> Setup:
+def read_setup(base_model: str | None, dtype: str, device: str | None, threads: int | None, at_once: int) -> Setup:
     from dlp_core.eval.run import Setup
 
     if dtype not in ("bfloat16", "float32", "float16"):
@@ -249,37 +247,6 @@ def _setup(base_model: str | None, dtype: str, device: str | None, threads: int 
     return Setup(folder, dtype, device, threads, at_once, cache_tokens=131_072, batch_tokens=4096)
 
 
-def _store_of(location: str) -> AdapterStore | None:
-    """The store of a published bank; None for a results file and for an unpublished folder."""
-    from dlp_core.bank.reading import find_current
-    from dlp_core.eval.judged_bank import split_location
-    from dlp_core.store.opening import open_store
-
-    if location.endswith(".json"):
-        return None
-    store = open_store(split_location(location)[0])
-    return store if find_current(store) is not None else None
-
-
-def _known(location: str, suite: Suite, setup: Setup, arm: str) -> Results | None:
-    """Existing results of the baseline, None if there are none."""
-    from dlp_core.bank.reading import load_manifest
-    from dlp_core.eval.judged_bank import split_location
-    from dlp_core.eval.results import latest, read
-
-    if location.endswith(".json"):
-        return read(Path(location))
-    store = _store_of(location)
-    if store is None:
-        return None
-    version = load_manifest(store, split_location(location)[1]).version
-    try:
-        results = latest(store, version, suite=f"{suite.settings.name}-{suite.digest}", arms=[arm])
-    except NotFound:
-        return None
-    return results if results.setup == setup.name() else None
-
-
 def _require(value: T | None, option: str, variable: str | None = None) -> T:
     """The value of an option that not all of these commands need. Raises InvalidRequest, in Typer's words, without."""
     if value is None:
@@ -288,7 +255,7 @@ def _require(value: T | None, option: str, variable: str | None = None) -> T:
 
 
 @contextmanager
-def _phases() -> Iterator[Phase]:
+def phases() -> Iterator[Phase]:
     """One progress bar for the successive phases of an evaluation."""
     with terminal.progress("load") as bar:
         yield lambda title: lambda done, total: bar.update(done, total=total, title=title)

@@ -55,7 +55,10 @@ def export(
     if raw:
         lines = [_with_request(entry, requests) for entry in feedback]
     else:
-        lines = [asdict(row) for row in rows(feedback, requests)]
+        lines = [
+            {"task": row.task, "input": row.input, "feedback": row.feedback, "request": row.request}
+            for row in rows(feedback, requests)
+        ]
     with _opened(out) as file:
         for line in lines:
             file.write(to_json.dumps(line, ensure_ascii=False) + "\n")

@@ -43,8 +43,9 @@ class Stop:
 
 
 @contextmanager
-def resumable_training(out: Path) -> Iterator[Stop]:
-    """Runs a training that writes its checkpoint beside `out`, as `store.checkpoints` does.
+def resumable_training(out: Path, *, option: str | None = "--resume") -> Iterator[Stop]:
+    """Runs a training that writes its checkpoint beside `out`, as `store.checkpoints` does, and goes on from it with
+    this `option`; None for a command that does so by itself.
 
     Interrupted, it ends with one line on stderr and exit code 128 + signal: 130 for Ctrl-C.
     """
@@ -53,19 +54,19 @@ def resumable_training(out: Path) -> Iterator[Stop]:
     try:
         yield stop
     except Interrupted as interrupted:
-        _end(interrupted.done, interrupted.checkpoint, stop)
+        _end(interrupted.done, interrupted.checkpoint, stop, option)
     except KeyboardInterrupt:
-        _end("ended at once", resumable(out), stop)
+        _end("ended at once", resumable(out), stop, option)
     finally:
         for number, handler in zip(_SIGNALS, previous, strict=True):
             signal.signal(number, handler)
 
 
-def _end(done: str, checkpoint: Path | None, stop: Stop) -> None:
+def _end(done: str, checkpoint: Path | None, stop: Stop, option: str | None) -> None:
     if checkpoint is None:
         end = "there is no checkpoint yet"
     else:
-        words = [*sys.argv[1:], *([] if "--resume" in sys.argv else ["--resume"])]
+        words = [*sys.argv[1:], *([] if option is None or option in sys.argv else [option])]
         end = f"checkpoint in {checkpoint}; go on with: dlp {shlex.join(words)}"
     terminal.err.print(f"[bold]dlp:[/] {escape(f'{done}; {end}')}", highlight=False, soft_wrap=True)
     raise typer.Exit(128 + stop.signal)

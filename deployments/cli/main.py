@@ -17,6 +17,7 @@ from deployments.cli import (
     console,
     eval,
     feedback,
+    improve,
     k8s,
     model,
     rollout,
@@ -57,6 +58,7 @@ app.add_typer(bank.app, name="bank")
 app.add_typer(config.app, name="config")
 app.add_typer(eval.app, name="eval")
 app.add_typer(feedback.app, name="feedback")
+app.add_typer(improve.app, name="improve")
 app.add_typer(k8s.app, name="k8s")
 app.add_typer(model.app, name="model")
 app.add_typer(router.app, name="router")

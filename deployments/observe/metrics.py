@@ -140,7 +140,7 @@ class RolloutMetrics:
     def turned(self, verdict: Verdict | None) -> None:
         """Set the evidence, as of this turn."""
         for signal in SIGNALS:
-            value = 0.0 if verdict is None else verdict.signals[signal]
+            value = 0.0 if verdict is None else verdict.signals.get(signal, 0.0)
             self._evidence.set(value / math.log(10), tags={"signal": signal})
         self._evidence.set(0.0 if verdict is None else verdict.total / math.log(10), tags={"signal": "all"})
 

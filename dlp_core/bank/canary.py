@@ -17,7 +17,7 @@ from dlp_core.bank.pointer import State
 from dlp_core.bank.publish import read_whole
 from dlp_core.bank.reading import current
 from dlp_core.errors import Conflict, InvalidRequest
-from dlp_core.fleet.trial import StickyBy
+from dlp_core.fleet.trial import Signal, StickyBy
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.transfers import Progress, silent
 
@@ -33,10 +33,11 @@ def start_canary(
     sticky_by: StickyBy = "user",
     promote_after_requests: int | None = None,
     promote_after_hours: float | None = None,
+    overlooks: tuple[Signal, ...] = (),
     progress: Progress = silent,
 ) -> Canary:
     """Let `version` serve a share of the requests. The version that is the canary already starts anew, with counts of
-    its own. `progress` counts the files that are looked up.
+    its own. `overlooks` are signals that are no evidence against it. `progress` counts the files that are looked up.
 
     Raises InvalidRequest for a share that is none, or for the current bank; UnknownModel, BankError and Conflict as
     dlp_core.bank.publish.rollback, and Conflict while another version is the canary.
@@ -60,6 +61,7 @@ def start_canary(
         began=datetime.now(UTC),
         promote_after_requests=promote_after_requests,
         promote_after_hours=promote_after_hours,
+        overlooks=overlooks,
     )
     ended = pointer.without_canary(now, "stopped", "started anew")
     _change(store, before, ended, canary=canary, shadow=_unless(now.shadow, version))

@@ -86,6 +86,12 @@ class Row:
     input: str
     feedback: str
     request: str | None
+    created: float
+    """When it was said, in seconds since 1970."""
+    key: str
+    """The name of the API key of whoever said it."""
+    agreed: int = 1
+    """Keys that say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,14 +168,44 @@ def by_request(feedback: Iterable[Feedback]) -> dict[str, list[Feedback]]:
 
 def rows(feedback: Iterable[Feedback], requests: Mapping[str, KeptRequest]) -> list[Row]:
     """A row for each request or text whose adapter was named and whose text is known; `requests` by id. Where several
-    keys name one for the same request or text, the last one counts. Ratings alone make no rows."""
-    last: dict[tuple[str, str], Row] = {}
+    keys name one for the same request or text, the one that most name counts, of equally many the one named last.
+    Ratings alone make no rows."""
+    said: dict[tuple[str, str], list[Feedback]] = {}
     for entry in standing(entry for entry in feedback if entry.corrects):
-        known = requests.get(entry.request_id or "")
-        text = entry.text if entry.request_id is None else known and known.text
-        if text and text.strip():
-            last[entry.target] = Row(entry.adapter, text, entry.id, entry.request_id)
-    return list(last.values())
+        said.setdefault(entry.target, []).append(entry)
+    found = []
+    for entries in said.values():
+        votes = Counter(entry.adapter for entry in entries)
+        last = max(entries, key=lambda entry: (votes[entry.adapter], entry.created))
+        text = _text_of(last, requests)
+        if text is not None:
+            found.append(_row(last, last.adapter, text, votes[last.adapter]))
+    return found
+
+
+def confirmations(feedback: Iterable[Feedback], requests: Mapping[str, KeptRequest]) -> list[Row]:
+    """A row for each request whose answer one adapter gave, that somebody called good and nobody bad, and of which
+    nobody said which adapter is right; `requests` by id."""
+    confirmed = []
+    for id, entries in by_request(feedback).items():
+        request = requests.get(id)
+        rated = [entry for entry in entries if entry.negative is not None]
+        if request is None or not rated or any(entry.negative or entry.corrects for entry in entries):
+            continue
+        if len(request.mix) == 1 and request.reason == "routed" and request.text.strip():
+            confirmed.append(_row(rated[-1], request.adapter, request.text, len(rated)))
+    return confirmed
+
+
+def _text_of(entry: Feedback, requests: Mapping[str, KeptRequest]) -> str | None:
+    """The prompt that feedback is about; None if it is not known, or blank."""
+    known = requests.get(entry.request_id or "")
+    text = entry.text if entry.request_id is None else known and known.text
+    return text if text and text.strip() else None
+
+
+def _row(entry: Feedback, task: str | None, text: str, agreed: int) -> Row:
+    return Row(task, text, entry.id, entry.request_id, entry.created, entry.key, agreed)
 
 
 def summarise(feedback: Sequence[Feedback], requests: Mapping[str, KeptRequest]) -> Summary:

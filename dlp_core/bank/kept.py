@@ -2,6 +2,7 @@
 
     feedback/<day>/<replica>-<n>.jsonl      what people said about answers: dlp_core/bank/feedback.py
     requests/<day>/<replica>-<n>.jsonl      what was routed, where prompts may be kept
+    improve/<run>/rows.jsonl                what the router was trained with of it: dlp_core/improve/rows.py
 
 Days are in UTC. dlp_core/store/batches.py writes the files; neither publishing nor garbage collection touches them.
 """
@@ -25,6 +26,7 @@ from dlp_core.store.transfers import Progress, silent
 
 log = logging.getLogger(__name__)
 
+IMPROVE = "improve/"
 FEEDBACK = "feedback/"
 REQUESTS = "requests/"
 
@@ -95,7 +97,7 @@ def read(
     records: dict[str, R] = {}
     with ThreadPoolExecutor(_READERS) as pool:
         for info, data in zip(listed, pool.map(lambda info: _get(store, info.key), listed), strict=True):
-            for record in _parse(kind, data, f"{info.key} in {store.uri}"):
+            for record in parse(kind, data, f"{info.key} in {store.uri}"):
                 if ids is None or record.id in ids:
                     records.setdefault(record.id, record)
     return sorted(records.values(), key=lambda record: record.created)
@@ -126,19 +128,25 @@ def purge(
     """
 
     def meant(record: dict[str, Any]) -> bool:
-        return (key is None or record.get("key") == key) and (
+        return (key is None or key in (record.get("key"), record.get("request_key"))) and (
             id is None or id in (record.get("id"), record.get("request_id"))
         )
+
+    def old(record: dict[str, Any]) -> bool:
+        created = record.get("created")
+        return before is None or (isinstance(created, float) and datetime.fromtimestamp(created, UTC).date() < before)
 
     files = [
         info for prefix in (FEEDBACK, REQUESTS) for info, day in _files(store, prefix) if not before or day < before
     ]
+    learnt = [info for info in store.list(IMPROVE) if info.key.endswith("/rows.jsonl")]
     records = touched = 0
-    for done, info in enumerate(files, 1):
-        gone = _rewrite(store, info.key, meant, dry_run=dry_run)
+    for done, info in enumerate([*files, *learnt], 1):
+        chosen = meant if done <= len(files) else lambda record: old(record) and meant(record)
+        gone = _rewrite(store, info.key, chosen, dry_run=dry_run)
         records += gone
         touched += gone > 0
-        progress(done, len(files))
+        progress(done, len(files) + len(learnt))
     return Purged(records, touched)
 
 
@@ -197,7 +205,8 @@ def _get(store: AdapterStore, key: str) -> bytes:
         return b""
 
 
-def _parse(kind: type[R], data: bytes, where: str) -> Iterator[R]:
+def parse(kind: type[R], data: bytes, where: str) -> Iterator[R]:
+    """The records in a file. What is none is skipped and logged, with `where` it is."""
     skipped = 0
     for line in data.splitlines():
         try:

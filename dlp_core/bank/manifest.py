@@ -33,7 +33,7 @@ from dlp_core.adapter.contents import CONFIG_FILE, WEIGHTS_FILE
 from dlp_core.adapter.names import AUTO, qualify, validate_name
 from dlp_core.adapter.prompting import PROMPT_FILE
 from dlp_core.errors import InvalidRequest
-from dlp_core.fleet.trial import StickyBy
+from dlp_core.fleet.trial import Lottery, Signal, StickyBy
 from dlp_core.router import files as router_files
 from dlp_core.router import sentence_encoder
 from dlp_core.store.files import Digest, FileEntry, Sha256, digest_of
@@ -223,6 +223,12 @@ class Canary(_Reference):
     """Requests of the canary after which it is promoted unless there was an alarm. None: no such condition."""
     promote_after_hours: float | None = Field(default=None, gt=0)
     """The same in hours. Without either condition nothing is promoted by itself; with both, both must hold."""
+    overlooks: tuple[Signal, ...] = ()
+    """Signals that are no evidence against it. A router that was trained to refuse more is meant to."""
+
+    @property
+    def lottery(self) -> Lottery:
+        return Lottery(self.id, self.share, self.sticky_by, self.overlooks)
 
 
 class CanaryEnd(Record):

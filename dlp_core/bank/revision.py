@@ -1,4 +1,5 @@
-"""Adds an adapter to the current bank or removes one, as a new version that reuses the stored files.
+"""Adds an adapter to the current bank, removes one, or gives it another router, as a new version that reuses the stored
+files.
 
 A router learns the new adapter from examples, a description, or both (dlp_core/router/growth.py); without any it is
 used by name only. All changes go through dlp_core.bank.publish.commit: the pointer moves last, and only if it has not
@@ -109,20 +110,46 @@ def without_adapter(store: AdapterStore, name: str) -> BankManifest:
     return _revise(store, make)
 
 
+def stage_router(store: AdapterStore, router: Router, *, of: str) -> BankManifest:
+    """Store the bank `of` with this router in the place of its own, which no server uses yet: a canary to be.
+
+    Raises BankError if the router does not know exactly the routed adapters, UnknownModel if there is no such version,
+    and what dlp_core.bank.publish.publish raises."""
+
+    def make(current: BankManifest, work: Path) -> tuple[BankManifest, list[LocalFile]]:
+        before = current if current.version == of else load_manifest(store, of)
+        entry, files = _save_router(router, work, before.adapters)
+        return make_manifest(
+            before.base_model, before.adapters, entry, version=None, where="the bank with its new router"
+        ), files
+
+    return _revise(store, make, stage=True)
+
+
 def _revise(
-    store: AdapterStore, make: Callable[[BankManifest, Path], tuple[BankManifest, list[LocalFile]]]
+    store: AdapterStore,
+    make: Callable[[BankManifest, Path], tuple[BankManifest, list[LocalFile]]],
+    *,
+    stage: bool = False,
 ) -> BankManifest:
     with TemporaryDirectory(prefix="dlp-revise-") as work:
 
         def make_from_version(version: str | None) -> tuple[BankManifest, list[LocalFile]]:
             return make(load_manifest(store, version), Path(work))
 
-        return commit(store, make_from_version)
+        return commit(store, make_from_version, stage=stage)
+
+
+def download_router(store: AdapterStore, version: str | None = None) -> Router:
+    """The router of a bank, by default of the current one. Raises UnknownModel if there is no such version or it has no
+    router, BankError, StoreUnavailable."""
+    with TemporaryDirectory(prefix="dlp-router-") as work:
+        return _read_router(store, load_manifest(store, version), Path(work))
 
 
 def _read_router(store: AdapterStore, bank: BankManifest, work: Path) -> Router:
     if bank.router is None:
-        raise UnknownModel(f"bank {bank.version} has no router to add an adapter to or remove one from")
+        raise UnknownModel(f"bank {bank.version} has no router; `dlp router train --into FOLDER`, then publish that")
     folder = work / "before"
     with disk_errors(f"{folder}: the router cannot be copied", mistake=LocalDiskError):
         for blob, into in ((bank.router, folder), (bank.router.encoder, folder / ENCODER_FOLDER)):

@@ -23,7 +23,7 @@ from dlp_core.bank.canary import promote, roll_back_canary
 from dlp_core.bank.counts import SharedCounts
 from dlp_core.bank.manifest import BankManifest, Canary, CanaryEnd, Pointer, Shadow
 from dlp_core.errors import AdapterRefused, BankError, Conflict, DLPError, NotFinite, UnknownModel
-from dlp_core.fleet.trial import ALARM, SIGNALS, Counts, Draw, Lottery, Outcome, Signal, Trial, Verdict, total
+from dlp_core.fleet.trial import ALARM, SIGNALS, Counts, Draw, Outcome, Signal, Trial, Verdict, total
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.records import Record
 
@@ -227,8 +227,7 @@ class Rollout:
             return None
         if self._trial is None or self._trial[0] != used.entry:
             canary = used.entry
-            lottery = Lottery(canary.id, canary.share, canary.sticky_by)
-            trial = Trial(lottery, serving=self._follower.bank().version, canary=canary.version)
+            trial = Trial(canary.lottery, serving=self._follower.bank().version, canary=canary.version)
             self._trial = canary, trial, SharedCounts(self._store, Counts, canary.id)
             self._sum = self.verdict = None
         return self._trial[1]
@@ -291,7 +290,7 @@ def describe(pointer: Pointer, counts: Counts | None, compared: ShadowCounts | N
         "shadow": None,
     }
     if canary is not None:
-        lottery = Lottery(canary.id, canary.share, canary.sticky_by)
+        lottery = canary.lottery
         sums = counts or Counts()
         report["canary"] = {
             **canary.model_dump(mode="json", exclude={"manifest_sha256"}),

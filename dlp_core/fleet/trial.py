@@ -110,7 +110,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The natural logarithms of the evidence against a canary: of each signal, and of all together."""
+    """The natural logarithms of the evidence against a canary: of each signal that is evidence, and of all together."""
 
     signals: Mapping[Signal, float]
     total: float
@@ -122,7 +122,7 @@ class Verdict:
     @property
     def worst(self) -> Signal:
         """The signal with the most evidence."""
-        return max(SIGNALS, key=lambda signal: self.signals[signal])
+        return max(self.signals, key=lambda signal: self.signals[signal])
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,8 @@ class Lottery:
     id: str
     share: float
     sticky_by: StickyBy
+    overlooks: tuple[Signal, ...] = ()
+    """Signals that are counted and are no evidence."""
 
     def draw(self, *, user: str | None, key: str | None, request: str) -> Draw:
         """The version of a request. `request` is an id that the client does not choose. A request without a user, or
@@ -160,6 +162,8 @@ class Lottery:
         """The verdict on the sum of all replicas' counts."""
         evidence: dict[Signal, float] = {}
         for signal in SIGNALS:
+            if signal in self.overlooks:
+                continue
             events = counts.of(signal)
             in_canary = (events.buckets & self.canary_buckets).bit_count()
             in_serving = events.buckets.bit_count() - in_canary

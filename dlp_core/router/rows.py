@@ -19,6 +19,8 @@ class TaskRow:
 
     task: str | None
     input: str
+    weight: int = 1
+    """How often a training is shown it, where it does not hold it back."""
 
 
 def read_task_rows(paths: Iterable[Path]) -> list[TaskRow]:

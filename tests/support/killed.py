@@ -72,12 +72,12 @@ THREADED = ("gs://", "az://")
 """Stores whose clients have threads."""
 
 
-def in_a_fork(work: Callable[[], object]) -> bool:
-    """Does `work` in a process of its own; whether that was killed. Raises AssertionError if it failed otherwise; the
-    process has printed why."""
+def in_a_fork(work: Callable[[], object], *, seconds: float = 60) -> bool:
+    """Does `work` in a process of its own; whether that was killed. Raises AssertionError if it failed otherwise, or
+    takes longer; the process has printed why."""
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
-    process.join(60)
+    process.join(seconds)
     assert process.exitcode in (0, -signal.SIGKILL), f"ended with {process.exitcode}"
     return process.exitcode != 0
 

@@ -46,11 +46,11 @@ def remember(encoder: Encoder, corpus: Corpus, adapters: int, rng: Random) -> Me
     chosen = [*rows, *(Example(text.text, ()) for text in background)][:MEMORY_SIZE]
     inputs = np.concatenate(
         [
-            encoder.encode([text for text, _ in chosen[start : start + _CHUNK]])
+            encoder.encode([example.text for example in chosen[start : start + _CHUNK]])
             for start in range(0, len(chosen), _CHUNK)
         ]
     )
-    return Memory(inputs, np.array([[*tasks, NO_TASK][0] for _, tasks in chosen], np.int16))
+    return Memory(inputs, np.array([[*example.tasks, NO_TASK][0] for example in chosen], np.int16))
 
 
 def calibrate(

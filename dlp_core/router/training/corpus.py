@@ -81,7 +81,7 @@ def build(
     row, or all."""
     embedded, embeddings = _embed(examples, teacher, characters, watch or Watch())
     meaning_of = {index: row for row, index in enumerate(embedded)}
-    samples = [Sample(*example, meaning_of.get(index)) for index, example in enumerate(examples)]
+    samples = [Sample(example.text, example.tasks, meaning_of.get(index)) for index, example in enumerate(examples)]
     rows = [sample for sample in samples if sample.tasks]
     slots = Slots({task: [example.text for example in own] for task, own in by_task(examples).items()})
     values = slot_values(teacher, rng)

@@ -23,6 +23,8 @@ class Example(NamedTuple):
 
     text: str
     tasks: tuple[int, ...]
+    weight: int = 1
+    """How often it is trained on."""
 
 
 def label(rows: Sequence[TaskRow]) -> tuple[list[str], list[Example]]:
@@ -38,11 +40,12 @@ def label(rows: Sequence[TaskRow]) -> tuple[list[str], list[Example]]:
         if counts[task] < MIN_ROWS:
             raise InvalidRequest(f"task {task!r} has {counts[task]} rows; give each task at least {MIN_ROWS}")
     index_of = {task: index for index, task in enumerate(labels)}
-    return labels, [Example(row.input, () if row.task is None else (index_of[row.task],)) for row in rows]
+    return labels, [Example(row.input, () if row.task is None else (index_of[row.task],), row.weight) for row in rows]
 
 
 def split(examples: list[Example], rng: Random) -> tuple[list[Example], list[Example]]:
-    """Split into shuffled training examples and held-back ones, which get a share of every task, at least two."""
+    """Split into shuffled training examples, each as often as it weighs, and held-back ones, which get a share of every
+    task, at least two."""
     training: list[Example] = []
     held_back: list[Example] = []
     part = min(_MOST, max(_HELD_BACK, _FEW / len(examples)))
@@ -50,7 +53,7 @@ def split(examples: list[Example], rng: Random) -> tuple[list[Example], list[Exa
         rng.shuffle(members)
         cut = max(2, round(len(members) * part)) if len(members) >= MIN_ROWS else 0
         held_back += members[:cut]
-        training += members[cut:]
+        training += [example for example in members[cut:] for _ in range(example.weight)]
     rng.shuffle(training)
     return training, held_back
 

@@ -116,7 +116,7 @@ def checkpoints_of(
 ) -> Checkpoints:
     """The checkpoint of a training of these rows whose router goes to `out`. Raises what Checkpoints raises."""
     fields = {f"--{name.replace('_', '-')}": value for name, value in asdict(settings).items()}
-    content = json.dumps([(row.task, row.input) for row in rows]).encode()
+    content = json.dumps([(row.task, row.input, row.weight) for row in rows]).encode()
     depends_on = fields | {
         "--teacher": settings.teacher and settings.teacher.resolve().as_posix(),
         "--encoder": settings.encoder and settings.encoder.resolve().as_posix(),

@@ -1,0 +1,1 @@
+"""Improves a bank's router with what its servers were told: collect, propose, train, gate, canary, again."""
