@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +61,11 @@ def killed_at(step: int, folder: Path) -> bool:
     return in_a_fork(work, seconds=HANG_S)
 
 
+def state(store: AdapterStore) -> str | None:
+    found = runs.latest(store)
+    return None if found is None else found[0].state
+
+
 def result(folder: Path) -> dict[str, Any]:
     """What a run came to, but for times and the trial's id."""
     store = open_store(str(folder))
@@ -83,12 +87,11 @@ def result(folder: Path) -> dict[str, Any]:
 def main(folder: Path) -> None:
     assert not in_a_fork(lambda: prepare(folder), seconds=5 * HANG_S)
     store = open_store(str(folder / "killed"))
-    kills = 0
-    while (found := runs.latest(store)) is None or found[0].state != "canary":
-        for step in count():
-            if not killed_at(step, folder):
-                break
-            kills += 1
+    kills = step = 0
+    while (before := state(store)) != "canary":
+        killed = killed_at(step, folder)
+        kills += killed
+        step = step + 1 if killed and state(store) == before else 0
     print(json.dumps({"whole": result(folder / "whole"), "killed": result(folder / "killed"), "kills": kills}))
 
 
