@@ -20,7 +20,10 @@ PORT = 8001
 def serving(app: ASGIApp, *, host: str = "127.0.0.1", port: int = PORT) -> Iterator[str]:
     """The address of the application, which ends with the block. Raises InvalidRequest if `port` cannot be had."""
     with closing(_listener(host, port)) as listener:
-        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+        # without a log_config, which would close the handlers that others have set up in this process
+        config = uvicorn.Config(
+            app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=1
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],), name="console", daemon=True)
         thread.start()

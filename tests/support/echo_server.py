@@ -20,7 +20,7 @@ from tests.support.waiting import wait_for
 def echo_server(service: EchoService, *, access: Access | None = None) -> Iterator[str]:
     """Its URL."""
     app = create_app(service, routing=RoutingArgs(max_adapters=3), limits=LIMITS, access=access or Access())
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, log_level="critical"))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         thread = Thread(target=server.run, args=([listener],))
