@@ -79,7 +79,7 @@ def test_the_readme_shows_no_other_commands() -> None:
 
 
 def dlp(words: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(run_by(words), capture_output=True, text=True, check=False, timeout=HANG_S)
+    return subprocess.run(run_by(words), capture_output=True, text=True, check=False, timeout=START_S)
 
 
 def run_by(words: list[str]) -> list[str]:
