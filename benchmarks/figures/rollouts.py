@@ -47,7 +47,10 @@ def drift(results: Results) -> Lines:
         rows += [
             ["while the canary ran", _served(first["canary_served"])],
             [f"its lowest {least}", _served(first["canary_lowest"])],
-            [f"the most that {least} were below the old bank", f"{first['canary_lowest_below_the_old']:.1f} points"],
+            [
+                f"the most that {least} were below the old bank",
+                f"{max(0.0, first['canary_lowest_below_the_old']):.1f} points",
+            ],
         ]
     for number, entry in enumerate(simulation["runs"], 1):
         rows.append([f"after run {number}: {entry['state'].replace('_', ' ')}", _served(entry["after"])])
