@@ -90,7 +90,7 @@ def test_a_mistake_is_told_before_ray_starts(dlp: Path, elsewhere: Path) -> None
     )
     assert said.returncode == 2
     assert said.stderr.count("\n") == 1
-    assert "nonexistent; --base-model names" in said.stderr
+    assert said.stderr.startswith("dlp: there is no folder nonexistent; a base model is")
 
 
 def test_settings_that_were_edited_are_read(dlp: Path, elsewhere: Path) -> None:
