@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deployments.cli import main
 from dlp_core.bank.feedback import AdapterShare, Feedback, KeptRequest
 from dlp_core.router.rows import TaskRow, read_task_rows
 from dlp_core.store.opening import open_store
-
-Run = Callable[..., tuple[int, str, str]]
+from tests.deployments.cli.conftest import Run
 
 
 def request(id: str, adapter: str | None, text: str, key: str = "a") -> KeptRequest:
@@ -52,7 +50,7 @@ FEEDBACK = [
 
 
 @pytest.fixture
-def dlp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def dlp(monkeypatch: pytest.MonkeyPatch, command: Run, tmp_path: Path) -> Run:
     """Runs `dlp feedback ...` on a store with REQUESTS of one day and FEEDBACK of two; returns exit code, stdout,
     stderr."""
     place = tmp_path / "store"
@@ -66,14 +64,7 @@ def dlp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     put("feedback/2026-11-26/x-1.jsonl", FEEDBACK[:1])
     put("feedback/2026-11-27/x-2.jsonl", FEEDBACK[1:])
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["dlp", "feedback", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main.main()
-        printed = capsys.readouterr()
-        return int(end.value.code or 0), printed.out, printed.err
-
-    return run
+    return partial(command, "feedback")
 
 
 def json_of(result: tuple[int, str, str]) -> Any:

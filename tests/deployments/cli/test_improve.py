@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deployments.cli import improve, main
+from deployments.cli import improve
 from dlp_core.bank.canary import promote
 from dlp_core.bank.revision import download_router, stage_router
 from dlp_core.improve import run as runs
 from dlp_core.router.rows import TaskRow
 from dlp_core.router.training import train
 from dlp_core.store.opening import open_store
+from tests.deployments.cli.conftest import Run
 from tests.support.improving import base_rows, give, give_rows, other_words, publish_first, request, said
 from tests.support.router_rows import QUICK, write_rows
 
 pytestmark = pytest.mark.slow
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -39,21 +38,14 @@ def data(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def dlp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, place: str) -> Run:
+def dlp(monkeypatch: pytest.MonkeyPatch, command: Run, tmp_path: Path, place: str) -> Run:
     """Runs `dlp improve ...` with small trainings; returns exit code, stdout, stderr."""
     monkeypatch.setenv("DLP_BANK", place)
     monkeypatch.setattr("sys.stdin", StringIO())
     monkeypatch.setattr(improve, "WORK", tmp_path / "work")
     monkeypatch.setattr(train, "TrainSettings", lambda device: QUICK)
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["dlp", "improve", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main.main()
-        printed = capsys.readouterr()
-        return int(end.value.code or 0), printed.out, printed.err
-
-    return run
+    return partial(command, "improve")
 
 
 def json_of(result: tuple[int, str, str]) -> Any:

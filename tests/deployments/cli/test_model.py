@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from deployments.cli import main, model
+from deployments.cli import model
 from dlp_core.store import base_model
 from dlp_core.store.base_model import MANIFEST, describe, pull, push
 from dlp_core.store.opening import open_store
+from tests.deployments.cli.conftest import Run
 from tests.support.model_folders import MOVED, names, write_model
 from tests.support.stores import SHARED, empty_place
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(params=SHARED)
@@ -27,19 +26,12 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def dlp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def dlp(monkeypatch: pytest.MonkeyPatch, command: Run) -> Run:
     """Runs `dlp model ...`; returns exit code, stdout, stderr."""
     for name in ("DLP_BASE_MODEL", "DLP_BASE_MODEL_URI"):
         monkeypatch.delenv(name, raising=False)
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["dlp", "model", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main.main()
-        printed = capsys.readouterr()
-        return int(end.value.code or 0), printed.out, printed.err
-
-    return run
+    return partial(command, "model")
 
 
 def json_of(result: tuple[int, str, str]) -> Any:
