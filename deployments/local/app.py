@@ -51,6 +51,8 @@ port follows `host`."""
 _METRICS_INTERVAL = ("RAY_metrics_report_interval_ms", "4000")
 """Ray's 10 s are long for somebody who watches. But Ray drops a gauge that was not set for two intervals, and the
 ingress sets its own every bank_poll_s."""
+_ATTEMPTS = 3
+"""Ray gives up when its own processes are not there within half a minute. On a busy machine it is asked again."""
 _OBJECT_STORE_BYTES = 200 * 1024**2  # requests and tokens are small; Ray's default takes a third of the memory
 
 
@@ -58,6 +60,10 @@ class AppFailed(DLPError):
     """The application did not start; the message has Serve's reason."""
 
     code = "app_failed"
+
+
+class _RayFailed(AppFailed):
+    """Ray's own processes did not start in the time that Ray gives them."""
 
 
 CONFIG_FILE = "serve_config.yaml"
@@ -114,6 +120,17 @@ class LocalApp:
         os.environ.setdefault(*_METRICS_INTERVAL)
         os.environ.setdefault(haproxy.VARIABLE, str(haproxy.COMMAND))
         os.environ.setdefault(proxy.VARIABLE, proxy.CALLBACK)
+        for attempts_left in reversed(range(_ATTEMPTS)):
+            try:
+                self._start(schema)
+                break
+            except _RayFailed:
+                if not attempts_left:
+                    raise
+        return self
+
+    def _start(self, schema: ServeDeploySchema) -> None:
+        """Raises _RayFailed where another attempt may help, AppFailed where it will not."""
         import ray
         from ray import serve
 
@@ -121,17 +138,18 @@ class LocalApp:
             self.start_ray()
         except Exception as error:  # Ray raises a bare Exception here
             ray.shutdown()
-            raise AppFailed(f"Ray did not start: {error}") from error
+            raise _RayFailed(f"Ray did not start: {error}") from error
         try:
             self._serve_log.setLevel(logging.ERROR)
             serve.start(proxy_location="HeadOnly", http_options=schema.http_options.model_dump())
             serve.context._get_global_client().deploy_apps(schema)  # what `serve run CONFIG` calls
         except BaseException as error:
             self.__exit__()
-            if isinstance(error, (ray.exceptions.RayError, RuntimeError)):  # as when another took the port meanwhile
-                raise AppFailed(f"Ray Serve did not start: {_last_line(str(error))}") from error
+            if isinstance(error, ray.exceptions.RayError):
+                raise _RayFailed(f"Ray Serve did not start: {_last_lines(str(error), 2)}") from error
+            if isinstance(error, RuntimeError):  # as when another took the port meanwhile
+                raise AppFailed(f"Ray Serve did not start: {_last_lines(str(error))}") from error
             raise
-        return self
 
     def check(self) -> ServeDeploySchema:
         """What Serve is given. Raises InvalidRequest for all that can be known before Ray starts."""
@@ -188,10 +206,10 @@ class LocalApp:
                 raise AppFailed(reason)
             status = serve.status().applications.get(self._name)
             if status is not None and status.status == "DEPLOY_FAILED":
-                raise AppFailed(f"the application did not deploy: {_last_line(status.message)}")
+                raise AppFailed(f"the application did not deploy: {_last_lines(status.message)}")
             for name, deployment in status.deployments.items() if status is not None else ():
                 if deployment.status == "DEPLOY_FAILED" or "failed to start" in deployment.message:
-                    raise AppFailed(f"{name} did not start: {_last_line(deployment.message)}")
+                    raise AppFailed(f"{name} did not start: {_last_lines(deployment.message)}")
             if time.monotonic() > deadline:
                 raise AppFailed(f"the application was not ready within {READY_SECONDS:.0f} s: {reason}")
             report(reason)
@@ -239,6 +257,7 @@ class LocalApp:
                 ) from None
 
 
-def _last_line(message: str) -> str:
-    lines = [line for line in message.strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "Serve gave no reason; see the logs under /tmp/ray/session_latest/logs/serve"
+def _last_lines(message: str, count: int = 1) -> str:
+    """On one line. That a Ray actor never ran is the last of its message; the line before says why."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return " ".join(lines[-count:]) or "Serve gave no reason; see the logs under /tmp/ray/session_latest/logs/serve"

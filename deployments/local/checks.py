@@ -11,7 +11,7 @@ from deployments.args import AppArgs
 from deployments.http.access import open_access
 from dlp_core.engine.model_size import INDEX, loaded_bytes, read_header, read_object, weight_files
 from dlp_core.errors import InvalidRequest
-from dlp_core.store.base_model import CONFIG_FILE, WEIGHTS, check_model_folder
+from dlp_core.store.model_folder import CONFIG_FILE, WEIGHTS, check_model_folder
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 

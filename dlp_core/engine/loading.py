@@ -19,7 +19,7 @@ from dlp_core.errors import InvalidRequest
 from dlp_core.fusion.layers import Fusion, Graphs, install
 from dlp_core.residency.movement import Residency
 from dlp_core.residency.sources import AdapterSource, SpokenSource
-from dlp_core.store.base_model import check_model_folder
+from dlp_core.store.model_folder import check_model_folder
 from dlp_core.text.codec import TextCodec
 
 log = logging.getLogger(__name__)

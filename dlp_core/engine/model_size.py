@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dlp_core.errors import InvalidRequest
-from dlp_core.store.base_model import CONFIG_FILE, MANIFEST, WEIGHTS, check_model_folder
-from dlp_core.store.weights import weight_names
+from dlp_core.store.model_folder import CONFIG_FILE, MANIFEST, WEIGHTS, check_model_folder, weight_names
 
 INDEX = f"model{WEIGHTS}.index.json"
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}

@@ -22,13 +22,10 @@ from dlp_core.store.disk import disk_errors, sync
 from dlp_core.store.files import Digest, FileEntry, describe_files, digest_of, put_unchanged, version_of
 from dlp_core.store.hub import cached_repository
 from dlp_core.store.lock import FileLock
+from dlp_core.store.model_folder import MANIFEST, WEIGHTS, check_model_folder
 from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.records import Record, first_problem
 from dlp_core.store.transfers import Progress, in_parallel, silent
-
-MANIFEST = "model.json"
-CONFIG_FILE = "config.json"
-WEIGHTS = ".safetensors"
 
 MAX_FILE_BYTES = 5 * 1024**3
 """S3's limit for one PUT."""
@@ -136,12 +133,6 @@ def pull(
             (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
             partial.rename(folder)
     return manifest, True
-
-
-def check_model_folder(folder: Path) -> None:
-    """Raises InvalidRequest if there is no model in a folder."""
-    if not (folder / CONFIG_FILE).is_file():
-        raise InvalidRequest(f"{folder} is not a model folder: it has no {CONFIG_FILE}")
 
 
 def describe(folder: Path) -> ModelManifest:

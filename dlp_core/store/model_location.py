@@ -11,9 +11,10 @@ import re
 from pathlib import Path
 
 from dlp_core.errors import InvalidRequest
-from dlp_core.store.base_model import CONFIG_FILE, MANIFEST, SUFFIXES, WEIGHTS, load, pull
+from dlp_core.store.base_model import SUFFIXES, load, pull
 from dlp_core.store.files import version_of
 from dlp_core.store.hub import HUB, snapshot
+from dlp_core.store.model_folder import CONFIG_FILE, MANIFEST, WEIGHTS
 from dlp_core.store.opening import LOCATIONS, is_uri, open_store
 from dlp_core.store.transfers import Progress, silent
 

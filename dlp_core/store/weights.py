@@ -9,31 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from dlp_core.errors import InvalidRequest
-from dlp_core.store.base_model import MANIFEST, WEIGHTS, ModelManifest
+from dlp_core.store.base_model import ModelManifest
 from dlp_core.store.disk import disk_errors
 from dlp_core.store.files import FileEntry, digest_of
 from dlp_core.store.hub import blob_digest, cached_repository, lfs_digests
+from dlp_core.store.model_folder import MANIFEST, WEIGHTS, weight_names
 from dlp_core.store.transfers import Progress, silent
 
 MEMORY = Path("~/.cache/dlp/digests.json")
 """Digests of files that were read before."""
 
-_SINGLE = f"model{WEIGHTS}"
 _REMEMBERED = 1000
 _CHUNK = 16 << 20
-
-
-def weight_names(names: Iterable[str]) -> list[str]:
-    """Of a model's files, those that its weights are loaded from."""
-    found = sorted(name for name in names if name.endswith(WEIGHTS) and not name.startswith("consolidated"))
-    return [_SINGLE] if _SINGLE in found else found
 
 
 def weights_digest(folder: Path, *, progress: Progress = silent) -> str | None:

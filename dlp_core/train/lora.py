@@ -26,9 +26,9 @@ from torch.nn.functional import cross_entropy
 
 from dlp_core.errors import InvalidRequest
 from dlp_core.quiet import quiet_transformers
-from dlp_core.store.base_model import CONFIG_FILE, WEIGHTS, check_model_folder
 from dlp_core.store.checkpoints import Checkpoints, random_state, restore_random_state
 from dlp_core.store.disk import disk_errors
+from dlp_core.store.model_folder import CONFIG_FILE, WEIGHTS, check_model_folder
 from dlp_core.train.packing import IGNORED, EndlessBatches, PackedBatch, batches, common_prefix, encode
 from dlp_core.train.rows import Row, hold_back
 

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from dlp_core.engine.config import EngineConfig
 from dlp_core.errors import InvalidRequest
 from dlp_core.residency.sources import AdapterSource, SpokenSource
-from dlp_core.store.base_model import check_model_folder
+from dlp_core.store.model_folder import check_model_folder
 from dlp_core.text.codec import TextCodec
 from dlp_core.text.tools import CallReaders
 from dlp_core.vllm.engine import VllmEngine

@@ -19,7 +19,7 @@ import yaml
 from dlp_core.ports import free_port
 from examples.tiny.build import BASE, write_bank
 from tests.cluster.test_command import is_healthy
-from tests.support.application import ROOT, START_S
+from tests.support.application import PATIENCE, ROOT, START_S
 from tests.support.waiting import HANG_S, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -70,11 +70,12 @@ def test_it_serves_with_the_settings_that_come_with_it(dlp: Path, elsewhere: Pat
     write_bank(elsewhere)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    environment = os.environ | {"HOME": str(elsewhere), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | PATIENCE | {"HOME": str(elsewhere), "OMP_NUM_THREADS": "1"}
     options = ["--bank", "bank", "--base-model", str(elsewhere / BASE), "--port", str(port)]
     with subprocess.Popen([dlp, "serve", *options], env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
-            wait_for(lambda: is_healthy(f"{url}/health"), "health", START_S)
+            wait_for(lambda: process.poll() is not None or is_healthy(f"{url}/health"), "health", START_S)
+            assert process.poll() is None, "it ended: its own words are above"
             body = {"model": "auto", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
             answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=HANG_S)
             assert answer.status_code == 200, answer.text

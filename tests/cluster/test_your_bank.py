@@ -20,7 +20,7 @@ from dlp_core.store.local_s3 import LocalS3
 from examples.tiny.build import BASE, OPENINGS, TASKS
 from tests.cluster.test_command import is_healthy
 from tests.docs.test_readme import PAGES, README, commands
-from tests.support.application import ROOT, START_S
+from tests.support.application import PATIENCE, ROOT, START_S
 from tests.support.waiting import HANG_S, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
@@ -95,7 +95,7 @@ def serves(words: list[str]) -> None:
     with (
         log.open("w") as out,
         subprocess.Popen(
-            [*run_by(words), "--port", str(port)], stdout=out, stderr=subprocess.STDOUT, env=os.environ
+            [*run_by(words), "--port", str(port)], stdout=out, stderr=subprocess.STDOUT, env=os.environ | PATIENCE
         ) as process,
     ):
         try:

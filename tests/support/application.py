@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from deployments.http.access import TOKEN_VARIABLE
-from deployments.local.app import AppFailed, LocalApp, load_config
+from deployments.local.app import LocalApp, load_config
 from deployments.local.engine import set_engine
 from dlp_core.adapter.weights import read_adapter
 from dlp_core.bank.publish import publish, rollback
@@ -110,26 +110,12 @@ def running(
         publish(open_store(BANK), folder / "bank", version="one")
         if store_is_late:
             server.stop()
-        local = started.enter_context(patiently(lambda: local_app(config, bank=BANK, base_model=folder / BASE)))
+        local = started.enter_context(local_app(config, bank=BANK, base_model=folder / BASE))
         first_health = wait_for(lambda: answer_of(f"{local.url}/health"), "answer", START_S)
         if store_is_late:
             server.start()
         wait_for(lambda: httpx.get(f"{local.url}/health", timeout=HANG_S).status_code == 200, "bank", START_S)
         yield Application(local.url, folder, server, first_health, local.config)
-
-
-@contextmanager
-def patiently(app: Callable[[], LocalApp]) -> Iterator[LocalApp]:
-    """Ray gives up when its own processes are not there within half a minute. On a busy machine it is asked again."""
-    with ExitStack() as started:
-        for attempts_left in (2, 1, 0):
-            try:
-                local = started.enter_context(app())
-                break
-            except AppFailed:
-                if not attempts_left:
-                    raise
-        yield local
 
 
 def answer_of(url: str) -> httpx.Response | None:

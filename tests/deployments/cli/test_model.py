@@ -12,7 +12,8 @@ import pytest
 
 from deployments.cli import model
 from dlp_core.store import base_model
-from dlp_core.store.base_model import MANIFEST, describe, pull, push
+from dlp_core.store.base_model import describe, pull, push
+from dlp_core.store.model_folder import MANIFEST
 from dlp_core.store.opening import open_store
 from tests.deployments.cli.conftest import Run
 from tests.support.model_folders import MOVED, names, write_model

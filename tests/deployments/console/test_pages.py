@@ -11,6 +11,7 @@ from dlp_core.bank.kept import FEEDBACK, read, today
 from dlp_core.bank.reading import load_manifest
 from dlp_core.store.opening import open_store
 from tests.deployments.console.conftest import KEPT, Console
+from tests.support.waiting import wait_for
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page, Route
@@ -193,7 +194,11 @@ def test_routes_are_corrected_by_keyboard_alone(page: Page, console: Console) ->
     page.keyboard.press("r")
     page.get_by_text("3 of 3 reviewed").wait_for()
     page.locator(".item.done").nth(2).wait_for()
-    given = {entry.request_id: entry for entry in read(open_store(console.store), FEEDBACK, Feedback, since=today())}
+    store = open_store(console.store)
+    written = wait_for(
+        lambda: len(found := read(store, FEEDBACK, Feedback, since=today())) == len(KEPT) and found, "feedback"
+    )
+    given = {entry.request_id: entry for entry in written}
     opinions = [(given[one.id].rating, given[one.id].corrects, given[one.id].adapter) for one in KEPT]
     shell = ("down", True, "shell")  # asked twice, reviewed once
     assert opinions == [("up", False, None), shell, ("down", True, None), shell]

@@ -202,7 +202,7 @@ async def test_an_adapter_that_the_canary_lacks_is_the_serving_banks(
 
 
 async def test_other_failures_are_the_requests_and_count(http: httpx.AsyncClient, service: BankService) -> None:
-    await http.post("/bank/canary", json={"version": "two", "share": 0.9})
+    await http.post("/bank/canary", json={"version": "two", "share": 0.5})
     service.broken["two"] = EngineFailed("gone")
     statuses = {(await ask(http, "say cron"))["status"] for _ in range(40)}
     assert statuses == {200, 503}

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from dlp_core.errors import Conflict, DigestMismatch, InvalidRequest, NotFound, StoreUnavailable
-from dlp_core.store.base_model import MANIFEST, pull, push
+from dlp_core.store.base_model import pull, push
 from dlp_core.store.files import digest_of
+from dlp_core.store.model_folder import MANIFEST
 from dlp_core.store.opening import open_store
 from tests.support.model_folders import MOVED, names, write_model
 from tests.support.stores import SHARED, empty_place

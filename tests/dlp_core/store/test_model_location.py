@@ -9,7 +9,8 @@ import pytest
 
 from dlp_core.errors import DLPError, InvalidRequest, NotFound, StoreUnavailable
 from dlp_core.store import model_location, weights
-from dlp_core.store.base_model import MANIFEST, push
+from dlp_core.store.base_model import push
+from dlp_core.store.model_folder import MANIFEST
 from dlp_core.store.model_location import locate
 from dlp_core.store.opening import open_store
 from dlp_core.store.weights import weights_digest

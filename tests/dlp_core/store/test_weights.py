@@ -12,7 +12,7 @@ import pytest
 from dlp_core.store import weights
 from dlp_core.store.base_model import pull, push
 from dlp_core.store.opening import open_store
-from dlp_core.store.weights import weight_names, weights_digest
+from dlp_core.store.weights import weights_digest
 from tests.support.model_folders import write_model
 
 
@@ -85,9 +85,3 @@ def test_without_a_place_to_remember_it_is_read_again(tmp_path: Path, memory: Pa
 def test_a_folder_without_weights_has_none(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert weights_digest(tmp_path) is None
-
-
-def test_which_files_are_loaded() -> None:
-    shards = ["model-1.safetensors", "model-2.safetensors"]
-    assert weight_names(["config.json", *reversed(shards), "consolidated.safetensors"]) == shards
-    assert weight_names([*shards, "model.safetensors", "model.bin"]) == ["model.safetensors"]
