@@ -22,7 +22,16 @@ GENERATION = frozenset({"v1/chat/completions", "v1/completions", "v1/route"})
 """Sent with the key, as an application would send them; all else goes with the admin token, if there is one."""
 ALLOWED = {
     "GET": frozenset(
-        {"health", "openapi.json", "v1/models", "v1/bank", "v1/bank/versions", "v1/bank/diff", "v1/requests"}
+        {
+            "health",
+            "openapi.json",
+            "v1/models",
+            "v1/bank",
+            "v1/bank/versions",
+            "v1/bank/diff",
+            "v1/bank/evaluations",
+            "v1/requests",
+        }
     ),
     "POST": GENERATION
     | {"v1/feedback"}

@@ -10,6 +10,7 @@ POST /v1/bank/shadow            {"version", "generate"}        compares; {"stop"
 POST /v1/bank/pin, /unpin       {"version"}                    whether `dlp bank gc` must keep it
 GET  /v1/bank/versions                                         every published bank, newest first
 GET  /v1/bank/diff              ?from=&to=                     what changes from one version to another
+GET  /v1/bank/evaluations                                      the evaluations in the bank's store, each with a verdict
 
 The first seven publish a new version of the bank or change the pointer, and respond once this ingress replica has
 followed.
@@ -140,6 +141,8 @@ class AdminService(Protocol):
 
     async def diff(self, a: str, b: str) -> BankDiff: ...
 
+    async def evaluations(self) -> dict[str, list[dict[str, Any]]]: ...
+
 
 class AdminApi:
     """One method per route. Each request checks whether an admin token is configured."""
@@ -161,6 +164,7 @@ class AdminApi:
         app.post("/v1/bank/unpin", openapi_extra=openapi.body(PinBank))(self.unpin)
         app.get("/v1/bank/versions")(self.versions)
         app.get("/v1/bank/diff")(self.diff)
+        app.get("/v1/bank/evaluations")(self.evaluations)
 
     async def load(self, request: Request) -> Response:
         body = parse(LoadAdapter, await self._body(request))
@@ -215,6 +219,11 @@ class AdminApi:
         compared = parse(Compared, dict(request.query_params))
         difference = await self._service.diff(compared.from_, compared.to)
         return JSONResponse({"from": compared.from_, "to": compared.to, **asdict(difference)})
+
+    async def evaluations(self, request: Request) -> Response:
+        self._require_admin(request)
+        found = await self._service.evaluations()
+        return JSONResponse({"object": "list", "data": found["results"], "unreadable": found["unreadable"]})
 
     def _require_admin(self, request: Request) -> None:
         if not self._access.require_admin(request.headers.get("authorization")):

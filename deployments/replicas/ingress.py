@@ -39,6 +39,7 @@ from dlp_core.bank.revision import without_adapter
 from dlp_core.bank.rollout import Picked, Rollout, ShadowCounts
 from dlp_core.decision import Decision, RoutingOptions, decide
 from dlp_core.errors import EngineFailed, RouterUnavailable, StepFailed
+from dlp_core.eval.history import judged_in
 from dlp_core.fleet.trial import Outcome
 from dlp_core.generation.messages import GenerationRequest, Piece
 from dlp_core.router import Routing
@@ -212,6 +213,9 @@ class Ingress:
             *(asyncio.to_thread(load_manifest, self._store, version) for version in (a, b))
         )
         return diff(before, after)
+
+    async def evaluations(self) -> dict[str, list[dict[str, Any]]]:
+        return await asyncio.to_thread(judged_in, self._store)
 
     async def _apply(self, change: Awaitable[Change]) -> Change:
         """Wait for a change of the bank and until all ingress replicas serve it; return what it returned.

@@ -290,10 +290,7 @@ def latest(store: AdapterStore, version: str, *, suite: str | None = None, arms:
     for info in sorted(store.list(prefix), key=lambda info: _time(info.key), reverse=True):
         name = info.key.removeprefix(prefix)
         if suite is None or name.startswith(f"{suite}-"):
-            try:
-                results = Results.model_validate_json(store.get(info.key).data)
-            except ValidationError as error:
-                raise BankError(f"{info.key!r} in {store.uri} is damaged ({first_problem(error)}); delete it") from None
+            results = load(store, info.key)
             if set(arms) <= {arm.name for arm in results.arms}:
                 return results
     on_suite = f" on suite {suite}" if suite else ""
@@ -301,6 +298,19 @@ def latest(store: AdapterStore, version: str, *, suite: str | None = None, arms:
         f"{store.uri} has no results of bank {version}{on_suite}{' with arm ' + ', '.join(arms) if arms else ''}; "
         "run dlp eval --suite SUITE --bank URI#VERSION"
     )
+
+
+def stored(store: AdapterStore) -> list[str]:
+    """The keys of all results, the newest first. Raises StoreUnavailable."""
+    return sorted((info.key for info in store.list(_FOLDER)), key=_time, reverse=True)
+
+
+def load(store: AdapterStore, key: str) -> Results:
+    """Results by their key. Raises NotFound, or BankError if they are damaged."""
+    try:
+        return Results.model_validate_json(store.get(key).data)
+    except ValidationError as error:
+        raise BankError(f"{key!r} in {store.uri} is damaged ({first_problem(error)}); delete it") from None
 
 
 def _prefix(version: str) -> str:

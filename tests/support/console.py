@@ -31,6 +31,7 @@ from dlp_core.bank.retention import pin, unpin
 from dlp_core.bank.rollout import Picked, read_report
 from dlp_core.bank.source import read_router
 from dlp_core.decision import Decision, RoutingOptions, decide
+from dlp_core.eval.history import judged_in
 from dlp_core.generation.messages import Delta, Finished, GenerationRequest, Logprob, Piece, TokenText
 from dlp_core.mix import EMPTY_MIX, Span
 from dlp_core.router import Router, Routing, restricted
@@ -126,6 +127,9 @@ class BankService(EchoService):
 
     async def diff(self, a: str, b: str) -> BankDiff:
         return diff(load_manifest(self._store, a), load_manifest(self._store, b))
+
+    async def evaluations(self) -> dict[str, list[dict[str, Any]]]:
+        return judged_in(self._store)
 
 
 def server(bank: str, cache: Path, *, kept: Sequence[KeptRequest] = ()) -> FastAPI:

@@ -58,8 +58,20 @@ export async function* stream(path, body, { signal, opened }) {
   if (!done) throw new ApiError(response.status, { message: "the connection ended before the answer did", code: "cut" });
 }
 
+/** Every evaluation there is, oldest first: of the bank's store, which is the admin's, and of the folder --reports. */
+export async function evaluations() {
+  const [folder, store] = await Promise.all([get("/console/reports"), can.evaluations ? get("/api/v1/bank/evaluations") : { data: [], unreadable: [] }]);
+  const found = new Map([...store.data, ...folder.results].map((one) => [`${one.bank.version} ${one.suite.digest} ${one.created}`, one]));
+  return {
+    sources: [can.evaluations && "the bank's store", folder.folder].filter(Boolean),
+    results: [...found.values()].sort((a, b) => Date.parse(a.created) - Date.parse(b.created)),
+    gates: folder.gates,
+    unreadable: [...store.unreadable, ...folder.unreadable],
+  };
+}
+
 /** What this server and this console can do, found out once and again when the bank changes. */
-export const can = { admin: false, versions: false, canary: false, shadow: false, pinBank: false, stage: false, feedback: false };
+export const can = { admin: false, versions: false, evaluations: false, canary: false, shadow: false, pinBank: false, stage: false, feedback: false };
 
 export async function findOut(state) {
   const described = await get("/api/openapi.json").catch(() => ({ paths: {} }));
@@ -67,6 +79,7 @@ export async function findOut(state) {
   const fields = (schema) => described.components?.schemas?.[schema]?.properties ?? {};
   can.admin = state.admin;
   can.versions = state.admin && has("/v1/bank/versions");
+  can.evaluations = state.admin && has("/v1/bank/evaluations");
   can.canary = state.admin && has("/v1/bank/canary");
   can.shadow = state.admin && has("/v1/bank/shadow");
   can.pinBank = "bank" in fields("DLPOptions");

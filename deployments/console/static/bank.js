@@ -1,8 +1,8 @@
 // What serves: the adapters, where they are resident and what asks for them; the versions, and what changes them.
 
-import { can, get, post } from "./api.js";
+import { can, evaluations, get, post } from "./api.js";
 import { bar, chips, dot } from "./colours.js";
-import { bytes, cell, confirm, count, date, empty, h, notice, percent } from "./dom.js";
+import { bytes, cell, confirm, count, date, empty, gateTag, h, notice, percent } from "./dom.js";
 
 const RESIDENCY_MS = 5000;
 
@@ -10,6 +10,7 @@ export async function show(main, context) {
   const bank = await context.refresh();
   const traffic = await get("/console/traffic").catch(() => null);
   const versions = can.versions ? await get("/api/v1/bank/versions").then((list) => list.data, () => []) : null;
+  const judged = versions ? await evaluations().then(({ results }) => results, () => []) : [];
   const again = () => { main.replaceChildren(main.firstElementChild); return show(main, context); };
 
   /** Change the bank; show what the server says, and the bank that serves then. */
@@ -37,7 +38,7 @@ export async function show(main, context) {
   if (shadow) main.append(trial("Shadow", shadow, change));
   main.append(adapters(bank, traffic));
   if (bank.recipes?.length) main.append(recipes(bank.recipes));
-  main.append(versions ? versionTable(bank, versions, change) : empty("Versions are the operator's",
+  main.append(versions ? versionTable(bank, versions, judged, change) : empty("Versions are the operator's",
     "To see earlier versions of the bank, compare them, publish, pin and roll back, start the console with the server's admin token: DLP_ADMIN_TOKEN, or --admin-token."));
   if (versions) main.append(publishForm(change));
 
@@ -121,9 +122,13 @@ function recipes(list) {
       h("td", { class: "about" }, recipe.description ?? "")))))));
 }
 
-function versionTable(bank, versions, change) {
+function versionTable(bank, versions, judged, change) {
+  const gate = (version) => {
+    const newest = judged.findLast((one) => one.bank.version === version);
+    return newest?.verdict ? gateTag(newest.verdict) : h("span", { class: "soft" }, newest ? "nothing to compare with" : "not evaluated");
+  };
   const rows = versions.map((one) => {
-    const below = h("tr", { hidden: true }, h("td", { colspan: 5, "data-label": "" }));
+    const below = h("tr", { hidden: true }, h("td", { colspan: 6, "data-label": "" }));
     const actions = h("div", { class: "row end" },
       !one.current && h("button", { class: "small", onclick: () => differ(bank.version, one.version, below) }, "Diff"),
       !one.current && h("button", { class: "small", onclick: () => rollBack(bank, one, change) }, "Roll back"),
@@ -135,12 +140,13 @@ function versionTable(bank, versions, change) {
       cell("created", {}, date(one.created)),
       cell("adapters", { class: "num" }, String(one.adapters)),
       cell("size", { class: "num" }, bytes(one.size)),
+      cell("gate", {}, gate(one.version)),
       cell("", {}, actions)), below];
   });
   return h("section", { class: "card" },
     h("header", {}, h("h2", {}, "Versions"), h("small", { class: "soft" }, "a roll back moves the pointer; requests in flight end on the bank they began with")),
     h("div", { class: "scroll" }, h("table", { class: "stack", id: "versions" },
-      h("thead", {}, h("tr", {}, h("th", {}, "version"), h("th", {}, "created"), h("th", { class: "num" }, "adapters"), h("th", { class: "num" }, "size"), h("th", {}))),
+      h("thead", {}, h("tr", {}, h("th", {}, "version"), h("th", {}, "created"), h("th", { class: "num" }, "adapters"), h("th", { class: "num" }, "size"), h("th", {}, "gate"), h("th", {}))),
       h("tbody", {}, rows))));
 }
 

@@ -81,3 +81,9 @@ export const cell = (label, attributes, ...children) => {
 
 /** What a page shows instead of what it cannot show. */
 export const empty = (title, ...lines) => h("section", { class: "card empty" }, h("h2", {}, title), lines.map((line) => (typeof line === "string" ? h("p", {}, line) : line)));
+
+/** What the gate says of a bank against the one before it. */
+export function gateTag({ passed, mean, baseline }) {
+  const points = `${mean.mean >= 0 ? "+" : "\u2212"}${Math.abs(mean.mean).toFixed(1)}`;
+  return h("span", {}, h("span", { class: passed ? "tag good" : "tag bad" }, passed ? "passed" : "failed"), " ", h("span", { class: "soft" }, `${points} to ${baseline}`));
+}

@@ -1,27 +1,27 @@
 // Reports of `dlp eval`: scores of banks by task, and what the gate said.
 
-import { get } from "./api.js";
+import { evaluations } from "./api.js";
 import { chart } from "./chart.js";
-import { cell, date, empty, h } from "./dom.js";
+import { cell, date, empty, gateTag, h } from "./dom.js";
 
 const SERVED = "top-p=0.9";
 
 export async function show(main) {
-  const reports = await get("/console/reports");
-  if (!reports.folder) {
-    main.append(empty("No folder of reports", "Start the console with --reports DIR, where DIR has what `dlp eval --out` wrote, or a copy of evals/ of the bank's store."));
+  const reports = await evaluations();
+  if (!reports.sources.length) {
+    main.append(empty("No evaluations here", "Those in the bank's store are the operator's: start the console with the server's admin token. Or start it with --reports DIR, where DIR has what `dlp eval --out` wrote."));
     return;
   }
   const unreadable = reports.unreadable.length > 0 && h("section", { class: "card" }, h("h2", { class: "bad" }, "Not readable"), reports.unreadable.map((one) => h("p", { class: "soft" }, h("code", {}, one.path), ` ${one.reason}`)));
   if (!reports.results.length) {
-    main.append(empty("No reports yet", `${reports.folder} has no results of an evaluation. This makes some:`,
-      h("pre", { class: "code" }, `dlp eval --suite SUITE --bank URI --base-model DIR --out ${reports.folder}/$(date +%F)`)), unreadable || "");
+    main.append(empty("No reports yet", `There are no results of an evaluation in ${reports.sources.join(" or ")}. This makes some, and stores them with a published bank:`,
+      h("pre", { class: "code" }, "dlp eval --suite SUITE --bank URI --base-model MODEL")), unreadable || "");
     return;
   }
   const suites = [...new Map(reports.results.map((one) => [one.suite.digest, one.suite])).values()].reverse();
   const choose = h("select", { "aria-label": "Suite", style: { width: "auto" }, onchange: () => draw(choose.value) }, suites.map((suite) => h("option", { value: suite.digest }, `${suite.name}, ${suite.rows} rows`)));
   const body = h("div", { style: { display: "grid", gap: "1rem" } });
-  main.append(h("div", { class: "row" }, choose, h("small", { class: "soft" }, reports.folder)), body);
+  main.append(h("div", { class: "row" }, choose, h("small", { class: "soft" }, reports.sources.join(", "))), body);
   if (unreadable) main.append(unreadable);
   let open = [];
 
@@ -40,11 +40,10 @@ export async function show(main) {
 
 const armOf = (result) => result.arms.find((arm) => arm.name === SERVED) ?? result.arms.find((arm) => arm.name.startsWith("top-p")) ?? result.arms.at(-1);
 const points = (value) => value.toFixed(1);
-const signed = (value) => `${value >= 0 ? "+" : "−"}${Math.abs(value).toFixed(1)}`;
 
 function verdicts(results, gates) {
   const said = (verdict) => verdict
-    ? [h("span", { class: verdict.passed ? "tag good" : "tag bad" }, verdict.passed ? "passed" : "failed"), " ", h("span", { class: "soft" }, `${signed(verdict.mean.mean)} to ${verdict.baseline}`),
+    ? [gateTag(verdict),
       verdict.worse.length ? h("div", { class: "bad" }, `worse: ${verdict.worse.join(", ")}`) : null, verdict.better?.length ? h("div", { class: "good" }, `better: ${verdict.better.join(", ")}`) : null]
     : h("span", { class: "soft" }, "nothing to compare with");
   return h("section", { class: "card" },

@@ -25,6 +25,7 @@ from dlp_core.bank.publish import publish
 from dlp_core.ports import free_ports
 from dlp_core.store.opening import open_store
 from tests.support.console import server
+from tests.support.evaluations import two_evaluations
 from tests.support.paths import ROOT
 from tests.support.waiting import HANG_S
 
@@ -105,44 +106,10 @@ def _without(folder: Path, adapter: str) -> Path:
 
 def reports(folder: Path) -> Path:
     """Results of two banks on one suite, of which the second lost a task, in the shape that `dlp eval` writes."""
-    for number, scores in enumerate(([1.0] * 20 + [0.0] * 5, [0.0] * 20 + [1.0] * 5)):
-        rows = {f"r{n}": {"task": "sql", "scores": {"top-p=0.9": score}} for n, score in enumerate(scores)}
-        rows |= {f"s{n}": {"task": "dates", "scores": {"top-p=0.9": 1.0}} for n in range(25)}
-        mean = 100 * sum(scores) / len(scores)
-        tasks = {
-            name: {"rows": 25, "score": {"mean": value, "low": value, "high": value}, "metrics": {}}
-            for name, value in (("sql", mean), ("dates", 100.0))
-        }
-        overall = (mean + 100) / 2
-        results = {
-            "created": f"2026-11-2{number}T10:00:00Z",
-            "suite": {"name": "people", "digest": "79e4d5c75def", "rows": 50, "seed": 0},
-            "bank": {
-                "version": f"bank-{number}",
-                "digest": f"sha256:{number}",
-                "base_model": "m",
-                "adapters": 2,
-                "router": None,
-            },
-            "setup": "m in bfloat16",
-            "seconds": 1.0,
-            "arms": [
-                {
-                    "name": "top-p=0.9",
-                    "score": {"mean": overall, "low": overall, "high": overall},
-                    "tasks": tasks,
-                    "adapters": 1.0,
-                    "plain": 0.0,
-                    "choices": str(number),
-                }
-            ],
-            "router": None,
-            "composites": [],
-            "rows": rows,
-        }
+    for number, results in enumerate(two_evaluations()):
         path = folder / str(number) / "results.json"
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(results))
+        path.write_text(results.model_dump_json())
     (folder / "other.json").write_text("[1, 2]")
     (folder / "damaged.json").write_text(json.dumps({"suite": {}, "bank": {}, "arms": []}))
     return folder

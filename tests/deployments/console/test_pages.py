@@ -9,8 +9,10 @@ import pytest
 from dlp_core.bank.feedback import Feedback
 from dlp_core.bank.kept import FEEDBACK, read, today
 from dlp_core.bank.reading import load_manifest
+from dlp_core.eval.results import save
 from dlp_core.store.opening import open_store
 from tests.deployments.console.conftest import KEPT, Console
+from tests.support.evaluations import two_evaluations
 from tests.support.waiting import wait_for
 
 if TYPE_CHECKING:
@@ -207,6 +209,17 @@ def test_routes_are_corrected_by_keyboard_alone(page: Page, console: Console) ->
 
 
 # --- evaluate
+
+
+def test_what_the_gate_said_of_a_version_is_beside_it(page: Page, console: Console) -> None:
+    for results in two_evaluations(("zero", "one")):
+        save(open_store(console.store), results)
+    opened(page, console, "bank")
+    assert "failed \u221230.0 to zero" in text_of(page.locator("#versions tr[data-version=one]"))
+    page.get_by_role("navigation").get_by_role("link", name="Evaluate").click()
+    page.get_by_text("the bank's store").wait_for()
+    rows = page.locator("table.stack").first.locator("tbody tr")
+    assert rows.count() == 4, "those of the folder too"
 
 
 def test_evaluations_are_compared_as_the_gate_compares(page: Page, console: Console) -> None:

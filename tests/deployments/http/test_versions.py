@@ -10,15 +10,18 @@ from starlette.testclient import TestClient
 
 from deployments.http.access import TOKEN_VARIABLE
 from dlp_core.bank.publish import publish
+from dlp_core.eval.results import save
 from dlp_core.store.opening import open_store
 from tests.support.banks import write_bank
 from tests.support.console import server
+from tests.support.evaluations import two_evaluations
 
 TOKEN = "token-of-the-tests-1234"
 ADMIN = {"authorization": f"Bearer {TOKEN}"}
 ROUTES = [
     ("GET", "/bank/versions"),
     ("GET", "/bank/diff?from=one&to=two"),
+    ("GET", "/bank/evaluations"),
     ("POST", "/bank/pin"),
     ("POST", "/bank/unpin"),
 ]
@@ -60,6 +63,22 @@ def test_two_versions_are_compared(http: TestClient) -> None:
         "router_changed": True,
         "base_changed": False,
     }
+
+
+def test_evaluations_in_the_store_come_with_what_the_gate_says(http: TestClient, tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    for results in two_evaluations(("one", "two")):
+        save(store, results)
+    store.put("evals/two/people-79e4d5c75def-20261122T100000.000000Z.json", b"{}")
+    found = http.get("/bank/evaluations", headers=ADMIN).json()
+    first, second = found["data"]
+    assert (first["bank"]["version"], first["verdict"]) == ("one", None)
+    assert (second["bank"]["version"], second["verdict"]["baseline"]) == ("two", "one")
+    assert (second["verdict"]["passed"], second["verdict"]["worse"]) == (False, ["sql"])
+    assert "rows" not in second
+    [damaged] = found["unreadable"]
+    assert damaged["path"].startswith("evals/two/people-79e4d5c75def-20261122")
+    assert "damaged" in damaged["reason"]
 
 
 @pytest.mark.parametrize(
