@@ -83,7 +83,7 @@ def _imported(
             return Outcome(one.name, one.location, "present", ())
         if not replace:
             raise AdapterRefused(f"{target} has another adapter of that name; --replace takes this one in its place")
-    partial = target.with_name(f".{target.name}.part")
+    partial, replaced = target.with_name(f".{target.name}.part"), target.with_name(f".{target.name}.replaced")
     with disk_errors(f"{target} cannot be written"):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -93,8 +93,11 @@ def _imported(
             (partial / PROMPT_FILE).write_bytes(adapter.prompting.content)
         if description is not None:
             (partial / DESCRIPTION_FILE).write_text(description + "\n", "utf-8")
-        shutil.rmtree(target, ignore_errors=True)
+        if target.exists():  # a kill between the two leaves both, complete
+            shutil.rmtree(replaced, ignore_errors=True)
+            target.rename(replaced)
         partial.rename(target)
+        shutil.rmtree(replaced, ignore_errors=True)
     said = [*verdict.notes, *verdict.warnings]
     if one.passed_over:
         said.insert(0, f"{source.name} is taken, {', '.join(one.passed_over)} are passed over")

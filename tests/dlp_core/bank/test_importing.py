@@ -87,6 +87,7 @@ def test_a_second_import_changes_nothing_and_replaces_only_when_told(tree: Path,
     assert read_folder(bank)[0].digest == before.digest
     assert imported(found, bank, replace=True)["cron"].result in ("taken", "changed")
     assert read_folder(bank)[0].digest != before.digest
+    assert [path.name for path in (bank / "adapters").iterdir()] == ["cron"]
 
 
 def test_what_is_refused_says_why_and_leaves_nothing(tmp_path: Path, bank: Path) -> None:
