@@ -5,9 +5,9 @@ import { clock, h, s } from "./dom.js";
 const H = 190;
 const PAD = { left: 44, right: 6, top: 8, bottom: 20 };
 
-/** A chart of `series`: [{name, colour, values}], one value or null for each bin. `bins` are Unix times of their ends.
- * `kind` is "bars" (stacked) or "lines"; `format` makes a number a text. */
-export function chart(title, { kind, format, note = null }) {
+/** A chart of `series`: [{name, colour, values}], one value or null for each bin. `bins` are Unix times of their ends,
+ * or what `called` makes a text. `kind` is "bars" (stacked) or "lines"; `format` makes a number a text. */
+export function chart(title, { kind, format, called = clock, note = null }) {
   const svg = s("svg", { role: "img", tabindex: "0", "aria-label": title });
   const keys = h("div", { class: "keys" });
   const element = h("figure", { class: "card chart" }, h("header", {}, h("h2", {}, title), note && h("small", { class: "soft" }, note)), svg, keys);
@@ -29,10 +29,10 @@ export function chart(title, { kind, format, note = null }) {
       parts.push(s("line", { class: "grid", x1: PAD.left, x2: W - PAD.right, y1: y(top * share), y2: y(top * share) }),
         s("text", { x: PAD.left - 6, y: y(top * share) + 4, "text-anchor": "end" }, format(top * share)));
     }
-    const ticks = W < 420 ? 3 : 5;
+    const ticks = Math.min(bins.length, W < 420 ? 3 : 5);
     for (let n = 0; n < ticks; n++) {
-      const i = Math.round(((bins.length - 1) * n) / (ticks - 1));
-      parts.push(s("text", { x: x(i + 0.5), y: H - 4, "text-anchor": n === 0 ? "start" : n === ticks - 1 ? "end" : "middle" }, clock(bins[i])));
+      const i = ticks === 1 ? 0 : Math.round(((bins.length - 1) * n) / (ticks - 1));
+      parts.push(s("text", { x: x(i + 0.5), y: H - 4, "text-anchor": n === 0 ? "start" : n === ticks - 1 ? "end" : "middle" }, called(bins[i])));
     }
     if (kind === "bars") {
       const width = Math.max(1, inner.w / bins.length - 1);
@@ -63,7 +63,7 @@ export function chart(title, { kind, format, note = null }) {
     svg.replaceChildren(...parts);
     const shown = (one) => at !== null ? one.values[at] : kind === "bars" ? one.values.reduce((sum, value) => sum + (value ?? 0), 0) : one.values.findLast((value) => value !== null);
     if (!series.some((one) => one.values.some((value) => value))) { keys.replaceChildren(h("span", {}, "nothing in this time")); return; }
-    keys.replaceChildren(h("span", {}, at === null ? (kind === "bars" ? "all" : "last") : clock(bins[at])),
+    keys.replaceChildren(h("span", {}, at === null ? (kind === "bars" ? "all" : "last") : called(bins[at])),
       ...series.filter((one) => kind === "lines" || one.values.some(Boolean)).map((one) => h("span", {}, h("i", { class: "dot", "aria-hidden": "true", style: { background: one.colour } }), one.name, h("b", {}, shown(one) === null || shown(one) === undefined ? "–" : format(shown(one))))));
   }
 

@@ -77,8 +77,8 @@ function byTask(results) {
 
 function lines(results) {
   const tasks = Object.keys(armOf(results.at(-1)).tasks).slice(0, 8);
-  const made = chart("Score over bank versions", { kind: "lines", format: (value) => value.toFixed(0), note: "by when they were evaluated" });
-  made.update({ bins: results.map((one) => Date.parse(one.created) / 1000), series: [
+  const made = chart("Score over bank versions", { kind: "lines", format: (value) => value.toFixed(0), called: (version) => version, note: "in the order they were evaluated" });
+  made.update({ bins: results.map((one) => one.bank.version), series: [
     { name: "mean", colour: "var(--text)", values: results.map((one) => armOf(one).score.mean) },
     ...tasks.map((task, i) => ({ name: task, colour: `oklch(var(--solid-l) 0.14 ${(i * 137.5 + 30) % 360})`, values: results.map((one) => armOf(one).tasks[task]?.score.mean ?? null) }))] });
   return made;
