@@ -36,7 +36,7 @@ GONE_S = 120.0
 """A replaced head is back within this time; one silent for longer belongs to a deleted cluster."""
 
 TOGETHER_S = 30.0
-"""Pods that are deleted together have asked for their drain within this time: each starts Python and joins Ray first."""
+"""Pods that are deleted together have asked for their drain within this time: each joins Ray first."""
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 Configure it as boto3 documents: `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_REGION`,
 and the usual credentials chain (variables, profile, web identity, container or instance role), before which
-`s3_credentials` puts files that may change. MinIO, SeaweedFS and the like need an endpoint and no other setting; stores that want the bucket in the host name also need
-`addressing_style = virtual` in the profile's `s3` section.
+`s3_credentials` puts files that may change. MinIO, SeaweedFS and the like need an endpoint and no other setting; stores
+that want the bucket in the host name also need `addressing_style = virtual` in the profile's `s3` section.
 
 Conditional writes are S3's own (`If-None-Match: *`, `If-Match`). A server too old for them ignores the
 conditions; `dlp_core.bank.pointer` detects that before it moves a pointer, and refuses.

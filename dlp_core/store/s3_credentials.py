@@ -3,9 +3,9 @@
     AWS_ACCESS_KEY_ID_FILE=/etc/dlp-s3/AWS_ACCESS_KEY_ID
     AWS_SECRET_ACCESS_KEY_FILE=/etc/dlp-s3/AWS_SECRET_ACCESS_KEY
 
-They come first in boto3's chain. They are read again when they change, so a key can be replaced without a restart; boto3
-reads its own variables and files once. Where neither file exists, as with a Secret that is optional, the chain goes on:
-a role, for instance.
+They come first in boto3's chain. They are read again when they change, so a key can be replaced without a restart;
+boto3 reads its own variables and files once. Where neither file exists, as with a Secret that is optional, the chain
+goes on: a role, for instance.
 """
 
 from __future__ import annotations
