@@ -68,8 +68,10 @@ step "a question"
 in_cluster -n dlp port-forward service/dlp-serve-svc "$port:8000" >/dev/null &
 forward=$!
 trap 'kill "$forward" 2>/dev/null || true' EXIT
+key=$(in_cluster -n dlp get secret dlp-keys --ignore-not-found -o 'jsonpath={.data.keys\.yaml}' | base64 -d | sed -n 's/^ *key: *//p')
+# the key in no command line, which everybody on the machine can read
 answer=$(curl -sS --fail --retry 10 --retry-delay 1 --retry-all-errors "http://127.0.0.1:$port/v1/chat/completions" \
-  -H 'content-type: application/json' \
+  -H 'content-type: application/json' -H @<(printf 'authorization: Bearer %s' "${key%%$'\n'*}") \
   -d '{"model": "auto", "messages": [{"role": "user", "content": "Cron expression for every weekday at 7:30 am"}]}') ||
   failed "it does not answer on port $port: is the port taken (DLP_KIND_PORT names another one)?"
 echo "$answer"

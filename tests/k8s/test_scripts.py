@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import subprocess
@@ -15,13 +16,14 @@ from tests.support.manifests import objects
 from tests.support.paths import ROOT
 
 UNINSTALL, KIND = ROOT / "k8s/uninstall.sh", ROOT / "k8s/kind/up.sh"
-BASICS = ("bash", "cat", "dirname", "env", "grep", "sleep")
+BASICS = ("base64", "bash", "cat", "dirname", "env", "grep", "sed", "sleep")
 TOOLS = ("docker", "kind", "kubectl", "helm", "curl")
 
 TOOL = """#!/usr/bin/env bash
 # Writes down its name and words. For each rule whose pattern its words match, it prints and exits as the rule says.
 line="${0##*/} $*"
 echo "$line" >>"$ASKED"
+for word; do [[ $word != @* ]] || cat "${word#@}" >>"$HEADERS"; done
 while IFS=$'\\t' read -r pattern code output; do
   # shellcheck disable=SC2053
   if [[ $line == $pattern ]]; then
@@ -37,6 +39,7 @@ class Machine:
 
     def __init__(self, folder: Path, tools: Sequence[str]) -> None:
         self._bin, self._asked, self._rules = folder / "bin", folder / "asked", folder / "rules"
+        self.headers = folder / "headers"
         self._bin.mkdir()
         self._asked.touch()
         for name in BASICS:
@@ -48,7 +51,8 @@ class Machine:
 
     def run(self, script: Path, *words: str) -> subprocess.CompletedProcess[str]:
         self._rules.write_text("".join(f"{pattern}\t{code}\t{output}\n" for pattern, code, output in self.rules))
-        env = {"PATH": str(self._bin), "ASKED": str(self._asked), "RULES": str(self._rules), "HOME": os.devnull}
+        files = {"ASKED": self._asked, "RULES": self._rules, "HEADERS": self.headers, "HOME": os.devnull}
+        env = {"PATH": str(self._bin), **{name: str(path) for name, path in files.items()}}
         return subprocess.run(
             [script, *words], env=env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
         )
@@ -162,7 +166,8 @@ def test_from_nothing_to_an_answer(machine: Machine) -> None:
     done = machine.run(KIND)
     assert done.returncode == 0, done.stderr
     assert ANSWER in done.stdout
-    order = [line for line in machine.asked if not line.startswith(("docker info", "docker image", "kind get", "curl"))]
+    looks = ("docker info", "docker image", "kind get", "curl")
+    order = [line for line in machine.asked if not line.startswith(looks) and "port-forward" not in line]
     assert [line.split()[:2] for line in order] == [
         ["docker", "build"],
         ["docker", "build"],
@@ -174,6 +179,17 @@ def test_from_nothing_to_an_answer(machine: Machine) -> None:
         ["kubectl", "--context"],
     ]
     assert all("--context kind-dlp" in line for line in order if line.startswith("kubectl"))
+
+
+def test_the_question_has_the_first_key_in_no_command_line(machine: Machine) -> None:
+    keys = base64.b64encode(
+        b"keys:\n  - name: first\n    key: 0123456789abcdef\n  - name: b\n    key: other\n"
+    ).decode()
+    machine.rules = [("kubectl * get secret dlp-keys *", 0, keys), *READY]
+    done = machine.run(KIND)
+    assert done.returncode == 0, done.stderr
+    assert machine.headers.read_text() == "authorization: Bearer 0123456789abcdef"
+    assert "0123456789abcdef" not in "".join(machine.asked)
 
 
 def test_what_is_there_is_not_made_again(machine: Machine) -> None:
