@@ -1,4 +1,4 @@
-"""Puts serve_config.yaml into the RayServices, word for word but for the values an overlay sets, and as it is into the
+"""Puts serve_config.yaml into the RayServices, word for word but for the values set here, and as it is into the
 package, where an installed `dlp` reads it.
 
     python -m k8s.embed

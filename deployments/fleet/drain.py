@@ -83,10 +83,10 @@ def ask_for_drain(address: str, seconds: int) -> None:
 
 def drain_node(gcs_address: str, node: str, seconds: float) -> None:
     """Raises RuntimeError if Ray refuses."""
-    from ray._raylet import GcsClient
+    import ray
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
-    accepted, rejection = GcsClient(address=gcs_address).drain_node(
+    accepted, rejection = ray._raylet.GcsClient(address=gcs_address).drain_node(
         node,
         DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),  # the other reason is refused while a node is busy
         "the pod is about to end",
@@ -108,9 +108,9 @@ def end_with_cluster(address: str, *, deadline: float) -> None:
 
 def all_leave(gcs_address: str) -> bool:
     """Whether all workers of the cluster are draining, or soon will be; False without workers."""
-    from ray._raylet import GcsClient
+    import ray
 
-    client = GcsClient(address=gcs_address)
+    client = ray._raylet.GcsClient(address=gcs_address)
     until = time.monotonic() + TOGETHER_S
     while left := workers():
         if left <= set(client.get_draining_nodes()):

@@ -21,7 +21,7 @@ from dlp_core.store.secret_file import SecretFile
 ID_VARIABLE, SECRET_VARIABLE = "AWS_ACCESS_KEY_ID_FILE", "AWS_SECRET_ACCESS_KEY_FILE"
 
 
-class FileCredentials(Credentials):  # type: ignore[misc]  # botocore has no types
+class FileCredentials(Credentials):
     """Credentials that are what the two files hold when a request is signed."""
 
     def __init__(self, access_key: Path, secret_key: Path) -> None:
@@ -41,7 +41,7 @@ class FileCredentials(Credentials):  # type: ignore[misc]  # botocore has no typ
                 return access_key, secret_key
 
 
-class FileProvider(CredentialProvider):  # type: ignore[misc]
+class FileProvider(CredentialProvider):
     METHOD = "files"
 
     def load(self) -> FileCredentials | None:

@@ -91,6 +91,7 @@ def test_a_spot_backbone_drains_within_its_notice(compose: Compose) -> None:
 def test_every_ray_pod_has_its_logs_on_a_stdout(compose: Compose) -> None:
     mine = compose("logs")
     [name] = [o["metadata"]["name"] for o in objects(mine) if o["metadata"]["name"].startswith("dlp-logs-")]
+    before = {owner: spec.get("initContainers", []) for owner, spec, _ in pods("overlays/gpu")}
     for owner, spec, _ in pods(mine):
         if not owner.startswith("RayService"):
             continue
