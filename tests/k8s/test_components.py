@@ -97,9 +97,7 @@ def test_every_ray_pod_has_its_logs_on_a_stdout(compose: Compose) -> None:
             continue
         [sidecar] = [container for container in spec["initContainers"] if container["name"] == "logs"]
         assert sidecar["restartPolicy"] == "Always", "a plain container would end when a drain begins"
-        assert spec["initContainers"][-1] == sidecar, (
-            "the first one is the base model's, which others patch by its place"
-        )
+        assert spec["initContainers"] == [*before[owner], sidecar], "others are patched by their place"
         [written] = [mount for mount in spec["containers"][0]["volumeMounts"] if mount["mountPath"] == "/tmp"]
         [read] = [mount for mount in sidecar["volumeMounts"] if mount["mountPath"] == "/tmp"]
         assert read == {**written, "readOnly": True}
