@@ -165,6 +165,15 @@ def test_a_head_that_ends_alone_removes_nothing(
     drain.end_with_cluster("head:6379", deadline=math.inf)
 
 
+def test_the_heads_hook_drains_no_node(in_a_pod: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr("sys.argv", ["drain", "--head", "--seconds", "300"])
+    monkeypatch.setattr(drain, "ask_for_drain", lambda *_: pytest.fail("a node was drained"))
+    monkeypatch.setattr(drain, "end_with_cluster", lambda address, *, deadline: ended.append(address))
+    drain.main()
+    assert ended == ["head:6379"]
+
+
 def test_the_hook_imports_ray_only_to_drain() -> None:
     code = "import sys, deployments.fleet.drain; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
