@@ -104,7 +104,7 @@ def test_every_ray_pod_has_its_logs_on_a_stdout(compose: Compose) -> None:
         [configuration] = [volume for volume in spec["volumes"] if volume["name"] == "logs"]
         assert configuration["configMap"] == {"name": name}
         [place] = [mount["mountPath"] for mount in sidecar["volumeMounts"] if mount["name"] == "logs"]
-        assert sidecar["command"][-1] == f"{place}/fluent-bit.conf"
+        assert sidecar["command"][-1] == f"{place}/fluent-bit.yaml"
 
 
 def test_the_sidecar_is_confined(compose: Compose) -> None:
@@ -117,20 +117,15 @@ def test_the_sidecar_is_confined(compose: Compose) -> None:
         assert own["readOnlyRootFilesystem"], name
 
 
-def test_fluent_bits_sections_name_their_plugins() -> None:
-    text = (ROOT / "k8s/components/logs/fluent-bit.conf").read_text()
-    sections = re.split(r"^\[(\w+)\]\n", text, flags=re.MULTILINE)[1:]
-    found = [
-        (kind, dict(line.split(None, 1) for line in body.splitlines() if line.strip() and not line.startswith("#")))
-        for kind, body in zip(sections[::2], sections[1::2], strict=True)
-    ]
-    assert [(kind, settings.get("Name")) for kind, settings in found] == [
-        ("SERVICE", None),
-        ("INPUT", "tail"),
-        ("FILTER", "parser"),
-        ("OUTPUT", "stdout"),
-    ]
-    paths = found[1][1]["Path"].split(", ")
+def test_fluent_bit_reads_what_serve_writes_and_prints_it() -> None:
+    settings = yaml.safe_load((ROOT / "k8s/components/logs/fluent-bit.yaml").read_text())
+    pipeline = settings["pipeline"]
+    assert {kind: [plugin["name"] for plugin in plugins] for kind, plugins in pipeline.items()} == {
+        "inputs": ["tail"],
+        "filters": ["parser"],
+        "outputs": ["stdout"],
+    }
+    paths = pipeline["inputs"][0]["path"].split(", ")
     assert all(path.startswith("/tmp/ray/session_latest/logs/") for path in paths)
     assert "/tmp/ray/session_latest/logs/serve/*.log" in paths
 
