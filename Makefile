@@ -16,7 +16,7 @@ VLLM_PIP := $(VLLM_BIN)/python -m pip --disable-pip-version-check install --cons
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo vllm vllm-tests quick test cluster-tests other-tests check format eval bench clean
+.PHONY: help demo vllm vllm-tests quick test cluster-tests other-tests check format eval bench kind clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ eval: $(INSTALLED) ## evaluate the demo bank on 64 handwritten prompts, 2 minute
 
 bench: $(INSTALLED) ## run all benchmarks, 20 minutes; "make bench BENCH=--quick" takes a few
 	@$(BIN)/python -m benchmarks.suite $(BENCH)
+
+kind: ## serve the demo bank on a Kubernetes cluster on this machine: needs docker, kind, kubectl and helm
+	@k8s/kind/up.sh
 
 clean: ## remove what make demo and make test built
 	rm -rf .venv .venv-vllm .demo

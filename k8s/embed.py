@@ -1,4 +1,4 @@
-"""Puts serve_config.yaml into the RayServices, word for word but for the values an overlay sets, and as it is into the
+"""Puts serve_config.yaml into the RayServices, word for word but for the values set here, and as it is into the
 package, where an installed `dlp` reads it.
 
     python -m k8s.embed
@@ -22,6 +22,13 @@ Values = Mapping[str, Any]
 
 _ARGS, _DEPLOYMENTS = "applications.dlp.args", "applications.dlp.deployments"
 _BACKBONE = f"{_DEPLOYMENTS}.FusedBackbone"
+
+# In every RayService: a router pod that is lost takes no more than this along, and Secrets are mounted files.
+EVERYWHERE: Values = {
+    f"{_ARGS}.access.admin_token_file": "/etc/dlp-admin/token",
+    f"{_DEPLOYMENTS}.Ingress.max_replicas_per_node": 1,
+    f"{_DEPLOYMENTS}.Router.max_replicas_per_node": 2,
+}
 
 # An 8B model in bfloat16 on a GPU of 40 GB or more: docs/operations.md does the sum.
 GPU: Values = {
@@ -80,7 +87,7 @@ LOCAL: Values = {
     f"{_BACKBONE}.autoscaling_config.max_replicas": 1,
 }
 
-MANIFESTS: Mapping[Path, Values] = {
+_VALUES: Mapping[Path, Values] = {
     ROOT / "k8s/base/rayservice.yaml": {},
     ROOT / "k8s/overlays/gpu/serve.yaml": GPU,
     ROOT / "k8s/overlays/vllm/serve.yaml": VLLM,
@@ -92,6 +99,8 @@ MANIFESTS: Mapping[Path, Values] = {
     ROOT / "k8s/components/vllm-40gb/serve.yaml": {**VLLM, **GPU_40, _CACHE_TOKENS: 113_664},
     ROOT / "k8s/components/vllm-80gb/serve.yaml": {**VLLM, **GPU_80, _CACHE_TOKENS: 27_648},
 }
+
+MANIFESTS: Mapping[Path, Values] = {path: {**EVERYWHERE, **values} for path, values in _VALUES.items()}
 
 PACKAGED = "deployments/local/serve_config.yaml"
 

@@ -8,34 +8,31 @@ Keys come from a YAML or JSON file, such as a mounted Kubernetes secret:
         adapters: [cron, "sql-*"]     # names or patterns; default: every adapter of the bank
 
 The file is read again when it changes, so a key can be revoked while the server runs. Without a file, every caller may
-use every adapter. The admin token comes from DLP_ADMIN_TOKEN or a file; without one there are no admin routes. Secrets
-are compared in constant time and never appear in a log, an error or a repr.
+use every adapter. The admin token comes from DLP_ADMIN_TOKEN or a file, which may come and change while the server
+runs; without one there are no admin routes. Secrets are compared in constant time and never appear in a log, an error
+or a repr.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, SecretStr, StringConstraints, ValidationError, field_validator
 
 from deployments.args import AccessArgs
 from deployments.http.errors import Unauthorized
 from dlp_core.errors import InvalidRequest
-from dlp_core.store.documents import parse_yaml, read_regular
+from dlp_core.store.documents import parse_yaml
 from dlp_core.store.records import first_problem
-
-Value = TypeVar("Value")
-
-log = logging.getLogger("ray.serve")
+from dlp_core.store.secret_file import SecretFile
 
 TOKEN_VARIABLE = "DLP_ADMIN_TOKEN"
 MIN_SECRET_CHARACTERS = 16
@@ -99,46 +96,6 @@ class _KeyFile(BaseModel):
         return keys
 
 
-class _SecretFile(Generic[Value]):
-    """The parsed content of a file, which is read again when it changes.
-
-    Raises InvalidRequest if the file is unusable at startup. Later failures are logged and the last good value stays.
-    """
-
-    def __init__(self, path: Path, parse: Callable[[str, str], Value]) -> None:
-        self._path = path
-        self._parse = parse
-        self._last_fingerprint = self._fingerprint()
-        self._value = self._read()
-
-    def value(self) -> Value:
-        fingerprint = self._fingerprint()
-        if fingerprint != self._last_fingerprint:
-            self._last_fingerprint = fingerprint
-            try:
-                self._value = self._read()
-            except InvalidRequest as error:
-                log.error("%s; the last valid content stays in use", error.message)
-            else:
-                log.info("reloaded %s", self._path)
-        return self._value
-
-    def _fingerprint(self) -> tuple[int, ...]:
-        try:
-            stat = self._path.stat()
-        except OSError:
-            return ()
-        return stat.st_mtime_ns, stat.st_size, stat.st_ino
-
-    def _read(self) -> Value:
-        try:
-            content = read_regular(self._path).decode()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise InvalidRequest(f"{self._path}: the secret cannot be read ({reason})") from None
-        return self._parse(content, str(self._path))
-
-
 class Access:
     """Identifies callers. The files are None if not configured. Web pages of the `origins` may call the API from a
     browser.
@@ -155,12 +112,14 @@ class Access:
         origins: Sequence[str] = (),
     ) -> None:
         self.origins = tuple(origins)
-        self._keys = None if keys_file is None else _SecretFile(keys_file, _parse_keys)
-        self._token_file = None if admin_token_file is None else _SecretFile(admin_token_file, _parse_admin_token)
+        self._keys = None if keys_file is None else SecretFile(keys_file, _parse_keys)
+        self._token_file: SecretFile[bytes | None] | None = None
+        if admin_token_file is not None:  # a Secret may be made after the server has started
+            self._token_file = SecretFile(admin_token_file, _parse_admin_token, absent=lambda: None)
         token = os.environ.get(TOKEN_VARIABLE)
         self._token = _parse_admin_token(token, TOKEN_VARIABLE) if token else None
         self._metrics_token = (
-            None if metrics_token_file is None else _SecretFile(metrics_token_file, partial(_parse_token, "metrics"))
+            None if metrics_token_file is None else SecretFile(metrics_token_file, partial(_parse_token, "metrics"))
         )
 
     def caller(self, authorization: str | None) -> Caller:
@@ -215,7 +174,7 @@ class Access:
             )
 
     def _admin(self) -> bytes | None:
-        """The digest of the admin token, None if not configured."""
+        """The digest of the admin token, None if not configured, or if its file is not there yet."""
         return self._token if self._token_file is None else self._token_file.value()
 
 

@@ -1,9 +1,9 @@
 """S3 as a store. `dlp_core.store.s3_errors` maps the errors of boto3.
 
 Configure it as boto3 documents: `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_REGION`,
-and the usual credentials chain (variables, profile, web identity, container or instance role). MinIO,
-SeaweedFS and the like need an endpoint and no other setting; stores that want the bucket in the host name also need
-`addressing_style = virtual` in the profile's `s3` section.
+and the usual credentials chain (variables, profile, web identity, container or instance role), before which
+`s3_credentials` puts files that may change. MinIO, SeaweedFS and the like need an endpoint and no other setting; stores
+that want the bucket in the host name also need `addressing_style = virtual` in the profile's `s3` section.
 
 Conditional writes are S3's own (`If-None-Match: *`, `If-Match`). A server too old for them ignores the
 conditions; `dlp_core.bank.pointer` detects that before it moves a pointer, and refuses.
@@ -23,9 +23,10 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 
-from dlp_core.errors import StoreUnavailable
+from dlp_core.errors import InvalidRequest, StoreUnavailable
 from dlp_core.store.disk import CHUNK_BYTES, save_stream
 from dlp_core.store.protocol import ObjectInfo, StoredObject, check_key, check_prefix, conflict, one_line
+from dlp_core.store.s3_credentials import read_files_first
 from dlp_core.store.s3_errors import location, map_error
 
 if TYPE_CHECKING:
@@ -52,18 +53,21 @@ _CUT_OFF = (HTTPClientError, IncompleteReadError)
 def make_client(settings: Config | None = None) -> S3Client:
     """A boto3 client from the standard variables; `settings` overrides timeouts and retries.
 
-    Raises StoreUnavailable if the configuration is invalid: an unknown profile, a malformed endpoint.
+    Raises StoreUnavailable if the configuration is invalid: an unknown profile, a malformed endpoint, an empty file.
     """
     config = _SETTINGS.merge(settings) if settings else _SETTINGS
     try:
         # Its own session: threads that create clients must not share boto3's default session.
         session = boto3.session.Session()
+        read_files_first(session._session.get_component("credential_provider"))
         client: S3Client = session.client("s3", config=config)
         if _is_aws(client.meta.endpoint_url):
             return client
         client.close()
         client = session.client("s3", config=config.merge(_elsewhere(session)))
         return client
+    except InvalidRequest as error:
+        raise StoreUnavailable(f"invalid S3 settings: {error.message}") from error
     except (BotoCoreError, ValueError) as error:
         raise StoreUnavailable(
             f"invalid S3 settings: {one_line(error)}; check AWS_ENDPOINT_URL_S3, AWS_PROFILE and AWS_REGION"

@@ -17,6 +17,7 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.measure.replicas import replicas_of
 from deployments.client.activity import Activity, Reading
+from deployments.fleet import drain
 from deployments.local.app import LocalApp
 from examples.tiny.build import TASKS
 from tests.support.application import START_S, Application, ask, get, running
@@ -130,3 +131,40 @@ def test_a_lost_router_node_is_made_good_by_the_others(app: Application) -> None
         START_S,
     )
     assert ask(app, TASKS["sql"].format(1))["dlp"]["reason"] == "routed"
+
+
+def drain_for(seconds: float, *nodes: str) -> None:
+    for node in nodes:
+        drain.drain_node(Nodes.cluster.address, node, seconds)
+
+
+def test_a_notice_shorter_than_a_drain_ends_only_what_runs_there(app: Application) -> None:
+    """A node is taken back before its streams have ended: those end with an error, and nothing new went there."""
+    add_node(Nodes.cluster, "cpu_router")  # the one that an earlier test took
+    node = node_of("FusedBackbone")
+    with streams(app, [question(number, 400) for number in range(STREAMS)]) as heard:
+        wait_for(lambda: all(one.text for one in heard), "first tokens")
+        drain_for(60.0, node.node_id)  # less than graceful_shutdown_timeout_s, so Serve stops the replica at once
+        wait_for(lambda: len(replicas_of("FusedBackbone")) == 1, "one that takes requests")
+        with streams(app, [question(number, 100) for number in range(4)]) as more:
+            wait_for(lambda: all(one.text for one in more), "first tokens")
+            Nodes.cluster.remove_node(node, allow_graceful=False)
+    assert all(one.done for one in more), [one.error for one in more]
+    cut = [one for one in heard if not one.done]
+    assert len(cut) < STREAMS
+    assert {one.error["code"] for one in cut if one.error} <= {"engine_failed"}
+    assert all(one.error for one in cut)
+
+
+def test_a_cluster_that_ends_lets_its_streams_finish(app: Application) -> None:
+    """As when KubeRay deletes one: all workers drain at once, and none of them can take another's replicas."""
+    add_node(Nodes.cluster, "gpu_backbone")
+    wait_for(complete, "two backbones", START_S)
+    with streams(app, [question(number, 100) for number in range(STREAMS)]) as heard:
+        wait_for(lambda: all(one.text for one in heard), "first tokens")
+        assert not set(drain.workers()) - {node.node_id for node in Nodes.cluster.worker_nodes}
+        drain_for(570.0, *drain.workers())
+        assert drain.all_leave(Nodes.cluster.address)
+        drain.remove_applications()
+    assert all(one.done for one in heard), [one.error for one in heard]
+    wait_for(lambda: not drain.workers(), "the last worker to leave", START_S)

@@ -17,6 +17,8 @@ from tests.support.manifests import (
     settings,
 )
 
+SHARE = "share of "
+
 Capacity = dict[str, dict[str, float]]
 """By group: the resources that Ray may allocate in one of its pods."""
 
@@ -32,11 +34,14 @@ def capacity(overlay: str) -> Capacity:
 
 
 def needs(overlay: str, bound: str) -> list[dict[str, float]]:
-    """Resources of each replica if every deployment has `bound` replicas, largest first."""
+    """Resources of each replica if every deployment has `bound` replicas, largest first. `max_replicas_per_node` is a
+    share of a pod, as Ray counts it."""
     replicas = []
-    for deployment in deployments(overlay).values():
+    for name, deployment in deployments(overlay).items():
         options = deployment["ray_actor_options"]
         need = {"CPU": options["num_cpus"], "GPU": options.get("num_gpus", 0), **options["resources"]}
+        if "max_replicas_per_node" in deployment:
+            need[f"{SHARE}{name}"] = 1 / deployment["max_replicas_per_node"]
         replicas += [need] * deployment["autoscaling_config"][bound]
     return sorted(replicas, key=lambda need: need["CPU"], reverse=True)
 
@@ -49,6 +54,8 @@ def pods_needed(replicas: list[dict[str, float]], offers: Capacity) -> dict[str,
     def fits(need: dict[str, float], free: dict[str, float]) -> bool:
         return all(amount <= free.get(name, 0) + 1e-9 for name, amount in need.items())
 
+    shares = {name: 1.0 for need in replicas for name in need if name.startswith(SHARE)}
+    offers = {group: offer | shares for group, offer in offers.items()}
     for need in replicas:
         free = next((free for _, free in opened if fits(need, free)), None)
         if free is None:
@@ -89,6 +96,14 @@ def test_a_backbone_pod_takes_one_replica_and_no_other_deployment(overlay: str) 
     assert pods_needed(needs(overlay, "max_replicas"), offers)["backbone"] == backbone
     assert "cpu_router" not in offers["backbone"]
     assert "gpu_backbone" not in offers["router"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_lost_pod_does_not_take_all_ingress_replicas_along(overlay: str) -> None:
+    found = deployments(overlay)
+    assert found["Ingress"]["max_replicas_per_node"] == 1
+    two = [need for need in needs(overlay, "max_replicas") if f"{SHARE}Ingress" in need][:1] * 2
+    assert pods_needed(two, capacity(overlay))["router"] == 2
 
 
 def test_a_resource_that_no_group_offers_is_detected() -> None:

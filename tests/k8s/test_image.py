@@ -24,7 +24,7 @@ BASES = re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, flags=re.MULTILINE)
 NAMES = [name for _, name in BASES]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
-REDIS, S3 = "redis:7.4.0", yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["store"]["image"]
+REDIS, S3 = "redis:7.4.11", yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["store"]["image"]
 KERNELS = "/home/dlp/.cache/kernels"
 
 

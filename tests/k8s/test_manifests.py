@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from jsonschema import Draft202012Validator as Schema
 
 from deployments.args import AppArgs
 from deployments.cli.main import app
-from deployments.fleet.drain import SETTLE_S
+from deployments.fleet.drain import SETTLE_S, TOGETHER_S
 from k8s.embed import MANIFESTS, embed, embedded, with_values
 from tests.support.manifests import (
     OVERLAYS,
@@ -38,7 +39,13 @@ CUSTOM = {"RayService", "PodMonitor", "PrometheusRule"}
 
 ENGINE = "applications.dlp.args.engine"
 BACKBONE = "applications.dlp.deployments.FusedBackbone"
+EVERYWHERE = {
+    "applications.dlp.args.access.admin_token_file",
+    "applications.dlp.deployments.Ingress.max_replicas_per_node",
+    "applications.dlp.deployments.Router.max_replicas_per_node",
+}
 GPU = {
+    *EVERYWHERE,
     f"{ENGINE}.slots",
     f"{ENGINE}.host_bytes",
     f"{ENGINE}.max_requests",
@@ -51,10 +58,11 @@ GPU = {
     f"{BACKBONE}.ray_actor_options.num_gpus",
 }
 MAY_DIFFER = {
-    "base": set[str](),
+    "base": EVERYWHERE,
     "overlays/gpu": GPU,
     "overlays/vllm": {*GPU, f"{ENGINE}.kind", f"{ENGINE}.cache_tokens"} - {f"{ENGINE}.memory_fraction"},
     "overlays/local": {
+        *EVERYWHERE,
         "applications.dlp.args.dtype",
         "applications.dlp.args.cache.max_bytes",
         f"{ENGINE}.host_bytes",
@@ -168,7 +176,7 @@ def test_requests_end_before_their_replicas_and_pods(overlay: str) -> None:
     [application] = serve_config(overlay)["applications"]
     request_timeout_s = application["args"]["limits"]["request_timeout_s"]
     graceful = max(deployment.get("graceful_shutdown_timeout_s", 20) for deployment in deployments(overlay).values())
-    assert request_timeout_s < graceful < ray_service(overlay)["spec"]["rayClusterDeletionDelaySeconds"]
+    assert request_timeout_s < graceful
     workers = [item for item in ray_containers(overlay) if item[0].endswith("ray-worker")]
     assert len(workers) == 2
     for name, container, spec in workers:
@@ -179,6 +187,62 @@ def test_requests_end_before_their_replicas_and_pods(overlay: str) -> None:
     for name, container, _ in ray_containers(overlay):
         reload = next(e["value"] for e in container["env"] if e["name"] == "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S")
         assert int(reload) >= graceful, name
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_cluster_that_is_deleted_keeps_its_head_until_its_requests_have_ended(overlay: str) -> None:
+    """Requests end in preStop hooks, so a cluster need not be kept for them, and Redis is cleaned up after its head."""
+    graceful = max(deployment.get("graceful_shutdown_timeout_s", 20) for deployment in deployments(overlay).values())
+    [head] = [item for item in ray_containers(overlay) if item[0].endswith("ray-head")]
+    _, container, spec = head
+    command = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert command[:5] == ["python", "-m", "deployments.fleet.drain", "--head", "--seconds"]
+    assert graceful + TOGETHER_S < int(command[5]) < spec["terminationGracePeriodSeconds"] - SETTLE_S
+    service = ray_service(overlay)
+    assert int(service["metadata"]["annotations"]["ray.io/gcs-ft-deletion-timeout"]) > graceful + TOGETHER_S + 60
+    assert 0 < service["spec"]["rayClusterDeletionDelaySeconds"] < 60
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_nothing_is_written_that_the_api_server_drops(overlay: str) -> None:
+    """It leaves out empty lists, nulls and empty strings, and every later apply would find a difference."""
+
+    def empty(value: Any, path: str) -> Iterator[str]:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                yield from empty(item, f"{path}.{key}")
+        elif isinstance(value, list) and value:
+            for number, item in enumerate(value):
+                if item != "":  # the core group, in a role
+                    yield from empty(item, f"{path}.{number}")
+        elif value in ([], None, ""):
+            yield path
+
+    assert [path for found in objects(overlay) for path in empty(found, f"{found['kind']}")] == []
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_changed_setting_starts_another_cluster(overlay: str) -> None:
+    """KubeRay compares pods, so the name of the settings must change with them."""
+    [name] = [
+        o["metadata"]["name"]
+        for o in objects(overlay)
+        if o["kind"] == "ConfigMap" and o["metadata"]["name"].startswith("dlp-settings")
+    ]
+    assert re.fullmatch(r"dlp-settings-[a-z0-9]{10}", name)
+    for where, container, _ in ray_containers(overlay):
+        assert {"configMapRef": {"name": name}} in container["envFrom"], where
+
+
+def test_the_job_of_the_demo_bank_survives_a_changed_setting() -> None:
+    """A Job cannot be changed, so it has values of its own, which are those of the settings."""
+    [(_, job, _)] = [item for item in containers("overlays/local") if item[0].startswith("Job dlp-demo-bank")]
+    assert not [source for source in job["envFrom"] if "configMapRef" in source]
+    own = {entry["name"]: entry["value"] for entry in job["env"]}
+    shared = settings("overlays/local")
+    assert {name: own[name] for name in shared if name != "DLP_BASE_MODEL"} == {
+        name: value for name, value in shared.items() if name != "DLP_BASE_MODEL"
+    }
 
 
 # environment
@@ -195,7 +259,25 @@ def test_head_and_workers_have_the_same_environment(overlay: str) -> None:
     assert env["RAY_SERVE_ENABLE_HA_PROXY"]["value"] == env["RAY_SERVE_THROUGHPUT_OPTIMIZED"]["value"] == "1"
     assert {"DLP_BANK", "DLP_BASE_MODEL", "DLP_BASE_MODEL_URI", "AWS_REGION"} <= settings(overlay).keys()
     assert not settings(overlay).keys() & env.keys(), "env would override the settings"
-    assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "DLP_ADMIN_TOKEN"} <= env.keys()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_secrets_are_files_where_the_application_reads_them(overlay: str) -> None:
+    """Kubernetes replaces mounted files when a Secret changes; variables and files of a subPath it leaves."""
+    access = serve_config(overlay)["applications"][0]["args"]["access"]
+    for name, container, spec in ray_containers(overlay):
+        secrets = {volume["name"]: volume["secret"] for volume in spec["volumes"] if "secret" in volume}
+        mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"] if mount["name"] in secrets}
+        env = {entry["name"]: entry.get("value") for entry in container["env"]}
+        wanted = {env["AWS_ACCESS_KEY_ID_FILE"]: "dlp-s3", env["AWS_SECRET_ACCESS_KEY_FILE"]: "dlp-s3"}
+        if " router " in name:
+            wanted[access["admin_token_file"]] = "dlp-admin"
+        for path, secret in wanted.items():
+            mount = mounts[str(Path(path).parent)]
+            assert secrets[mount["name"]]["secretName"] == secret, name
+            assert secrets[mount["name"]]["optional"], name
+            assert mount["readOnly"], name
+        assert not [mount for mount in mounts.values() if "subPath" in mount], name
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -227,9 +309,26 @@ def test_the_base_model_is_fetched_by_an_existing_command(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_probes_of_ray_pods_are_left_to_kuberay(overlay: str) -> None:
+def test_workers_have_a_readiness_probe_and_the_others_are_left_to_kuberay(overlay: str) -> None:
+    """KubeRay injects those that are missing; its readiness probe of a worker gives up at the first failure."""
     for name, container, _ in ray_containers(overlay):
-        assert not {key for key in container if key.endswith("Probe")}, name
+        probes = {key for key in container if key.endswith("Probe")}
+        assert probes == ({"readinessProbe"} if name.endswith("ray-worker") else set()), name
+        if probes:
+            ready = container["readinessProbe"]
+            assert ready["httpGet"] == {"path": "/-/healthz", "port": "serve"}
+            assert ready["failureThreshold"] >= 3
+            assert "serve" in {port["name"] for port in container["ports"]}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_workers_are_spread_over_nodes(overlay: str) -> None:
+    for group in ray_cluster(overlay)["workerGroupSpecs"]:
+        labels, spec = group["template"]["metadata"]["labels"], group["template"]["spec"]
+        [spread] = spec["topologySpreadConstraints"]
+        assert spread["topologyKey"] == "kubernetes.io/hostname"
+        assert spread["labelSelector"]["matchLabels"].items() <= labels.items()
+        assert spread["matchLabelKeys"] == ["ray.io/cluster"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -134,7 +134,7 @@ def test_queried_labels_are_recorded() -> None:
 
 
 def test_every_alert_names_an_action_and_a_page_that_exists() -> None:
-    page = (ROOT / "docs/operations.md").read_text()
+    page = (ROOT / "docs/runbook.md").read_text()
     titles = re.findall(r"^#+ (.+)$", page, flags=re.MULTILINE)
     anchors = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
     names = [rule["alert"] for rule in rules()]
@@ -144,8 +144,8 @@ def test_every_alert_names_an_action_and_a_page_that_exists() -> None:
         assert notes.keys() == {"summary", "action", "runbook"}, rule["alert"]
         assert len(notes["action"]) > 20, rule["alert"]
         path, _, anchor = notes["runbook"].partition("#")
-        assert path == "docs/operations.md"
-        assert anchor in anchors, f"{rule['alert']}: docs/operations.md has no section #{anchor}"
+        assert path == "docs/runbook.md"
+        assert anchor in anchors, f"{rule['alert']}: docs/runbook.md has no section #{anchor}"
         assert rule["alert"] in page, "the page names the alert"
         assert rule["labels"]["severity"] in ("critical", "warning", "info")
         assert re.fullmatch(r"\d+m", rule["for"])

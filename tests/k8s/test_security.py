@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -39,7 +40,7 @@ def test_every_container_is_confined(overlay: str) -> None:
 def test_secrets_are_referenced(overlay: str) -> None:
     for name, container, _ in containers(overlay):
         for entry in container.get("env", []):
-            if re.search("TOKEN|SECRET|PASSWORD|ACCESS_KEY|AUTH|ROOT_USER", entry["name"]):
+            if re.search("(TOKEN|SECRET|PASSWORD|ACCESS_KEY|AUTH|ROOT_USER)(?!.*_FILE$)", entry["name"]):
                 assert "secretKeyRef" in entry.get("valueFrom", {}), f"{name} {entry['name']}"
     assert "secretKeyRef" in ray_cluster(overlay)["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"]
     assert not [key for key in settings(overlay) if re.search("TOKEN|SECRET|PASSWORD|ACCESS_KEY", key)]
@@ -123,6 +124,40 @@ def test_who_reaches_whom(source: str, target: str, port: int, open_: bool) -> N
     egress = allowed("overlays/local", "egress", source_labels, target_labels, port)
     ingress = allowed("overlays/local", "ingress", target_labels, source_labels, port)
     assert (egress and ingress) is open_
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "open_"),
+    [
+        ("52.216.0.1", 443, True),  # S3
+        ("10.0.0.9", 4317, True),  # a collector
+        ("10.0.0.9", 4318, True),
+        ("169.254.170.23", 80, True),  # EKS Pod Identity
+        ("169.254.169.254", 80, False),  # the node's metadata
+        ("169.254.169.254", 443, False),
+        ("169.254.170.23", 443, False),
+        ("52.216.0.1", 80, False),
+        ("fd00:ec2::23", 80, True),
+    ],
+)
+@pytest.mark.parametrize("component", ["head", "router", "backbone"])
+def test_which_addresses_pods_reach(component: str, address: str, port: int, open_: bool) -> None:
+    wanted, labels = ip_address(address), labels_of("base", component)
+    blocks = [
+        peer["ipBlock"]
+        for policy in objects("base")
+        if policy["kind"] == "NetworkPolicy" and selects(policy["spec"]["podSelector"], labels)
+        for rule in policy["spec"].get("egress", [])
+        if port in {entry["port"] for entry in rule.get("ports", [])}
+        for peer in rule.get("to", [])
+        if "ipBlock" in peer
+    ]
+    reached = [
+        block
+        for block in blocks
+        if wanted in ip_network(block["cidr"]) and not any(wanted in ip_network(net) for net in block.get("except", []))
+    ]
+    assert bool(reached) is open_
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -6,6 +6,7 @@ import math
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -108,6 +109,69 @@ def test_a_cluster_that_does_not_answer_keeps_no_pod(
     monkeypatch.setattr(drain, "wait_until_empty", lambda *_, **__: pytest.fail("it waits for nobody"))
     drain.main()
     assert "no such cluster" in capsys.readouterr().err
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace) -> SimpleNamespace:
+    """What the cluster says of its nodes, which changes as time passes."""
+    nodes = SimpleNamespace(workers=[{"a", "b"}], draining=[set[str]()], looks=0)
+
+    def next_of(states: list[set[str]]) -> set[str]:
+        return states.pop(0) if len(states) > 1 else states[0]
+
+    client = SimpleNamespace(get_draining_nodes=lambda: dict.fromkeys(next_of(nodes.draining), 0))
+    monkeypatch.setattr("ray._raylet.GcsClient", lambda address: client)
+    monkeypatch.setattr(drain, "workers", lambda: next_of(nodes.workers))
+    return nodes
+
+
+@pytest.mark.parametrize(
+    ("draining", "leaves"),
+    [([set()], False), ([{"a"}], False), ([{"a", "b"}], True), ([set(), {"a"}, {"a", "b"}], True)],
+)
+def test_a_cluster_ends_when_all_its_workers_drain(
+    draining: list[set[str]], leaves: bool, nodes: SimpleNamespace, clock: SimpleNamespace
+) -> None:
+    nodes.draining = draining
+    assert drain.all_leave("head:6379") is leaves
+    assert (clock.now > 100 + drain.TOGETHER_S) is not leaves
+
+
+def test_a_head_without_workers_waits_for_nobody(nodes: SimpleNamespace, clock: SimpleNamespace) -> None:
+    nodes.workers = [set()]
+    assert not drain.all_leave("head:6379")
+    assert clock.now == 100
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_head_stays_until_its_workers_have_left_and_no_longer_than_its_pod_lives(
+    leaves: bool, nodes: SimpleNamespace, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[bool] = []
+    monkeypatch.setattr(drain, "joined", lambda _: nullcontext(SimpleNamespace(gcs_address="head:6379")))
+    monkeypatch.setattr(drain, "remove_applications", lambda: removed.append(True))
+    nodes.draining = [{"a", "b"}]
+    nodes.workers = [{"a", "b"}, {"a", "b"}, {"b"}, *([set[str]()] if leaves else [])]
+    drain.end_with_cluster("head:6379", deadline=clock.now + 60)
+    assert removed == [True]
+    assert (clock.now < 110) is leaves
+
+
+def test_a_head_that_ends_alone_removes_nothing(
+    nodes: SimpleNamespace, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drain, "joined", lambda _: nullcontext(SimpleNamespace(gcs_address="head:6379")))
+    monkeypatch.setattr(drain, "remove_applications", lambda: pytest.fail("the cluster goes on"))
+    drain.end_with_cluster("head:6379", deadline=math.inf)
+
+
+def test_the_heads_hook_drains_no_node(in_a_pod: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr("sys.argv", ["drain", "--head", "--seconds", "300"])
+    monkeypatch.setattr(drain, "ask_for_drain", lambda *_: pytest.fail("a node was drained"))
+    monkeypatch.setattr(drain, "end_with_cluster", lambda *words, **_: ended.extend(words))
+    drain.main()
+    assert ended == ["head:6379"]
 
 
 def test_the_hook_imports_ray_only_to_drain() -> None:

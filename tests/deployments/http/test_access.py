@@ -90,6 +90,17 @@ def test_the_token_may_stand_in_a_file_and_change_there(tmp_path: Path) -> None:
         access.require_admin(f"Bearer {TOKEN}")
 
 
+def test_the_token_may_come_while_the_server_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "token"
+    access = Access(admin_token_file=file)
+    assert access.require_admin(f"Bearer {TOKEN}") is False
+    file.write_text("short")
+    assert access.require_admin(f"Bearer {TOKEN}") is False
+    assert "fewer than 16" in caplog.text
+    file.write_text(TOKEN)
+    assert access.require_admin(f"Bearer {TOKEN}")
+
+
 def test_a_token_file_that_becomes_useless_locks_nobody_out(
     keys: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -99,7 +110,7 @@ def test_a_token_file_that_becomes_useless_locks_nobody_out(
     for break_it in (lambda: file.write_text("short"), file.unlink):
         caplog.clear()
         break_it()
-        with caplog.at_level(logging.ERROR, "ray.serve"):
+        with caplog.at_level(logging.ERROR, "dlp_core"):
             assert access.caller(f"Bearer {A}").name == "a"
             assert access.require_admin(f"Bearer {TOKEN}")
         assert caplog.text.count("stays in use") == 1
@@ -111,7 +122,7 @@ def test_a_key_is_revoked_while_the_server_runs(keys: Path, caplog: pytest.LogCa
     write_keys(keys, [{"name": "b", "key": B}])
     with pytest.raises(Unauthorized):
         access.caller(f"Bearer {A}")
-    with caplog.at_level(logging.ERROR, "ray.serve"):
+    with caplog.at_level(logging.ERROR, "dlp_core"):
         keys.write_text("keys: [{")
         os.utime(keys, ns=(1, 1))
         access.caller(f"Bearer {B}")
