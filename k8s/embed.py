@@ -23,8 +23,12 @@ Values = Mapping[str, Any]
 _ARGS, _DEPLOYMENTS = "applications.dlp.args", "applications.dlp.deployments"
 _BACKBONE = f"{_DEPLOYMENTS}.FusedBackbone"
 
+# API keys are on in Kubernetes: the Secret dlp-keys is mounted there, and has a first key (k8s/base/first_key.yaml).
+KEYS: Values = {f"{_ARGS}.access.keys_file": "/etc/dlp/keys.yaml"}
+
 # An 8B model in bfloat16 on a GPU of 40 GB or more: docs/operations.md does the sum.
 GPU: Values = {
+    **KEYS,
     f"{_ARGS}.engine.slots": 64,
     f"{_ARGS}.engine.host_bytes": 16 * 1024**3,
     f"{_ARGS}.engine.max_requests": 256,
@@ -68,6 +72,7 @@ _CACHE_TOKENS = f"{_ARGS}.engine.cache_tokens"
 
 # One pod of each kind on a laptop. float32, because on CPUs answers in bfloat16 vary with what else is in the batch.
 LOCAL: Values = {
+    **KEYS,
     f"{_ARGS}.dtype": "float32",
     f"{_ARGS}.engine.max_requests": 16,
     f"{_ARGS}.engine.host_bytes": 256 * 1024**2,
@@ -81,7 +86,7 @@ LOCAL: Values = {
 }
 
 MANIFESTS: Mapping[Path, Values] = {
-    ROOT / "k8s/base/rayservice.yaml": {},
+    ROOT / "k8s/base/rayservice.yaml": KEYS,
     ROOT / "k8s/overlays/gpu/serve.yaml": GPU,
     ROOT / "k8s/overlays/vllm/serve.yaml": VLLM,
     ROOT / "k8s/overlays/local/serve.yaml": LOCAL,

@@ -38,7 +38,9 @@ CUSTOM = {"RayService", "PodMonitor", "PrometheusRule"}
 
 ENGINE = "applications.dlp.args.engine"
 BACKBONE = "applications.dlp.deployments.FusedBackbone"
+KEYS = {"applications.dlp.args.access.keys_file"}
 GPU = {
+    *KEYS,
     f"{ENGINE}.slots",
     f"{ENGINE}.host_bytes",
     f"{ENGINE}.max_requests",
@@ -51,10 +53,11 @@ GPU = {
     f"{BACKBONE}.ray_actor_options.num_gpus",
 }
 MAY_DIFFER = {
-    "base": set[str](),
+    "base": KEYS,
     "overlays/gpu": GPU,
     "overlays/vllm": {*GPU, f"{ENGINE}.kind", f"{ENGINE}.cache_tokens"} - {f"{ENGINE}.memory_fraction"},
     "overlays/local": {
+        *KEYS,
         "applications.dlp.args.dtype",
         "applications.dlp.args.cache.max_bytes",
         f"{ENGINE}.host_bytes",
