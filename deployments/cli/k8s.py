@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +13,7 @@ from rich.table import Table
 
 from deployments import terminal
 from deployments.cli.base_model import fetched
-from deployments.cli.options import Json
+from deployments.cli.options import Json, Yes
 from dlp_core.errors import InvalidRequest
 from dlp_core.store.opening import LOCATIONS, PLACES, open_store
 
@@ -26,9 +28,8 @@ FEWEST_SLOTS = 8
 """routing.max_adapters: one mix may need as many."""
 
 
-@app.callback()
-def _group() -> None:
-    """So that `size` stays a sub-command while it is the only one."""
+OBJECTS_FILE = "objects.yaml"
+WRITTEN = "# Written by `dlp k8s render`: change the values and render them again."
 
 
 @app.command()
@@ -109,6 +110,81 @@ def size(
             terminal.warn(warning)
     if fit.missing is not None:
         raise typer.Exit(1)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Where it goes.")] = Path("values.yaml"),
+    *,
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Write a file of values to edit, and beside it the JSON schema that editors read."""
+    import json as encoder
+
+    from deployments.kubernetes.starter import SCHEMA_FILE, starter
+    from deployments.kubernetes.values import json_schema
+
+    schema = path.with_name(SCHEMA_FILE)
+    for each in (path, schema):
+        if each.exists() and not yes:
+            raise InvalidRequest(f"{each} exists; --yes replaces it")
+    text = encoder.dumps(json_schema(), indent=1)
+    path.write_text(starter(), encoding="utf-8")
+    schema.write_text(text + "\n", encoding="utf-8")
+    if json:
+        terminal.print_json({"file": str(path), "schema": str(schema)})
+        return
+    terminal.say(f"Wrote {escape(str(path))} and {escape(str(schema))}. Set bank and model, then:")
+    terminal.say(f"  dlp k8s render --values {escape(str(path))}")
+
+
+@app.command()
+def render(
+    values: Annotated[
+        Path, typer.Option("--values", metavar="FILE", help="The file of values, as `dlp k8s init` writes one.")
+    ],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="A folder for `kubectl apply -k`.", show_default="print the objects"),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make the objects of an installation from one file of values. Needs kubectl, but no cluster."""
+    from deployments.kubernetes.render import render as objects_of
+    from deployments.kubernetes.render import to_yaml
+    from deployments.kubernetes.values import read_values
+
+    objects = objects_of(read_values(values))
+    if out is not None:
+        _write(out, to_yaml(objects))
+        names = [f"{item['kind']}/{item['metadata']['name']}" for item in objects]
+        if json:
+            terminal.print_json({"folder": str(out), "objects": names})
+        else:
+            terminal.say(f"Wrote {len(names)} objects to {escape(str(out))}: kubectl apply -k {escape(str(out))}")
+    elif json:
+        terminal.print_json({"apiVersion": "v1", "kind": "List", "items": objects})
+    else:
+        sys.stdout.write(to_yaml(objects))
+
+
+def _write(folder: Path, objects: str) -> None:
+    """A kustomization of these objects. Raises InvalidRequest for a folder of somebody else's."""
+    kustomization = folder / "kustomization.yaml"
+    if folder.exists() and not folder.is_dir():
+        raise InvalidRequest(f"{folder} is a file; name a folder")
+    if folder.exists() and any(folder.iterdir()):
+        written = kustomization.is_file() and kustomization.read_text(encoding="utf-8").startswith(WRITTEN)
+        if not written:
+            raise InvalidRequest(f"{folder} has files that `dlp k8s render` did not write; name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / OBJECTS_FILE).write_text(f"{WRITTEN}\n{objects}", encoding="utf-8")
+    kustomization.write_text(
+        f"{WRITTEN}\napiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [{OBJECTS_FILE}]\n",
+        encoding="utf-8",
+    )
 
 
 def _largest(bank: str) -> tuple[int, str]:

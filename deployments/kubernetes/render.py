@@ -1,0 +1,316 @@
+"""From values to the objects of an installation: the shipped manifests, with the values in their places."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from importlib import metadata
+from typing import Any
+
+import yaml
+
+from deployments.kubernetes import manifests
+from deployments.kubernetes.manifests import Object
+from deployments.kubernetes.serve_settings import Config, longer, serve_config
+from deployments.kubernetes.values import PodValues, Values
+from dlp_core.engine.sizing import PROCESSES
+from dlp_core.errors import InvalidRequest
+
+GIB = 2**30
+_UNITS = {"": 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_HARD_STOP = "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"
+_REDIS_CLEANED = "ray.io/gcs-ft-deletion-timeout"
+_TIMEOUTS = ("nginx.ingress.kubernetes.io/proxy-read-timeout", "nginx.ingress.kubernetes.io/proxy-send-timeout")
+
+
+def render(values: Values) -> list[Object]:
+    """The objects, ready to be applied. Raises InvalidRequest, which names the value that does not fit."""
+    objects = manifests.service(values)
+    ray = find(objects, "RayService")
+    shipped = yaml.safe_load(ray["spec"]["serveConfigV2"])
+    config = serve_config(shipped, values)
+    ray["spec"]["serveConfigV2"] = _text(config)
+    cluster = ray["spec"]["rayClusterConfig"]
+    head, (router, backbone) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
+    for group, pods in ((head, values.pods.head), (router, values.pods.router), (backbone, values.pods.backbone)):
+        _set_pod(group["template"]["spec"], pods)
+    _set_router_group(router, config, values)
+    _set_backbone_group(backbone, config, values)
+    ray["spec"]["rayClusterDeletionDelaySeconds"] = _deletion_delay(ray["spec"], shipped, config)
+    _set_times(objects, longer(shipped, config))
+    _set_keys(objects, head, router, values)
+    _set_images(objects, values)
+    _set_accounts(objects, values)
+    _set_network(objects, values)
+    _set_volumes(objects, values)
+    _set_ingress(objects, config, values)
+    return [*objects, *_monitoring(values)]
+
+
+def find(objects: list[Object], kind: str, name: str = "dlp") -> Object:
+    """The object of this kind and name."""
+    [found] = [o for o in objects if (o["kind"], o["metadata"]["name"]) == (kind, name)]
+    return found
+
+
+# pods
+
+
+def _set_pod(spec: dict[str, Any], pods: PodValues) -> None:
+    resources = spec["containers"][0]["resources"]
+    if pods.cpu is not None:
+        limit = max(pods.cpu, quantity(resources["limits"]["cpu"]))
+        resources["requests"]["cpu"], resources["limits"]["cpu"] = f"{pods.cpu:g}", f"{limit:g}"
+    if pods.memory is not None:
+        resources["requests"]["memory"] = resources["limits"]["memory"] = pods.memory
+    if pods.node_selector:
+        spec["nodeSelector"] = spec.get("nodeSelector", {}) | pods.node_selector
+    if pods.tolerations:
+        spec["tolerations"] = [*spec.get("tolerations", []), *pods.tolerations]
+
+
+def _set_router_group(group: dict[str, Any], config: Config, values: Values) -> None:
+    """As many pods as the replicas of the ingress and the router need, by Ray's logical CPUs and by how many of one
+    deployment a pod may have."""
+    if values.pods.router.cpu is not None:
+        if values.pods.router.cpu < 1:
+            raise InvalidRequest(f"pods.router.cpu is {values.pods.router.cpu:g}; Ray counts whole CPUs: at least 1")
+        group["resources"]["CPU"] = str(math.floor(values.pods.router.cpu))
+    cpus, pods, total = float(group["resources"]["CPU"]), 1, 0.0
+    for one in _deployments(config)[:2]:
+        each, most = one["ray_actor_options"]["num_cpus"], one["autoscaling_config"]["max_replicas"]
+        if each > cpus:
+            raise InvalidRequest(
+                f"deployments.{one['name']}.ray_actor_options.num_cpus is {each:g}, and a router pod has {cpus:g} "
+                "(pods.router.cpu): no replica would ever start"
+            )
+        total += each * most
+        pods = max(pods, math.ceil(most / one.get("max_replicas_per_node", most)))
+    pods = max(pods, math.ceil(total / cpus))
+    if values.pods.router.max is not None and values.pods.router.max < pods:
+        raise InvalidRequest(
+            f"pods.router.max is {values.pods.router.max}; the replicas of ingress and router (replicas) need {pods} "
+            f"pods of {cpus:g} CPUs"
+        )
+    asked = values.replicas.ingress is not None or values.replicas.router is not None
+    group["maxReplicas"] = values.pods.router.max or (pods if asked else max(pods, group["maxReplicas"]))
+    group["minReplicas"] = min(group["minReplicas"], group["maxReplicas"])
+
+
+def _set_backbone_group(group: dict[str, Any], config: Config, values: Values) -> None:
+    spec, backbone = group["template"]["spec"], _deployments(config)[2]
+    scaling, args = backbone["autoscaling_config"], config["applications"][0]["args"]
+    group["minReplicas"], group["maxReplicas"] = scaling["min_replicas"], scaling["max_replicas"]
+    container = spec["containers"][0]
+    resources = container["resources"]
+    if values.gpu is not None:
+        group["resources"]["GPU"] = str(values.gpu.count)
+        for kind in resources.values():
+            kind["nvidia.com/gpu"] = str(values.gpu.count)
+    cpus = backbone["ray_actor_options"]["num_cpus"]
+    if cpus > quantity(resources["limits"]["cpu"]):
+        raise InvalidRequest(
+            f"deployments.FusedBackbone.ray_actor_options.num_cpus is {cpus:g}, more than the CPUs of its pod: set "
+            "pods.backbone.cpu too"
+        )
+    group["resources"]["CPU"] = str(max(int(group["resources"]["CPU"]), math.ceil(cpus)))
+    _set_disk(spec, args, values)
+    _check_memory(spec, args, values)
+
+
+def _set_disk(spec: dict[str, Any], args: Config, values: Values) -> None:
+    """Room for the model and for the disk cache, in their volumes and in what the pod requests."""
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    if values.model.disk is not None:
+        volumes["models"]["emptyDir"]["sizeLimit"] = values.model.disk
+    cache, room = args["cache"]["max_bytes"], volumes["adapters"]["emptyDir"]
+    if cache > quantity(room["sizeLimit"]) / 1.05:  # a pod beyond its limit is evicted
+        room["sizeLimit"] = f"{math.ceil(cache * 1.2 / GIB)}Gi"
+    used = _scratch(spec, memory=False)
+    for container in (*spec["containers"][:1], *spec["initContainers"]):
+        for kind in container["resources"].values():
+            if quantity(kind["ephemeral-storage"]) < used + GIB or values.model.disk is not None:
+                kind["ephemeral-storage"] = f"{math.ceil(used / GIB) + 1}Gi"  # and logs
+
+
+def _check_memory(spec: dict[str, Any], args: Config, values: Values) -> None:
+    """What can be known of a pod's memory: ready adapters, the processes, and /dev/shm."""
+    needed = args["engine"]["host_bytes"] + _scratch(spec, memory=True) + (PROCESSES if values.gpu else GIB)
+    memory = spec["containers"][0]["resources"]["limits"]["memory"]
+    if needed > quantity(memory):
+        raise InvalidRequest(
+            f"args.engine.host_bytes {args['engine']['host_bytes']} does not fit into a backbone pod of {memory}: set "
+            f"pods.backbone.memory to {math.ceil(needed / GIB)}Gi or more, or lower it"
+        )
+
+
+# what belongs together
+
+
+def _deletion_delay(spec: dict[str, Any], shipped: Config, config: Config) -> int:
+    """Seconds that an old cluster is kept; longer where it is kept for its requests."""
+    delay: int = spec["rayClusterDeletionDelaySeconds"]
+    waits = delay > shipped["applications"][0]["args"]["limits"]["request_timeout_s"]
+    return delay + longer(shipped, config) * waits
+
+
+def _set_times(objects: list[Object], more: int) -> None:
+    """A request that may take longer makes everything that waits for it wait longer."""
+    if not more:
+        return
+    annotations = find(objects, "RayService")["metadata"].get("annotations", {})
+    if _REDIS_CLEANED in annotations:
+        annotations[_REDIS_CLEANED] = str(int(annotations[_REDIS_CLEANED]) + more)
+    for _, spec in _pods(objects):
+        for container in (*spec.get("initContainers", []), *spec["containers"]):
+            for variable in container.get("env", []):
+                if variable["name"] == _HARD_STOP:
+                    variable["value"] = str(int(variable["value"]) + more)
+            command = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
+            if "--seconds" in command:
+                place = command.index("--seconds") + 1
+                command[place] = str(int(command[place]) + more)
+                spec["terminationGracePeriodSeconds"] += more
+
+
+def _set_keys(objects: list[Object], head: dict[str, Any], router: dict[str, Any], values: Values) -> None:
+    if not (values.keys.open or values.keys.secret):
+        return
+    spec = head["template"]["spec"]
+    spec["initContainers"] = [one for one in spec["initContainers"] if one["name"] != "first-key"]
+    if not spec["initContainers"]:
+        del spec["initContainers"]
+    objects[:] = [o for o in objects if o["metadata"]["name"] != "dlp-first-key"]
+    [volume] = [volume for volume in router["template"]["spec"]["volumes"] if volume["name"] == "keys"]
+    if values.keys.secret:
+        volume["secret"]["secretName"] = values.keys.secret
+    else:
+        volume["secret"]["optional"] = True
+
+
+def _set_images(objects: list[Object], values: Values) -> None:
+    version = values.image.version or metadata.version("dlp-serve")
+    for _, spec in _pods(objects):
+        for container in (*spec.get("initContainers", []), *spec["containers"]):
+            repository, _, tag = container["image"].rpartition(":")
+            if repository == values.image.repository:
+                container["image"] = f"{repository}:{version}-{tag.rpartition('-')[2]}"
+            elif values.redis.image and container["name"] == "redis":
+                container["image"] = values.redis.image
+
+
+def _set_accounts(objects: list[Object], values: Values) -> None:
+    secrets = [{"name": name} for name in values.image.pull_secrets]
+    for account in (o for o in objects if o["kind"] == "ServiceAccount"):
+        if secrets:
+            account["imagePullSecrets"] = secrets
+        if account["metadata"]["name"] == "dlp" and values.service_account_annotations:
+            account["metadata"].setdefault("annotations", {}).update(values.service_account_annotations)
+    if secrets:  # the only pod without an account of ours
+        find(objects, "StatefulSet", "dlp-redis")["spec"]["template"]["spec"]["imagePullSecrets"] = secrets
+
+
+def _set_network(objects: list[Object], values: Values) -> None:
+    policy = find(objects, "NetworkPolicy", "dlp-ray")["spec"]
+    if values.egress_ports:
+        policy["egress"].append({"ports": [{"port": port, "protocol": "TCP"} for port in values.egress_ports]})
+    if values.monitoring is not None:
+        for rule in policy["ingress"]:
+            for peer in rule.get("from", []):
+                labels = peer.get("namespaceSelector", {}).get("matchLabels", {})
+                if labels.get("kubernetes.io/metadata.name") == "monitoring":
+                    labels["kubernetes.io/metadata.name"] = values.monitoring.namespace
+
+
+def _set_volumes(objects: list[Object], values: Values) -> None:
+    if values.redis.storage_class:
+        [claim] = find(objects, "StatefulSet", "dlp-redis")["spec"]["volumeClaimTemplates"]
+        claim["spec"]["storageClassName"] = values.redis.storage_class
+    if volume := values.model.volume:
+        spec = find(objects, "PersistentVolumeClaim", "dlp-base-model")["spec"]
+        spec["accessModes"] = [volume.access_mode]
+        spec["resources"]["requests"]["storage"] = volume.size
+        if volume.storage_class:
+            spec["storageClassName"] = volume.storage_class
+
+
+def _set_ingress(objects: list[Object], config: Config, values: Values) -> None:
+    if values.ingress is None:
+        return
+    limits = config["applications"][0]["args"]["limits"]
+    ingress = find(objects, "Ingress")
+    annotations = ingress["metadata"]["annotations"]
+    annotations |= dict.fromkeys(_TIMEOUTS, str(math.ceil(limits["request_timeout_s"]) + 10))
+    annotations["nginx.ingress.kubernetes.io/proxy-body-size"] = f"{math.ceil(limits['max_body_bytes'] / 2**20)}m"
+    annotations |= values.ingress.annotations
+    [rule] = ingress["spec"]["rules"]
+    rule["host"] = values.ingress.host
+    if values.ingress.class_name:
+        ingress["spec"]["ingressClassName"] = values.ingress.class_name
+    if values.ingress.tls_secret:
+        ingress["spec"]["tls"] = [{"hosts": [values.ingress.host], "secretName": values.ingress.tls_secret}]
+
+
+def _monitoring(values: Values) -> list[Object]:
+    objects = manifests.monitoring(values)
+    for item in objects:
+        if values.monitoring is not None:
+            item["metadata"]["labels"]["release"] = values.monitoring.release
+        if item["kind"] == "PodMonitor":
+            item["spec"]["namespaceSelector"]["matchNames"] = [values.namespace]
+    return objects
+
+
+# helpers
+
+
+def _deployments(config: Config) -> list[Config]:
+    """Ingress, Router, FusedBackbone."""
+    found: list[Config] = config["applications"][0]["deployments"]
+    return found
+
+
+def _pods(objects: list[Object]) -> Iterator[tuple[Object, dict[str, Any]]]:
+    """Every object that makes pods, with the spec of one."""
+    for item in objects:
+        if item["kind"] == "RayService":
+            cluster = item["spec"]["rayClusterConfig"]
+            for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+                yield item, group["template"]["spec"]
+        elif "template" in item.get("spec", {}):
+            yield item, item["spec"]["template"]["spec"]
+
+
+def _scratch(spec: dict[str, Any], *, memory: bool) -> float:
+    """Bytes of a pod's emptyDirs: those in memory, or those on disk."""
+    volumes = [volume["emptyDir"] for volume in spec["volumes"] if "emptyDir" in volume]
+    return sum(quantity(each["sizeLimit"]) for each in volumes if ("medium" in each) == memory)
+
+
+def quantity(value: str | float) -> float:
+    """The value of a quantity of Kubernetes, as `8Gi` and `500m`."""
+    number, unit = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(value)).groups()  # type: ignore[union-attr]
+    return float(number) * _UNITS[unit]
+
+
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    """Writes texts of several lines as blocks, and no aliases."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
+def to_yaml(objects: list[Object]) -> str:
+    """One stream of documents."""
+    return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _text(config: Config) -> str:
+    return yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
