@@ -28,10 +28,6 @@ FEWEST_SLOTS = 8
 """routing.max_adapters: one mix may need as many."""
 
 
-OBJECTS_FILE = "objects.yaml"
-WRITTEN = "# Written by `dlp k8s render`: change the values and render them again."
-
-
 @app.command()
 def size(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=f"The base model: {LOCATIONS}. No weights are read.")],
@@ -152,13 +148,13 @@ def render(
     json: Json = False,
 ) -> None:
     """Make the objects of an installation from one file of values. Needs kubectl, but no cluster."""
+    from deployments.kubernetes.folder import to_yaml, write_folder
     from deployments.kubernetes.render import render as objects_of
-    from deployments.kubernetes.render import to_yaml
     from deployments.kubernetes.values import read_values
 
     objects = objects_of(read_values(values))
     if out is not None:
-        _write(out, to_yaml(objects))
+        write_folder(out, objects)
         names = [f"{item['kind']}/{item['metadata']['name']}" for item in objects]
         if json:
             terminal.print_json({"folder": str(out), "objects": names})
@@ -168,23 +164,6 @@ def render(
         terminal.print_json({"apiVersion": "v1", "kind": "List", "items": objects})
     else:
         sys.stdout.write(to_yaml(objects))
-
-
-def _write(folder: Path, objects: str) -> None:
-    """A kustomization of these objects. Raises InvalidRequest for a folder of somebody else's."""
-    kustomization = folder / "kustomization.yaml"
-    if folder.exists() and not folder.is_dir():
-        raise InvalidRequest(f"{folder} is a file; name a folder")
-    if folder.exists() and any(folder.iterdir()):
-        written = kustomization.is_file() and kustomization.read_text(encoding="utf-8").startswith(WRITTEN)
-        if not written:
-            raise InvalidRequest(f"{folder} has files that `dlp k8s render` did not write; name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / OBJECTS_FILE).write_text(f"{WRITTEN}\n{objects}", encoding="utf-8")
-    kustomization.write_text(
-        f"{WRITTEN}\napiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [{OBJECTS_FILE}]\n",
-        encoding="utf-8",
-    )
 
 
 def _largest(bank: str) -> tuple[int, str]:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from deployments.kubernetes import manifests
+from deployments.kubernetes.folder import dump
 from deployments.kubernetes.manifests import Object
 from deployments.kubernetes.serve_settings import Config, longer, serve_config
 from deployments.kubernetes.values import PodValues, Values
@@ -30,7 +31,7 @@ def render(values: Values) -> list[Object]:
     ray = find(objects, "RayService")
     shipped = yaml.safe_load(ray["spec"]["serveConfigV2"])
     config = serve_config(shipped, values)
-    ray["spec"]["serveConfigV2"] = _text(config)
+    ray["spec"]["serveConfigV2"] = dump(config)
     cluster = ray["spec"]["rayClusterConfig"]
     head, (router, backbone) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
     for group, pods in ((head, values.pods.head), (router, values.pods.router), (backbone, values.pods.backbone)):
@@ -292,25 +293,3 @@ def quantity(value: str | float) -> float:
     """The value of a quantity of Kubernetes, as `8Gi` and `500m`."""
     number, unit = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(value)).groups()  # type: ignore[union-attr]
     return float(number) * _UNITS[unit]
-
-
-class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
-    """Writes texts of several lines as blocks, and no aliases."""
-
-    def ignore_aliases(self, data: object) -> bool:
-        return True
-
-
-_Dumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
-)
-
-
-def to_yaml(objects: list[Object]) -> str:
-    """One stream of documents."""
-    return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-
-
-def _text(config: Config) -> str:
-    return yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

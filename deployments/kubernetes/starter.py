@@ -28,11 +28,11 @@ _HEADER = f"""\
 
 def starter() -> str:
     """The text of the file. Each value that may be left out is valid as it stands in its comment."""
-    return "\n".join([_HEADER, *_blocks(Values, hidden=False)])
+    return "\n".join([_HEADER, *blocks(Values, hidden=False)])
 
 
-def _blocks(model: type[BaseModel], *, hidden: bool) -> Iterator[str]:
-    """A block of lines for each value. `hidden`: all of them are inside a comment already."""
+def blocks(model: type[BaseModel], *, hidden: bool) -> Iterator[str]:
+    """A block of lines for each value. Those that may be left out are comments, unless all of it is one (`hidden`)."""
     for name, field in model.model_fields.items():
         about = textwrap.wrap(" ".join((field.description or "").split()), _WIDTH)
         comment = not hidden and not field.is_required()
@@ -40,7 +40,7 @@ def _blocks(model: type[BaseModel], *, hidden: bool) -> Iterator[str]:
         if nested is None:
             block = _yaml(name, field)
         else:
-            block = f"{name}:\n" + textwrap.indent("".join(_blocks(nested, hidden=hidden or comment)), "  ")
+            block = f"{name}:\n" + textwrap.indent("".join(blocks(nested, hidden=hidden or comment)), "  ")
         yield "".join(f"# {line}\n" for line in about) + textwrap.indent(block, "# " * comment)
 
 

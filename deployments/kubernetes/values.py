@@ -24,7 +24,7 @@ _FORMS = {
     r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$": "a name of at most 63 lower-case letters, digits and dashes",
     r"^[1-9][0-9]*(\.[0-9]+)?(Mi|Gi|Ti)$": "an amount such as 16Gi or 512Mi",
     r"^(s3|gs|az)://[^/\s]+/\S*$": "a place such as s3://bucket/prefix/, or of gs:// or az://",
-    r"^([a-z0-9.-]+(:[0-9]+)?/)?[a-z0-9._/-]*[a-z0-9]$": "a repository such as registry.example.com/team/dlp-serve, without a tag",
+    r"^([a-z0-9.-]+(:[0-9]+)?/)?[a-z0-9._/-]*[a-z0-9]$": "a repository such as ghcr.io/team/dlp-serve, without a tag",
     r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$": "a name of letters, digits, dots, dashes and underscores",
 }
 """What a value must look like, in words."""
