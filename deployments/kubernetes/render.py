@@ -13,7 +13,7 @@ import yaml
 from deployments.kubernetes import manifests
 from deployments.kubernetes.folder import dump
 from deployments.kubernetes.manifests import Object
-from deployments.kubernetes.serve_settings import Config, longer, serve_config
+from deployments.kubernetes.serve_settings import Config, longer, request_timeout, serve_config
 from deployments.kubernetes.values import PodValues, Values
 from dlp_core.engine.sizing import PROCESSES
 from dlp_core.errors import InvalidRequest
@@ -152,8 +152,7 @@ def _check_memory(spec: dict[str, Any], args: Config, values: Values) -> None:
 def _deletion_delay(spec: dict[str, Any], shipped: Config, config: Config) -> int:
     """Seconds that an old cluster is kept; longer where it is kept for its requests."""
     delay: int = spec["rayClusterDeletionDelaySeconds"]
-    waits = delay > shipped["applications"][0]["args"]["limits"]["request_timeout_s"]
-    return delay + longer(shipped, config) * waits
+    return delay + longer(shipped, config) if delay > request_timeout(shipped) else delay
 
 
 def _set_times(objects: list[Object], more: int) -> None:

@@ -50,8 +50,14 @@ def merged(old: Any, new: Any, place: str) -> Any:
 
 def longer(shipped: Config, config: Config) -> int:
     """Seconds by which requests may take longer than in the shipped config. Negative: shorter."""
-    before, after = (one["applications"][0]["args"]["limits"]["request_timeout_s"] for one in (shipped, config))
-    return math.ceil(after) - math.ceil(before)
+    before, after = (math.ceil(request_timeout(one)) for one in (shipped, config))
+    return after - before
+
+
+def request_timeout(config: Config) -> float:
+    """Seconds that a request may take."""
+    seconds: float = config["applications"][0]["args"]["limits"]["request_timeout_s"]
+    return seconds
 
 
 def _set_replicas(deployments: dict[str, Config], values: Values) -> None:
