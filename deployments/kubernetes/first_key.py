@@ -96,7 +96,10 @@ def _post(namespace: str, secret: dict[str, object], account: Path) -> tuple[int
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the Secret with the first API key, unless it exists.")
     parser.add_argument("name", help="of the Secret")
-    sys.stdout.write(ensure(parser.parse_args().name) + "\n")
+    name = parser.parse_args().name
+    if "KUBERNETES_SERVICE_HOST" not in os.environ:
+        raise SystemExit("this is not a pod of Kubernetes, whose API server makes the Secret")
+    sys.stdout.write(ensure(name) + "\n")
 
 
 if __name__ == "__main__":

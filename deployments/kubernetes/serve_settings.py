@@ -44,7 +44,7 @@ def merged(old: Any, new: Any, place: str) -> Any:
         raise InvalidRequest(f"{place} has values of its own ({', '.join(old)}): set those, or leave it out")
     if not isinstance(old, dict):
         return new
-    names = [*old, *(new.keys() - old.keys())]
+    names = [*old, *(name for name in new if name not in old)]
     return {key: merged(old.get(key), new[key], f"{place}.{key}") if key in new else old[key] for key in names}
 
 
