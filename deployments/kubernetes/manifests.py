@@ -12,10 +12,8 @@ from typing import Any
 
 import yaml
 
-from deployments.kubernetes.values import Values
+from deployments.kubernetes.values import MANIFESTS, Values
 from dlp_core.errors import DLPError, InvalidRequest
-
-FOLDER = Path(__file__).parent / "manifests"
 
 Object = dict[str, Any]
 
@@ -62,9 +60,13 @@ def components(values: Values) -> list[str]:
         f"components/{overlay(values)}-{values.gpu.size if values.gpu else ''}": values.gpu,
         "components/base-model-volume": values.model.volume,
         "components/ingress": values.ingress,
+        "components/gateway": values.gateway,
         "console": values.console,
     }
-    return [component for component, wanted in chosen.items() if wanted]
+    return [
+        *(component for component, wanted in chosen.items() if wanted),
+        *(f"components/{name}" for name in values.components),
+    ]
 
 
 def settings(values: Values) -> dict[str, str]:
@@ -85,7 +87,7 @@ def kustomize(kustomization: dict[str, Any]) -> list[Object]:
     with tempfile.TemporaryDirectory(prefix="dlp-k8s-") as temporary:
         here = Path(temporary).resolve()
         for place in ("resources", "components"):
-            paths = [FOLDER.resolve() / name for name in kustomization.get(place, [])]
+            paths = [MANIFESTS.resolve() / name for name in kustomization.get(place, [])]
             # resolved, because kustomize compares the real folders
             kustomization[place] = [os.path.relpath(path.resolve(), here) for path in paths]
         (here / "kustomization.yaml").write_text(json.dumps(kustomization))

@@ -22,7 +22,6 @@ GIB = 2**30
 _UNITS = {"": 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _HARD_STOP = "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"
 _REDIS_CLEANED = "ray.io/gcs-ft-deletion-timeout"
-_TIMEOUTS = ("nginx.ingress.kubernetes.io/proxy-read-timeout", "nginx.ingress.kubernetes.io/proxy-send-timeout")
 
 
 def render(values: Values) -> list[Object]:
@@ -38,14 +37,13 @@ def render(values: Values) -> list[Object]:
         _set_pod(group["template"]["spec"], pods)
     _set_router_group(router, config, values)
     _set_backbone_group(backbone, config, values)
-    ray["spec"]["rayClusterDeletionDelaySeconds"] = _deletion_delay(ray["spec"], shipped, config)
-    _set_times(objects, longer(shipped, config))
+    _set_times(objects, shipped, config)
     _set_keys(objects, head, router, values)
     _set_images(objects, values)
     _set_accounts(objects, values)
     _set_network(objects, values)
     _set_volumes(objects, values)
-    _set_ingress(objects, config, values)
+    _set_edges(objects, shipped, config, values)
     return [*objects, *_monitoring(values)]
 
 
@@ -149,29 +147,30 @@ def _check_memory(spec: dict[str, Any], args: Config, values: Values) -> None:
 # what belongs together
 
 
-def _deletion_delay(spec: dict[str, Any], shipped: Config, config: Config) -> int:
-    """Seconds that an old cluster is kept; longer where it is kept for its requests."""
-    delay: int = spec["rayClusterDeletionDelaySeconds"]
-    return delay + longer(shipped, config) if delay > request_timeout(shipped) else delay
+def _set_times(objects: list[Object], shipped: Config, config: Config) -> None:
+    """A request that may take longer makes everything that waits for it wait longer. What never waited as long, such as
+    a drain within a spot node's notice, stays."""
+    more, timeout = longer(shipped, config), request_timeout(shipped)
 
+    def shifted(seconds: int) -> int:
+        return seconds + more if seconds > timeout else seconds
 
-def _set_times(objects: list[Object], more: int) -> None:
-    """A request that may take longer makes everything that waits for it wait longer."""
-    if not more:
-        return
-    annotations = find(objects, "RayService")["metadata"].get("annotations", {})
+    ray = find(objects, "RayService")
+    ray["spec"]["rayClusterDeletionDelaySeconds"] = shifted(ray["spec"]["rayClusterDeletionDelaySeconds"])
+    annotations = ray["metadata"].get("annotations", {})
     if _REDIS_CLEANED in annotations:
-        annotations[_REDIS_CLEANED] = str(int(annotations[_REDIS_CLEANED]) + more)
+        annotations[_REDIS_CLEANED] = str(shifted(int(annotations[_REDIS_CLEANED])))
     for _, spec in _pods(objects):
+        if "terminationGracePeriodSeconds" in spec:
+            spec["terminationGracePeriodSeconds"] = shifted(spec["terminationGracePeriodSeconds"])
         for container in (*spec.get("initContainers", []), *spec["containers"]):
             for variable in container.get("env", []):
                 if variable["name"] == _HARD_STOP:
-                    variable["value"] = str(int(variable["value"]) + more)
+                    variable["value"] = str(shifted(int(variable["value"])))
             command = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
             if "--seconds" in command:
                 place = command.index("--seconds") + 1
-                command[place] = str(int(command[place]) + more)
-                spec["terminationGracePeriodSeconds"] += more
+                command[place] = str(shifted(int(command[place])))
 
 
 def _set_keys(objects: list[Object], head: dict[str, Any], router: dict[str, Any], values: Values) -> None:
@@ -235,21 +234,34 @@ def _set_volumes(objects: list[Object], values: Values) -> None:
             spec["storageClassName"] = volume.storage_class
 
 
-def _set_ingress(objects: list[Object], config: Config, values: Values) -> None:
-    if values.ingress is None:
-        return
-    limits = config["applications"][0]["args"]["limits"]
-    ingress = find(objects, "Ingress")
-    annotations = ingress["metadata"]["annotations"]
-    annotations |= dict.fromkeys(_TIMEOUTS, str(math.ceil(limits["request_timeout_s"]) + 10))
-    annotations["nginx.ingress.kubernetes.io/proxy-body-size"] = f"{math.ceil(limits['max_body_bytes'] / 2**20)}m"
-    annotations |= values.ingress.annotations
-    [rule] = ingress["spec"]["rules"]
-    rule["host"] = values.ingress.host
-    if values.ingress.class_name:
-        ingress["spec"]["ingressClassName"] = values.ingress.class_name
-    if values.ingress.tls_secret:
-        ingress["spec"]["tls"] = [{"hosts": [values.ingress.host], "secretName": values.ingress.tls_secret}]
+def _set_edges(objects: list[Object], shipped: Config, config: Config, values: Values) -> None:
+    more, timeout = longer(shipped, config), request_timeout(shipped)
+
+    def shifted(text: str) -> str:
+        """With longer times: numbers above the time of a request."""
+        return re.sub(r"\d+", lambda found: str(int(found[0]) + more) if int(found[0]) > timeout else found[0], text)
+
+    if edge := values.ingress:
+        ingress = find(objects, "Ingress")
+        annotations = {name: shifted(text) for name, text in ingress["metadata"]["annotations"].items()}
+        size = math.ceil(config["applications"][0]["args"]["limits"]["max_body_bytes"] / 2**20) + 1
+        annotations |= {name: f"{size}m" for name in annotations if name.endswith("body-size")}
+        ingress["metadata"]["annotations"] = annotations | edge.annotations
+        [rule] = ingress["spec"]["rules"]
+        rule["host"] = edge.host
+        ingress["spec"]["ingressClassName"] = edge.class_name
+        ingress["spec"]["tls"] = [{"hosts": [edge.host], "secretName": edge.tls_secret}]
+    if way := values.gateway:
+        gateway, route = find(objects, "Gateway"), find(objects, "HTTPRoute")
+        gateway["spec"]["gatewayClassName"] = way.class_name
+        if way.annotations:
+            gateway["metadata"].setdefault("annotations", {}).update(way.annotations)
+        [listener] = gateway["spec"]["listeners"]
+        listener["hostname"] = way.host
+        listener["tls"]["certificateRefs"] = [{"name": way.tls_secret}]
+        route["spec"]["hostnames"] = [way.host]
+        for rule in route["spec"]["rules"]:
+            rule["timeouts"] = {name: shifted(text) for name, text in rule["timeouts"].items()}
 
 
 def _monitoring(values: Values) -> list[Object]:

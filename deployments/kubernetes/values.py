@@ -41,6 +41,8 @@ Store = Annotated[str, Field(pattern=_STORE)]
 Word = Annotated[str, Field(pattern=_WORD)]
 
 _VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+MANIFESTS = Path(__file__).parent / "manifests"
+"""The files of k8s/, which come with the package."""
 _SECRET = re.compile("(SECRET|PASSWORD|TOKEN|ACCESS_KEY|ACCOUNT_KEY)(?!.*_FILE$)")
 """Names of variables that hold secrets, and not the name of a file that does."""
 SET_ELSEWHERE = {
@@ -211,12 +213,25 @@ class IngressValues(_Values):
 
     host: Name = Field(examples=["llm.example.com"])
     """Its name in DNS."""
-    class_name: Name | None = None
-    """The IngressClass, such as nginx. Left out: the cluster's default."""
-    tls_secret: Name | None = None
-    """The Secret with the certificate of `host`. Left out: HTTP, which sends keys as they are."""
+    class_name: Name = "nginx"
+    """The IngressClass."""
+    tls_secret: Name = "dlp-tls"
+    """The Secret with the certificate of `host`."""
     annotations: dict[str, str] = {}
-    """For your controller or for cert-manager, beside those for nginx."""
+    """More of them, such as cert-manager's. Those for times, sizes and buffering are there for usual controllers."""
+
+
+class GatewayValues(_Values):
+    """A Gateway and an HTTPRoute for clients outside the cluster."""
+
+    host: Name = Field(examples=["llm.example.com"])
+    """Its name in DNS."""
+    class_name: Name = "istio"
+    """The GatewayClass."""
+    tls_secret: Name = "dlp-tls"
+    """The Secret with the certificate of `host`."""
+    annotations: dict[str, str] = {}
+    """Of the Gateway, such as cert-manager's."""
 
 
 class MonitoringValues(_Values):
@@ -269,10 +284,14 @@ class Values(_Values):
     """TCP ports that Ray pods may reach beside 443, such as that of a store inside the cluster."""
     ingress: IngressValues | None = None
     """An Ingress for clients outside the cluster. Left out: there is none."""
+    gateway: GatewayValues | None = None
+    """The same by the Gateway API: a Gateway and an HTTPRoute. Left out: there is none."""
     monitoring: MonitoringValues | None = None
     """Scraping, alerts and a dashboard, for the Prometheus operator and Grafana. Left out: none."""
     console: bool = False
     """true: the web console, which needs the Secret dlp-console (docs/console.md)."""
+    components: list[str] = []
+    """More folders of k8s/components, such as logs, as they are shipped. Their kustomization.yaml says what they do."""
     redis: RedisValues = RedisValues()
     """The Redis that keeps the state of Ray's head."""
     args: dict[str, Any] = Field(
@@ -304,6 +323,24 @@ class Values(_Values):
                 raise ValueError(f"{name} looks like a secret, which would lie open in a ConfigMap; use a Secret")
         return value
 
+    @field_validator("components")
+    @classmethod
+    def _check_components(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if name not in optional_components():
+                raise ValueError(
+                    f"there is no {name} to choose; there are {', '.join(optional_components()) or 'none'}"
+                )
+        if len(set(value)) != len(value):
+            raise ValueError("one is named twice")
+        return value
+
+    @model_validator(mode="after")
+    def _check_edges(self) -> Self:
+        if self.ingress and self.gateway:
+            raise ValueError("ingress and gateway are two ways in for the same clients; leave one out")
+        return self
+
     @model_validator(mode="after")
     def _check_engine(self) -> Self:
         if self.engine == "vllm" and self.gpu is None:
@@ -311,6 +348,13 @@ class Values(_Values):
         if self.engine != "vllm" and self.gpu is not None and self.gpu.count > 1:
             raise ValueError(f"gpu.count {self.gpu.count} needs engine vllm; transformers runs on one GPU")
         return self
+
+
+def optional_components() -> list[str]:
+    """Those that no other value chooses."""
+    names = {folder.name for folder in (MANIFESTS / "components").iterdir() if folder.is_dir()}
+    chosen = {"base-model-volume", "ingress", "gateway", "pull-secret"}
+    return sorted(name for name in names - chosen if not name.endswith("gb"))
 
 
 def read_values(path: Path) -> Values:
@@ -425,6 +469,7 @@ def json_schema() -> dict[str, Any]:
         "properties": {name: {"$ref": "#/$defs/Deployment"} for name in DEPLOYMENTS},
         "additionalProperties": False,
     }
+    described["components"]["items"] = {"enum": optional_components()}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator as Schema
 from deployments.kubernetes.folder import write_folder
 from deployments.kubernetes.render import render
 from deployments.kubernetes.starter import blocks, starter
-from deployments.kubernetes.values import Values, json_schema, read_values
+from deployments.kubernetes.values import Values, json_schema, optional_components, read_values
 from tests.k8s import test_capacity, test_manifests, test_rules, test_security, test_sizes
 from tests.k8s.test_manifests import CUSTOM, flat, rayservice_schema
 from tests.support.manifests import (
@@ -253,13 +253,35 @@ def test_the_store_is_reached_and_named(rendered: Rendered) -> None:
 def test_an_ingress_waits_as_long_as_requests_may_take(rendered: Rendered) -> None:
     ingress = find_object(rendered(LARGE), "Ingress", "dlp")
     annotations = ingress["metadata"]["annotations"]
-    assert annotations["nginx.ingress.kubernetes.io/proxy-read-timeout"] == "610"
+    assert annotations["nginx.ingress.kubernetes.io/proxy-read-timeout"] == "630"
+    assert annotations["nginx.org/proxy-read-timeout"] == "630s"
+    assert annotations["alb.ingress.kubernetes.io/load-balancer-attributes"] == "idle_timeout.timeout_seconds=630"
     assert annotations["nginx.ingress.kubernetes.io/proxy-buffering"] == "off"
+    assert annotations["nginx.ingress.kubernetes.io/proxy-body-size"] == "2m"
     assert annotations["cert-manager.io/cluster-issuer"] == "letsencrypt"
     assert ingress["spec"]["ingressClassName"] == "nginx"
     assert ingress["spec"]["tls"] == [{"hosts": ["llm.example.com"], "secretName": "llm-tls"}]
     [rule] = ingress["spec"]["rules"]
     assert rule["host"] == "llm.example.com"
+
+
+def test_a_gateway_waits_as_long_and_has_its_names(rendered: Rendered) -> None:
+    way = {"host": "llm.example.com", "class_name": "eg", "tls_secret": "llm-tls"}
+    folder = rendered({**LEAST, "gateway": way, "args": {"limits": {"request_timeout_s": 900}}})
+    gateway, route = find_object(folder, "Gateway", "dlp")["spec"], find_object(folder, "HTTPRoute", "dlp")["spec"]
+    [listener], [rule] = gateway["listeners"], route["rules"]
+    assert (gateway["gatewayClassName"], listener["hostname"], route["hostnames"]) == ("eg", way["host"], [way["host"]])
+    assert listener["tls"]["certificateRefs"] == [{"name": "llm-tls"}]
+    assert rule["timeouts"] == {"request": "930s"}
+
+
+@pytest.mark.parametrize("component", optional_components())
+def test_a_component_may_be_added(component: str, rendered: Rendered) -> None:
+    folder = rendered({**LEAST, "components": [component]})
+    shipped = find_object("base", "RayService", "dlp")["spec"]["rayClusterConfig"]["headGroupSpec"]
+    head = ray_cluster(folder)["headGroupSpec"]["template"]["spec"]
+    names = {container["name"] for container in head["initContainers"]}
+    assert {container["name"] for container in shipped["template"]["spec"]["initContainers"]} <= names
 
 
 def test_monitoring_is_beside_the_service_and_let_in(rendered: Rendered) -> None:

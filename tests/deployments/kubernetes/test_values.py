@@ -62,6 +62,9 @@ def read(tmp_path: Path, values: dict[str, Any]) -> Values:
         ({"ingress": {}}, "ingress.host: Field required"),
         ({"egress_ports": [99999]}, "egress_ports.0: Input should be less than or equal to 65535, not 99999"),
         ({"monitoring": True}, "monitoring: Input should be an object, not true"),
+        ({"ingress": {"host": "a.b"}, "gateway": {"host": "a.b"}}, "ingress and gateway are two ways in"),
+        ({"components": ["nothing"]}, "components: there is no nothing to choose"),
+        ({"components": ["ingress"]}, "components: there is no ingress to choose"),
         ({"args": None}, "args: Input should be an object, not null"),
         # what another value decides
         ({"args": {"bank": "s3://c/"}}, "args.bank comes from bank: set that instead"),
