@@ -76,25 +76,31 @@ def _set_router_group(group: dict[str, Any], config: Config, values: Values) -> 
         if values.pods.router.cpu < 1:
             raise InvalidRequest(f"pods.router.cpu is {values.pods.router.cpu:g}; Ray counts whole CPUs: at least 1")
         group["resources"]["CPU"] = str(math.floor(values.pods.router.cpu))
-    cpus, pods, total = float(group["resources"]["CPU"]), 1, 0.0
+    cpus = float(group["resources"]["CPU"])
+    least, most = (_router_pods(config, cpus, bound) for bound in ("min_replicas", "max_replicas"))
+    if values.pods.router.max is not None and values.pods.router.max < most:
+        raise InvalidRequest(
+            f"pods.router.max is {values.pods.router.max}; the replicas of ingress and router (replicas) need {most} "
+            f"pods of {cpus:g} CPUs"
+        )
+    asked = values.replicas.ingress is not None or values.replicas.router is not None
+    group["minReplicas"] = least if asked else max(least, group["minReplicas"])
+    group["maxReplicas"] = values.pods.router.max or (most if asked else max(most, group["maxReplicas"]))
+
+
+def _router_pods(config: Config, cpus: float, bound: str) -> int:
+    """Pods for so many replicas of the ingress and the router, which share them; at least one."""
+    pods, total = 1, 0.0
     for one in _deployments(config)[:2]:
-        each, most = one["ray_actor_options"]["num_cpus"], one["autoscaling_config"]["max_replicas"]
+        each, replicas = one["ray_actor_options"]["num_cpus"], one["autoscaling_config"][bound]
         if each > cpus:
             raise InvalidRequest(
                 f"deployments.{one['name']}.ray_actor_options.num_cpus is {each:g}, and a router pod has {cpus:g} "
                 "(pods.router.cpu): no replica would ever start"
             )
-        total += each * most
-        pods = max(pods, math.ceil(most / one.get("max_replicas_per_node", most)))
-    pods = max(pods, math.ceil(total / cpus))
-    if values.pods.router.max is not None and values.pods.router.max < pods:
-        raise InvalidRequest(
-            f"pods.router.max is {values.pods.router.max}; the replicas of ingress and router (replicas) need {pods} "
-            f"pods of {cpus:g} CPUs"
-        )
-    asked = values.replicas.ingress is not None or values.replicas.router is not None
-    group["maxReplicas"] = values.pods.router.max or (pods if asked else max(pods, group["maxReplicas"]))
-    group["minReplicas"] = min(group["minReplicas"], group["maxReplicas"])
+        total += each * replicas
+        pods = max(pods, math.ceil(replicas / (one.get("max_replicas_per_node") or replicas or 1)))
+    return max(pods, math.ceil(total / cpus))
 
 
 def _set_backbone_group(group: dict[str, Any], config: Config, values: Values) -> None:
