@@ -25,6 +25,7 @@ FROM build AS wheel
 COPY pyproject.toml README.md LICENSE ./
 COPY dlp_core dlp_core
 COPY deployments deployments
+COPY k8s k8s
 RUN pip wheel --no-deps --wheel-dir /wheels .
 
 # torch comes first, so that a code change does not reinstall it. From torch's own index comes torch alone, because the

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class _Args(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class RoutingArgs(_Args):
@@ -31,6 +31,7 @@ class RoutingArgs(_Args):
     top_p: float | None = Field(default=None, gt=0, le=1)
     """None: the router's own, 0.9 unless it was trained for a coverage."""
     default_max_adapters: int = Field(default=3, ge=1)
+    """At most so many in a mix, for a request that does not say."""
     weights: WeightRule = "renormalise"
     """Weights of the kept adapters: probabilities over their sum, or a softmax over them as in the paper's code."""
     min_confidence: float | None = Field(default=None, ge=0, le=1)
@@ -55,7 +56,9 @@ class CacheArgs(_Args):
     """The disk cache of downloaded adapters, one per node, and who shares the engines' cache of prompts."""
 
     path: Path = Path("~/.cache/dlp/adapters")
+    """Its folder."""
     max_bytes: int = Field(default=20 * 1024**3, ge=1)
+    """Adapters used longest ago are deleted beyond it."""
     share: Literal["key", "all", "none"] = "key"
     """Whose prompts may share cached blocks: those of one API key, of all, or of none (deployments/http/sharing.py)."""
 
@@ -70,6 +73,7 @@ class LimitArgs(_Args):
     """Limits of one HTTP request."""
 
     max_body_bytes: int = Field(default=1024**2, ge=1)
+    """Of a body."""
     body_timeout_s: float = Field(default=30.0, gt=0)
     """How long a client may take to send a body."""
     min_body_bytes_per_s: int = Field(default=1024, ge=0)
@@ -79,6 +83,7 @@ class LimitArgs(_Args):
     max_requests_per_key: int = Field(default=256, ge=1)
     """At once, in one ingress replica, whose max_ongoing_requests all keys share. Counts only where there are keys."""
     request_timeout_s: float = Field(default=300.0, gt=0)
+    """How long a generation may take, its queue included."""
     default_max_tokens: int = Field(default=512, ge=1)
     """Maximum for a chat completion that sets none; less if the prompt leaves less room."""
 
@@ -140,6 +145,7 @@ class AppArgs(_Args):
     base_model: str = Field(default_factory=lambda: os.environ.get("DLP_BASE_MODEL", ""), validate_default=True)
     """Folder of the frozen backbone, the same on every node."""
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
+    """What the backbone and the adapters are loaded in."""
     threads: int | None = Field(default=None, ge=1)
     """torch's CPU threads in a backbone replica. None: Ray sets them to its num_cpus."""
     bank_poll_s: float = Field(default=5.0, gt=0)
@@ -148,14 +154,21 @@ class AppArgs(_Args):
     """Least time between two messages of a backbone replica to an ingress replica, which carry the text of all answers
     between them. The first token of an answer and its end never wait."""
     engine: EngineConfig = EngineConfig()
+    """The engine of a backbone replica."""
     pinned_adapters: tuple[str, ...] = ()
     """Adapters that every backbone replica preloads and never evicts, by their names in the bank."""
     cache: CacheArgs = CacheArgs()
+    """The disk cache of adapters, and who shares cached prompts."""
     routing: RoutingArgs = RoutingArgs()
+    """How a mix is chosen."""
     limits: LimitArgs = LimitArgs()
+    """Limits of one HTTP request."""
     access: AccessArgs = AccessArgs()
+    """Who may call."""
     log: LogArgs = LogArgs()
+    """What is logged about requests."""
     feedback: FeedbackArgs = FeedbackArgs()
+    """What the bank's store keeps about requests."""
     console_url: str | None = Field(default=None, pattern=r"^(https?://|/)\S+$")
     """Where operators have a console for this server, if anywhere: GET / links it."""
 

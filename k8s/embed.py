@@ -23,9 +23,11 @@ Values = Mapping[str, Any]
 _ARGS, _DEPLOYMENTS = "applications.dlp.args", "applications.dlp.deployments"
 _BACKBONE = f"{_DEPLOYMENTS}.FusedBackbone"
 
-# In every RayService: a router pod that is lost takes no more than this along, and Secrets are mounted files.
+# In every RayService: a router pod that is lost takes no more than this along, and Secrets are mounted files. API keys
+# are on: the Secret dlp-keys has a first one (k8s/base/first_key.yaml).
 EVERYWHERE: Values = {
     f"{_ARGS}.access.admin_token_file": "/etc/dlp-admin/token",
+    f"{_ARGS}.access.keys_file": "/etc/dlp/keys.yaml",
     f"{_DEPLOYMENTS}.Ingress.max_replicas_per_node": 1,
     f"{_DEPLOYMENTS}.Router.max_replicas_per_node": 2,
 }

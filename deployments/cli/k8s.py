@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +13,7 @@ from rich.table import Table
 
 from deployments import terminal
 from deployments.cli.base_model import fetched
-from deployments.cli.options import Json
+from deployments.cli.options import Json, Yes
 from dlp_core.errors import InvalidRequest
 from dlp_core.store.opening import LOCATIONS, PLACES, open_store
 
@@ -24,11 +26,6 @@ GIB = 2**30
 RANK = 16
 FEWEST_SLOTS = 8
 """routing.max_adapters: one mix may need as many."""
-
-
-@app.callback()
-def _group() -> None:
-    """So that `size` stays a sub-command while it is the only one."""
 
 
 @app.command()
@@ -109,6 +106,64 @@ def size(
             terminal.warn(warning)
     if fit.missing is not None:
         raise typer.Exit(1)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Where it goes.")] = Path("values.yaml"),
+    *,
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Write a file of values to edit, and beside it the JSON schema that editors read."""
+    import json as encoder
+
+    from deployments.kubernetes.starter import SCHEMA_FILE, starter
+    from deployments.kubernetes.values import json_schema
+
+    schema = path.with_name(SCHEMA_FILE)
+    for each in (path, schema):
+        if each.exists() and not yes:
+            raise InvalidRequest(f"{each} exists; --yes replaces it")
+    text = encoder.dumps(json_schema(), indent=1)
+    path.write_text(starter(), encoding="utf-8")
+    schema.write_text(text + "\n", encoding="utf-8")
+    if json:
+        terminal.print_json({"file": str(path), "schema": str(schema)})
+        return
+    terminal.say(f"Wrote {escape(str(path))} and {escape(str(schema))}. Set bank and model, then:")
+    terminal.say(f"  dlp k8s render --values {escape(str(path))}")
+
+
+@app.command()
+def render(
+    values: Annotated[
+        Path, typer.Option("--values", metavar="FILE", help="The file of values, as `dlp k8s init` writes one.")
+    ],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="A folder for `kubectl apply -k`.", show_default="print the objects"),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make the objects of an installation from one file of values. Needs kubectl, but no cluster."""
+    from deployments.kubernetes.folder import to_yaml, write_folder
+    from deployments.kubernetes.render import render as objects_of
+    from deployments.kubernetes.values import read_values
+
+    objects = objects_of(read_values(values))
+    if out is not None:
+        write_folder(out, objects)
+        names = [f"{item['kind']}/{item['metadata']['name']}" for item in objects]
+        if json:
+            terminal.print_json({"folder": str(out), "objects": names})
+        else:
+            terminal.say(f"Wrote {len(names)} objects to {escape(str(out))}: kubectl apply -k {escape(str(out))}")
+    elif json:
+        terminal.print_json({"apiVersion": "v1", "kind": "List", "items": objects})
+    else:
+        sys.stdout.write(to_yaml(objects))
 
 
 def _largest(bank: str) -> tuple[int, str]:

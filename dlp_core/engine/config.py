@@ -59,6 +59,7 @@ class EngineConfig:
     stall_seconds: float = 60.0
     """If no step finishes for this long while requests run, the engine reports itself as failed."""
     vllm: VllmConfig = VllmConfig()
+    """What engine vllm alone reads."""
 
     def __post_init__(self) -> None:
         for field in (

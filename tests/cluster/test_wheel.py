@@ -66,6 +66,15 @@ def test_the_command_is_the_wheels(dlp: Path, elsewhere: Path) -> None:
     assert Path("serve_config.yaml").read_bytes() == (ROOT / "serve_config.yaml").read_bytes()
 
 
+def test_it_brings_the_manifests_along(dlp: Path, elsewhere: Path) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl, which renders the kustomizations, is not installed")
+    Path("values.yaml").write_text("{bank: 's3://dlp/bank/', model: {uri: 's3://dlp/model/'}, monitoring: {}}")
+    subprocess.run([dlp, "k8s", "render", "--values", "values.yaml", "--out", "out"], check=True)
+    kinds = [item["kind"] for item in yaml.safe_load_all(Path("out/objects.yaml").read_text())]
+    assert {"RayService", "PodMonitor"} <= set(kinds)
+
+
 def test_it_serves_with_the_settings_that_come_with_it(dlp: Path, elsewhere: Path) -> None:
     write_bank(elsewhere)
     port = free_port()

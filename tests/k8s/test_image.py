@@ -171,12 +171,18 @@ def test_variables_of_an_image(image: str) -> None:
         assert gpu == {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
 
 
+def git_files(*folders: str) -> list[str]:
+    command = ["git", "ls-files", *folders]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+
+
 @pytest.mark.slow
 def test_the_wheel_is_built_from_what_the_dockerfile_copies(tmp_path: Path) -> None:
     context, wheels = tmp_path / "src", tmp_path / "wheels"
     for source in copied(text_of("wheel")):
         if (ROOT / source).is_dir():
-            shutil.copytree(ROOT / source, context / source, ignore=shutil.ignore_patterns("__pycache__"))
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / source, context / source, symlinks=True, ignore=ignored)
         else:
             context.mkdir(exist_ok=True)
             shutil.copy(ROOT / source, context)
@@ -186,10 +192,16 @@ def test_the_wheel_is_built_from_what_the_dockerfile_copies(tmp_path: Path) -> N
     subprocess.run([sys.executable, "-m", *command, "--no-build-isolation"], cwd=context, check=True)
     [wheel] = wheels.glob("dlp_serve-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    tracked = subprocess.run(
-        ["git", "ls-files", "dlp_core", "deployments"], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout.split()
-    assert set(tracked) - names == set()
+    wanted = set()
+    for tracked in git_files("dlp_core", "deployments"):
+        if (ROOT / tracked).is_symlink():  # to the manifests
+            folder = (ROOT / tracked).resolve().relative_to(ROOT)
+            found = git_files(str(folder))
+            assert found
+            wanted |= {f"{tracked}/{Path(each).relative_to(folder)}" for each in found}
+        else:
+            wanted.add(tracked)
+    assert wanted - names == set()
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -41,6 +41,7 @@ ENGINE = "applications.dlp.args.engine"
 BACKBONE = "applications.dlp.deployments.FusedBackbone"
 EVERYWHERE = {
     "applications.dlp.args.access.admin_token_file",
+    "applications.dlp.args.access.keys_file",
     "applications.dlp.deployments.Ingress.max_replicas_per_node",
     "applications.dlp.deployments.Router.max_replicas_per_node",
 }

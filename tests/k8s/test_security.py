@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import re
 from ipaddress import ip_address, ip_network
+from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
 
-from tests.support.manifests import OVERLAYS, containers, find_object, objects, pods, ray_cluster, settings
+from deployments.kubernetes import first_key
+from tests.support.manifests import (
+    OVERLAYS,
+    containers,
+    deployments,
+    find_object,
+    objects,
+    pods,
+    ray_cluster,
+    serve_config,
+    settings,
+)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -180,3 +192,32 @@ def test_budgets_and_policies_select_existing_pods(overlay: str) -> None:
         if o["kind"] == "PodDisruptionBudget"
     }
     assert guarded == {"head", "router", "backbone"}
+
+
+# keys
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_only_holders_of_a_key_are_let_in(overlay: str) -> None:
+    """The ingress reads the mounted Secret, without which no router pod starts; the head makes it."""
+    [application] = serve_config(overlay)["applications"]
+    keys_file = PurePosixPath(application["args"]["access"]["keys_file"])
+    assert keys_file.name == first_key.KEY_FILE
+    specs = {where: spec for where, spec, _ in pods(overlay)}
+    router = specs["RayService dlp router"]
+    [mount] = [m for m in router["containers"][0]["volumeMounts"] if m["mountPath"] == str(keys_file.parent)]
+    [volume] = [volume for volume in router["volumes"] if volume["name"] == mount["name"]]
+    [container] = specs["RayService dlp head"]["initContainers"]
+    assert container["command"] == ["python", "-m", first_key.__name__, volume["secret"]["secretName"]]
+    assert not volume["secret"].get("optional")
+    assert deployments(overlay)["Ingress"]["ray_actor_options"]["resources"].keys() <= {"cpu_router"}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_head_may_make_secrets_and_nothing_more(overlay: str) -> None:
+    [role] = [o for o in objects(overlay) if o["kind"] in ("Role", "ClusterRole")]
+    assert role["kind"] == "Role"
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]}]
+    [binding] = [o for o in objects(overlay) if o["kind"] in ("RoleBinding", "ClusterRoleBinding")]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "dlp-head", "namespace": "dlp"}]

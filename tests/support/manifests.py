@@ -113,9 +113,9 @@ def containers(folder: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any
 
 
 def ray_containers(folder: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """The containers with our image: head, workers, and the workers' init containers."""
+    """The containers with our image and Ray's environment: head, workers, and the workers' init containers."""
     for name, container, spec in containers(folder):
-        if name.startswith("RayService") and not name.endswith(" autoscaler"):
+        if name.startswith("RayService") and not name.endswith((" autoscaler", " first-key")):
             yield name, container, spec
 
 

@@ -1,13 +1,16 @@
-"""`dlp k8s size`: what it prints, where it takes an adapter's size from, and what it warns of."""
+"""`dlp k8s size`: what it prints, where it takes an adapter's size from, and what it warns of. `init` and `render`:
+what they write, and what they leave alone."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from deployments.cli import main
 from dlp_core.store.base_model import push
@@ -136,3 +139,103 @@ def test_defaults_are_the_overlays() -> None:
     for name in ("memory_fraction", "batch_tokens", "max_requests"):
         assert defaults[f"--{name.replace('_', '-')}"] == engine[name]
     assert defaults["--host-gib"] * GIB == engine["host_bytes"]
+
+
+# init and render
+
+LEAST = "{bank: 's3://dlp/bank/', model: {uri: 's3://dlp/models/M/'}}"
+
+needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl, which renders, is not installed")
+
+
+@pytest.fixture
+def values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of values, in the folder of this process."""
+    monkeypatch.chdir(tmp_path)
+    path = Path("values.yaml")
+    path.write_text(LEAST)
+    return path
+
+
+def test_init_writes_values_with_their_schema_once(
+    command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command("k8s", "init", "--json")[:2] == (
+        0,
+        json.dumps({"file": "values.yaml", "schema": "values.schema.json"}) + "\n",
+    )
+    text = Path("values.yaml").read_text()
+    assert "$schema=values.schema.json" in text.splitlines()[0]
+    assert json.loads(Path("values.schema.json").read_text())["properties"].keys() > {"bank", "model"}
+    Path("values.yaml").write_text(LEAST)
+    code, _, err = command("k8s", "init")
+    assert code == 2
+    assert "--yes replaces it" in err
+    assert Path("values.yaml").read_text() == LEAST
+    assert command("k8s", "init", "--yes")[0] == 0
+    assert Path("values.yaml").read_text() == text
+
+
+@needs_kubectl
+def test_render_prints_and_writes_the_same_objects(command: Run, values: Path) -> None:
+    code, out, err = command("k8s", "render", "--values", "values.yaml")
+    assert (code, err) == (0, "")
+    printed = list(yaml.safe_load_all(out))
+    listed = json.loads(command("k8s", "render", "--values", "values.yaml", "--json")[1])
+    assert (listed["kind"], listed["items"]) == ("List", printed)
+    for _ in range(2):  # rendering again replaces
+        said = json.loads(command("k8s", "render", "--values", "values.yaml", "--out", "dlp", "--json")[1])
+    assert said["folder"] == "dlp"
+    assert said["objects"] == [f"{item['kind']}/{item['metadata']['name']}" for item in printed]
+    written = [
+        item for name in ("namespace", "objects") for item in yaml.safe_load_all(Path(f"dlp/{name}.yaml").read_text())
+    ]
+    assert written == printed
+
+
+@needs_kubectl
+def test_a_folder_of_somebody_else_stays_as_it_is(command: Run, values: Path) -> None:
+    mine = Path("mine")
+    mine.mkdir()
+    (mine / "kustomization.yaml").write_text("resources: []\n")
+    code, _, err = command("k8s", "render", "--values", "values.yaml", "--out", "mine")
+    assert code == 2
+    assert "did not write" in err
+    assert [path.name for path in mine.iterdir()] == ["kustomization.yaml"]
+    assert command("k8s", "render", "--values", "values.yaml", "--out", "values.yaml")[0] == 2
+
+
+@needs_kubectl
+@pytest.mark.parametrize(
+    ("values_text", "message"),
+    [
+        ("args: {engine: {slotz: 1}}", "did you mean slots?"),
+        ("pods: {backbone: {memory: 1Gi}}", "set pods.backbone.memory to 3Gi or more"),
+        ("args: {engine: {host_bytes: 100000000000}}", "set pods.backbone.memory to 95Gi or more"),
+        (
+            "{pods: {router: {max: 1}}, replicas: {router: 40}}",
+            "pods.router.max is 1; the replicas of ingress and router",
+        ),
+        ("pods: {router: {cpu: 0.5}}", "pods.router.cpu is 0.5; Ray counts whole CPUs"),
+        ("deployments: {Ingress: {ray_actor_options: {num_cpus: 9}}}", "no replica would ever start"),
+        ("deployments: {FusedBackbone: {ray_actor_options: {num_cpus: 9}}}", "set pods.backbone.cpu too"),
+    ],
+)
+def test_a_value_that_does_not_fit_ends_with_2_and_one_line(
+    values_text: str, message: str, command: Run, values: Path
+) -> None:
+    values.write_text(yaml.safe_dump(yaml.safe_load(LEAST) | yaml.safe_load(values_text)))
+    code, out, err = command("k8s", "render", "--values", "values.yaml", "--out", "dlp")
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not Path("dlp").exists()
+
+
+def test_without_kubectl_render_says_so(command: Run, values: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    code, _, err = command("k8s", "render", "--values", "values.yaml")
+    assert code == 2
+    assert "kubectl" in err
+    assert "needs no cluster" in err
