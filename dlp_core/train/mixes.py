@@ -264,12 +264,19 @@ def _slopes(
     for start in range(0, len(names), _CHUNK):
         report(FitProgress("look through the adapters", start, len(names)))
         chunk = names[start : start + _CHUNK]
-        with mixed.mixing(chunk) as weights_K:
-            for batch in mixed.batches(sample):
-                mixed.token_losses(batch, chunk).sum().backward()  # type: ignore[no-untyped-call]
-            assert weights_K.grad is not None
-            slopes |= {name: _finite(float(weights_K.grad[mixed.slot(name)]), name) for name in chunk}
+        found = _slopes_together(mixed, chunk, sample)
+        if not all(map(math.isfinite, found.values())):  # one of them spoils the others'
+            found = {name: _finite(_slopes_together(mixed, [name], sample)[name], name) for name in chunk}
+        slopes |= found
     return slopes
+
+
+def _slopes_together(mixed: _MixedModel, names: Sequence[str], sample: Sequence[Example]) -> dict[str, float]:
+    with mixed.mixing(names) as weights_K:
+        for batch in mixed.batches(sample):
+            mixed.token_losses(batch, names).sum().backward()  # type: ignore[no-untyped-call]
+        assert weights_K.grad is not None
+        return {name: float(weights_K.grad[mixed.slot(name)]) for name in names}
 
 
 def _alone(
