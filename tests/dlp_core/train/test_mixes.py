@@ -7,16 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from dlp_core.adapter.weights import Adapter, read_adapter
 from dlp_core.errors import InvalidRequest, NotFinite, UnknownModel
-from dlp_core.fusion.layers import install
-from dlp_core.fusion.learnt import LearntOp
-from dlp_core.fusion.segments import Segment
 from dlp_core.residency.sources import FolderSource
 from dlp_core.train.mixes import Fit, FitProgress, FitSettings, fit_mix
-from examples.tiny.model import peft_model, tiny_model
 from tests.support.known_mix import ADAPTERS, answered_under, write_choir
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
@@ -124,30 +119,3 @@ def test_an_adapter_under_which_the_loss_is_no_number_is_named(choir: Path, load
 
     with pytest.raises(NotFinite, match="under tenor is not finite"):
         fit_mix(choir / "base", answered_under(choir, {}, 16), ADAPTERS, with_a_loud_one, SETTINGS, dtype="float32")
-
-
-@pytest.mark.parametrize("lora", [{}, {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}, {"bias": "all"}])
-def test_the_learnt_op_computes_what_is_served(tmp_path: Path, lora: dict[str, object]) -> None:
-    """Mixed under weights of its own, and for the others' weights, which the op does not read."""
-    from dlp_core.fusion.cpu import CpuOp
-
-    names = ("one", "two")
-    for seed, name in enumerate(names, start=1):
-        peft_model(tiny_model(), seed, **lora).save_pretrained(tmp_path / name)
-    ids = torch.tensor([[1, 5, 9, 40, 3]])
-    results = []
-    op = LearntOp(torch.float32, 2)
-    for each in (op, CpuOp(torch.float32)):
-        model = tiny_model().requires_grad_(requires_grad=False)
-        fusion = install(model, each)
-        for slot, name in enumerate(names):
-            fusion.load(slot, read_adapter(tmp_path / name, name=name))
-        with torch.no_grad():
-            op.weights_K.copy_(torch.tensor([0.6, -0.3]))
-        with fusion.batch((Segment(5, ((0, 0.6), (1, -0.3))),)):
-            results.append(model(ids).logits)
-    learnt, served = results
-    assert torch.allclose(learnt, served, rtol=1e-4, atol=1e-4)
-    learnt.sum().backward()
-    assert op.weights_K.grad is not None
-    assert op.weights_K.grad.abs().min() > 0
