@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dlp_core.adapter.weights import Adapter, read_adapter
+from dlp_core.adapter.weights import Adapter
 from dlp_core.errors import InvalidRequest, NotFinite, UnknownModel
 from dlp_core.residency.sources import FolderSource
 from dlp_core.train.mixes import Fit, FitProgress, FitSettings, fit_mix
