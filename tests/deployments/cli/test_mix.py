@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import torch
 
 from dlp_core.bank.publish import publish
 from dlp_core.bank.reading import load_manifest
-from dlp_core.bank.recipes import read_recipes
+from dlp_core.bank.recipes import entry_of, read_recipes, write_recipe
 from dlp_core.store.opening import open_store
 from dlp_core.train.rows import Row
+from examples.tiny.build import TASKS
 from tests.deployments.cli.conftest import Run
+from tests.support.banks import write_bank
+from tests.support.eval_bank import trained_router
 from tests.support.known_mix import answered_under, write_choir
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
@@ -130,3 +134,26 @@ def test_ctrl_c_leaves_nothing_behind(fit: Any, choir: Path, monkeypatch: pytest
     assert (code, out) == (130, "")
     assert "stopped; nothing was written" in err
     assert read_recipes(choir) == []
+
+
+def test_route_shows_the_adapters_of_a_recipe_and_its_name(command: Run, tmp_path: Path) -> None:
+    folder = write_bank(tmp_path / "bank", ["cron", "dates"], router=False)
+    write_recipe(folder, entry_of("report", {"cron": 0.5, "dates": -0.25}, {}))
+    router = trained_router()
+    labels = tuple("report" if label == "sql" else label for label in router.labels)
+    replace(router, labels=labels).save(folder / "router")
+    publish(open_store(str(tmp_path / "store")), folder)
+    question = TASKS["sql"].format(7)
+    for bank in (folder, tmp_path / "store"):
+        code, out, _ = command("route", question, "--bank", str(bank), "--json")
+        found = json.loads(out)
+        assert (code, found["recipes"], max(found["probabilities"], key=found["probabilities"].get)) == (
+            0,
+            ["report"],
+            "report",
+        )
+        assert found["mix"] == [{"adapter": "cron", "weight": 0.5}, {"adapter": "dates", "weight": -0.25}]
+    code, out, _ = command("route", question, "--bank", str(folder))
+    assert (code, "its adapters" in out) == (0, True)
+    code, out, _ = command("route", question, "--bank", str(folder), "--max-adapters", "1", "--json")
+    assert "report" not in json.loads(out)["probabilities"]
