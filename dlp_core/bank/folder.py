@@ -128,7 +128,7 @@ def read_folder(
         progress(len(adapters), len(paths))
     if not adapters:
         raise BankError(f"{folder} has no adapters; put each in adapters/<name>/ with {CONFIG_FILE}")
-    strangers = sorted(unrouted - {entry.name for entry in (*adapters, *recipes)})
+    strangers = sorted(unrouted - {adapter.name for adapter in adapters} - {recipe.name for recipe in recipes})
     if strangers:
         raise BankError(
             f"{folder / FOLDER_FILE}: unrouted names {strangers[0]!r}, which is not an adapter or recipe of this bank"

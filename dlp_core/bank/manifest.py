@@ -233,9 +233,14 @@ class BankManifest(Record):
     digest: Digest
 
     @property
+    def entries(self) -> Sequence[AdapterEntry | RecipeEntry]:
+        """The adapters, then the recipes."""
+        return [*self.adapters, *self.recipes]
+
+    @property
     def names(self) -> Sequence[str]:
         """What a request may name as its model, besides the base model: adapters, then recipes."""
-        return [*(adapter.name for adapter in self.adapters), *(recipe.name for recipe in self.recipes)]
+        return [entry.name for entry in self.entries]
 
     @property
     def routed_names(self) -> Sequence[str]:
@@ -421,7 +426,8 @@ def _changes(old: Mapping[str, object], new: Mapping[str, object]) -> tuple[tupl
 
 def routed_names(adapters: Iterable[AdapterEntry], recipes: Iterable[RecipeEntry]) -> list[str]:
     """What the router of a bank with these adapters and recipes chooses from, by name."""
-    return sorted(entry.name for entry in (*adapters, *recipes) if entry.routed)
+    entries: list[AdapterEntry | RecipeEntry] = [*adapters, *recipes]
+    return sorted(entry.name for entry in entries if entry.routed)
 
 
 def labels_problem(labels: Sequence[str], names: Sequence[str]) -> str:

@@ -44,7 +44,7 @@ def pull(store: AdapterStore, folder: Path, *, version: str | None = None, progr
             if adapter.description is not None:
                 (partial / "adapters" / adapter.name / DESCRIPTION_FILE).write_text(adapter.description + "\n", "utf-8")
         base = manifest.base_model
-        unrouted = [entry.name for entry in (*manifest.adapters, *manifest.recipes) if not entry.routed]
+        unrouted = [entry.name for entry in manifest.entries if not entry.routed]
         settings = {"base_model": base.id, "aliases": base.aliases, "base_model_weights": base.weights}
         settings |= {"unrouted": unrouted}
         for recipe in manifest.recipes:

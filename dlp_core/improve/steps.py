@@ -343,7 +343,7 @@ def _meaning(tools: Tools, run: Run) -> Meaning:
 
 def _completed(router: Router, bank: BankManifest) -> Router:
     """The router with the routed adapters and recipes that no rows are of, by their descriptions."""
-    for entry in (*bank.adapters, *bank.recipes):
+    for entry in bank.entries:
         if entry.routed and entry.name not in router.labels:
             router, _ = add_adapter(router, entry.name, [], description=entry.description)
     return router
@@ -352,7 +352,7 @@ def _completed(router: Router, bank: BankManifest) -> Router:
 def _check_base(bank: BankManifest, base: Sequence[TaskRow]) -> None:
     if bank.router is None:
         raise InvalidRequest(f"bank {bank.version} has no router; `dlp router train --into FOLDER` makes one")
-    routed = {entry.name: entry for entry in (*bank.adapters, *bank.recipes) if entry.routed}
+    routed = {entry.name: entry for entry in bank.entries if entry.routed}
     tasks = {row.task for row in split_base(base)[0] if row.task is not None}
     if strangers := sorted(tasks - routed.keys()):
         raise InvalidRequest(f"--data has rows of {', '.join(strangers[:8])}, not routed in bank {bank.version}")
