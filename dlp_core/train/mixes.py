@@ -235,7 +235,7 @@ class _MixedModel:
             for part in mix.adapters:
                 weights_K[self._slots[part.name]] = part.weight
             found = torch.cat([self.token_losses(batch, mix.names) for batch in self.batches(examples)])
-        parts = found.split([len(example.answer) for example in examples])
+        parts = found.split([len(example.answer) for example in examples])  # type: ignore[no-untyped-call]
         return [_finite(float(part.mean()), str(mix)) for part in parts]
 
     def token_losses(self, batch: PackedBatch, names: Sequence[str]) -> torch.Tensor:
