@@ -1,13 +1,16 @@
 """Which mix serves a request, and why. `/v1/route` and the completions share this code, so they agree.
 
 model                         dlp.adapters   mix                              reason
-a name, or base:name          not given      that adapter alone               named
+a name, or base:name          not given      that adapter alone, or recipe    named
 the base model's id           not given      none                             base
 auto                          not given      top-p of the router              routed
                                              none: no adapter fits            none_of_these
                                              none: below min_confidence       low_confidence
                                              router down: the fallback        router_unavailable
 auto, or the base model's id  given          those weights, without a router  explicit
+
+A recipe is a mix that the bank has under a name. It becomes its adapters and weights here (dlp_core.mix.resolve),
+before any engine sees it: what it answers is what the same explicit mix answers.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dlp_core.adapter.names import AUTO
 from dlp_core.errors import InvalidRequest, RouterUnavailable, UnknownModel
-from dlp_core.mix import EMPTY_MIX, Mix, WeightRule
+from dlp_core.mix import EMPTY_MIX, Mix, WeightRule, resolve
 
 if TYPE_CHECKING:
     from dlp_core.bank.manifest import BankManifest
@@ -38,7 +41,8 @@ class RoutingOptions:
     min_confidence: float | None = None
     by_sentence: bool = False  # each sentence gets its own mix, if the router decides
     adapters: tuple[tuple[str, float], ...] | None = None  # explicit (name, weight); None: the model name decides
-    allowed: frozenset[str] | None = None  # adapters this request may use; None: the whole bank
+    allowed: frozenset[str] | None = None  # adapters and recipes this request may use; None: the whole bank
+    limit: int | None = None  # adapters of a recipe that the request names; None: any number
     fallback: str | None = None  # the model to use instead of `auto` while the router is down
 
     @property
@@ -46,8 +50,8 @@ class RoutingOptions:
         """Whether the text decides: the request names no adapters itself."""
         return self.model == AUTO and self.adapters is None
 
-    def may_use(self, adapter: str) -> bool:
-        return self.allowed is None or adapter in self.allowed
+    def may_use(self, name: str) -> bool:
+        return self.allowed is None or name in self.allowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,22 +78,42 @@ class Decision:
         return self.options.by_sentence and self.probabilities is not None
 
 
+def usable(
+    bank: BankManifest, adapters: frozenset[str] | None, *, max_adapters: int | None = None
+) -> frozenset[str] | None:
+    """The adapters and recipes of a bank that a request may use, None for all: the `adapters` that its caller may use,
+    None for all, and recipes of these alone, of at most `max_adapters`. What a request may not use, its router does not
+    know: "none of these" then means none of the others."""
+    recipes = {
+        name
+        for name, mix in bank.recipe_mixes.items()
+        if (adapters is None or adapters.issuperset(mix.names))
+        and (max_adapters is None or len(mix.names) <= max_adapters)
+    }
+    if adapters is None:
+        if len(recipes) == len(bank.recipes):
+            return None
+        adapters = frozenset(adapter.name for adapter in bank.adapters)
+    return adapters | recipes
+
+
 async def decide(
     bank: BankManifest,
     options: RoutingOptions,
     texts: Sequence[str],
     route: Callable[[Sequence[str]], Awaitable[Routing]],
 ) -> Decision:
-    """Choose the mix that serves a request. `route` runs the bank's router, restricted to the allowed adapters, on the
-    texts (dlp_core.text.chat.routing_texts); it is awaited only when needed.
+    """Choose the mix that serves a request. `route` runs the bank's router, restricted to what the request may use, on
+    the texts (dlp_core.text.chat.routing_texts); it is awaited only when needed.
 
     Raises UnknownModel for a name that is not in the bank or that the request may not use: the error does not reveal
-    which. Raises InvalidRequest for invalid weights. If `route` raises RouterUnavailable, `options.fallback` serves;
-    without a fallback the error propagates.
+    which. Raises InvalidRequest for invalid weights, and for a recipe of more adapters than `options.limit`. If `route`
+    raises RouterUnavailable, `options.fallback` serves; without a fallback the error propagates.
     """
     digests = {adapter.name: adapter.digest for adapter in bank.adapters if options.may_use(adapter.name)}
+    mixes = {name: mix for name, mix in bank.recipe_mixes.items() if options.may_use(name)}
     base = bank.base_model.id
-    named = _named_adapter(options.model, base=base, names=digests, bank=bank.version)
+    named = _named(options.model, base=base, digests=digests, recipes=mixes, bank=bank.version)
 
     def decision(mix: Mix, reason: Reason) -> Decision:
         return Decision(options, bank.version, mix, digests, reason)
@@ -100,9 +124,15 @@ async def decide(
                 f"model {options.model!r} and dlp.adapters both choose adapters; use model {AUTO!r} with dlp.adapters",
                 param="dlp.adapters",
             )
-        return decision(_explicit_mix(options.adapters, names=digests, bank=bank.version), "explicit")
+        explicit = _explicit_mix(options.adapters, names=digests, recipes=mixes, bank=bank.version)
+        return decision(explicit, "explicit")
     if named is not None:
-        return decision(Mix.of({named: 1.0}), "named")
+        if options.limit is not None and len(named.names) > options.limit:
+            raise InvalidRequest(
+                f"recipe {options.model!r} mixes {len(named.names)} adapters; at most {options.limit} are mixed",
+                param="model",
+            )
+        return decision(named, "named")
     if options.model == base:
         return decision(EMPTY_MIX, "base")
     if bank.router is None:
@@ -117,9 +147,10 @@ async def decide(
     except RouterUnavailable:
         if options.fallback is None:
             raise
-        return decision(_fallback_mix(options.fallback, base=base, names=digests), "router_unavailable")
+        fallback = _fallback_mix(options.fallback, base=base, digests=digests, recipes=mixes)
+        return decision(fallback, "router_unavailable")
     return replace(
-        decision(*choose(options, routing)),
+        decision(*choose(options, routing, mixes)),
         router=bank.router.version,
         confidence=routing.confidence,
         none=routing.none,
@@ -130,9 +161,10 @@ async def decide(
     )
 
 
-def choose(options: RoutingOptions, routing: Routing) -> tuple[Mix, Reason]:
-    """The mix that a routing leads to, and the reason."""
-    mix = routing.mix(top_p=options.top_p, max_adapters=options.max_adapters, weights=options.weights)
+def choose(options: RoutingOptions, routing: Routing, recipes: Mapping[str, Mix]) -> tuple[Mix, Reason]:
+    """The mix that a routing leads to, and the reason. `recipes` are the bank's."""
+    names = routing.mix(top_p=options.top_p, max_adapters=options.max_adapters, weights=options.weights)
+    mix = resolve(names, recipes, max_adapters=options.max_adapters)
     if not mix:
         return EMPTY_MIX, "none_of_these"
     if options.min_confidence is not None and routing.confidence < options.min_confidence:
@@ -140,30 +172,41 @@ def choose(options: RoutingOptions, routing: Routing) -> tuple[Mix, Reason]:
     return mix, "routed"
 
 
-def _named_adapter(model: str, *, base: str, names: Container[str], bank: str) -> str | None:
-    """The adapter `model` names, or None for `auto` and the base model."""
+def _named(model: str, *, base: str, digests: Container[str], recipes: Mapping[str, Mix], bank: str) -> Mix | None:
+    """The mix of the adapter or recipe that `model` names, or None for `auto` and the base model."""
     if model in (AUTO, base):
         return None
-    name = model.removeprefix(f"{base}:")
-    if name in names:
-        return name
-    raise UnknownModel(f"model {model!r} does not exist in bank {bank}; GET /v1/models lists the models", param="model")
+    mix = _mix_of(model.removeprefix(f"{base}:"), digests, recipes)
+    if mix is None:
+        raise UnknownModel(
+            f"model {model!r} does not exist in bank {bank}; GET /v1/models lists the models", param="model"
+        )
+    return mix
 
 
-def _fallback_mix(model: str, *, base: str, names: Container[str]) -> Mix:
-    if model == base:
-        return EMPTY_MIX
-    name = model.removeprefix(f"{base}:")
-    if name not in names:
+def _mix_of(name: str, digests: Container[str], recipes: Mapping[str, Mix]) -> Mix | None:
+    return Mix.of({name: 1.0}) if name in digests else recipes.get(name)
+
+
+def _fallback_mix(model: str, *, base: str, digests: Container[str], recipes: Mapping[str, Mix]) -> Mix:
+    mix = EMPTY_MIX if model == base else _mix_of(model.removeprefix(f"{base}:"), digests, recipes)
+    if mix is None:
         raise RouterUnavailable(
             f"no router replica answers, and the fallback {model!r} is not a model of this bank; retry, or name one",
             retry_after=1.0,
         )
-    return Mix.of({name: 1.0})
+    return mix
 
 
-def _explicit_mix(adapters: tuple[tuple[str, float], ...], *, names: Container[str], bank: str) -> Mix:
+def _explicit_mix(
+    adapters: tuple[tuple[str, float], ...], *, names: Container[str], recipes: Container[str], bank: str
+) -> Mix:
     for name, _ in adapters:
+        if name in recipes:
+            raise InvalidRequest(
+                f"{name!r} is a recipe; name it as the model, or give the weights of its adapters",
+                param="dlp.adapters",
+            )
         if name not in names:
             raise UnknownModel(
                 f"adapter {name!r} does not exist in bank {bank}; GET /v1/bank lists the adapters",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from dlp_core.errors import InvalidRequest
@@ -38,6 +38,8 @@ class Mix:
     """
 
     adapters: tuple[WeightedAdapter, ...] = ()
+    recipes: tuple[str, ...] = field(default=(), compare=False)
+    """The recipes of a bank that these adapters come from, if any: a remark, which changes nothing about the mix."""
 
     @classmethod
     def of(cls, weights: Mapping[str, float] | Iterable[tuple[str, float]]) -> Mix:
@@ -81,6 +83,34 @@ class Span:
     start: int
     end: int
     mix: Mix
+
+
+def resolve(chosen: Mix, recipes: Mapping[str, Mix], *, max_adapters: int) -> Mix:
+    """The mix of adapters that a mix of adapters and recipes stands for. `recipes` maps the name of each to its mix.
+
+    A recipe's weights are multiplied by the weight that it has itself; what several say of one adapter adds up. A
+    recipe is used whole or not at all: names are taken from the heaviest down for as long as their adapters together
+    are at most `max_adapters`, and keep their shares of what is taken. A recipe that has more adapters than that alone
+    is passed over. Without recipes, `chosen` itself is returned.
+    """
+    if not any(name in recipes for name in chosen.names):
+        return chosen
+    taken: list[tuple[float, Mix]] = []
+    adapters: set[str] = set()
+    for part in chosen.adapters:
+        mix = recipes.get(part.name, Mix((WeightedAdapter(part.name, 1.0),)))
+        if len(mix.names) > max_adapters:
+            continue
+        if len(adapters | set(mix.names)) > max_adapters:
+            break
+        adapters |= set(mix.names)
+        taken.append((part.weight, mix))
+    share = sum(abs(part.weight) for part in chosen.adapters) / (sum(abs(weight) for weight, _ in taken) or 1.0)
+    sums: dict[str, float] = {}
+    for weight, mix in taken:
+        for inner in mix.adapters:
+            sums[inner.name] = sums.get(inner.name, 0.0) + share * weight * inner.weight
+    return replace(Mix.of(sums), recipes=tuple(name for _, mix in taken for name in mix.recipes))
 
 
 def select_top_p(

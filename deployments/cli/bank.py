@@ -204,7 +204,7 @@ def publish(
 
 @app.command()
 def show(bank: Bank, version: Version = None, json: Json = False) -> None:
-    """Show one bank: its base model, router and adapters."""
+    """Show one bank: its base model, router, adapters and recipes."""
     from dlp_core.bank.reading import load_manifest
 
     manifest = load_manifest(open_store(bank), version)
@@ -222,6 +222,12 @@ def show(bank: Bank, version: Version = None, json: Json = False) -> None:
             adapter.name, adapter.version, str(adapter.rank), ", ".join(adapter.modules), _bytes(adapter.size)
         )
     terminal.out.print(table)
+    if manifest.recipes:
+        recipes = Table("recipe", "mix", "called", "for")
+        for recipe in manifest.recipes:
+            called = "by name or by the router" if recipe.routed and manifest.router else "by name"
+            recipes.add_row(recipe.name, str(recipe.mix), called, escape(recipe.description or ""))
+        terminal.out.print(recipes)
 
 
 @app.command("list")
@@ -240,6 +246,7 @@ def list_banks(bank: Bank, json: Json = False) -> None:
                     "version": bank_version.version,
                     "created": bank_version.created.isoformat(),
                     "adapters": bank_version.adapters,
+                    "recipes": bank_version.recipes,
                     "size": bank_version.size,
                     "current": bank_version.current,
                     "pinned": bank_version.pinned,
@@ -250,7 +257,7 @@ def list_banks(bank: Bank, json: Json = False) -> None:
             ]
         )
         return
-    table = Table("", "version", "created (UTC)", "adapters", "size")
+    table = Table("", "version", "created (UTC)", "adapters", "recipes", "size")
     for bank_version in versions:
         table.add_row(
             ", ".join(
@@ -266,6 +273,7 @@ def list_banks(bank: Bank, json: Json = False) -> None:
             bank_version.version,
             f"{bank_version.created:%Y-%m-%d %H:%M:%S}",
             str(bank_version.adapters),
+            str(bank_version.recipes),
             _bytes(bank_version.size),
         )
     terminal.out.print(table)
@@ -418,12 +426,13 @@ def collect_garbage(
 
 
 def ask_before_removal(change: BankDiff, store: AdapterStore, *, verb: str, yes: bool, json: bool) -> None:
-    """Ask before a publish, or another `verb`, removes adapters. Raises InvalidRequest without an answer, and where
-    nobody can be asked."""
-    if not change.removed or yes:
+    """Ask before a publish, or another `verb`, removes adapters or recipes. Raises InvalidRequest without an answer,
+    and where nobody can be asked."""
+    removed = (*change.removed, *(f"the recipe {name}" for name in change.recipes_removed))
+    if not removed or yes:
         return
-    more = len(change.removed) - _NAMED
-    shown = ", ".join(change.removed[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+    more = len(removed) - _NAMED
+    shown = ", ".join(removed[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
     what = f"this removes {shown}, which {store.uri} serves now"
     if json or not sys.stdin.isatty():
         raise InvalidRequest(f"{what}; --yes does it all the same, `dlp bank pull` brings what serves to a folder")
@@ -436,6 +445,9 @@ def _changes(change: BankDiff) -> str:
         *(f"[green]+ {name}[/]" for name in change.added),
         *(f"[red]- {name}[/]" for name in change.removed),
         *(f"[yellow]~ {name}[/]" for name in change.changed),
+        *(f"[green]+ recipe {name}[/]" for name in change.recipes_added),
+        *(f"[red]- recipe {name}[/]" for name in change.recipes_removed),
+        *(f"[yellow]~ recipe {name}[/]" for name in change.recipes_changed),
         *(["[yellow]~ the router[/]"] if change.router_changed else []),
         *(["[yellow]~ the base model[/]"] if change.base_changed else []),
     ]

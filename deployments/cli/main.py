@@ -19,6 +19,7 @@ from deployments.cli import (
     feedback,
     improve,
     k8s,
+    mix,
     model,
     rollout,
     route,
@@ -60,6 +61,7 @@ app.add_typer(eval.app, name="eval")
 app.add_typer(feedback.app, name="feedback")
 app.add_typer(improve.app, name="improve")
 app.add_typer(k8s.app, name="k8s")
+app.add_typer(mix.app, name="mix")
 app.add_typer(model.app, name="model")
 app.add_typer(router.app, name="router")
 app.command("route")(route.route)

@@ -13,7 +13,7 @@ from rich.table import Table
 from deployments import terminal
 from deployments.cli.options import ROWS, Json
 from dlp_core.errors import InvalidRequest
-from dlp_core.mix import Mix, WeightRule
+from dlp_core.mix import Mix, WeightRule, resolve
 from dlp_core.store.opening import PLACES
 
 if TYPE_CHECKING:
@@ -59,10 +59,12 @@ def route(
         bank = None
     if (router is None) == (bank is None):
         raise InvalidRequest("give either --router DIR or --bank URI")
-    opened = _open(router, bank)
+    opened, recipes = _open(router, bank)
+    opened = _without_wide(opened, recipes, max_adapters)
     texts = [(text,)] if text is not None else read_routing_texts(file or Path())
     for routing in opened.route_first(texts):
-        mix = routing.mix(top_p=top_p, max_adapters=max_adapters, weights=weights)
+        names = routing.mix(top_p=top_p, max_adapters=max_adapters, weights=weights)
+        mix = resolve(names, recipes, max_adapters=max_adapters)
         if text is None:
             if json:
                 terminal.print_json(_as_dict(routing, mix))
@@ -80,25 +82,40 @@ def route(
             terminal.say(_words(explanation))
 
 
-def _open(router: Path | None, bank: str | None) -> Router:
+def _open(router: Path | None, bank: str | None) -> tuple[Router, dict[str, Mix]]:
+    """The router, and the mixes of the bank's recipes."""
     from dlp_core.router import Router
 
     if router is not None:
-        return Router.load(router)
+        return Router.load(router), {}
     from deployments.args import CacheArgs
     from dlp_core.bank.folder import is_folder
     from dlp_core.bank.reading import load_manifest
+    from dlp_core.bank.recipes import read_recipes
     from dlp_core.bank.source import read_router
     from dlp_core.store.opening import open_store
 
     if is_folder(str(bank)):
-        return Router.load(Path(str(bank), "router"))
+        recipes = {recipe.name: recipe.mix for recipe in read_recipes(Path(str(bank)))}
+        return Router.load(Path(str(bank), "router")), recipes
     store = open_store(str(bank))
-    return read_router(store, CacheArgs().open(), load_manifest(store))
+    manifest = load_manifest(store)
+    return read_router(store, CacheArgs().open(), manifest), manifest.recipe_mixes
+
+
+def _without_wide(router: Router, recipes: dict[str, Mix], max_adapters: int) -> Router:
+    """The router without the recipes of more than `max_adapters` adapters, as a server routes such a request."""
+    from dlp_core.router import restricted
+
+    wide = {name for name, mix in recipes.items() if len(mix.names) > max_adapters}
+    allowed = frozenset(router.labels) - wide
+    if not allowed:
+        raise InvalidRequest(f"--max-adapters is {max_adapters}, and the router knows only recipes of more adapters")
+    return restricted(router, allowed)
 
 
 def _as_dict(routing: Routing, mix: Mix) -> dict[str, Any]:
-    from deployments.http.replies import weights_json
+    from deployments.http.replies import recipes_json, weights_json
     from dlp_core.router.routing import NONE_THRESHOLD
 
     return {
@@ -107,6 +124,7 @@ def _as_dict(routing: Routing, mix: Mix) -> dict[str, Any]:
         "margin": round(routing.margin, 2),
         "none_threshold": NONE_THRESHOLD,
         "mix": weights_json(mix),
+        **recipes_json(mix),
         "probabilities": routing.probabilities,
     }
 
@@ -116,6 +134,7 @@ def _table(routing: Routing, mix: Mix) -> Table:
     from dlp_core.router.routing import NONE_THRESHOLD
 
     weights = {part.name: f"{part.weight:.2f}" for part in mix.adapters}
+    weights |= dict.fromkeys(mix.recipes, "its adapters")
     table = Table("adapter", "probability", "", "weight in the mix", box=None)
 
     def row(name: str, mass: float, *, chosen: bool, note: str) -> None:

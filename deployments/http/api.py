@@ -45,7 +45,7 @@ from deployments.http.sharing import Share, salt_of
 from deployments.http.streams import AnswerStream, EventStream, within
 from deployments.observe.exposition import CONTENT_TYPE
 from dlp_core.bank.rollout import Picked, ShadowCounts
-from dlp_core.decision import Decision, RoutingOptions
+from dlp_core.decision import Decision, RoutingOptions, usable
 from dlp_core.errors import (
     AdapterRefused,
     AdapterUnavailable,
@@ -192,7 +192,7 @@ class Api:
 
     async def bank(self, request: Request) -> Response:
         bank = self._service.bank()
-        allowed = self._caller(request).allowed(adapter.name for adapter in bank.adapters)
+        allowed = _usable(bank, self._caller(request))
         rollout = self._service.rollout() if allowed is None else {}  # what tells of adapters that a key may not see
         return JSONResponse(bank_json(bank, allowed) | ({"rollout": rollout} if rollout else {}))
 
@@ -307,9 +307,8 @@ class Api:
 
     def _options(self, body: AnyRequest, caller: Caller, picked: Picked) -> RoutingOptions:
         options = routing_options(body, self._routing)
-        if caller.adapters is None:
-            return options
-        return replace(options, allowed=caller.allowed(adapter.name for adapter in picked.bank.adapters))
+        most = options.max_adapters if options.asks_router else None
+        return replace(options, allowed=_usable(picked.bank, caller, max_adapters=most))
 
     def _pick(self, body: AnyRequest, caller: Caller, id: str) -> Picked:
         """The bank for a request. Raises UnknownModel for a version that is not in use."""
@@ -335,8 +334,14 @@ class Api:
     def _visible_bank(self, caller: Caller) -> BankManifest:
         """The bank, restricted to the adapters the caller may use."""
         bank = self._service.bank()
-        return visible(bank, caller.allowed(adapter.name for adapter in bank.adapters))
+        return visible(bank, _usable(bank, caller))
 
     def _deadline(self) -> float:
         """The deadline of a request that starts now, on the event loop's clock."""
         return asyncio.get_running_loop().time() + self._limits.request_timeout_s
+
+
+def _usable(bank: BankManifest, caller: Caller, *, max_adapters: int | None = None) -> frozenset[str] | None:
+    """The adapters and recipes that the caller may use, None for all; of recipes those of at most `max_adapters`."""
+    adapters = None if caller.adapters is None else caller.allowed(adapter.name for adapter in bank.adapters)
+    return usable(bank, adapters, max_adapters=max_adapters)

@@ -32,6 +32,7 @@ from deployments.http.keeping import Keeper
 from deployments.http.request_log import record_of
 from dlp_core.bank.feedback import Feedback, KeptRequest, Rating, by_request
 from dlp_core.bank.kept import KeptRecord, parse_day, today
+from dlp_core.decision import usable
 from dlp_core.errors import InvalidRequest, UnknownModel
 
 if TYPE_CHECKING:
@@ -140,9 +141,8 @@ class FeedbackApi:
         body = parse(FeedbackBody, await read_json(request, self._limits))
         bank = self._service.bank()
         if body.adapter is not None:
-            names = [adapter.name for adapter in bank.adapters]
-            allowed = caller.allowed(names)
-            if body.adapter not in (names if allowed is None else allowed):
+            allowed = usable(bank, caller.allowed(adapter.name for adapter in bank.adapters))
+            if body.adapter not in (bank.names if allowed is None else allowed):
                 raise UnknownModel(
                     f"adapter {body.adapter!r} does not exist in bank {bank.version}; GET /v1/bank lists the adapters",
                     param="adapter",

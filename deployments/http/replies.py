@@ -1,7 +1,8 @@
 """The JSON objects of the API's responses: OpenAI's shapes, plus `dlp`.
 
 `dlp` says which adapters served which tokens: {"bank", "router", "confidence", "reason", "spans": [{"start",
-"end", "mix": [{"adapter", "weight", "digest"}]}]}, where start and end count tokens of the prompt
+"end", "mix": [{"adapter", "weight", "digest"}], "recipes"}]}, where `recipes` names those that the mix comes from, if
+any, and start and end count tokens of the prompt
 followed by the completion. With several choices, `spans` belongs to the first and `choices` holds a list of spans for
 each. With several prompts, `router`, `confidence` and `reason` belong to the first and `prompts` holds those of each.
 """
@@ -36,7 +37,15 @@ def mix_json(mix: Mix, digests: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def spans_json(spans: Sequence[Span], digests: Mapping[str, str]) -> list[dict[str, Any]]:
-    return [{"start": span.start, "end": span.end, "mix": mix_json(span.mix, digests)} for span in spans]
+    return [
+        {"start": span.start, "end": span.end, "mix": mix_json(span.mix, digests), **recipes_json(span.mix)}
+        for span in spans
+    ]
+
+
+def recipes_json(mix: Mix) -> dict[str, Any]:
+    """The names of the recipes that a mix comes from, if any."""
+    return {"recipes": list(mix.recipes)} if mix.recipes else {}
 
 
 def dlp_json(decisions: Sequence[Decision], finished: Sequence[Finished]) -> dict[str, Any]:
@@ -131,6 +140,7 @@ def route_json(decision: Decision, id: str) -> dict[str, Any]:
         "none": decision.none,
         "margin": decision.margin,
         "mix": mix_json(decision.mix, decision.digests),
+        **recipes_json(decision.mix),
         "probabilities": None if decision.probabilities is None else dict(decision.probabilities),
         "top_p": decision.options.top_p if decision.top_p is None else decision.top_p,
         "max_adapters": decision.options.max_adapters,
@@ -150,13 +160,14 @@ def explanation_json(explanation: Explanation) -> dict[str, Any]:
 
 
 def visible(bank: BankManifest, allowed: frozenset[str] | None) -> BankManifest:
-    """The bank restricted to the `allowed` adapters; None allows all."""
+    """The bank restricted to the `allowed` adapters and recipes; None allows all."""
     if allowed is None:
         return bank
     adapters = tuple(adapter for adapter in bank.adapters if adapter.name in allowed)
+    recipes = tuple(recipe for recipe in bank.recipes if recipe.name in allowed)
     labels = () if bank.router is None else tuple(label for label in bank.router.labels if label in allowed)
     router = bank.router.model_copy(update={"labels": labels}) if bank.router is not None and labels else None
-    return bank.model_copy(update={"adapters": adapters, "router": router})
+    return bank.model_copy(update={"adapters": adapters, "recipes": recipes, "router": router})
 
 
 def bank_json(bank: BankManifest, allowed: frozenset[str] | None) -> dict[str, Any]:
@@ -167,8 +178,8 @@ def bank_json(bank: BankManifest, allowed: frozenset[str] | None) -> dict[str, A
 
 
 def models_json(bank: BankManifest, *, created: int) -> list[dict[str, Any]]:
-    """Every valid `model`: "auto" if the bank has a router, the base model, and each adapter, with its description if
-    it has one."""
+    """Every valid `model`: "auto" if the bank has a router, the base model, each adapter, and each recipe with the mix
+    that it is; with its description if it has one."""
 
     def model(name: str, parent: str | None, description: str | None = None) -> dict[str, Any]:
         entry = {"id": name, "object": "model", "created": created, "owned_by": OWNER, "parent": parent}
@@ -176,7 +187,11 @@ def models_json(bank: BankManifest, *, created: int) -> list[dict[str, Any]]:
 
     base = bank.base_model.id
     routed = [model(AUTO, base)] if bank.router is not None else []
-    return [*routed, model(base, None), *(model(adapter.name, base, adapter.description) for adapter in bank.adapters)]
+    adapters = [model(adapter.name, base, adapter.description) for adapter in bank.adapters]
+    recipes = [
+        model(recipe.name, base, recipe.description) | {"recipe": weights_json(recipe.mix)} for recipe in bank.recipes
+    ]
+    return [*routed, model(base, None), *adapters, *recipes]
 
 
 @dataclass(frozen=True, slots=True)

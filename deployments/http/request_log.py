@@ -26,7 +26,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.args import LogArgs
-from deployments.http.replies import weights_json
+from deployments.http.replies import recipes_json, weights_json
 from deployments.http.requests import ChatRequest
 from deployments.observe import tracing
 from dlp_core.bank.feedback import AdapterShare, KeptRequest
@@ -199,6 +199,7 @@ class RequestRecord:
             route=self._route,
             text=clip(self._text),
             mix=tuple(AdapterShare(adapter=part.name, weight=part.weight) for part in decision.mix.adapters),
+            recipes=decision.mix.recipes,
             reason=decision.reason,
             confidence=decision.confidence,
             bank=decision.bank,
@@ -232,6 +233,7 @@ class RequestRecord:
             "bank_role": self._role,
             "router": decision and decision.router,
             "mix": decision and weights_json(decision.mix),
+            **({} if decision is None else recipes_json(decision.mix)),
             "reason": decision and decision.reason,
             "confidence": decision and decision.confidence,
             "status": status,

@@ -145,6 +145,7 @@ def decision_attributes(decision: Decision) -> dict[str, Any]:
         "dlp.bank": decision.bank,
         "dlp.router": decision.router,
         "dlp.mix": str(decision.mix),
+        "dlp.recipes": decision.mix.recipes or None,
         "dlp.reason": decision.reason,
         "dlp.confidence": decision.confidence,
     }

@@ -4,7 +4,7 @@ bank, and for loading an adapter into one."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -43,6 +43,10 @@ class Verdict:
     """What its owner should look at."""
     left_out: tuple[str, ...]
     """What else is in its folder: not published, and not opened but for what a tokenizer says about prompts."""
+
+    def warned(self, *warnings: str) -> Verdict:
+        """The verdict with these warnings too."""
+        return replace(self, warnings=(*self.warnings, *warnings))
 
 
 def read_by(rules: Rules, folder: Path, *, name: str) -> Adapter:

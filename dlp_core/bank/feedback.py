@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import Field
+
 from dlp_core.bank.kept import KeptRecord
 from dlp_core.store.records import Record
 
@@ -62,6 +64,8 @@ class KeptRequest(KeptRecord):
     """What the router read and decided by, as much of it as it reads."""
     mix: tuple[AdapterShare, ...]
     """Empty for the plain backbone."""
+    recipes: tuple[str, ...] = Field(default=(), exclude_if=lambda recipes: not recipes)
+    """Those that the mix comes from, the heaviest first."""
     reason: str
     confidence: float | None
     bank: str
@@ -74,7 +78,9 @@ class KeptRequest(KeptRecord):
 
     @property
     def adapter(self) -> str | None:
-        """The adapter with most weight; None for the plain backbone."""
+        """What answered: a recipe, or else the adapter with most weight; None for the plain backbone."""
+        if self.recipes:
+            return self.recipes[0]
         return max(self.mix, key=lambda share: share.weight).adapter if self.mix else None
 
 

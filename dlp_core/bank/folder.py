@@ -2,10 +2,11 @@
 
     bank.json                {"base_model": "<id>", "aliases": ["<another name of it>", ...],
                               "base_model_weights": ["<digest of its weights>", ...],
-                              "unrouted": ["<adapter that serves by name alone>", ...]}
+                              "unrouted": ["<adapter or recipe that serves by name alone>", ...]}
     adapters/<name>/         adapter_config.json, adapter_model.safetensors, as PEFT saves them; the tokenizer, if it is
                              there, for its chat template and added tokens
                              and description.txt, if you like: what it is for, in a sentence
+    recipes/<name>.json      mixes of these adapters under names of their own (dlp_core/bank/recipes.py)
     router/                  router.json, router.safetensors; a bank without a router serves named adapters only
     router/encoder/          of a router with an encoder of your own: config.json, model.safetensors, tokenizer.json
 
@@ -14,8 +15,8 @@ Other files, such as a README or what a trainer leaves, are neither opened nor p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -33,10 +34,13 @@ from dlp_core.bank.manifest import (
     BankManifest,
     BaseModelEntry,
     EncoderEntry,
+    RecipeEntry,
     RouterEntry,
     bank_digest,
     labels_problem,
+    routed_names,
 )
+from dlp_core.bank.recipes import read_recipes, refitted
 from dlp_core.errors import AdapterRefused, BankError, InvalidRequest
 from dlp_core.router import Router
 from dlp_core.router.files import ENCODER_FOLDER
@@ -97,38 +101,48 @@ def read_folder(
         base = base.model_copy(update={"weights": tuple(weights)})
     unrouted = set(settings.unrouted)
     router = Router.load(folder / "router") if (folder / "router").is_dir() else None
+    recipes = [
+        recipe.model_copy(update={"routed": _routed(recipe.name, router, unrouted)}) for recipe in read_recipes(folder)
+    ]
     sources: list[LocalFile] = []
     adapters = []
     paths = adapter_folders(folder)
     read = in_order(lambda path: read_by(rules, path, name=path.name), paths)
     for path, adapter in zip(paths, read, strict=True):
-        unknown = router is not None and path.name not in router.labels and path.name not in unrouted
+        verdicts: list[Verdict] = []
         entry, files = describe_adapter(
             adapter,
             path,
             base=base,
             check=check,
             rules=rules,
-            report=_with_warning(report, _UNKNOWN_TO_ROUTER) if unknown else report,
-            routed=path.name not in unrouted and not unknown,
+            report=verdicts.append,
+            routed=_routed(path.name, router, unrouted),
             description=read_description(path),
         )
+        unknown = () if entry.routed or path.name in unrouted else (_UNKNOWN_TO_ROUTER,)
+        for verdict in verdicts:
+            report(verdict.warned(*unknown, *refitted(recipes, entry)))
         adapters.append(entry)
         sources += files
         progress(len(adapters), len(paths))
     if not adapters:
         raise BankError(f"{folder} has no adapters; put each in adapters/<name>/ with {CONFIG_FILE}")
-    strangers = sorted(unrouted - {adapter.name for adapter in adapters})
+    strangers = sorted(unrouted - {adapter.name for adapter in adapters} - {recipe.name for recipe in recipes})
     if strangers:
         raise BankError(
-            f"{folder / FOLDER_FILE}: unrouted names {strangers[0]!r}, which is not an adapter of this bank"
+            f"{folder / FOLDER_FILE}: unrouted names {strangers[0]!r}, which is not an adapter or recipe of this bank"
         )
     described = None
     if router is not None:
-        routed = [adapter.name for adapter in adapters if adapter.routed]
-        described, files = describe_router(folder / "router", router, routed)
+        described, files = describe_router(folder / "router", router, routed_names(adapters, recipes))
         sources += files
-    return make_manifest(base, adapters, described, version=version, where=str(folder)), sources
+    return make_manifest(base, adapters, described, recipes, version=version, where=str(folder)), sources
+
+
+def _routed(name: str, router: Router | None, unrouted: Collection[str]) -> bool:
+    """Whether the router of a bank, if it has one, knows this adapter or recipe."""
+    return name not in unrouted and (router is None or name in router.labels)
 
 
 def adapter_folders(folder: Path) -> list[Path]:
@@ -140,12 +154,13 @@ def make_manifest(
     base: BaseModelEntry,
     adapters: Sequence[AdapterEntry],
     router: RouterEntry | None,
+    recipes: Sequence[RecipeEntry] = (),
     *,
     version: str | None,
     where: str,
 ) -> BankManifest:
     """The manifest of a bank of these parts, created now. Raises BankError, naming `where`, if it is invalid."""
-    digest = bank_digest(base, adapters, router)
+    digest = bank_digest(base, adapters, router, recipes)
     try:
         return BankManifest(
             version=version_of(digest) if version is None else version,
@@ -153,14 +168,11 @@ def make_manifest(
             base_model=base,
             adapters=tuple(adapters),
             router=router,
+            recipes=tuple(recipes),
             digest=digest,
         )
     except ValidationError as error:
         raise BankError(f"{where} is not a valid bank: {first_problem(error)}") from None
-
-
-def _with_warning(report: Report, warning: str) -> Report:
-    return lambda verdict: report(replace(verdict, warnings=(*verdict.warnings, warning)))
 
 
 def is_folder(location: str) -> bool:

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import (
@@ -34,6 +34,7 @@ from dlp_core.adapter.names import AUTO, qualify, validate_name
 from dlp_core.adapter.prompting import PROMPT_FILE
 from dlp_core.errors import InvalidRequest
 from dlp_core.fleet.trial import Lottery, Signal, StickyBy
+from dlp_core.mix import MAX_WEIGHT, Mix
 from dlp_core.router import files as router_files
 from dlp_core.router import sentence_encoder
 from dlp_core.store.files import Digest, FileEntry, Sha256, digest_of
@@ -116,6 +117,62 @@ class AdapterEntry(_Blob):
         return f"adapter {self.name!r} version {self.version}"
 
 
+class RecipePart(Record):
+    """One adapter of a recipe. `weight` multiplies the adapter's own scaling, as in any mix."""
+
+    adapter: Name
+    weight: float = Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)
+    digest: Digest | None = None
+    """Of the adapter that the weight was fitted with."""
+
+
+class RecipeFit(Record):
+    """How a recipe did on rows that were held back when it was fitted (dlp_core/train/mixes.py). Losses are in nats a
+    token."""
+
+    rows: int = Field(ge=0)
+    held_back: int = Field(ge=0)
+    """Of the rows."""
+    loss: float = Field(allow_inf_nan=False)
+    plain_loss: float = Field(allow_inf_nan=False)
+    """Of the backbone alone."""
+    best_adapter: Name
+    """The single adapter that did best on the other rows."""
+    best_adapter_loss: float = Field(allow_inf_nan=False)
+
+
+class RecipeEntry(Record):
+    """A mix of a bank's adapters under a name of its own. It lies in the manifest; there are no files."""
+
+    name: Name
+    adapters: tuple[RecipePart, ...] = Field(min_length=1)
+    routed: bool = True
+    """Whether the bank's router knows it."""
+    description: Description | None = None
+    """What it is for, in a sentence."""
+    fitted: RecipeFit | None = None
+    """None for one whose weights somebody chose."""
+
+    @property
+    def mix(self) -> Mix:
+        parts = Mix.of([(part.adapter, part.weight) for part in self.adapters])
+        return Mix(parts.adapters, recipes=(self.name,))
+
+    @property
+    def content(self) -> dict[str, object]:
+        """What it is, without its name and without what the router knows: as its file has it."""
+        return self.model_dump(mode="json", exclude={"name", "routed"}, exclude_none=True)
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        names = [part.adapter for part in self.adapters]
+        if len(set(names)) < len(names):
+            raise ValueError(f"recipe {self.name!r} names an adapter twice; give it one weight")
+        if not all(part.weight for part in self.adapters):
+            raise ValueError(f"recipe {self.name!r} has a weight of 0; leave that adapter out")
+        return self
+
+
 class EncoderEntry(_Blob):
     """The encoder that a router's owner has brought."""
 
@@ -130,7 +187,7 @@ class EncoderEntry(_Blob):
 
 
 class RouterEntry(_Blob):
-    """The router of a bank. `labels` are adapter names in output order."""
+    """The router of a bank. `labels` are names of adapters and recipes in output order."""
 
     FILES: ClassVar[tuple[str, ...]] = (router_files.CONFIG_FILE, router_files.WEIGHTS_FILE)
 
@@ -171,7 +228,29 @@ class BankManifest(Record):
     base_model: BaseModelEntry
     adapters: tuple[AdapterEntry, ...] = Field(min_length=1)
     router: RouterEntry | None
+    recipes: tuple[RecipeEntry, ...] = Field(default=(), exclude_if=lambda recipes: not recipes)
+    """By name. A bank without any is written as before there were recipes."""
     digest: Digest
+
+    @property
+    def entries(self) -> Sequence[AdapterEntry | RecipeEntry]:
+        """The adapters, then the recipes."""
+        return [*self.adapters, *self.recipes]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What a request may name as its model, besides the base model: adapters, then recipes."""
+        return [entry.name for entry in self.entries]
+
+    @property
+    def routed_names(self) -> Sequence[str]:
+        """What the router chooses from, by name."""
+        return routed_names(self.adapters, self.recipes)
+
+    @property
+    def recipe_mixes(self) -> dict[str, Mix]:
+        """The mix of each recipe."""
+        return {recipe.name: recipe.mix for recipe in self.recipes}
 
     @property
     def size(self) -> int:
@@ -196,12 +275,29 @@ class BankManifest(Record):
         for reserved in (AUTO, self.base_model.id):
             if reserved in names:
                 raise ValueError(f"an adapter cannot be called {reserved!r}: that model name is reserved")
-        routed = [adapter.name for adapter in self.adapters if adapter.routed]
+        self._check_recipes(set(names))
+        routed = self.routed_names
         if self.router is not None and sorted(self.router.labels) != routed:
             raise ValueError(labels_problem(self.router.labels, routed))
-        if self.digest != bank_digest(self.base_model, self.adapters, self.router):
+        if self.digest != bank_digest(self.base_model, self.adapters, self.router, self.recipes):
             raise ValueError("the digest does not match the content")
         return self
+
+    def _check_recipes(self, adapters: set[str]) -> None:
+        names = [recipe.name for recipe in self.recipes]
+        if names != sorted(set(names)):
+            raise ValueError("recipes must be sorted by name, without duplicates")
+        for recipe in self.recipes:
+            if recipe.name in (AUTO, self.base_model.id):
+                raise ValueError(f"a recipe cannot be called {recipe.name!r}: that model name is reserved")
+            if recipe.name in adapters:
+                raise ValueError(f"{recipe.name!r} is an adapter and a recipe; give the recipe another name")
+            for part in recipe.adapters:
+                if part.adapter not in adapters:
+                    raise ValueError(
+                        f"recipe {recipe.name!r} mixes adapter {part.adapter!r}, which this bank does not have; bring "
+                        "it back, fit the recipe again, or remove it with `dlp mix remove`"
+                    )
 
 
 class _Reference(Record):
@@ -283,44 +379,74 @@ class Pointer(_Reference):
 
 @dataclass(frozen=True, slots=True)
 class BankDiff:
-    """The difference between two banks: adapter names, and whether the router or base model differ."""
+    """The difference between two banks: names of adapters and recipes, and whether the router or base model differ."""
 
     added: tuple[str, ...]
     removed: tuple[str, ...]
     changed: tuple[str, ...]
     router_changed: bool
     base_changed: bool
+    recipes_added: tuple[str, ...] = ()
+    recipes_removed: tuple[str, ...] = ()
+    recipes_changed: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """Whether anything differs."""
-        return any((self.added, self.removed, self.changed, self.router_changed, self.base_changed))
+        return any(asdict(self).values())
 
 
 def diff(a: BankManifest, b: BankManifest) -> BankDiff:
     """The changes from `a` to `b`."""
-    old, new = ({adapter.name: adapter.digest for adapter in bank.adapters} for bank in (a, b))
+    added, removed, changed = _changes(
+        *({adapter.name: adapter.digest for adapter in bank.adapters} for bank in (a, b))
+    )
+    recipes_added, recipes_removed, recipes_changed = _changes(
+        *({recipe.name: recipe.content for recipe in bank.recipes} for bank in (a, b))
+    )
     return BankDiff(
-        added=tuple(name for name in new if name not in old),
-        removed=tuple(name for name in old if name not in new),
-        changed=tuple(name for name in new if name in old and new[name] != old[name]),
+        added=added,
+        removed=removed,
+        changed=changed,
         router_changed=(a.router and a.router.digest) != (b.router and b.router.digest),
         base_changed=a.base_model != b.base_model,
+        recipes_added=recipes_added,
+        recipes_removed=recipes_removed,
+        recipes_changed=recipes_changed,
     )
+
+
+def _changes(old: Mapping[str, object], new: Mapping[str, object]) -> tuple[tuple[str, ...], ...]:
+    """The names of what is added, removed and changed."""
+    return (
+        tuple(name for name in new if name not in old),
+        tuple(name for name in old if name not in new),
+        tuple(name for name in new if name in old and new[name] != old[name]),
+    )
+
+
+def routed_names(adapters: Iterable[AdapterEntry], recipes: Iterable[RecipeEntry]) -> list[str]:
+    """What the router of a bank with these adapters and recipes chooses from, by name."""
+    entries: list[AdapterEntry | RecipeEntry] = [*adapters, *recipes]
+    return sorted(entry.name for entry in entries if entry.routed)
 
 
 def labels_problem(labels: Sequence[str], names: Sequence[str]) -> str:
-    """Describe how a router's labels differ from the adapters it should choose from."""
+    """Describe how a router's labels differ from what it should choose from."""
     unknown, missing = sorted(set(labels) - set(names)), sorted(set(names) - set(labels))
-    return (
-        f"router labels must be the adapters' names, each once (unknown: {_some(unknown)}, missing: {_some(missing)})"
-    )
+    differ = f"unknown: {_some(unknown)}, missing: {_some(missing)}"
+    return f"router labels must be the names of adapters and recipes, each once ({differ})"
 
 
 def _some(names: Sequence[str]) -> str:
     return str(names[:8]) + (f" and {len(names) - 8:,} more" if len(names) > 8 else "")
 
 
-def bank_digest(base: BaseModelEntry, adapters: Sequence[AdapterEntry], router: RouterEntry | None) -> str:
+def bank_digest(
+    base: BaseModelEntry,
+    adapters: Sequence[AdapterEntry],
+    router: RouterEntry | None,
+    recipes: Sequence[RecipeEntry] = (),
+) -> str:
     """`sha256:<hex>` over the canonical JSON of the bank's content, without version and date."""
     content: dict[str, object] = {
         "base_model": base.id,
@@ -336,6 +462,8 @@ def bank_digest(base: BaseModelEntry, adapters: Sequence[AdapterEntry], router: 
     descriptions = {adapter.name: adapter.description for adapter in adapters if adapter.description}
     if descriptions:
         content["descriptions"] = descriptions
+    if recipes:
+        content["recipes"] = {recipe.name: recipe.content for recipe in recipes}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 

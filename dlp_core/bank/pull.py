@@ -9,6 +9,7 @@ from pathlib import Path
 from dlp_core.bank.folder import DESCRIPTION_FILE, FOLDER_FILE
 from dlp_core.bank.manifest import BankManifest
 from dlp_core.bank.reading import load_manifest
+from dlp_core.bank.recipes import RECIPES_FOLDER, recipe_text
 from dlp_core.errors import InvalidRequest
 from dlp_core.router.files import ENCODER_FOLDER
 from dlp_core.store.disk import disk_errors
@@ -42,9 +43,13 @@ def pull(store: AdapterStore, folder: Path, *, version: str | None = None, progr
         for adapter in manifest.adapters:
             if adapter.description is not None:
                 (partial / "adapters" / adapter.name / DESCRIPTION_FILE).write_text(adapter.description + "\n", "utf-8")
-        base, unrouted = manifest.base_model, [adapter.name for adapter in manifest.adapters if not adapter.routed]
+        base = manifest.base_model
+        unrouted = [entry.name for entry in manifest.entries if not entry.routed]
         settings = {"base_model": base.id, "aliases": base.aliases, "base_model_weights": base.weights}
         settings |= {"unrouted": unrouted}
+        for recipe in manifest.recipes:
+            (partial / RECIPES_FOLDER).mkdir(exist_ok=True)
+            (partial / RECIPES_FOLDER / f"{recipe.name}.json").write_text(recipe_text(recipe), "utf-8")
         document = json.dumps({name: value for name, value in settings.items() if value}, ensure_ascii=False, indent=2)
         (partial / FOLDER_FILE).write_text(document + "\n", "utf-8")
         partial.rename(folder)

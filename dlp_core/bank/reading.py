@@ -40,6 +40,7 @@ class BankVersion:
     version: str
     created: datetime
     adapters: int
+    recipes: int
     size: int
     current: bool
     pinned: bool
@@ -95,6 +96,7 @@ def list_versions(store: AdapterStore) -> list[BankVersion]:
             version,
             manifest.created,
             len(manifest.adapters),
+            len(manifest.recipes),
             manifest.size,
             current=pointer is not None and version == pointer.version,
             pinned=pointer is not None and version in pointer.pinned,

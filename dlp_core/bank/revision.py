@@ -1,5 +1,5 @@
-"""Adds an adapter to the current bank, removes one, or gives it another router, as a new version that reuses the stored
-files.
+"""Adds an adapter or a recipe to the current bank, removes one, or gives it another router, as a new version that
+reuses the stored files.
 
 A router learns the new adapter from examples, a description, or both (dlp_core/router/growth.py); without any it is
 used by name only. All changes go through dlp_core.bank.publish.commit: the pointer moves last, and only if it has not
@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
-from dlp_core.adapter.examination import LENIENT, Check, read_by
+from dlp_core.adapter.examination import LENIENT, Check, Verdict, read_by
 from dlp_core.bank.folder import (
     LocalFile,
     Report,
@@ -22,9 +23,10 @@ from dlp_core.bank.folder import (
     read_description,
     unreported,
 )
-from dlp_core.bank.manifest import AdapterEntry, BankManifest, RouterEntry
+from dlp_core.bank.manifest import AdapterEntry, BankManifest, RecipeEntry, RouterEntry, routed_names
 from dlp_core.bank.publish import commit
 from dlp_core.bank.reading import load_manifest
+from dlp_core.bank.recipes import refitted
 from dlp_core.errors import BankError, InvalidRequest, LocalDiskError, UnknownModel
 from dlp_core.router import Router
 from dlp_core.router.files import ENCODER_FOLDER
@@ -59,29 +61,33 @@ def with_adapter(
             raise InvalidRequest(
                 f"adapter {name!r} is already in bank {before.version}; unload it first, or replace it"
             )
+        if name in before.recipe_mixes:
+            raise InvalidRequest(f"{name!r} is a recipe of bank {before.version}; give the adapter another name")
         was_routed = existing is not None and existing.routed
         about = read_description(folder) if description is None else checked_description(description)
         taught = examples is not None or description is not None or (about is not None and before.router is not None)
+        verdicts: list[Verdict] = []
         entry, sources = describe_adapter(
             read_by(LENIENT, folder, name=name),
             folder,
             base=before.base_model,
             check=check,
-            report=report,
+            report=verdicts.append,
             routed=was_routed or taught,
             description=about,
         )
+        for verdict in verdicts:
+            report(verdict.warned(*refitted(before.recipes, entry)))
         adapters = sorted([*others.values(), entry], key=lambda adapter: adapter.name)
         router = before.router
         if taught:
             grown = _read_router(store, before, work)
             if was_routed:
                 grown = remove_adapter(grown, name)
-            router, files = _save_router(add_adapter(grown, name, examples or [], description=about)[0], work, adapters)
+            grown = add_adapter(grown, name, examples or [], description=about)[0]
+            router, files = _save_router(grown, work, routed_names(adapters, before.recipes))
             sources += files
-        return make_manifest(
-            before.base_model, adapters, router, version=None, where=f"the bank with {name!r}"
-        ), sources
+        return _remade(before, f"the bank with {name!r}", adapters=adapters, router=router), sources
 
     return _revise(store, make)
 
@@ -94,18 +100,51 @@ def without_adapter(store: AdapterStore, name: str) -> BankManifest:
         adapters = [adapter for adapter in before.adapters if adapter.name != name]
         if len(adapters) == len(before.adapters):
             raise UnknownModel(f"adapter {name!r} does not exist in bank {before.version}", param="lora_name")
+        if users := [recipe.name for recipe in before.recipes if name in recipe.mix.names]:
+            raise BankError(
+                f"recipe {users[0]!r} of bank {before.version} mixes {name!r}; fit it again without that adapter, or "
+                "remove it with `dlp mix remove`, first"
+            )
         if not adapters:
             raise BankError(f"{name!r} is the only adapter of bank {before.version}; publish another bank instead")
-        router = before.router
-        sources: list[LocalFile] = []
-        if router is not None and name in router.labels:
-            if len(router.labels) == 1:
-                router = None
-            else:
-                router, sources = _save_router(remove_adapter(_read_router(store, before, work), name), work, adapters)
-        return make_manifest(
-            before.base_model, adapters, router, version=None, where=f"the bank without {name!r}"
-        ), sources
+        router, sources = _router_without(store, before, name, work)
+        return _remade(before, f"the bank without {name!r}", adapters=adapters, router=router), sources
+
+    return _revise(store, make)
+
+
+def with_recipe(
+    store: AdapterStore, recipe: RecipeEntry, *, replace: bool = False, stage: bool = False
+) -> BankManifest:
+    """Publish the current bank plus a recipe, or only `stage` it. `replace` allows an existing name, which the router
+    knows if it did before; a new one serves by name alone.
+
+    Raises InvalidRequest if the name is taken, BankError if the recipe mixes an adapter that the bank does not have,
+    and what dlp_core.bank.publish.publish raises."""
+
+    def make(before: BankManifest, work: Path) -> tuple[BankManifest, list[LocalFile]]:
+        others = {other.name: other for other in before.recipes}
+        existing = others.pop(recipe.name, None)
+        if existing is not None and not replace:
+            raise InvalidRequest(f"recipe {recipe.name!r} is already in bank {before.version}; remove or replace it")
+        routed = existing is not None and existing.routed
+        entry = recipe.model_copy(update={"routed": routed})
+        recipes = sorted([*others.values(), entry], key=lambda one: one.name)
+        return _remade(before, f"the bank with recipe {recipe.name!r}", recipes=recipes), []
+
+    return _revise(store, make, stage=stage)
+
+
+def without_recipe(store: AdapterStore, name: str) -> BankManifest:
+    """Publish the current bank without a recipe, and remove it from the router. Raises UnknownModel if the bank does
+    not have it, and what dlp_core.bank.publish.publish raises."""
+
+    def make(before: BankManifest, work: Path) -> tuple[BankManifest, list[LocalFile]]:
+        recipes = [recipe for recipe in before.recipes if recipe.name != name]
+        if len(recipes) == len(before.recipes):
+            raise UnknownModel(f"there is no recipe {name!r} in bank {before.version}")
+        router, sources = _router_without(store, before, name, work)
+        return _remade(before, f"the bank without recipe {name!r}", recipes=recipes, router=router), sources
 
     return _revise(store, make)
 
@@ -118,12 +157,41 @@ def stage_router(store: AdapterStore, router: Router, *, of: str) -> BankManifes
 
     def make(current: BankManifest, work: Path) -> tuple[BankManifest, list[LocalFile]]:
         before = current if current.version == of else load_manifest(store, of)
-        entry, files = _save_router(router, work, before.adapters)
-        return make_manifest(
-            before.base_model, before.adapters, entry, version=None, where="the bank with its new router"
-        ), files
+        entry, files = _save_router(router, work, before.routed_names)
+        return _remade(before, "the bank with its new router", router=entry), files
 
     return _revise(store, make, stage=True)
+
+
+def _remade(
+    before: BankManifest,
+    where: str,
+    *,
+    adapters: Sequence[AdapterEntry] | None = None,
+    recipes: Sequence[RecipeEntry] | None = None,
+    router: RouterEntry | Literal["same"] | None = "same",
+) -> BankManifest:
+    """The manifest with other adapters, recipes or router. Raises BankError, naming `where`, if it is invalid."""
+    return make_manifest(
+        before.base_model,
+        before.adapters if adapters is None else adapters,
+        before.router if router == "same" else router,
+        before.recipes if recipes is None else recipes,
+        version=None,
+        where=where,
+    )
+
+
+def _router_without(
+    store: AdapterStore, before: BankManifest, name: str, work: Path
+) -> tuple[RouterEntry | None, list[LocalFile]]:
+    """The router of a bank without one of what it chooses from, None if nothing is left; its files, if it is new."""
+    if before.router is None or name not in before.router.labels:
+        return before.router, []
+    if len(before.router.labels) == 1:
+        return None, []
+    smaller = remove_adapter(_read_router(store, before, work), name)
+    return _save_router(smaller, work, [label for label in before.routed_names if label != name])
 
 
 def _revise(
@@ -160,6 +228,7 @@ def _read_router(store: AdapterStore, bank: BankManifest, work: Path) -> Router:
     return Router.load(folder)
 
 
-def _save_router(router: Router, work: Path, adapters: Sequence[AdapterEntry]) -> tuple[RouterEntry, list[LocalFile]]:
+def _save_router(router: Router, work: Path, names: Sequence[str]) -> tuple[RouterEntry, list[LocalFile]]:
+    """`names` are what it must choose from."""
     router.save(work / "router")
-    return describe_router(work / "router", router, [adapter.name for adapter in adapters if adapter.routed])
+    return describe_router(work / "router", router, names)

@@ -6,7 +6,8 @@ side: a request that started under one bank keeps its adapters while the next ba
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from dlp_core.adapter.names import unqualify
 from dlp_core.adapter.prompting import PROMPT_FILE, read_prompting
@@ -88,7 +89,7 @@ def qualified(mix: Mix, manifest: BankManifest) -> Mix:
     for name in mix.names:
         if name not in keys:
             raise UnknownModel(f"adapter {name!r} does not exist in bank {manifest.version}")
-    return Mix.of([(keys[part.name], part.weight) for part in mix.adapters])
+    return _renamed(mix, keys.__getitem__)
 
 
 def qualified_names(names: Iterable[str], manifest: BankManifest) -> list[str]:
@@ -121,4 +122,8 @@ def successors(resident: Iterable[str], manifest: BankManifest) -> list[str]:
 
 def unqualified(mix: Mix) -> Mix:
     """`mix` with adapter names as in the bank: the inverse of `qualified`."""
-    return Mix.of([(unqualify(part.name), part.weight) for part in mix.adapters])
+    return _renamed(mix, unqualify)
+
+
+def _renamed(mix: Mix, name: Callable[[str], str]) -> Mix:
+    return replace(Mix.of([(name(part.name), part.weight) for part in mix.adapters]), recipes=mix.recipes)

@@ -23,7 +23,7 @@ from dlp_core.eval.journal import Answer, Journal
 from dlp_core.eval.likelihood import log_likelihoods, unpaged_attention
 from dlp_core.generation.generator import Generator
 from dlp_core.generation.sentence_mixes import SentenceMixes
-from dlp_core.mix import EMPTY_MIX, Mix
+from dlp_core.mix import EMPTY_MIX, Mix, resolve
 from dlp_core.router import Router, Routing
 from dlp_core.store.transfers import Progress, silent
 from dlp_core.text.chat import Message, routing_texts
@@ -181,7 +181,8 @@ class Answerer:
         top_p, max_adapters = job.sentence
 
         def choose(routing: Routing) -> Mix:
-            return self._qualified(routing.mix(top_p=top_p, max_adapters=max_adapters))
+            names = routing.mix(top_p=top_p, max_adapters=max_adapters)
+            return self._qualified(resolve(names, self._manifest.recipe_mixes, max_adapters=max_adapters))
 
         mixes = SentenceMixes(self._router.route_first, choose, max_adapters=self._loaded.config.slots)
         plan = mixes.plan(prompt, routing_texts(job.messages), self._loaded.codec.stream(prompt))
@@ -196,13 +197,16 @@ class Answerer:
         return qualified(mix, self._manifest)
 
     def _key(self, job: Job) -> str:
-        content: dict[str, Any] = asdict(job) | {"setup": self._setup}
+        content: dict[str, Any] = _without_recipes(asdict(job)) | {"setup": self._setup}
         if not job.before:
             del content["before"]  # as in journals of before there were conversations
         adapters = {name for mix in _mixes(job) for name in mix.names}
         if job.sentence is not None and self._manifest.router is not None:
             content["router"] = self._manifest.router.digest
-            adapters |= set(self._manifest.router.labels)
+            labels, recipes = set(self._manifest.router.labels), self._manifest.recipe_mixes
+            adapters |= (labels - recipes.keys()) | {name for mix in recipes.values() for name in mix.names}
+            if recipes:
+                content["recipes"] = {name: str(mix.adapters) for name, mix in recipes.items()}
         content["adapters"] = {name: self._digests[name] for name in sorted(adapters)}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -216,6 +220,13 @@ async def run_all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _without_recipes(content: Any) -> Any:
+    """What is answered does not depend on the recipes that a mix comes from."""
+    if isinstance(content, dict):
+        return {name: _without_recipes(value) for name, value in content.items() if name != "recipes"}
+    return [_without_recipes(value) for value in content] if isinstance(content, tuple | list) else content
 
 
 def _since(started: float) -> float:

@@ -1,13 +1,13 @@
 """Arms: ways to choose the adapters that answer a row. Every arm answers the same rows.
 
     plain                the backbone alone
-    oracle               the adapter of the row's own task
+    oracle               the adapter of the row's own task, or the recipe
     top1                 the router's first choice
     top-p=P              as served: the smallest set that holds P of the router's probability, weighted by it
     top-p=P:softmax      the same set, weighted as in the paper's released code
     uniform=P            the same set, equally weighted
     random               one of the router's adapters, drawn with the suite's seed
-    adapter=NAME         the same adapter for all rows, such as a LoRA trained on all tasks
+    adapter=NAME         the same adapter or recipe for all rows, such as a LoRA trained on all tasks
     sentence=P           top-p for each sentence separately (dlp_core/generation/sentence_mixes.py)
     left-out=P           top-p of a router that does not know the row's own task
     left-out-forced=P    the same, but the router may not answer "none of these"
@@ -19,14 +19,14 @@ server does.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from random import Random
 
 from dlp_core.errors import InvalidRequest
 from dlp_core.eval.rows import EvalRow
 from dlp_core.eval.suite import Suite
-from dlp_core.mix import EMPTY_MIX, Mix, WeightRule, select_top_p
+from dlp_core.mix import EMPTY_MIX, Mix, WeightRule, resolve, select_top_p
 from dlp_core.router import Router, Routing
 
 KINDS_WITH_P = ("top-p", "uniform", "sentence", "left-out", "left-out-forced")
@@ -108,7 +108,9 @@ class Chooser:
     suite: Suite
     router: Router | None
     adapters: Collection[str]
-    """Names of all adapters in the bank."""
+    """Names of all adapters and recipes in the bank."""
+    recipes: Mapping[str, Mix] = field(default_factory=dict)
+    """The mixes of the recipes."""
 
     def resolve(self, names: Collection[str] | None) -> tuple[Arm, ...]:
         """The arms with these names; for None, the default arms that this bank supports.
@@ -152,7 +154,15 @@ class Chooser:
         """
         if not arm.uses_router:
             name = self._adapter_for(arm, row)
-            return EMPTY_MIX if name is None else Mix.of({name: 1.0})
+            return EMPTY_MIX if name is None else self.named(name)
+        return resolve(self._routed(arm, routing), self.recipes, max_adapters=self.suite.settings.max_adapters)
+
+    def named(self, name: str) -> Mix:
+        """The mix of an adapter alone, or of a recipe."""
+        return self.recipes.get(name) or Mix.of({name: 1.0})
+
+    def _routed(self, arm: Arm, routing: Routing | None) -> Mix:
+        """The adapters and recipes that an arm chooses by a routing."""
         assert routing is not None
         max_adapters = self.suite.settings.max_adapters
         if arm.kind == "top1":

@@ -97,7 +97,7 @@ def _job(method: str, rows: Sequence[EvalRow], given: Sequence[str], suite: Suit
     parts: tuple[tuple[int, Mix], ...] = ()
     mix = EMPTY_MIX
     if method == "oracle by part":
-        mixes = [Mix.of({row.task: 1.0}) for row in rows]
+        mixes = [chooser.named(row.task) for row in rows]
         parts = tuple(zip(starts, mixes, strict=True))
     elif method == "by request":
         assert chooser.router is not None

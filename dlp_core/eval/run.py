@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.served_base import ServedBase, check_served
+from dlp_core.decision import usable
 from dlp_core.engine.config import EngineConfig
 from dlp_core.eval.arms import Arm, Chooser
 from dlp_core.eval.evaluation import Phase, evaluate
@@ -18,6 +19,7 @@ from dlp_core.eval.judged_bank import JudgedBank, open_bank
 from dlp_core.eval.results import Results, save
 from dlp_core.eval.suite import Suite
 from dlp_core.quiet import quiet_transformers
+from dlp_core.router import restricted
 from dlp_core.store.base_model import describe
 from dlp_core.store.protocol import AdapterStore
 
@@ -73,7 +75,11 @@ def run_evaluation(
     served = ServedBase.at(setup.base_model)
     with open_bank(location, cache) as bank, closing(Journal(journal)) as open_journal:
         check_served(bank.manifest.base_model, served, strict=False)
-        chooser = Chooser(suite, bank.router, [adapter.name for adapter in bank.manifest.adapters])
+        router = None
+        if bank.router is not None:
+            names = usable(bank.manifest, None, max_adapters=suite.settings.max_adapters)
+            router = restricted(bank.router, names)
+        chooser = Chooser(suite, router, bank.manifest.names, bank.manifest.recipe_mixes)
         resolved = chooser.resolve(arms)
         results = asyncio.run(_run(chooser, resolved, bank, setup, journal=open_journal, phase=phase))
         if (store := history or bank.store) is not None:
@@ -104,7 +110,7 @@ async def _run(
             chooser,
             arms,
             bank,
-            Answerer(loaded, bank.manifest, bank.router, journal, setup=name, source=bank.source),
+            Answerer(loaded, bank.manifest, chooser.router, journal, setup=name, source=bank.source),
             setup=name,
             conditions=setup.conditions(),
             concurrency=setup.concurrency,

@@ -33,9 +33,10 @@ def planner(
     options = request.by_sentence
     if options is None or router is None:
         return lambda prompt: replace(Plan.of(qualified(request.mix, bank)), salt=request.salt)
+    recipes = bank.recipe_mixes
     mixes = SentenceMixes(
         restricted(router, options.allowed).route_first,
-        lambda routing: qualified(choose(options, routing)[0], bank),
+        lambda routing: qualified(choose(options, routing, recipes)[0], bank),
         max_adapters=max_adapters,
     )
 

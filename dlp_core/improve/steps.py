@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dlp_core.bank.canary import SHARE, start_canary
-from dlp_core.bank.manifest import AdapterEntry, BankManifest, CanaryEnd, Pointer
+from dlp_core.bank.manifest import BankManifest, CanaryEnd, Pointer
 from dlp_core.bank.reading import current, load_manifest
 from dlp_core.bank.revision import download_router, stage_router
 from dlp_core.errors import InvalidRequest
@@ -140,7 +140,7 @@ def _collect(tools: Tools, run: Run) -> Run:
     before = [] if run.number == 1 else read_rows(tools.store, runs.read(tools.store, run.number - 1)[0])
     found = {normalised(row.input): row for row in before}
     found |= {normalised(row.input): row for row in said_by(tools.store, run.began.timestamp())}
-    routed = {adapter.name for adapter in bank.adapters if adapter.routed}
+    routed = set(bank.routed_names)
     rows = [row for row in found.values() if row.task is None or row.task in routed]
     training, held_back = split_base(base)
     doubtful = [index for index, row in enumerate(rows) if row.agreed < 2]
@@ -185,7 +185,7 @@ def proposals(store: AdapterStore, rows: Sequence[FeedbackRow], meaning: Meaning
 def _train(tools: Tools, run: Run) -> Run:
     bank = load_manifest(tools.store, run.bank)
     rows, weight = training_rows(
-        split_base(read_base(tools.store, run.base))[0], read_rows(tools.store, run), bank.adapters
+        split_base(read_base(tools.store, run.base))[0], read_rows(tools.store, run), bank.routed_names
     )
     settings = replace(tools.settings, seed=run.seed)
     router, summary = train_router(
@@ -206,11 +206,11 @@ def _train(tools: Tools, run: Run) -> Run:
 
 
 def training_rows(
-    base: Sequence[TaskRow], feedback: Sequence[FeedbackRow], adapters: Sequence[AdapterEntry]
+    base: Sequence[TaskRow], feedback: Sequence[FeedbackRow], names: Sequence[str]
 ) -> tuple[list[TaskRow], int]:
-    """The rows to train on and how much each of people's weighs: those that are neither suspect nor held back make up
-    a quarter of the training, if a weight of _MOST_WEIGHT is enough for that."""
-    routed = {adapter.name for adapter in adapters if adapter.routed}
+    """The rows to train a router of these names on, and how much each of people's weighs: those that are neither
+    suspect nor held back make up a quarter of the training, if a weight of _MOST_WEIGHT is enough for that."""
+    routed = set(names)
     said = [row for row in feedback if row.suspect is None and not row.held_back]
     later = {normalised(row.input) for row in said}
     own = [row for row in base if normalised(row.input) not in later]
@@ -265,7 +265,7 @@ def _stand_in(tools: Tools, run: Run, training: Sequence[TaskRow]) -> Router:
     """A router for the one that serves, which may have been trained on the owner's rows that judge: trained on the
     others."""
     bank = load_manifest(tools.store, run.bank)
-    rows, _ = training_rows(training, [], bank.adapters)
+    rows, _ = training_rows(training, [], bank.routed_names)
     settings = replace(tools.settings, seed=run.seed)
     checkpoints = _checkpoints(tools, f"{run.name}-before", rows, settings)
     return _completed(train_router(rows, settings, checkpoints=checkpoints, report=tools.report)[0], bank)
@@ -342,17 +342,17 @@ def _meaning(tools: Tools, run: Run) -> Meaning:
 
 
 def _completed(router: Router, bank: BankManifest) -> Router:
-    """The router with the routed adapters that no rows are of, by their descriptions."""
-    for adapter in bank.adapters:
-        if adapter.routed and adapter.name not in router.labels:
-            router, _ = add_adapter(router, adapter.name, [], description=adapter.description)
+    """The router with the routed adapters and recipes that no rows are of, by their descriptions."""
+    for entry in bank.entries:
+        if entry.routed and entry.name not in router.labels:
+            router, _ = add_adapter(router, entry.name, [], description=entry.description)
     return router
 
 
 def _check_base(bank: BankManifest, base: Sequence[TaskRow]) -> None:
     if bank.router is None:
         raise InvalidRequest(f"bank {bank.version} has no router; `dlp router train --into FOLDER` makes one")
-    routed = {adapter.name: adapter for adapter in bank.adapters if adapter.routed}
+    routed = {entry.name: entry for entry in bank.entries if entry.routed}
     tasks = {row.task for row in split_base(base)[0] if row.task is not None}
     if strangers := sorted(tasks - routed.keys()):
         raise InvalidRequest(f"--data has rows of {', '.join(strangers[:8])}, not routed in bank {bank.version}")

@@ -203,7 +203,7 @@ class _Run:
     def train(self) -> float:
         """One step; returns its loss."""
         batch = next(self._training).to(self._backbone.device)
-        loss = _loss(self._backbone, batch)
+        loss = answer_losses(self._backbone, batch).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         for parameter, master in zip(self.lora, self._masters, strict=True):
             assert parameter.grad is not None
@@ -291,9 +291,9 @@ def _lr_factor(step: int, steps: int) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def _loss(backbone: Any, batch: PackedBatch) -> torch.Tensor:
-    """Mean cross-entropy over the answer tokens. Logits are computed at those positions only, because the output
-    matrix is a large part of a small model."""
+def answer_losses(backbone: Any, batch: PackedBatch) -> torch.Tensor:
+    """Cross-entropy of each answer token, row by row of the batch. Logits are computed at those positions only, because
+    the output matrix is a large part of a small model."""
     hidden_BTD = backbone.base_model(
         input_ids=batch.input_ids_BT,
         attention_mask=batch.mask_B1TT,
@@ -302,13 +302,13 @@ def _loss(backbone: Any, batch: PackedBatch) -> torch.Tensor:
     ).last_hidden_state
     answers_BT = batch.labels_BT != IGNORED
     logits = backbone.get_output_embeddings()(hidden_BTD[answers_BT])
-    return cross_entropy(logits.float(), batch.labels_BT[answers_BT])
+    return cross_entropy(logits.float(), batch.labels_BT[answers_BT], reduction="none")
 
 
 @torch.no_grad()
 def _validate(backbone: Any, validation: Sequence[PackedBatch]) -> float:
     counts = [int((batch.labels_BT != IGNORED).sum()) for batch in validation]
-    losses = [_loss(backbone, batch.to(backbone.device)).item() for batch in validation]
+    losses = [answer_losses(backbone, batch.to(backbone.device)).mean().item() for batch in validation]
     return sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dlp_core.adapter.names import AUTO
-from dlp_core.decision import Decision, RoutingOptions, choose, decide
+from dlp_core.decision import Decision, RoutingOptions, choose, decide, usable
 from dlp_core.errors import RouterUnavailable
 from dlp_core.mix import EMPTY_MIX, Mix, WeightRule, select_top_p
 from dlp_core.router import Routing
@@ -27,6 +27,8 @@ async def decided(fallback: str | None, **changes: Any) -> Decision:
         base_model=SimpleNamespace(id=BASE),
         adapters=[SimpleNamespace(name=name, digest=name) for name in ("sql", "cron")],
         router=SimpleNamespace(version="r1", labels=("sql", "cron")),
+        recipes=(),
+        recipe_mixes={},
     )
     options: dict[str, Any] = {"model": AUTO, "top_p": 0.9, "max_adapters": 3, "fallback": fallback} | changes
     return await decide(bank, RoutingOptions(**options), ("hello",), nobody_answers)
@@ -59,17 +61,61 @@ def options(**changes: Any) -> RoutingOptions:
 
 @pytest.mark.parametrize("weights", ["renormalise", "softmax"])
 def test_the_mix_is_weighted_as_asked(weights: WeightRule) -> None:
-    mix, reason = choose(options(weights=weights), ROUTING)
+    mix, reason = choose(options(weights=weights), ROUTING, {})
     assert reason == "routed"
     assert mix == select_top_p(ROUTING.probabilities, top_p=0.9, max_adapters=3, weights=weights)
-    assert (mix == choose(options(), ROUTING)[0]) == (weights == "renormalise")
+    assert (mix == choose(options(), ROUTING, {})[0]) == (weights == "renormalise")
 
 
 def test_below_the_confidence_asked_for_the_plain_backbone_serves() -> None:
-    assert choose(options(min_confidence=0.61), ROUTING) == (EMPTY_MIX, "low_confidence")
-    assert choose(options(min_confidence=0.6), ROUTING)[1] == "routed"
-    assert choose(options(min_confidence=0.61), Routing.of({"sql": 1.0}, margin=-0.8)) == (EMPTY_MIX, "none_of_these")
+    assert choose(options(min_confidence=0.61), ROUTING, {}) == (EMPTY_MIX, "low_confidence")
+    assert choose(options(min_confidence=0.6), ROUTING, {})[1] == "routed"
+    assert choose(options(min_confidence=0.61), Routing.of({"sql": 1.0}, margin=-0.8), {}) == (
+        EMPTY_MIX,
+        "none_of_these",
+    )
 
 
 async def test_a_named_model_needs_no_router() -> None:
     assert (await decided(None, model="sql")).reason == "named"
+
+
+# --- recipes
+
+REPORT = Mix(Mix.of({"sql": 0.5, "dates": -0.25}).adapters, ("report",))
+WIDE = Mix(Mix.of({"sql": 0.5, "dates": 0.5, "cron": 0.5, "regex": 0.5}).adapters, ("wide",))
+RECIPES = {"report": REPORT, "wide": WIDE}
+
+
+def weights_of(mix: Mix) -> dict[str, float]:
+    return {part.name: part.weight for part in mix.adapters}
+
+
+def test_a_routing_to_a_recipe_leads_to_its_adapters() -> None:
+    alone, reason = choose(options(), Routing.of({"report": 0.95, "cron": 0.05}), RECIPES)
+    assert (alone, alone.recipes, reason) == (REPORT, ("report",), "routed")
+    mixed, _ = choose(options(top_p=1.0), Routing.of({"report": 0.6, "sql": 0.4}), RECIPES)
+    assert weights_of(mixed) == pytest.approx({"sql": 0.6 * 0.5 + 0.4, "dates": -0.6 * 0.25})
+    assert mixed.recipes == ("report",)
+
+
+def test_the_limit_of_adapters_holds_once_recipes_are_adapters() -> None:
+    routing = Routing.of({"report": 0.4, "cron": 0.35, "regex": 0.25})
+    three, _ = choose(options(top_p=1.0), routing, RECIPES)
+    assert set(three.names) == {"sql", "dates", "cron"}  # regex would be the fourth
+    assert weights_of(three)["cron"] == pytest.approx(0.35 / 0.75)
+    assert weights_of(three)["sql"] == pytest.approx(0.5 * 0.4 / 0.75)
+    two, _ = choose(options(top_p=1.0, max_adapters=2), Routing.of({"report": 0.6, "cron": 0.4}), RECIPES)
+    assert two == REPORT
+    assert choose(options(max_adapters=2), Routing.of({"wide": 1.0}), RECIPES) == (EMPTY_MIX, "none_of_these")
+
+
+def test_who_may_not_use_one_of_its_adapters_may_not_use_a_recipe() -> None:
+    adapters = [SimpleNamespace(name=name, digest=name) for name in ("cron", "dates", "regex", "sql")]
+    entries = [SimpleNamespace(name=name) for name in RECIPES]
+    bank: Any = SimpleNamespace(adapters=adapters, recipes=entries, recipe_mixes=RECIPES)
+    assert usable(bank, None) is None
+    assert usable(bank, frozenset({"sql", "dates"})) == {"sql", "dates", "report"}
+    assert usable(bank, frozenset({"sql", "cron"})) == {"sql", "cron"}
+    assert usable(bank, None, max_adapters=3) == {"cron", "dates", "regex", "sql", "report"}
+    assert usable(bank, None, max_adapters=4) is None

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlp_core.errors import InvalidRequest
-from dlp_core.mix import EMPTY_MIX, Mix, select_top_p
+from dlp_core.mix import EMPTY_MIX, Mix, resolve, select_top_p
 
 
 def test_top_p_keeps_the_smallest_prefix_that_reaches_p() -> None:
@@ -101,3 +101,46 @@ def test_importing_the_mix_needs_no_torch_and_the_library_needs_no_ray() -> None
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+RECIPES = {
+    "half": Mix(Mix.of({"a": 0.5, "b": 0.25}).adapters, ("half",)),
+    "minus": Mix(Mix.of({"a": -1.0, "c": 2.0}).adapters, ("minus",)),
+    "alone": Mix(Mix.of({"d": 0.7}).adapters, ("alone",)),
+}
+
+
+def resolved(weights: dict[str, float], max_adapters: int = 8) -> tuple[dict[str, float], tuple[str, ...]]:
+    mix = resolve(Mix.of(weights), RECIPES, max_adapters=max_adapters)
+    return {part.name: part.weight for part in mix.adapters}, mix.recipes
+
+
+def test_a_mix_of_recipes_multiplies_weights_and_adds_what_they_say_of_one_adapter() -> None:
+    assert resolved({"half": 1.0}) == ({"a": 0.5, "b": 0.25}, ("half",))
+    assert resolved({"half": 0.6, "minus": 0.4}) == (
+        pytest.approx({"c": 0.8, "b": 0.15, "a": 0.6 * 0.5 - 0.4}),
+        ("half", "minus"),
+    )
+    assert resolved({"minus": 0.5, "a": 0.5}) == ({"c": 1.0}, ("minus",))  # what adds up to nothing is no part
+    plain = Mix.of({"a": 0.5, "c": 0.5})
+    assert resolve(plain, RECIPES, max_adapters=1) is plain  # top-p has kept its limit
+
+
+def test_a_recipe_is_taken_whole_or_not_at_all() -> None:
+    assert resolved({"half": 0.5, "alone": 0.3, "c": 0.2}, 3) == (
+        pytest.approx({"d": 0.7 * 0.3 / 0.8, "a": 0.5 * 0.5 / 0.8, "b": 0.25 * 0.5 / 0.8}),
+        ("half", "alone"),
+    )
+    assert resolved({"a": 0.5, "half": 0.3, "alone": 0.2}, 2) == (
+        pytest.approx({"a": (0.5 + 0.3 * 0.5) / 0.8, "b": 0.3 * 0.25 / 0.8}),
+        ("half",),
+    )
+    assert resolved({"c": 0.5, "half": 0.3, "alone": 0.2}, 2) == (pytest.approx({"c": 1.0}), ())
+    assert resolved({"half": 0.7, "alone": 0.3}, 1) == (pytest.approx({"d": 0.7}), ("alone",))
+    assert resolved({"half": 1.0}, 1) == ({}, ())
+
+
+def test_where_a_mix_comes_from_is_no_part_of_what_it_is() -> None:
+    assert RECIPES["alone"] == Mix.of({"d": 0.7})
+    assert hash(RECIPES["alone"]) == hash(Mix.of({"d": 0.7}))
+    assert pickle.loads(pickle.dumps(RECIPES["alone"])).recipes == ("alone",)

@@ -56,6 +56,9 @@ def manifest(**changes: Any) -> Any:
         "version": "b1",
         "base_model": SimpleNamespace(id=BASE),
         "adapters": adapters,
+        "recipes": [],
+        "recipe_mixes": {},
+        "names": [adapter.name for adapter in adapters],
         "router": SimpleNamespace(version="r1", labels=("cron", "dates", "sql")),
         "model_dump": lambda mode, exclude: {"version": "b1"},
     }
@@ -115,7 +118,7 @@ class EchoService:
     async def decide(self, picked: Picked, options: RoutingOptions, texts: Sequence[str]) -> Decision:
         async def route(texts: Sequence[str]) -> Any:
             for turn, text in enumerate(texts):
-                words = [word for word in text.split() if word in ("sql", "cron", "dates") and options.may_use(word)]
+                words = [word for word in text.split() if word in self.bank().router.labels and options.may_use(word)]
                 if words:
                     return WordRouting({name: words.count(name) / len(words) for name in dict.fromkeys(words)}, turn)
             return WordRouting({})

@@ -174,7 +174,7 @@ export class Answer {
     const parts = [h("div", {}, h("h3", {}, "Why"), h("p", {}, REASONS[route.reason] ?? route.reason))];
     if (route.probabilities) {
       const likeliest = Object.entries(route.probabilities).sort((a, b) => b[1] - a[1]).slice(0, 5);
-      const kept = new Set(route.mix.map((part) => part.adapter));
+      const kept = new Set([...route.mix.map((part) => part.adapter), ...(route.recipes ?? [])]);
       parts[0].append(h("p", { class: "soft" }, `“None of these” ${percent(route.none, 1)}; from ${percent(route.none_threshold)} on, no adapter is used. The likeliest are kept until they reach ${route.top_p}, at most ${route.max_adapters}.`));
       parts.push(h("div", {}, h("h3", {}, "Probabilities"), h("div", { class: "probabilities" }, likeliest.map(([name, share]) =>
         [h("span", { class: kept.has(name) ? "name" : "name soft", style: { "font-weight": kept.has(name) ? 600 : 400 } }, dot(name), name), bar(name, share, percent(share, 1))]))));

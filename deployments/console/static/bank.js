@@ -117,9 +117,13 @@ function verdict(test) {
 
 function recipes(list) {
   return h("section", { class: "card" }, h("header", {}, h("h2", {}, "Recipes")),
-    h("div", { class: "scroll" }, h("table", {}, h("tbody", {}, list.map((recipe) => h("tr", {}, h("td", {}, h("span", { class: "name" }, recipe.name)),
-      h("td", {}, chips((recipe.adapters ?? recipe.mix ?? []).map((part) => ({ adapter: part.adapter ?? part.name, weight: part.weight })))),
-      h("td", { class: "about" }, recipe.description ?? "")))))));
+    h("div", { class: "scroll" }, h("table", { class: "stack", id: "recipes" },
+      h("thead", {}, h("tr", {}, ["recipe", "adapters and weights", "fitted on"].map((name) => h("th", {}, name)))),
+      h("tbody", {}, list.map((recipe) => h("tr", {},
+        cell("", {}, h("span", { class: "name" }, recipe.name, !recipe.routed && h("span", { class: "tag" }, "by name only")),
+          recipe.description && h("div", { class: "about" }, recipe.description)),
+        cell("adapters and weights", {}, chips(recipe.adapters)),
+        cell("fitted on", {}, recipe.fitted ? `${count(recipe.fitted.rows)} rows` : h("span", { class: "soft" }, "–"))))))));
 }
 
 function versionTable(bank, versions, judged, change) {
@@ -166,6 +170,9 @@ async function difference(from, to) {
     ...found.added.map((name) => h("span", { class: "good" }, `+ ${name}`)),
     ...found.removed.map((name) => h("span", { class: "bad" }, `- ${name}`)),
     ...found.changed.map((name) => h("span", { class: "warn" }, `~ ${name}`)),
+    ...(found.recipes_added ?? []).map((name) => h("span", { class: "good" }, `+ recipe ${name}`)),
+    ...(found.recipes_removed ?? []).map((name) => h("span", { class: "bad" }, `- recipe ${name}`)),
+    ...(found.recipes_changed ?? []).map((name) => h("span", { class: "warn" }, `~ recipe ${name}`)),
     found.router_changed && h("span", { class: "warn" }, "~ the router"),
     found.base_changed && h("span", { class: "warn" }, "~ the base model"),
   ].filter(Boolean);

@@ -25,7 +25,8 @@ export async function show(main, context) {
     const model = h("select", { "aria-label": `What answers on side ${index + 1}`, onchange: () => { side.model = model.value; save(); } },
       h("option", { value: "auto" }, "auto: the router chooses"),
       h("option", { value: bank.base_model.id }, "plain backbone"),
-      h("optgroup", { label: "One adapter" }, bank.adapters.map((adapter) => h("option", { value: adapter.name }, adapter.name))));
+      h("optgroup", { label: "One adapter" }, bank.adapters.map((adapter) => h("option", { value: adapter.name }, adapter.name))),
+      bank.recipes?.length ? h("optgroup", { label: "A recipe" }, bank.recipes.map((recipe) => h("option", { value: recipe.name }, recipe.name))) : null);
     model.value = side.model || bank.base_model.id;
     if (!model.value) model.value = "auto";
     side.model = model.value;

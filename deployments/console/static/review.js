@@ -16,7 +16,7 @@ export async function show(main, { bank }) {
       "A server keeps what was routed, and the feedback on it, where log.prompts is on in its config. It is your users' text: whoever opens this page reads it."));
     return;
   }
-  const names = bank.adapters.map((adapter) => adapter.name);
+  const names = [...bank.adapters, ...(bank.recipes ?? [])].map((entry) => entry.name);
   const items = together(list.data);
   let current = 0;
 

@@ -20,6 +20,8 @@ import pytest
 
 from benchmarks.measure.replicas import replicas_of
 from dlp_core.bank.publish import publish
+from dlp_core.bank.recipes import entry_of
+from dlp_core.bank.revision import with_recipe
 from dlp_core.store.opening import open_store
 from examples.tiny.build import BASE, TASKS
 from examples.tiny.model import tiny_tokenizer
@@ -98,6 +100,19 @@ def test_explicit_weights_mix_exactly(app: Application) -> None:
     expected = app.expected(app.chat_ids("hello"), weights, 12)
     assert text_of(reply) == expected
     assert expected not in {app.expected(app.chat_ids("hello"), {}, 12), text_of(ask(app, "hello", model="sql"))}
+
+
+def test_a_recipe_answers_what_its_weights_answer(app: Application) -> None:
+    weights = {"sql": 0.75, "dates": -0.5}
+    bank = with_recipe(open_store(BANK), entry_of("blend", weights, {}))
+    wait_for(lambda: serving(app) == bank.version, "the bank with a recipe")
+    named = ask(app, "hello", model="blend")
+    adapters = [{"name": name, "weight": weight} for name, weight in weights.items()]
+    assert text_of(named) == text_of(ask(app, "hello", dlp={"adapters": adapters}))
+    assert text_of(named) == app.expected(app.chat_ids("hello"), weights, 12)
+    [span] = named["dlp"]["spans"]
+    assert (span["recipes"], [part["adapter"] for part in span["mix"]]) == (["blend"], ["sql", "dates"])
+    back_to_bank_one(app)
 
 
 def test_requests_of_one_batch_do_not_touch_each_other(app: Application) -> None:

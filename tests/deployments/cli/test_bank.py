@@ -100,6 +100,9 @@ def test_diff_and_rollback(dlp: Run, published: list[str]) -> None:
         "changed": list(ADAPTERS),
         "router_changed": True,
         "base_changed": False,
+        "recipes_added": [],
+        "recipes_removed": [],
+        "recipes_changed": [],
     }
     assert json_of(dlp("rollback", "--json"))["version"] == old
     assert json_of(dlp("show", "--json"))["version"] == old

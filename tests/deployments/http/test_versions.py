@@ -62,6 +62,9 @@ def test_two_versions_are_compared(http: TestClient) -> None:
         "changed": [],
         "router_changed": True,
         "base_changed": False,
+        "recipes_added": [],
+        "recipes_removed": [],
+        "recipes_changed": [],
     }
 
 

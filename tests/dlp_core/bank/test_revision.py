@@ -171,5 +171,5 @@ def test_what_its_router_does_not_know_serves_by_name_with_a_warning_or_as_its_f
     assert [adapter.routed for adapter in bank.adapters] == [False, False, True]
     assert warned == ["gamma"]
     (folder / "bank.json").write_text('{"base_model": "org/tiny-base", "unrouted": ["delta"]}')
-    with pytest.raises(BankError, match="'delta', which is not an adapter"):
+    with pytest.raises(BankError, match="'delta', which is not an adapter or recipe"):
         publish(store, folder)

@@ -9,7 +9,7 @@ import pytest
 from dlp_core.adapter.examination import Verdict
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.publish import publish, verify
-from dlp_core.bank.source import BankSource, qualified, successors
+from dlp_core.bank.source import BankSource, qualified, successors, unqualified
 from dlp_core.errors import UnknownModel
 from dlp_core.mix import Mix
 from dlp_core.store.memory import MemoryStore
@@ -65,3 +65,12 @@ def test_a_chat_template_goes_with_its_adapter(store: AdapterStore, tmp_path: Pa
     assert source.load(names[1]).prompting is not None
     (folder / "adapters/spoken/tokenizer_config.json").write_text('{"chat_template": "ANOTHER"}')
     assert publish(store, folder).adapters[1].version != manifest.adapters[1].version
+
+
+def test_an_engine_gets_of_a_recipe_what_it_gets_of_its_weights(tmp_path: Path) -> None:
+    bank = publish_bank(MemoryStore("bank"), tmp_path, {"sql": 1, "cron": 2}, "one")
+    explicit = Mix.of({"sql": 0.5, "cron": -0.25})
+    recipe = Mix(explicit.adapters, ("blend",))
+    assert qualified(recipe, bank) == qualified(explicit, bank)
+    assert unqualified(qualified(recipe, bank)).recipes == ("blend",)
+    assert unqualified(qualified(recipe, bank)) == explicit

@@ -28,7 +28,7 @@ def test_described_adapters_are_routed_and_the_others_named(folder: Path) -> Non
 
 
 def test_rows_of_no_adapter_are_a_mistake(folder: Path) -> None:
-    with pytest.raises(InvalidRequest, match=r"no adapters of .*bank: sums"):
+    with pytest.raises(InvalidRequest, match=r"no adapters or recipes of .*bank: sums"):
         plan_teaching(folder, ["word_sorting", "sums"])
 
 

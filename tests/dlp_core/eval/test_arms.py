@@ -134,3 +134,16 @@ def test_a_difference_pairs_rows_and_is_reported_only_where_significant() -> Non
     assert abs(change.overall.mean) < 1
     with pytest.raises(InvalidRequest, match="no row in common"):
         difference(ours, {"a": {"other": 1.0}})
+
+
+def test_recipes_are_arms_and_outputs_of_the_router_as_adapters_are(suite: Suite, router: Router) -> None:
+    blend = Mix(Mix.of({"cron": 0.5, "joint": -0.25}).adapters, ("blend",))
+    chooser = Chooser(suite, router, [*TASKS, "joint", "blend"], {"blend": blend})
+    [arm, served] = chooser.resolve(["adapter=blend", SERVED])
+    row = suite.rows[0]
+    assert chooser.mix(arm, row, None) == blend
+    assert chooser.mix(served, row, Routing.of({"blend": 1.0})) == blend
+    mixed = chooser.mix(served, row, Routing.of({"blend": 0.6, "cron": 0.4}))
+    assert {part.name: part.weight for part in mixed.adapters} == pytest.approx({"cron": 0.7, "joint": -0.15})
+    assert chooser.named("blend") == blend
+    assert chooser.named("cron") == Mix.of({"cron": 1.0})

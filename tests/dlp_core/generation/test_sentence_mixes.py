@@ -130,6 +130,7 @@ def test_sentences_are_weighted_as_the_request_asks(weights: WeightRule) -> None
     routing = Routing.of({"apple": 0.7, "bread": 0.3})
     router: Any = Undecided()
     bank: Any = SimpleNamespace(adapters=[SimpleNamespace(name=name, qualified_name=f"{name}@1") for name in NAMES])
+    bank.recipe_mixes = {}
     options = RoutingOptions("auto", top_p=0.9, max_adapters=3, weights=weights, by_sentence=True)
     source = (Message("user", "An apple. A bread."),)
     request = GenerationRequest("1", "b1", EMPTY_MIX, source, Sampling(), by_sentence=options)

@@ -139,7 +139,7 @@ def test_no_row_that_judges_is_trained_on(store: AdapterStore, tools: Tools) -> 
     run = reach(tools, "collected")
     collected = read_rows(store, run)
     manifest = load_manifest(store)
-    rows, weight = training_rows(base_rows(), collected, manifest.adapters)
+    rows, weight = training_rows(base_rows(), collected, manifest.routed_names)
     assert weight > 1
     people = {row.input for row in PROMPTS}
     trained = {row.input: row.weight for row in rows if row.input in people}
