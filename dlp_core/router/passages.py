@@ -23,6 +23,7 @@ for each sentence is the mix for the request.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
@@ -38,7 +39,7 @@ SEPARATORS: tuple[Separator, ...] = get_args(Separator)
 
 _LINE = re.compile(r"\n\s*(?=\S)")
 _OPTION = re.compile(r"\(\w{1,2}\)")
-"""An answer to choose from: it belongs to the line before it."""
+"""An answer to choose from: it belongs to what is before it."""
 _NONE, _NO_LABEL = -1, -2
 _TINY = 1e-6
 
@@ -47,14 +48,20 @@ _TINY = 1e-6
 class Prices:
     """In log-odds."""
 
-    most_gain: float = 6.0
-    """What a run earns that fits well; more certainty than that is no reason for one run more."""
-    paragraph: float = 2.4
-    line: float = 3.0
-    sentence: float = 3.6
+    most_gain: float = 5.0
+    """What a run earns that fits well; more certainty than that is hardly a reason for one run more."""
+    beyond: float = 0.4
+    """The share that still counts of what is beyond that: of two ways to divide a text that both fit, it tells the
+    better one."""
+    paragraph: float = 2.5
+    line: float = 3.5
+    sentence: float = 4.5
     """What another task costs after an empty line, a line, a sentence."""
-    strange: float = 1.2
+    strange: float = 2.0
     """What it costs beside that if either fits no adapter."""
+
+    def gain(self, odds: float) -> float:
+        return min(max(odds, 0.0), self.most_gain) + self.beyond * max(odds - self.most_gain, 0.0)
 
     def change(self, separator: Separator) -> float:
         return {"paragraph": self.paragraph, "line": self.line, "sentence": self.sentence}[separator]
@@ -72,12 +79,21 @@ class Passage:
     routing: Routing
 
 
+def passages_first(router: Router, texts: Sequence[str]) -> list[Passage]:
+    """The passages of the first of the texts that route a request (Router.route_first). If another one decides, what it
+    adds is the instruction for all of the first: then there is one passage, with that routing."""
+    [routing] = router.route_first([texts])
+    if routing.turn:
+        return [Passage(0, len(texts[0]), routing)]
+    return passages(router, texts[0], routing)
+
+
 def passages(router: Router, text: str, request: Routing, *, prices: Prices = PRICES) -> list[Passage]:
     """Divide `text`, which was routed as `request`, into passages without gaps; one with the request's own routing
     where no part is about another task. Accepts any text."""
     whole = [Passage(0, len(text), request)]
     runs = read(router, text)
-    spans = [] if runs is None else runs.best(prices)
+    spans = [] if runs is None else [(runs.cuts[first], runs.cuts[last]) for first, last in runs.best(prices)]
     if len(spans) < 2:
         return whole
     routings = router.route([text[start:end] for start, end in spans])
@@ -115,8 +131,8 @@ class Runs:
     In the order of their ends."""
 
     def best(self, prices: Prices) -> list[tuple[int, int]]:
-        """The offsets (start, end) of the runs that explain the text best, by dynamic programming: of each end and
-        label, the best way to get there."""
+        """The runs of parts that explain the text best, by dynamic programming: of each end and label, the best way to
+        get there."""
         ways: list[dict[int, tuple[float, int, int]]] = [{_NO_LABEL: (0.0, 0, _NO_LABEL)}]
         for (first, last), (label, odds) in self.found.items():
             if last == len(ways):
@@ -125,7 +141,7 @@ class Runs:
                 (score - self._price(first, earlier, label, prices), earlier)
                 for earlier, (score, _, _) in ways[first].items()
             )
-            score += min(max(odds, 0.0), prices.most_gain)
+            score += prices.gain(odds)
             if label not in ways[last] or score > ways[last][label][0]:
                 ways[last][label] = score, first, before
         last = len(ways) - 1
@@ -133,7 +149,7 @@ class Runs:
         spans = []
         while last:
             _, first, before = ways[last][label]
-            spans.append((self.cuts[first], self.cuts[last]))
+            spans.append((first, last))
             last, label = first, before
         return spans[::-1]
 
@@ -151,8 +167,8 @@ def starts(text: str, *, most: int) -> list[int]:
     found = {start for start, _ in split(text)}
     if not found:
         return []
-    found |= {match.end() for match in _LINE.finditer(text) if not _OPTION.match(text, match.end())}
-    found.discard(0)
+    found |= {match.end() for match in _LINE.finditer(text)}
+    found = {start for start in found if start and not _OPTION.match(text, start)}
     kinds = {start: separator(text, start) for start in sorted(found)}
     kept = [0]
     for kind in SEPARATORS:
