@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dlp_core.adapter.names import AUTO
-from dlp_core.decision import Decision
+from dlp_core.decision import Decision, choose
 from dlp_core.generation.messages import Completion, Delta, Finished, Logprob, TokenText
 from dlp_core.mix import Mix, Span
 from dlp_core.router.routing import NONE_THRESHOLD
@@ -21,6 +21,7 @@ from dlp_core.text.tools import CallDelta
 
 if TYPE_CHECKING:
     from dlp_core.bank.manifest import BankManifest
+    from dlp_core.router import Passage
     from dlp_core.router.explanation import Explanation
 
 OWNER = "dlp"
@@ -137,6 +138,20 @@ def route_json(decision: Decision, id: str) -> dict[str, Any]:
         "weights": decision.options.weights,
         "min_confidence": decision.options.min_confidence,
         "none_threshold": NONE_THRESHOLD,
+    }
+
+
+def passages_json(decision: Decision, passages: Sequence[Passage]) -> dict[str, Any]:
+    """What each passage of the request's text would run under, with offsets in characters."""
+    return {
+        "passages": [
+            {
+                "start": passage.start,
+                "end": passage.end,
+                "mix": mix_json(choose(decision.options, passage.routing)[0], decision.digests),
+            }
+            for passage in passages
+        ]
     }
 
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 from dlp_core.engine.request import Plan
 from dlp_core.mix import Mix
-from dlp_core.router import Routing
-from dlp_core.router.passages import Passage, separator
+from dlp_core.router import Passage, Routing
+from dlp_core.router.passages import separator
 from dlp_core.text.sentences import SentenceStarts
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from dlp_core.router.router import Router
-from dlp_core.router.routing import Routing
+from dlp_core.router.routing import Passage, Routing
 from dlp_core.text.sentences import split
 
 Separator = Literal["paragraph", "line", "sentence"]
@@ -68,15 +68,6 @@ class Prices:
 
 
 PRICES = Prices()
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """text[start:end], which is about one task, and its routing."""
-
-    start: int
-    end: int
-    routing: Routing
 
 
 def passages_first(router: Router, texts: Sequence[str]) -> list[Passage]:
