@@ -7,8 +7,8 @@ ROWS have a task each and are rows that the router was not trained on; `--choose
 Without arguments: the demo's router and held-out rows. Prompts are rows alone, and rows of different tasks joined in
 four ways. For each set, the share of characters whose mix begins with the adapter of their own task, mean over prompts'
 parts: `request` under one mix, `alone` with each sentence routed by itself, `passages` as served, `parts` if each part
-was known and routed alone. `whole` is the share of prompts that stay in one passage, `ms` the time of
-`passages` a sentence.
+was known and routed alone. `whole` is the share of prompts that stay in one passage, `ms` and `alone_ms` the CPU time
+for each sentence or line, by passages and with each sentence routed by itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import typer
 from benchmarks.measure.harness import ROOT, report, run
 from dlp_core.errors import InvalidRequest
 from dlp_core.router import Router, Routing
-from dlp_core.router.passages import PRICES, Prices, Runs, passages, read
+from dlp_core.router.passages import PRICES, Prices, Runs, passages, read, starts
 from dlp_core.router.rows import read_task_rows
 from dlp_core.text.sentences import split
 from examples.bank.tasks import TASKS, rows
@@ -110,16 +110,18 @@ def measure(router: Router, sets: Mapping[str, Sequence[Prompt]]) -> list[dict[s
     result = []
     for name, prompts in sets.items():
         shares: dict[str, list[float]] = defaultdict(list)
-        wholes, sentences, seconds = 0, 0, 0.0
+        wholes, sentences, seconds, alone_seconds = 0, 0, 0.0, 0.0
         for prompt, request in zip(prompts, router.route([prompt.text for prompt in prompts]), strict=True):
             text = prompt.text
+            began = time.process_time()
             alone = split(text)
             routings = router.route([text[start:end] for start, end in alone])
+            alone_seconds += time.process_time() - began
             known = router.route([text[start:end] for start, end, _ in prompt.parts])
             began = time.process_time()
             found = passages(router, text, request)
             seconds += time.process_time() - began
-            sentences += len(alone)
+            sentences += len(starts(text, most=len(text)))
             wholes += len(found) == 1
             for way, spans in {
                 "request": [(0, len(text), first(request))],
@@ -129,9 +131,10 @@ def measure(router: Router, sets: Mapping[str, Sequence[Prompt]]) -> list[dict[s
             }.items():
                 shares[way].append(share(prompt, spans))
         result.append(
-            {"prompts": name, "count": len(prompts)}
+            {"adapters": len(router.labels), "prompts": name, "count": len(prompts)}
             | {way: round(fmean(values), 4) for way, values in shares.items()}
             | {"whole": round(wholes / len(prompts), 4), "ms": round(1000 * seconds / sentences, 3)}
+            | {"alone_ms": round(1000 * alone_seconds / sentences, 3)}
         )
     return result
 
