@@ -48,16 +48,16 @@ _TINY = 1e-6
 class Prices:
     """In log-odds."""
 
-    most_gain: float = 5.0
+    most_gain: float = 4.0
     """What a run earns that fits well; more certainty than that is hardly a reason for one run more."""
     beyond: float = 0.4
     """The share that still counts of what is beyond that: of two ways to divide a text that both fit, it tells the
     better one."""
-    paragraph: float = 2.5
-    line: float = 3.5
-    sentence: float = 4.5
+    paragraph: float = 2.0
+    line: float = 2.8
+    sentence: float = 3.6
     """What another task costs after an empty line, a line, a sentence."""
-    strange: float = 2.0
+    strange: float = 0.8
     """What it costs beside that if either fits no adapter."""
 
     def gain(self, odds: float) -> float:
