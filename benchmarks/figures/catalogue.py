@@ -78,6 +78,7 @@ FIGURES: dict[str, Figure] = {
         serving.loads_vllm_ratio,
         serving.console_pages,
         serving.console_weight,
+        routing.passages,
         routing.router_people,
         routing.router_people_right,
         routing.router_people_refused,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from benchmarks.figures.markdown import Lines, table
 from benchmarks.figures.sources import Results
 
@@ -48,6 +50,25 @@ def router_people_right(results: Results) -> str:
 def router_people_refused(results: Results) -> str:
     """Share of strangers refused where 95% of the router's own prompts are kept, worst seed."""
     return f"{min(seed['unknown_refused_at_95'] for seed in results['router_people']['seeds']):.0%}"
+
+
+def passages(results: Results) -> Lines:
+    """Share of the characters whose mix begins with their own task's adapter, by how the mix is chosen."""
+    ways = {
+        "list": "joined as a numbered list",
+        "intro": "a list after a line of introduction",
+        "paragraphs": "as paragraphs",
+        "lines": "as lines",
+    }
+    banks = {26: "26 tasks of BIG-bench, one task each", 8: "the demo's 8 tasks, one task each"}
+    measured = results["passages"]["rows"]
+    rows = []
+    for adapters, name in banks.items():
+        for kind, title in {"one task": name, **ways}.items():
+            sets = [row for row in measured if row["adapters"] == adapters and row["prompts"].split(",")[0] == kind]
+            shares = [fmean(row[way] for row in sets) for way in ("request", "alone", "passages", "parts")]
+            rows.append([title, *(f"{100 * share:.1f}" for share in shares)])
+    return table(["prompts", "one mix per request", "each sentence alone", "by passage", "parts known"], rows)
 
 
 def router_growth(results: Results) -> Lines:

@@ -72,6 +72,12 @@ SOURCES = {
     "kernels": _benchmark("kernels"),
     "vllm_start": _benchmark("vllm_start", "MODEL_DIR --vllm-python PYTHON --dtype float32"),
     "prefill": _benchmark("prefill", "MODEL_DIR"),
+    "passages": _benchmark("passages", "ROUTER26 TEST26 ROUTER8 TEST8 --strangers BACKGROUND"),
+    "passages_prices": _benchmark(
+        "passages_prices",
+        "ROUTER26 TRAIN26 ROUTER8 TRAIN8 --choose --each 12 --joined 12",
+        module="passages",
+    ),
     "router": _benchmark("router", "TRAIN.jsonl VAL.jsonl --descriptions TASKS.json --quick"),
     "router_people": _benchmark("router_people", "VAL.jsonl ROUTER0 ROUTER1 ROUTER2"),
     "router_latency": _benchmark("router_latency"),

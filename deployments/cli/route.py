@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from textwrap import shorten
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.bar import Bar
@@ -24,6 +26,10 @@ SHOWN = 8
 """Adapters shown with a bar, and words listed."""
 
 _BAR = 40  # characters
+_PASSAGE = 48  # characters
+
+Divided = tuple[int, int, Mix]
+"""Start and end of a passage, and its mix."""
 
 
 def route(
@@ -45,11 +51,15 @@ def route(
     weights: Annotated[
         WeightRule, typer.Option(help="Probabilities divided by their sum, or a second softmax over them.")
     ] = "renormalise",
+    granularity: Annotated[
+        Literal["request", "sentence"], typer.Option(help="One mix, or one for each passage that is about a task.")
+    ] = "request",
     json: Json = False,
 ) -> None:
     """Show which adapters would serve a text, with which weights, and which words decide. Generates nothing."""
     from deployments.http.replies import explanation_json
     from dlp_core.router.explanation import explain_first
+    from dlp_core.router.passages import passages_first
     from dlp_core.router.rows import read_routing_texts
 
     if (text is None) == (file is None):
@@ -62,24 +72,36 @@ def route(
     opened, recipes = _open(router, bank)
     opened = _without_wide(opened, recipes, max_adapters)
     texts = [(text,)] if text is not None else read_routing_texts(file or Path())
-    for routing in opened.route_first(texts):
+
+    def chosen(routing: Routing) -> Mix:
         names = routing.mix(top_p=top_p, max_adapters=max_adapters, weights=weights)
-        mix = resolve(names, recipes, max_adapters=max_adapters)
+        return resolve(names, recipes, max_adapters=max_adapters)
+
+    for read, routing in zip(texts, opened.route_first(texts), strict=True):
+        mix = chosen(routing)
+        passages = None
+        if granularity == "sentence":
+            passages = [
+                (passage.start, passage.end, chosen(passage.routing)) for passage in passages_first(opened, read)
+            ]
         if text is None:
             if json:
-                terminal.print_json(_as_dict(routing, mix))
+                terminal.print_json(_as_dict(routing, mix, passages))
             else:
-                terminal.say(f"{mix}  confidence {routing.confidence:.2f}")
+                mixes = [mix] if passages is None else [mix for *_, mix in passages]
+                terminal.say(f"{' | '.join(map(str, mixes))}  confidence {routing.confidence:.2f}")
             continue
         explanation = explain_first(opened, [text])
         if json:
-            terminal.print_json(_as_dict(routing, mix) | explanation_json(explanation))
+            terminal.print_json(_as_dict(routing, mix, passages) | explanation_json(explanation))
         else:
             terminal.out.print(_table(routing, mix))
             terminal.say(
                 _kept(routing, mix, top_p=routing.top_p if top_p is None else top_p, max_adapters=max_adapters)
             )
             terminal.say(_words(explanation))
+            if passages is not None:
+                terminal.out.print(_passages(text, passages))
 
 
 def _open(router: Path | None, bank: str | None) -> tuple[Router, dict[str, Mix]]:
@@ -114,11 +136,11 @@ def _without_wide(router: Router, recipes: dict[str, Mix], max_adapters: int) ->
     return restricted(router, allowed)
 
 
-def _as_dict(routing: Routing, mix: Mix) -> dict[str, Any]:
+def _as_dict(routing: Routing, mix: Mix, passages: Sequence[Divided] | None) -> dict[str, Any]:
     from deployments.http.replies import recipes_json, weights_json
     from dlp_core.router.routing import NONE_THRESHOLD
 
-    return {
+    found = {
         "confidence": routing.confidence,
         "none": routing.none,
         "margin": round(routing.margin, 2),
@@ -127,6 +149,9 @@ def _as_dict(routing: Routing, mix: Mix) -> dict[str, Any]:
         **recipes_json(mix),
         "probabilities": routing.probabilities,
     }
+    if passages is not None:
+        found["passages"] = [{"start": start, "end": end, "mix": weights_json(mix)} for start, end, mix in passages]
+    return found
 
 
 def _table(routing: Routing, mix: Mix) -> Table:
@@ -148,6 +173,14 @@ def _table(routing: Routing, mix: Mix) -> Table:
         row(f"the other {len(likely) - SHOWN}", sum(mass for _, mass in likely[SHOWN:]), chosen=False, note="")
     threshold = f"threshold {NONE_THRESHOLD:.2f}"
     row("none of these", routing.none, chosen=not routing.fits, note=threshold)
+    return table
+
+
+def _passages(text: str, passages: Sequence[Divided]) -> Table:
+    """Each passage, on one line, and its mix."""
+    table = Table("passage", "its mix", box=None)
+    for start, end, mix in passages:
+        table.add_row(escape(shorten(text[start:end], _PASSAGE, placeholder=" ...")), str(mix))
     return table
 
 

@@ -37,7 +37,7 @@ from deployments.http.feedback import FeedbackService
 from deployments.http.ids import issue
 from deployments.http.index import index
 from deployments.http.input import generations_of, parse, parse_route, read_json, routing_options
-from deployments.http.replies import Reply, bank_json, explanation_json, models_json, route_json, visible
+from deployments.http.replies import Reply, bank_json, explanation_json, models_json, passages_json, route_json, visible
 from deployments.http.request_log import record_of
 from deployments.http.requests import AnyRequest, ChatRequest, CompletionRequest, TextRequest
 from deployments.http.shadow import Shadowing
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from dlp_core.bank.follower import Refusal
     from dlp_core.bank.manifest import BankManifest, Shadow
     from dlp_core.fleet.trial import Outcome
+    from dlp_core.router import Passage
     from dlp_core.router.explanation import Explanation
 
 log = logging.getLogger("ray.serve")
@@ -111,6 +112,9 @@ class Service(AdminService, FeedbackService, Protocol):
 
     async def explain(self, decision: Decision, texts: Sequence[str]) -> Explanation:
         """Explain a decision that the router made."""
+
+    async def divide(self, decision: Decision, texts: Sequence[str]) -> list[Passage]:
+        """The passages of a request whose sentences are routed one by one."""
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[tuple[Piece, ...], None]:
         """The pieces of one completion, those that came together in one tuple."""
@@ -178,7 +182,11 @@ class Api:
         async with within(deadline):
             texts = await self._texts(body.sources[0], decision.options)
             explanation = await self._service.explain(decision, texts)
-        return JSONResponse(route_json(decision, id) | explanation_json(explanation))
+            passages = await self._service.divide(decision, texts) if decision.by_sentence else None
+        reply = route_json(decision, id) | explanation_json(explanation)
+        if passages is not None:
+            reply |= passages_json(decision, passages, picked.bank.recipe_mixes)
+        return JSONResponse(reply)
 
     async def models(self, request: Request) -> Response:
         bank = self._visible_bank(self._caller(request))

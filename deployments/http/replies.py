@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dlp_core.adapter.names import AUTO
-from dlp_core.decision import Decision
+from dlp_core.decision import Decision, choose
 from dlp_core.generation.messages import Completion, Delta, Finished, Logprob, TokenText
 from dlp_core.mix import Mix, Span
 from dlp_core.router.routing import NONE_THRESHOLD
@@ -22,6 +22,7 @@ from dlp_core.text.tools import CallDelta
 
 if TYPE_CHECKING:
     from dlp_core.bank.manifest import BankManifest
+    from dlp_core.router import Passage
     from dlp_core.router.explanation import Explanation
 
 OWNER = "dlp"
@@ -148,6 +149,17 @@ def route_json(decision: Decision, id: str) -> dict[str, Any]:
         "min_confidence": decision.options.min_confidence,
         "none_threshold": NONE_THRESHOLD,
     }
+
+
+def passages_json(decision: Decision, passages: Sequence[Passage], recipes: Mapping[str, Mix]) -> dict[str, Any]:
+    """What each passage of the request's text would run under, with offsets in characters. `recipes` are the bank's."""
+
+    def passage_json(passage: Passage) -> dict[str, Any]:
+        mix, _ = choose(decision.options, passage.routing, recipes)
+        part = {"start": passage.start, "end": passage.end, "mix": mix_json(mix, decision.digests)}
+        return part | recipes_json(mix)
+
+    return {"passages": [passage_json(passage) for passage in passages]}
 
 
 def explanation_json(explanation: Explanation) -> dict[str, Any]:

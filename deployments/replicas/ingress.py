@@ -42,7 +42,7 @@ from dlp_core.errors import EngineFailed, RouterUnavailable, StepFailed
 from dlp_core.eval.history import judged_in
 from dlp_core.fleet.trial import Outcome
 from dlp_core.generation.messages import GenerationRequest, Piece
-from dlp_core.router import Routing
+from dlp_core.router import Passage, Routing
 from dlp_core.router.explanation import Explanation
 from dlp_core.store.opening import open_store
 
@@ -261,6 +261,10 @@ class Ingress:
     async def explain(self, decision: Decision, texts: Sequence[str]) -> Explanation:
         explanation: Explanation = await self._ask_router("explain", texts, decision.bank, decision.options.allowed)
         return explanation
+
+    async def divide(self, decision: Decision, texts: Sequence[str]) -> list[Passage]:
+        passages: list[Passage] = await self._ask_router("divide", texts, decision.bank, decision.options.allowed)
+        return passages
 
     async def _ask_router(self, method: str, *args: Any) -> Any:
         """Call a router replica, and another one if it dies. Raises RouterUnavailable."""

@@ -16,10 +16,11 @@ from deployments.observe import tracing
 from deployments.observe.metrics import RouterMetrics
 from deployments.replicas.banks import BANKS_KEPT, LoadedBanks
 from deployments.replicas.process import join_library_log
+from dlp_core.router import Passage, Routing, restricted
 from dlp_core.router import Router as BankRouter
-from dlp_core.router import Routing, restricted
 from dlp_core.router.drift import DriftWindow, expected
 from dlp_core.router.explanation import Explanation, explain_first
+from dlp_core.router.passages import passages_first
 from dlp_core.store.opening import open_store
 
 MAX_BATCH = 64
@@ -59,6 +60,12 @@ class Router:
         router = restricted(await self._banks.router(bank), allowed)
         with self._busy.measured():
             return await asyncio.to_thread(explain_first, router, texts)
+
+    async def divide(self, texts: Sequence[str], bank: str, allowed: frozenset[str] | None) -> list[Passage]:
+        """The passages of a request (dlp_core/router/passages.py), as a backbone replica divides it."""
+        router = restricted(await self._banks.router(bank), allowed)
+        with self._busy.measured():
+            return await asyncio.to_thread(passages_first, router, texts)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What deployments/fleet/autoscaling.py decides by."""

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -25,6 +26,7 @@ from dlp_core.generation.generator import Generator
 from dlp_core.generation.sentence_mixes import SentenceMixes
 from dlp_core.mix import EMPTY_MIX, Mix, resolve
 from dlp_core.router import Router, Routing
+from dlp_core.router.passages import PRICES, passages_first
 from dlp_core.store.transfers import Progress, silent
 from dlp_core.text.chat import Message, routing_texts
 from dlp_core.text.codec import Prompt
@@ -184,9 +186,11 @@ class Answerer:
             names = routing.mix(top_p=top_p, max_adapters=max_adapters)
             return self._qualified(resolve(names, self._manifest.recipe_mixes, max_adapters=max_adapters))
 
-        mixes = SentenceMixes(self._router.route_first, choose, max_adapters=self._loaded.config.slots)
+        divide = partial(passages_first, self._router)
+        mixes = SentenceMixes(divide, choose, max_adapters=self._loaded.config.slots)
         plan = mixes.plan(prompt, routing_texts(job.messages), self._loaded.codec.stream(prompt))
-        assert plan.follow is not None
+        if plan.follow is None:
+            return plan
         spans = list(plan.spans)
         for position, token in enumerate(begun, start=len(prompt.ids)):
             if (mix := plan.follow(token)) is not None:
@@ -203,6 +207,7 @@ class Answerer:
         adapters = {name for mix in _mixes(job) for name in mix.names}
         if job.sentence is not None and self._manifest.router is not None:
             content["router"] = self._manifest.router.digest
+            content["passages"] = asdict(PRICES)
             labels, recipes = set(self._manifest.router.labels), self._manifest.recipe_mixes
             adapters |= (labels - recipes.keys()) | {name for mix in recipes.values() for name in mix.names}
             if recipes:

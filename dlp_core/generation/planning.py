@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dlp_core.bank.manifest import BankManifest
@@ -13,6 +14,7 @@ from dlp_core.engine.request import Plan
 from dlp_core.generation.messages import GenerationRequest
 from dlp_core.generation.sentence_mixes import SentenceMixes
 from dlp_core.router import Router, restricted
+from dlp_core.router.passages import passages_first
 from dlp_core.text.chat import routing_texts
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def planner(
         return lambda prompt: replace(Plan.of(qualified(request.mix, bank)), salt=request.salt)
     recipes = bank.recipe_mixes
     mixes = SentenceMixes(
-        restricted(router, options.allowed).route_first,
+        partial(passages_first, restricted(router, options.allowed)),
         lambda routing: qualified(choose(options, routing, recipes)[0], bank),
         max_adapters=max_adapters,
     )

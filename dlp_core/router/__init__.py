@@ -5,6 +5,6 @@ training needs torch.
 """
 
 from dlp_core.router.router import Router, restricted
-from dlp_core.router.routing import Routing
+from dlp_core.router.routing import Passage, Routing
 
-__all__ = ["Router", "Routing", "restricted"]
+__all__ = ["Passage", "Router", "Routing", "restricted"]

@@ -30,3 +30,13 @@ class Encoder(Protocol):
     def encode(self, texts: Sequence[str]) -> Floats:
         """Encode B texts, (B, I). A text without visible characters is all zeros; nothing else is."""
         ...
+
+    @property
+    def most_parts(self) -> int:
+        """Into how many parts a text may be cut for `encode_runs` to stay cheap."""
+        ...
+
+    def encode_runs(self, parts: Sequence[str], runs: Sequence[tuple[int, int]]) -> Floats:
+        """Encode texts that share parts: parts[start:end], joined, for each of B runs (start, end), (B, I). As `encode`
+        does, but for features that reach from one part into the next, which may be left out."""
+        ...

@@ -88,6 +88,12 @@ class Router:
         odds: NDArray[np.float64] = np.clip(log_probability - log_rest, -MAX_LOG_ODDS, MAX_LOG_ODDS)
         return odds
 
+    def read_runs(self, parts: Sequence[str], runs: Sequence[tuple[int, int]]) -> tuple[Floats, Floats]:
+        """Probabilities (B, N) and margins (B,) of B texts, each parts[start:end] joined and read as a prompt of one
+        task: see Encoder.encode_runs."""
+        logits, none_log_odds = self._read(self.encoder.encode_runs(parts, runs))
+        return self.calibration.probabilities(logits), -none_log_odds
+
     def novelty(self, texts: Sequence[str]) -> Floats:
         """How far each text is from everything the router was trained for, (B,): see novelty.Clusters. Raises TypeError
         as `route`."""
@@ -140,7 +146,10 @@ class Router:
 
     def _infer(self, texts: Sequence[str]) -> tuple[Floats, Floats]:
         """Logits (B, N), and the log-odds of "none of these" (B,), clipped to MAX_LOG_ODDS."""
-        x = self.encoder.encode(texts)
+        return self._read(self.encoder.encode(texts))
+
+    def _read(self, x: Floats) -> tuple[Floats, Floats]:
+        """What `_infer` returns, of encoded texts (B, I)."""
         hidden = self.network.hidden(x)
         logits = self.network.logits(hidden)
         novelty = self.clusters.novelty(hidden, softmax(logits))

@@ -75,3 +75,12 @@ class Routing:
             probabilities, top_p=self.top_p if top_p is None else top_p, max_adapters=max_adapters, weights=weights
         )
         return mix if self.fits else EMPTY_MIX
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """text[start:end], which is about one task, and its routing. Filled by dlp_core/router/passages.py."""
+
+    start: int
+    end: int
+    routing: Routing

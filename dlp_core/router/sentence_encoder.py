@@ -40,6 +40,7 @@ _POOLING: dict[str, Pooling] = {
     "pooling_mode_lasttoken": "last",
 }
 _BATCH = 64
+_MOST_PARTS = 6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,6 +110,15 @@ class SentenceEncoder:
                 x[rows] = self.embed([texts[row] for row in rows]).cpu().numpy()
                 report(min(start + _BATCH, len(order)), len(order))
         return x
+
+    @property
+    def most_parts(self) -> int:
+        """Every run is a pass of the encoder."""
+        return _MOST_PARTS
+
+    def encode_runs(self, parts: Sequence[str], runs: Sequence[tuple[int, int]]) -> Floats:
+        """Encode parts[start:end], joined, for each of B runs, (B, I)."""
+        return self.encode(["".join(parts[start:end]) for start, end in runs])
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """One batch, (B, I), through which gradients flow unless they are off."""

@@ -25,6 +25,7 @@ PIECE_SCALE, GRAM_SCALE, LENGTH_SCALE = 4.0, 8.0, 2.0
 LENGTHS = np.arange(2, 10, dtype=np.float32)
 """Logarithms of the numbers of n-grams, from a word to a few thousand characters."""
 
+_MOST_PARTS = 16
 _ONES = np.ones(MAX_GRAMS, np.float32)
 _TINY = np.float32(1e-6)
 
@@ -57,6 +58,29 @@ class WordEncoder:
             if len(grams):
                 x[row, width : -len(LENGTHS)] = _sum(self.grams_GE, grams) * np.float32(GRAM_SCALE / len(grams))
                 x[row, -len(LENGTHS) :] = LENGTH_SCALE * lengths(math.log(len(grams)))
+        return x
+
+    @property
+    def most_parts(self) -> int:
+        return _MOST_PARTS
+
+    def encode_runs(self, parts: Sequence[str], runs: Sequence[tuple[int, int]]) -> Floats:
+        """Encode parts[start:end] for each of B runs, (B, I), from the sums of each part: no part is read twice.
+        N-grams and pairs that reach from one part into the next are left out."""
+        width, sums = self.pieces_VD.shape[1], np.zeros((len(parts) + 1, self.width - len(LENGTHS) + 1))
+        for row, (pieces, grams) in enumerate(self.vocabulary.features(parts), start=1):
+            sums[row, :width] = _sum(self.pieces_VD, pieces) if len(pieces) else 0
+            sums[row, width:-1] = _sum(self.grams_GE, grams) if len(grams) else 0
+            sums[row, -1] = len(grams)
+        starts, ends = np.array(runs, np.int64).reshape(-1, 2).T
+        total = np.cumsum(sums, axis=0)
+        total = (total[ends] - total[starts]).astype(np.float32)
+        x = np.zeros((len(runs), self.width), np.float32)
+        norms = np.sqrt(np.vecdot(total[:, :width], total[:, :width]))[:, None]
+        x[:, :width] = total[:, :width] * (np.float32(PIECE_SCALE) / (norms + _TINY))
+        grams = np.maximum(total[:, -1:], np.float32(1))
+        x[:, width : -len(LENGTHS)] = total[:, width:-1] * (np.float32(GRAM_SCALE) / grams)
+        x[:, -len(LENGTHS) :] = LENGTH_SCALE * lengths(np.log(grams)) * (total[:, -1:] > 0)
         return x
 
 

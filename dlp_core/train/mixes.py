@@ -34,7 +34,7 @@ from dlp_core.fusion.learnt import LearntOp
 from dlp_core.fusion.segments import Segment
 from dlp_core.mix import EMPTY_MIX, MAX_WEIGHT, Mix
 from dlp_core.quiet import quiet_transformers
-from dlp_core.store.base_model import check_model_folder
+from dlp_core.store.model_folder import check_model_folder
 from dlp_core.train.lora import answer_losses
 from dlp_core.train.packing import Example, PackedBatch, batches, common_prefix, encode
 from dlp_core.train.rows import Row

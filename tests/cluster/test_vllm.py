@@ -130,7 +130,8 @@ def test_what_vllm_cannot_serve_is_refused_by_name(app: Application, tmp_path: P
     assert "which engine vllm does not serve" in refused["reason"]
     assert serving(app) == "one"
     back_to_bank_one(app)
-    reply = ask(app, "words", presence_penalty=1, dlp={"granularity": "sentence"})
+    several = f"{TASKS['cron'].format(3)}. {TASKS['sql'].format(4)}."
+    reply = ask(app, several, presence_penalty=1, dlp={"granularity": "sentence"})
     assert (reply["status"], reply["error"]["param"]) == (400, "presence_penalty")
 
 

@@ -34,8 +34,9 @@ from dlp_core.decision import Decision, RoutingOptions, decide
 from dlp_core.eval.history import judged_in
 from dlp_core.generation.messages import Delta, Finished, GenerationRequest, Logprob, Piece, TokenText
 from dlp_core.mix import EMPTY_MIX, Span
-from dlp_core.router import Router, Routing, restricted
+from dlp_core.router import Passage, Router, Routing, restricted
 from dlp_core.router.explanation import Explanation, explain_first
+from dlp_core.router.passages import passages_first
 from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore
 from tests.support.echo import LIMITS, EchoService
@@ -75,6 +76,9 @@ class BankService(EchoService):
 
     async def explain(self, decision: Decision, texts: Sequence[str]) -> Explanation:
         return explain_first(self._router(self.bank(), decision.options), texts)
+
+    async def divide(self, decision: Decision, texts: Sequence[str]) -> list[Passage]:
+        return passages_first(self._router(self.bank(), decision.options), texts)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[tuple[Piece, ...], None]:
         self.hits.update(request.mix.names or ("",))

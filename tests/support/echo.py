@@ -17,6 +17,7 @@ from dlp_core.errors import StoreUnavailable, UnknownModel
 from dlp_core.fleet.trial import Outcome
 from dlp_core.generation.messages import Delta, Finished, GenerationRequest, Logprob, Piece, TokenIds, TokenText
 from dlp_core.mix import EMPTY_MIX, Mix, Span, select_top_p
+from dlp_core.router import Passage, Routing
 from dlp_core.router.explanation import Explanation, WordEffect
 
 BASE = "org/tiny"
@@ -128,6 +129,14 @@ class EchoService:
 
     async def explain(self, decision: Decision, texts: Sequence[str]) -> Explanation:
         return Explanation(texts[0], "sql", tuple(WordEffect(word, 1.5) for word in texts[0].split()))
+
+    async def divide(self, decision: Decision, texts: Sequence[str]) -> list[Passage]:
+        """A passage for each line that begins with the name of an adapter."""
+        lines, passages = texts[0].splitlines(keepends=True), []
+        for line in lines:
+            start = passages[-1].end if passages else 0
+            passages.append(Passage(start, start + len(line), Routing.of({line.split()[0]: 1.0})))
+        return passages
 
     async def decode(self, ids: Sequence[int]) -> str:
         self.decoded += 1

@@ -218,6 +218,22 @@ def test_route_a_text(dlp: Run, router: str) -> None:
     assert "words for (+) and against (-) flight_json" in out
 
 
+def test_route_shows_the_passages_of_a_text(dlp: Run, router: str, tmp_path: Path) -> None:
+    flight, words = make_rows(1, seed=8)[0].input, make_rows(1, seed=9)[3].input
+    command = ["route", "--router", router, "--granularity", "sentence"]
+    code, out, _ = dlp(*command, f"{flight}\n\n{words}", "--json")
+    found = json.loads(out)["passages"]
+    assert (code, found[0]["start"], found[-1]["end"]) == (0, 0, len(f"{flight}\n\n{words}"))
+    assert [part["mix"][0]["adapter"] for part in found] == ["flight_json", "word_sorting"]
+    code, out, _ = dlp(*command, f"{flight}\n\n{words}")
+    assert code == 0
+    assert [line.split()[-1] for line in out.splitlines()[-2:]] == ["flight_json=1.00", "word_sorting=1.00"]
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"task": None, "input": f"{flight}\n\n{words}"}) + "\n")
+    code, out, _ = dlp(*command, "--file", str(file))
+    assert (code, out.startswith("flight_json=1.00 | word_sorting=1.00  confidence")) == (0, True)
+
+
 def test_route_weighs_as_asked(dlp: Run, router: str) -> None:
     text = " ".join(row.input for row in (make_rows(1, seed=8)[0], make_rows(1, seed=9)[3]))
 

@@ -209,6 +209,18 @@ def test_route_takes_a_bare_text(http: TestClient) -> None:
         assert "exactly one" in http.post("/route", json=body).json()["error"]["message"]
 
 
+def test_route_shows_the_passages_of_a_request_by_sentence(http: TestClient) -> None:
+    text = "sql all users\ncron at noon"
+    reply = http.post("/route", json={"text": text, "dlp": {"granularity": "sentence"}}).json()
+    assert [(text[part["start"] : part["end"]], part["mix"][0]["adapter"]) for part in reply["passages"]] == [
+        ("sql all users\n", "sql"),
+        ("cron at noon", "cron"),
+    ]
+    assert "passages" not in http.post("/route", json={"text": text}).json()
+    named = {"model": "sql", "prompt": text, "dlp": {"granularity": "sentence"}}
+    assert "passages" not in http.post("/route", json=named).json(), "the router was not asked"
+
+
 def test_the_server_says_how_adapters_are_weighted_unless_the_request_does(service: EchoService) -> None:
     api = create_app(service, routing=RoutingArgs(weights="softmax"), limits=LIMITS, access=Access())
     text, probabilities = "sql sql sql cron cron dates", {"sql": 3 / 6, "cron": 2 / 6, "dates": 1 / 6}

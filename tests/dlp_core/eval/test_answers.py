@@ -6,9 +6,12 @@ import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -154,24 +157,42 @@ async def test_an_answer_ends_at_its_stop_string(base: Path, bank: JudgedBank) -
         assert (await evaluator.answer([stopped], concurrency=1))[stopped].text == text[: text.index(text[3:5])]
 
 
-class ByFullStops:
-    """A router that only counts finished sentences, so that every sentence gets another mix."""
+class ByNumberWords:
+    """A router that knows prompts by one of three words, and takes two of them for no prompt at all."""
+
+    labels = TASKS_IN_ORDER
+    encoder = SimpleNamespace(most_parts=16)
+
+    def route(self, texts: Sequence[str]) -> list[Routing]:
+        return [self._routing(text) for text in texts]
 
     def route_first(self, choices: Sequence[Sequence[str]]) -> list[Routing]:
-        return [Routing.of({TASKS_IN_ORDER[texts[0].count(".") % 3]: 1.0}) for texts in choices]
+        return self.route([texts[0] for texts in choices])
+
+    def read_runs(self, parts: Sequence[str], runs: Sequence[tuple[int, int]]) -> tuple[Any, Any]:
+        found = self.route(["".join(parts[first:last]) for first, last in runs])
+        return np.array([list(one.probabilities.values()) for one in found]), np.array([one.margin for one in found])
+
+    def _routing(self, text: str) -> Routing:
+        said = [word in text for word in ("One", "Two", "Three")]
+        probabilities = {task: float(here) for task, here in zip(self.labels, said, strict=True)}
+        return Routing.of(probabilities, margin=9.0 if sum(said) == 1 else -9.0)
 
 
-async def test_by_sentence_routes_every_sentence_including_those_already_said(base: Path, bank: JudgedBank) -> None:
-    job = Job("One is. Two are", max_tokens=2, sentence=(0.9, 3), begun=(("First. Second. Third", EMPTY_MIX),))
+async def test_by_sentence_every_passage_and_its_answer_have_its_mix(base: Path, bank: JudgedBank) -> None:
+    text = "1. One is. Really.\n\n2. Two are.\n\n3. Three"
+    job = Job(text, max_tokens=2, sentence=(0.9, 3), begun=(("1. First. Yes\n2. Second", EMPTY_MIX),))
+    single = Job("One is. Really.", max_tokens=2, sentence=(0.9, 3))
     async with running(base, bank) as loaded:
-        evaluator = Answerer(loaded, bank.manifest, ByFullStops(), Journal(None), setup="x")  # type: ignore[arg-type]
+        evaluator = Answerer(loaded, bank.manifest, ByNumberWords(), Journal(None), setup="x")  # type: ignore[arg-type]
         found = (await evaluator.answer([job], concurrency=1))[job]
         prompt, plan = evaluator._request(job)
         asked_tokens = len(loaded.codec.encode_chat([Message("user", job.text)]).ids)
+        _, whole = evaluator._request(single)
+        assert whole == evaluator._request(replace(single, sentence=None, mix=Mix.of({TASKS_IN_ORDER[0]: 1.0})))[1]
     assert (found.tokens, found.mixes) == (2, 3)
-    expected = [TASKS_IN_ORDER[stops] for stops in (1, 0, 1, 2, 0)]
-    assert [unqualify(mix.names[0]) for _, mix in plan.spans] == expected
-    assert [position > asked_tokens for position, _ in plan.spans] == [False, False, False, True, True]
+    assert [unqualify(mix.names[0]) for _, mix in plan.spans] == [TASKS_IN_ORDER[number] for number in (0, 1, 2, 0, 1)]
+    assert [position > asked_tokens for position, _ in plan.spans] == [False, False, False, False, True]
     assert plan.spans[-1][0] < len(prompt.ids)
 
 

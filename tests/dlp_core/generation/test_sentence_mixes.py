@@ -15,8 +15,10 @@ from dlp_core.generation.planning import planner
 from dlp_core.generation.sentence_mixes import SentenceMixes
 from dlp_core.mix import EMPTY_MIX, Mix, WeightRule, select_top_p
 from dlp_core.router import Routing
+from dlp_core.router.passages import Passage
 from dlp_core.text.chat import Message
 from dlp_core.text.codec import Prompt, TextCodec
+from dlp_core.text.sentences import split
 from examples.tiny.model import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -24,37 +26,25 @@ CODEC = TextCodec(TOKENIZER, context=4096)
 NAMES = ("apple", "bread", "cheese", "dates")
 
 
-class WordRouter:
-    """Routes by the last of NAMES that a text has, and remembers what it was asked."""
+def divide(texts: Sequence[str]) -> list[Passage]:
+    """Each sentence is a passage, for the last of NAMES that it has."""
+    return [Passage(start, end, routed(texts[0][start:end])) for start, end in split(texts[0])] or [
+        Passage(0, len(texts[0]), routed(texts[0]))
+    ]
 
-    def __init__(self) -> None:
-        self.asked: list[str] = []
 
-    def route_first(self, choices: Sequence[Sequence[str]]) -> list[Routing]:
-        return [self._first(texts) for texts in choices]
-
-    def _first(self, texts: Sequence[str]) -> Routing:
-        for text in texts:
-            self.asked.append(text)
-            if (routing := self._route(text)).fits:
-                return routing
-        return self._route(texts[0])
-
-    def _route(self, text: str) -> Routing:
-        found = max(NAMES, key=text.rfind)
-        fits = found in text
-        return Routing.of({name: float(fits and name == found) for name in NAMES}, margin=9.0 if fits else -9.0)
+def routed(text: str) -> Routing:
+    found = max(NAMES, key=text.rfind)
+    fits = found in text
+    return Routing.of({name: float(fits and name == found) for name in NAMES}, margin=9.0 if fits else -9.0)
 
 
 def mix(name: str) -> Mix:
     return Mix.of({name: 1.0})
 
 
-def plan(prompt: Prompt, *request: str, max_adapters: int = 8) -> tuple[Plan, WordRouter]:
-    router = WordRouter()
-    return SentenceMixes(router.route_first, Routing.mix, max_adapters=max_adapters).plan(
-        prompt, request, CODEC.stream(prompt)
-    ), router
+def plan(prompt: Prompt, *request: str, max_adapters: int = 8) -> Plan:
+    return SentenceMixes(divide, Routing.mix, max_adapters=max_adapters).plan(prompt, request, CODEC.stream(prompt))
 
 
 def texts(prompt: Prompt, made: Plan) -> list[tuple[str, Mix]]:
@@ -71,71 +61,99 @@ def write(made: Plan, text: str) -> list[tuple[str, Mix]]:
     return [(TOKENIZER.decode([token]), one) for token in tokens if (one := made.follow(token)) is not None]
 
 
-def test_each_sentence_of_a_chat_has_its_mix() -> None:
-    turns = [Message("system", "Be brief."), Message("user", "Peel an apple. Then cut the bread.")]
+def chat(text: str) -> tuple[Prompt, Plan]:
+    prompt = CODEC.encode_chat([Message("user", text)])
+    return prompt, plan(prompt, text)
+
+
+def test_each_passage_of_a_chat_has_its_mix() -> None:
+    turns = [Message("system", "Be brief."), Message("user", "  Peel an apple. Then cut the bread.")]
     prompt = CODEC.encode_chat(turns)
-    made, router = plan(prompt, turns[1].content)
-    assert texts(prompt, made) == [
-        ("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n", EMPTY_MIX),
-        ("Peel an apple. ", mix("apple")),
-        ("Then cut the bread.<|im_end|>\n<|im_start|>assistant\n", mix("bread")),
+    assert texts(prompt, plan(prompt, turns[1].content)) == [
+        ("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n  Peel an apple. ", mix("apple")),
+        ("Then cut the bread.", mix("bread")),
+        ("<|im_end|>\n<|im_start|>assistant\n", mix("apple")),
     ]
-    assert router.asked == ["Be brief.", "Peel an apple. ", "Then cut the bread.", turns[1].content]
 
 
-def test_a_completion_is_routed_again_at_the_first_token_of_each_further_sentence() -> None:
-    prompt = CODEC.encode_chat([Message("user", "apple")])
-    made, router = plan(prompt, "apple")
-    router.asked.clear()
-    changes = write(made, "I like cheese. 3.5 of it. Now dates! End")
-    assert [one for _, one in changes] == [mix("cheese"), mix("cheese"), mix("dates")]
-    assert [text.strip()[0] for text, _ in changes] == ["3", "N", "E"]
-    assert router.asked[0].startswith("apple\nI like cheese. 3")
-    assert write(plan(prompt, "apple")[0], "one sentence only, with cheese.") == []
+def test_a_request_of_one_passage_has_the_plan_of_a_request() -> None:
+    for text in ("Peel an apple", "", "Nothing of that"):
+        assert chat(text)[1] == Plan.of(routed(text).mix())
+    prompt = CODEC.encode("Peel an apple")
+    assert plan(prompt, prompt.text) == Plan.of(mix("apple"))
 
 
-def test_a_bare_prompt_goes_on_with_its_last_sentence() -> None:
+def test_a_completion_answers_one_passage_after_the_other() -> None:
+    _, made = chat("Peel an apple. Cut the bread. Some dates.")
+    assert write(made, "I like cheese. 3.5 of it.\n\nNow bread! End\n\nThis. Is\n\nAll") == [
+        ("N", mix("bread")),
+        ("T", mix("dates")),
+    ]
+
+
+def test_a_completion_with_numbers_goes_by_them() -> None:
+    _, made = chat("Two things, please.\n\n1. Peel an apple.\n\n2. Cut the bread. Slowly.\n\n3. An apple")
+    assert made.spans[-1][1] == mix("apple"), "the answer of line 1"
+    assert write(made, "1. So.\n\nThus. 2 of\n2. Bread\n\nmuch\n4. no\n3. yes") == [
+        ("2", mix("bread")),
+        ("3", mix("apple")),
+    ]
+
+
+def test_an_answer_starts_with_the_first_passage_that_fits() -> None:
+    prompt, made = chat("Hello there. Cut the bread. An apple.")
+    assert [one for _, one in texts(prompt, made)] == [EMPTY_MIX, mix("bread"), mix("apple"), mix("bread")]
+
+
+def test_passages_of_one_mix_are_answered_together() -> None:
+    _, made = chat("An apple. Another apple. Cut the bread.")
+    assert write(made, "Yes.\n\nNo.\n\nWell") == [("N", mix("bread"))]
+
+
+def test_a_bare_prompt_goes_on_with_its_last_passage() -> None:
     prompt = CODEC.encode("Eat bread. Then an apple and")
-    made, _ = plan(prompt, prompt.text)
+    made = plan(prompt, prompt.text)
     assert texts(prompt, made) == [("Eat bread. ", mix("bread")), ("Then an apple and", mix("apple"))]
-    assert write(made, " more cheese. Fine") == [("F", mix("cheese"))]
+    assert made.follow is None
 
 
-def test_a_sentence_beyond_the_limit_keeps_the_mix_before_it() -> None:
+def test_a_passage_beyond_the_limit_keeps_the_mix_before_it() -> None:
     prompt = CODEC.encode("An apple. Some bread. Much cheese. An apple again. Few dates.")
-    made, _ = plan(prompt, prompt.text, max_adapters=2)
-    assert [one for _, one in made.spans] == [mix("apple"), mix("bread"), mix("apple")]
+    made = plan(prompt, prompt.text, max_adapters=2)
     assert [text for text, _ in texts(prompt, made)] == [
         "An apple. ",
         "Some bread. Much cheese. ",
         "An apple again. Few dates.",
     ]
+    assert [one for _, one in made.spans] == [mix("apple"), mix("bread"), mix("apple")]
 
 
 def test_spans_fit_the_engine_for_any_turns() -> None:
     cases = [[""], ["  "], ["apple"], ["apple.", "", "bread. bread."], ["日本語。apple。", "é."], ["\n\n", "x"]]
     for contents in cases:
         prompt = CODEC.encode_chat([Message("user", content) for content in contents])
-        made, _ = plan(prompt, contents[-1])
+        made = plan(prompt, contents[-1])
         made.check(len(prompt.ids))
         assert "".join(text for text, _ in texts(prompt, made)) == prompt.text
 
 
 @pytest.mark.parametrize("weights", ["renormalise", "softmax"])
 def test_sentences_are_weighted_as_the_request_asks(weights: WeightRule) -> None:
-    class Undecided(WordRouter):
-        def _route(self, text: str) -> Routing:
-            return routing
+    class Undecided:
+        labels = NAMES
+        encoder = SimpleNamespace(most_parts=16)
+
+        def route_first(self, choices: Sequence[Sequence[str]]) -> list[Routing]:
+            return [routing] * len(choices)
 
     routing = Routing.of({"apple": 0.7, "bread": 0.3})
     router: Any = Undecided()
     bank: Any = SimpleNamespace(adapters=[SimpleNamespace(name=name, qualified_name=f"{name}@1") for name in NAMES])
     bank.recipe_mixes = {}
     options = RoutingOptions("auto", top_p=0.9, max_adapters=3, weights=weights, by_sentence=True)
-    source = (Message("user", "An apple. A bread."),)
+    source = (Message("user", "An apple and a bread"),)
     request = GenerationRequest("1", "b1", EMPTY_MIX, source, Sampling(), by_sentence=options)
     made = planner(request, bank, router, CODEC, max_adapters=8)(CODEC.encode_chat(source))
     expected = select_top_p(routing.probabilities, top_p=0.9, max_adapters=3, weights=weights)
     weighted = Mix.of({f"{part.name}@1": part.weight for part in expected.adapters})
     assert [found for _, found in made.spans] == [weighted]
-    assert {found for _, found in write(made, " One. Two. Three.")} == {weighted}
