@@ -46,8 +46,8 @@ def fit(
     task: Annotated[str | None, typer.Option(help="Only the rows of this task.")] = None,
     max_adapters: Annotated[int, typer.Option(min=1, help="Most adapters in the recipe.")] = 3,
     description: Annotated[str | None, typer.Option(help="What it is for, in a sentence.")] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Keep it even if it beats neither the best adapter nor the backbone.")
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Keep it even if it beats neither the best adapter nor the backbone.")
     ] = False,
     replace: Annotated[bool, typer.Option("--replace", help="In place of a recipe of that name.")] = False,
     stage: Annotated[
@@ -84,7 +84,7 @@ def fit(
                 device=terminal.device(device),
             )
         written: str | None = None
-        if found.mix and (found.beats or force):
+        if found.mix and (found.beats or yes):
             digests = {adapter.name: adapter.digest for adapter in manifest.adapters}
             weights = {part.name: part.weight for part in found.mix.adapters}
             recipe = entry_of(name, weights, digests, description=about, fitted=_evidence(found))
@@ -101,7 +101,7 @@ def fit(
             terminal.say(_next(name, written, bank, folder=is_folder(bank), stage=stage))
     if written is None:
         if not json:
-            terminal.say("nothing was written" + ("; --force keeps it all the same" if found.mix else ""))
+            terminal.say("nothing was written" + ("; --yes keeps it all the same" if found.mix else ""))
         raise typer.Exit(1)
 
 

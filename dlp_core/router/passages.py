@@ -142,7 +142,16 @@ class Runs:
             _, first, before = ways[last][label]
             spans.append((first, last))
             last, label = first, before
-        return spans[::-1]
+        return self._joined(spans[::-1])
+
+    def _joined(self, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The spans without a seam inside a task: where two in a row are of one adapter, so is what they make."""
+        found: list[tuple[int, int]] = []
+        for span in spans:
+            if found and len({self.found[run][0] for run in (found[-1], span, (found[-1][0], span[1]))}) == 1:
+                span = found.pop()[0], span[1]
+            found.append(span)
+        return found
 
     def _price(self, part: int, earlier: int, label: int, prices: Prices) -> float:
         if part == 0:

@@ -85,7 +85,7 @@ def test_a_recipe_is_fitted_kept_published_and_removed(fit: Any, command: Run, c
     assert (code, "there is no recipe 'duet'" in err) == (2, True)
 
 
-def test_what_beats_nothing_is_not_kept_unless_forced(fit: Any, choir: Path, tmp_path: Path) -> None:
+def test_what_beats_nothing_is_not_kept_unless_told(fit: Any, choir: Path, tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "store"))
     before = publish(store, choir)
     code, out, _ = fit("--name", "noise", "--json", data="plain.jsonl", bank=tmp_path / "store")
@@ -94,7 +94,7 @@ def test_what_beats_nothing_is_not_kept_unless_forced(fit: Any, choir: Path, tmp
     assert load_manifest(store) == before
     if not found["mix"]:
         return
-    code, out, _ = fit("--name", "noise", "--force", "--stage", "--json", data="plain.jsonl", bank=tmp_path / "store")
+    code, out, _ = fit("--name", "noise", "--yes", "--stage", "--json", data="plain.jsonl", bank=tmp_path / "store")
     assert code == 0
     assert load_manifest(store) == before
     assert [one.name for one in load_manifest(store, json.loads(out)["written"]).recipes] == ["noise"]
