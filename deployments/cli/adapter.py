@@ -230,6 +230,7 @@ def _facts(adapter: Adapter, folder: Path) -> dict[str, Any]:
         "modules": len(modules),
         "biases": len(adapter.biases),
         "base_weights": sorted(adapter.copies),
+        "alora_invocation_tokens": list(adapter.invocation or ()),
         "parameters": adapter.parameters,
         "bytes": (folder / WEIGHTS_FILE).stat().st_size,
         "served": True,

@@ -167,16 +167,25 @@ def bank_json(bank: BankManifest, allowed: frozenset[str] | None) -> dict[str, A
 
 
 def models_json(bank: BankManifest, *, created: int) -> list[dict[str, Any]]:
-    """Every valid `model`: "auto" if the bank has a router, the base model, and each adapter, with its description if
-    it has one."""
+    """Every valid `model`: "auto" if the bank has a router, the base model, and each adapter, with its description and
+    its invocation if it has them."""
 
-    def model(name: str, parent: str | None, description: str | None = None) -> dict[str, Any]:
+    def model(name: str, parent: str | None, **more: object) -> dict[str, Any]:
         entry = {"id": name, "object": "model", "created": created, "owned_by": OWNER, "parent": parent}
-        return entry if description is None else entry | {"description": description}
+        return entry | {key: value for key, value in more.items() if value is not None}
 
     base = bank.base_model.id
     routed = [model(AUTO, base)] if bank.router is not None else []
-    return [*routed, model(base, None), *(model(adapter.name, base, adapter.description) for adapter in bank.adapters)]
+    adapters = (
+        model(
+            adapter.name,
+            base,
+            description=adapter.description,
+            alora_invocation_tokens=adapter.alora_invocation_tokens,
+        )
+        for adapter in bank.adapters
+    )
+    return [*routed, model(base, None), *adapters]
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,8 +49,12 @@ class WordRouting:
 
 def manifest(**changes: Any) -> Any:
     adapters = [
-        SimpleNamespace(name=name, digest=f"sha256:{name}", description=about)
-        for name, about in (("sql", "Writes queries."), ("cron", None), ("dates", None))
+        SimpleNamespace(name=name, digest=f"sha256:{name}", description=about, alora_invocation_tokens=invocation)
+        for name, about, invocation in (
+            ("sql", "Writes queries.", None),
+            ("cron", None, None),
+            ("dates", None, (5, 6)),
+        )
     ]
     bank: dict[str, Any] = {
         "version": "b1",

@@ -94,6 +94,7 @@ def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["auto", BASE, "sql", "cron", "dates"]
     assert client.models.retrieve("sql").model_extra == {"parent": BASE, "description": "Writes queries."}
     assert client.models.retrieve("cron").model_extra == {"parent": BASE}
+    assert client.models.retrieve("dates").model_extra == {"parent": BASE, "alora_invocation_tokens": [5, 6]}
     assert client.models.retrieve(BASE).id == BASE
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("nope")
