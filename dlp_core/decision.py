@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dlp_core.adapter.names import AUTO
 from dlp_core.errors import InvalidRequest, RouterUnavailable, UnknownModel
-from dlp_core.mix import EMPTY_MIX, Mix, WeightRule
+from dlp_core.mix import EMPTY_MIX, Activation, Mix, WeightRule
 
 if TYPE_CHECKING:
     from dlp_core.bank.manifest import BankManifest
@@ -36,6 +36,7 @@ class RoutingOptions:
     max_adapters: int
     weights: WeightRule = "renormalise"
     min_confidence: float | None = None
+    activation: Activation = "always"  # from where on the mix runs
     by_sentence: bool = False  # each sentence gets its own mix, if the router decides
     adapters: tuple[tuple[str, float], ...] | None = None  # explicit (name, weight); None: the model name decides
     allowed: frozenset[str] | None = None  # adapters this request may use; None: the whole bank

@@ -21,6 +21,10 @@ DEFAULT_TOP_P = 0.9
 WeightRule = Literal["renormalise", "softmax"]
 """How the kept adapters are weighted: see `select_top_p`."""
 
+Activation = Literal["always", "turn"]
+"""From where on a mix runs: from a request's first token, or from the first token of a chat's last user turn. What is
+before runs plain."""
+
 
 @dataclass(frozen=True, slots=True)
 class WeightedAdapter:

@@ -108,6 +108,7 @@ def routing_options(body: AnyRequest, routing: RoutingArgs) -> RoutingOptions:
         max_adapters=max_adapters,
         weights=options.weights or routing.weights,
         min_confidence=routing.min_confidence if options.min_confidence is None else options.min_confidence,
+        activation=options.activation or routing.activation,
         by_sentence=options.granularity == "sentence",
         adapters=None if explicit is None else tuple((part.name, part.weight) for part in explicit),
         fallback=routing.fallback,
@@ -135,6 +136,7 @@ def generations_of(
             tools=tools,
             salt=salt,
             stream=body.stream,
+            activation=decision.options.activation,
             by_sentence=decision.options if decision.by_sentence else None,
             trace=tracing.carried(),
         )

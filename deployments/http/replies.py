@@ -135,6 +135,7 @@ def route_json(decision: Decision, id: str) -> dict[str, Any]:
         "top_p": decision.options.top_p if decision.top_p is None else decision.top_p,
         "max_adapters": decision.options.max_adapters,
         "weights": decision.options.weights,
+        "activation": decision.options.activation,
         "min_confidence": decision.options.min_confidence,
         "none_threshold": NONE_THRESHOLD,
     }

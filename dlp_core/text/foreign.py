@@ -20,6 +20,7 @@ _FIRST: Mapping[str, object] = {
     "template": "",
     "turns": [{"role": "user", "content": ""}],
     "tools": None,
+    "answer": True,
     "special": {},
 }
 
@@ -45,14 +46,22 @@ class ForeignTemplates:
         turns: Sequence[Turn],
         special: Mapping[str, object],
         tools: Sequence[Mapping[str, object]] | None = None,
+        *,
+        answer: bool = True,
     ) -> str:
         """The text of a conversation, with the schemas of the `tools` it offers, up to where the assistant's turn
-        begins.
+        begins, which comes next where an `answer` is wanted.
 
         Raises InvalidRequest if the template rejects the turns, and AdapterRefused if it does not end in time.
         """
         request = json.dumps(
-            {"template": template, "turns": list(turns), "tools": tools and list(tools), "special": dict(special)}
+            {
+                "template": template,
+                "turns": list(turns),
+                "tools": tools and list(tools),
+                "answer": answer,
+                "special": dict(special),
+            }
         )
         with self._lock:
             if template in self._refused:

@@ -17,6 +17,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,23 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from dlp_core.adapter.invocation import FIELD as INVOCATION_FIELD
+from dlp_core.adapter.invocation import Invocation
 from dlp_core.errors import InvalidRequest
 from dlp_core.quiet import quiet_transformers
 from dlp_core.store.checkpoints import Checkpoints, random_state, restore_random_state
 from dlp_core.store.disk import disk_errors
 from dlp_core.store.model_folder import CONFIG_FILE, WEIGHTS, check_model_folder
-from dlp_core.train.packing import IGNORED, EndlessBatches, PackedBatch, batches, common_prefix, encode
+from dlp_core.train.gate import Gate
+from dlp_core.train.packing import (
+    IGNORED,
+    EndlessBatches,
+    PackedBatch,
+    batches,
+    common_prefix,
+    encode,
+    user_invocation,
+)
 from dlp_core.train.rows import Row, hold_back
 
 
@@ -52,6 +64,9 @@ class TrainSettings:
     patience: int = 3
     """Training stops after this many validations without a new lowest loss."""
     seed: int = 0
+    activated: bool = False
+    """Train an activated LoRA (dlp_core.adapter.invocation), which the chat template's own tokens before a user's turn
+    invoke: everything before the last user turn is the plain model's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +136,9 @@ def train_adapter(
     started = time.perf_counter()
     torch.manual_seed(settings.seed)
 
-    examples = encode([*held_out, *training], AutoTokenizer.from_pretrained(base))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    invocation = user_invocation(tokenizer) if settings.activated else None
+    examples = encode([*held_out, *training], tokenizer, invocation=invocation)
     shape = {"prefix": common_prefix(examples), "rows": settings.batch_rows, "row_tokens": settings.row_tokens}
     held_out_batches = list(batches(examples[: len(held_out)], **shape))
 
@@ -137,7 +154,8 @@ def train_adapter(
             model = get_peft_model(backbone, config, autocast_adapter_dtype=False)
     except ValueError as error:  # PEFT: "Target modules ... not found in the base model"
         raise InvalidRequest(f"{base}: {error}", param="targets") from error
-    run = _Run(backbone, model, EndlessBatches(examples[len(held_out) :], rng, **shape), settings, device)
+    training_batches = EndlessBatches(examples[len(held_out) :], rng, **shape)
+    run = _Run(backbone, model, training_batches, settings, device, invocation=invocation)
     if (state := checkpoints.load(_PHASE)) is not None:
         run.restore(state)
     before, first_tokens, began = run.seconds, run.tokens, time.perf_counter()
@@ -176,9 +194,18 @@ class _Run:
     """All that changes in a training."""
 
     def __init__(
-        self, backbone: Any, model: Any, training: EndlessBatches, settings: TrainSettings, device: str
+        self,
+        backbone: Any,
+        model: Any,
+        training: EndlessBatches,
+        settings: TrainSettings,
+        device: str,
+        *,
+        invocation: Invocation | None,
     ) -> None:
         self._backbone, self._training, self._settings, self._device = backbone, training, settings, device
+        self._invocation = invocation
+        self._gate = None if invocation is None else Gate(model)
         self.lora: list[torch.nn.Parameter] = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._masters = [parameter.detach().float() for parameter in self.lora]
         self._optimizer = torch.optim.AdamW(self._masters, lr=settings.lr, weight_decay=0.0)
@@ -203,7 +230,7 @@ class _Run:
     def train(self) -> float:
         """One step; returns its loss."""
         batch = next(self._training).to(self._backbone.device)
-        loss = _loss(self._backbone, batch)
+        loss = _loss(self._backbone, batch, self._gate)
         loss.backward()  # type: ignore[no-untyped-call]
         for parameter, master in zip(self.lora, self._masters, strict=True):
             assert parameter.grad is not None
@@ -217,7 +244,7 @@ class _Run:
         return loss.item()
 
     def validate(self, validation: Sequence[PackedBatch]) -> float:
-        loss = _validate(self._backbone, validation)
+        loss = _validate(self._backbone, validation, self._gate)
         if loss < self.best_loss:
             self.best_loss, self.best_step, self._best = loss, self.step, _copy(self.lora)
         return loss
@@ -250,7 +277,7 @@ class _Run:
 
     def save_best(self, model: Any, base_name: str, out: Path) -> int:
         _assign(self.lora, self._best)
-        return _save(model, base_name, out)
+        return _save(model, base_name, out, self._invocation)
 
 
 def _stopped(run: _Run, model: Any, base_name: str, out: Path) -> str:
@@ -271,6 +298,8 @@ def _depends_on(
     for path in sorted(base.glob(f"*{WEIGHTS}")):
         model.update(f"{path.name} {path.stat().st_size}\n".encode())
     fields = {f"--{name.replace('_', '-')}": value for name, value in asdict(settings).items()}
+    if not settings.activated:
+        del fields["--activated"]  # as in checkpoints of before there was the choice
     return fields | {
         "--base-model": f"{base.resolve().name} {model.hexdigest()[:12]}",
         "--data": _digest(rows),
@@ -291,24 +320,25 @@ def _lr_factor(step: int, steps: int) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def _loss(backbone: Any, batch: PackedBatch) -> torch.Tensor:
+def _loss(backbone: Any, batch: PackedBatch, gate: Gate | None) -> torch.Tensor:
     """Mean cross-entropy over the answer tokens. Logits are computed at those positions only, because the output
-    matrix is a large part of a small model."""
-    hidden_BTD = backbone.base_model(
-        input_ids=batch.input_ids_BT,
-        attention_mask=batch.mask_B1TT,
-        position_ids=batch.position_ids_BT,
-        use_cache=False,
-    ).last_hidden_state
+    matrix is a large part of a small model. An activated adapter runs at all of them."""
+    with nullcontext() if gate is None else gate.only(batch.active_BT):
+        hidden_BTD = backbone.base_model(
+            input_ids=batch.input_ids_BT,
+            attention_mask=batch.mask_B1TT,
+            position_ids=batch.position_ids_BT,
+            use_cache=False,
+        ).last_hidden_state
     answers_BT = batch.labels_BT != IGNORED
     logits = backbone.get_output_embeddings()(hidden_BTD[answers_BT])
     return cross_entropy(logits.float(), batch.labels_BT[answers_BT])
 
 
 @torch.no_grad()
-def _validate(backbone: Any, validation: Sequence[PackedBatch]) -> float:
+def _validate(backbone: Any, validation: Sequence[PackedBatch], gate: Gate | None) -> float:
     counts = [int((batch.labels_BT != IGNORED).sum()) for batch in validation]
-    losses = [_loss(backbone, batch.to(backbone.device)).item() for batch in validation]
+    losses = [_loss(backbone, batch.to(backbone.device), gate).item() for batch in validation]
     return sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
 
 
@@ -322,7 +352,7 @@ def _copy(parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in parameters]
 
 
-def _save(model: Any, base_name: str, out: Path) -> int:
+def _save(model: Any, base_name: str, out: Path, invocation: Invocation | None) -> int:
     """Write weights, then config: a folder without its config is not an adapter. Returns the size of the weights in
     bytes."""
     from peft import get_peft_model_state_dict
@@ -333,6 +363,7 @@ def _save(model: Any, base_name: str, out: Path) -> int:
     # The name rather than the path, which means nothing on the machine that serves the adapter.
     config |= {"base_model_name_or_path": base_name, "inference_mode": True}
     config["target_modules"] = sorted(config["target_modules"])
+    config[INVOCATION_FIELD] = None if invocation is None else list(invocation)
     text = json.dumps({key: config[key] for key in sorted(config)}, indent=2, default=str)
     with disk_errors(f"{out}: the adapter cannot be written"):
         out.mkdir(parents=True, exist_ok=True)

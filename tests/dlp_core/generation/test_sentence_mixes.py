@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -138,3 +139,28 @@ def test_sentences_are_weighted_as_the_request_asks(weights: WeightRule) -> None
     weighted = Mix.of({f"{part.name}@1": part.weight for part in expected.adapters})
     assert [found for _, found in made.spans] == [weighted]
     assert {found for _, found in write(made, " One. Two. Three.")} == {weighted}
+
+
+@pytest.mark.parametrize("by_sentence", [False, True])
+def test_before_the_last_user_turn_a_mix_that_begins_there_runs_plain(by_sentence: bool) -> None:
+    bank: Any = SimpleNamespace(adapters=[SimpleNamespace(name=name, qualified_name=f"{name}@1") for name in NAMES])
+    options = RoutingOptions("auto", top_p=0.9, max_adapters=3) if by_sentence else None
+    router: Any = WordRouter()
+    source = (Message("user", "Peel an apple."), Message("assistant", "Done."), Message("user", "Cut the bread."))
+
+    def made(source: Any, prompt: Prompt) -> Plan:
+        request = GenerationRequest("1", "b1", mix("bread"), source, Sampling(), salt="s", activation="turn")
+        return planner(replace(request, by_sentence=options), bank, router, CODEC, max_adapters=8)(prompt)
+
+    prompt = CODEC.encode_chat(source)
+    plan, bread = made(source, prompt), mix("bread@1")
+    plan.check(len(prompt.ids))
+    assert plan.salt == "s"
+    assert (plan.follow is not None) == by_sentence
+    history = "<|im_start|>user\nPeel an apple.<|im_end|>\n<|im_start|>assistant\nDone.<|im_end|>\n"
+    opening = "<|im_start|>user\n"  # a template's words go with the sentence before
+    (before, plain), (turn, its) = texts(prompt, plan)
+    assert (before, plain) == (history + opening * by_sentence, EMPTY_MIX)
+    assert (before + turn, its) == (prompt.text, bread)
+    bare = CODEC.encode("Cut the bread.")
+    assert made("Cut the bread.", bare).spans == ((0, bread),), "a bare prompt has no turns"
