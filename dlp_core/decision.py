@@ -35,6 +35,7 @@ class RoutingOptions:
     top_p: float | None  # None: the router's own
     max_adapters: int
     weights: WeightRule = "renormalise"
+    exact_weights: bool = False  # of a routed mix, instead of those on the grid
     min_confidence: float | None = None
     activation: Activation = "always"  # from where on the mix runs
     by_sentence: bool = False  # each sentence gets its own mix, if the router decides
@@ -133,7 +134,9 @@ async def decide(
 
 def choose(options: RoutingOptions, routing: Routing) -> tuple[Mix, Reason]:
     """The mix that a routing leads to, and the reason."""
-    mix = routing.mix(top_p=options.top_p, max_adapters=options.max_adapters, weights=options.weights)
+    mix = routing.mix(
+        top_p=options.top_p, max_adapters=options.max_adapters, weights=options.weights, exact=options.exact_weights
+    )
     if not mix:
         return EMPTY_MIX, "none_of_these"
     if options.min_confidence is not None and routing.confidence < options.min_confidence:

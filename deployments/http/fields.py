@@ -62,6 +62,7 @@ class DLPOptions(StrictBody):
     top_p: float | None = Field(default=None, gt=0, le=1)
     max_adapters: int | None = Field(default=None, ge=1)
     weights: WeightRule | None = None
+    exact_weights: bool = False
     min_confidence: float | None = Field(default=None, ge=0, le=1)
     granularity: Literal["request", "sentence"] = "request"
     activation: Activation | None = None

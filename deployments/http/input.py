@@ -107,6 +107,7 @@ def routing_options(body: AnyRequest, routing: RoutingArgs) -> RoutingOptions:
         top_p=routing.top_p if options.top_p is None else options.top_p,
         max_adapters=max_adapters,
         weights=options.weights or routing.weights,
+        exact_weights=options.exact_weights,
         min_confidence=routing.min_confidence if options.min_confidence is None else options.min_confidence,
         activation=options.activation or routing.activation,
         by_sentence=options.granularity == "sentence",

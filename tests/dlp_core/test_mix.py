@@ -101,3 +101,23 @@ def test_importing_the_mix_needs_no_torch_and_the_library_needs_no_ray() -> None
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_weights_on_the_grid_keep_their_sum_and_their_order() -> None:
+    assert Mix.of({"a": 0.8, "b": 0.2}).on_grid() == Mix.of({"a": 51 / 64, "b": 13 / 64})
+    assert Mix.of({"a": 0.801, "b": 0.199}).on_grid() == Mix.of({"a": 51 / 64, "b": 13 / 64})
+    assert Mix.of({"a": 1.0}).on_grid() == Mix.of({"a": 1.0})
+    assert Mix.of({"a": 0.999, "b": 0.001}).on_grid() == Mix.of({"a": 1.0})
+    assert EMPTY_MIX.on_grid() == EMPTY_MIX
+
+
+@given(weights=st.lists(st.floats(0.001, 1.0), min_size=1, max_size=8))
+def test_no_weight_moves_by_a_step_of_the_grid(weights: list[float]) -> None:
+    total = sum(weights)
+    mix = Mix.of([(str(number), weight / total) for number, weight in enumerate(weights)])
+    snapped = mix.on_grid()
+    assert snapped.on_grid() == snapped
+    assert sum(part.weight for part in snapped.adapters) == 1.0
+    found = {part.name: part.weight for part in snapped.adapters}
+    for part in mix.adapters:
+        assert abs(found.get(part.name, 0.0) - part.weight) < 1 / 64

@@ -42,8 +42,9 @@ class WordRouting:
 
     top_p = 0.9
 
-    def mix(self, *, top_p: float | None, **options: Any) -> Mix:
+    def mix(self, *, top_p: float | None, exact: bool, **options: Any) -> Mix:
         chosen = select_top_p(self.probabilities, top_p=top_p or self.top_p, **options)
+        chosen = chosen if exact else chosen.on_grid()
         return chosen if self.margin > 0 else EMPTY_MIX
 
 

@@ -135,7 +135,7 @@ def test_sentences_are_weighted_as_the_request_asks(weights: WeightRule) -> None
     source = (Message("user", "An apple. A bread."),)
     request = GenerationRequest("1", "b1", EMPTY_MIX, source, Sampling(), by_sentence=options)
     made = planner(request, bank, router, CODEC, max_adapters=8)(CODEC.encode_chat(source))
-    expected = select_top_p(routing.probabilities, top_p=0.9, max_adapters=3, weights=weights)
+    expected = select_top_p(routing.probabilities, top_p=0.9, max_adapters=3, weights=weights).on_grid()
     weighted = Mix.of({f"{part.name}@1": part.weight for part in expected.adapters})
     assert [found for _, found in made.spans] == [weighted]
     assert {found for _, found in write(made, " One. Two. Three.")} == {weighted}
