@@ -68,16 +68,16 @@ class ForeignTemplates:
                 raise _refused()
             connection = self._connection or self._start()
             try:
-                answer = _ask(connection, request)
+                rendered = _ask(connection, request)
             except OSError:  # the process has ended
                 self._stop()
                 self._refused.add(template)
                 raise _refused() from None
-        if "error" in answer:
+        if "error" in rendered:
             raise InvalidRequest(
-                f"the adapter's chat template rejects these messages: {answer['error'][:300]}", param="messages"
+                f"the adapter's chat template rejects these messages: {rendered['error'][:300]}", param="messages"
             )
-        return str(answer["text"])
+        return str(rendered["text"])
 
     def close(self) -> None:
         with self._lock:
