@@ -90,6 +90,9 @@ class RandomSource:
     def size(self, name: str) -> int:
         return 1
 
+    def invocation(self, name: str) -> None:
+        return None
+
     def load(self, name: str) -> Adapter:
         rank = self._rank
         modules = {

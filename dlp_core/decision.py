@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dlp_core.adapter.names import AUTO
 from dlp_core.errors import InvalidRequest, RouterUnavailable, UnknownModel
-from dlp_core.mix import EMPTY_MIX, Mix, WeightRule, resolve
+from dlp_core.mix import EMPTY_MIX, Activation, Mix, WeightRule, resolve
 
 if TYPE_CHECKING:
     from dlp_core.bank.manifest import BankManifest
@@ -38,7 +38,9 @@ class RoutingOptions:
     top_p: float | None  # None: the router's own
     max_adapters: int
     weights: WeightRule = "renormalise"
+    exact_weights: bool = False  # of a routed mix, instead of those on the grid
     min_confidence: float | None = None
+    activation: Activation = "always"  # from where on the mix runs
     by_sentence: bool = False  # each sentence gets its own mix, if the router decides
     adapters: tuple[tuple[str, float], ...] | None = None  # explicit (name, weight); None: the model name decides
     allowed: frozenset[str] | None = None  # adapters and recipes this request may use; None: the whole bank
@@ -163,7 +165,9 @@ async def decide(
 
 def choose(options: RoutingOptions, routing: Routing, recipes: Mapping[str, Mix]) -> tuple[Mix, Reason]:
     """The mix that a routing leads to, and the reason. `recipes` are the bank's."""
-    names = routing.mix(top_p=options.top_p, max_adapters=options.max_adapters, weights=options.weights)
+    names = routing.mix(
+        top_p=options.top_p, max_adapters=options.max_adapters, weights=options.weights, exact=options.exact_weights
+    )
     mix = resolve(names, recipes, max_adapters=options.max_adapters)
     if not mix:
         return EMPTY_MIX, "none_of_these"

@@ -21,6 +21,14 @@ DEFAULT_TOP_P = 0.9
 WeightRule = Literal["renormalise", "softmax"]
 """How the kept adapters are weighted: see `select_top_p`."""
 
+GRID = 64
+"""A routed mix has weights that are multiples of 1/64, unless a request asks for the exact ones: what is cached under
+0.80 would be of no use to 0.81, whose keys and values nearly equal it. Such weights are exact in every dtype."""
+
+Activation = Literal["always", "turn"]
+"""From where on a mix runs: from a request's first token, or from the first token of a chat's last user turn. What is
+before runs plain."""
+
 
 @dataclass(frozen=True, slots=True)
 class WeightedAdapter:
@@ -60,6 +68,16 @@ class Mix:
             seen.add(name)
         kept = [WeightedAdapter(name, float(weight)) for name, weight in items if weight != 0.0]
         return cls(tuple(sorted(kept, key=lambda part: -abs(part.weight))))
+
+    def on_grid(self) -> Mix:
+        """The mix with weights that are multiples of 1/GRID and have the same sum, to the next multiple: the weights
+        that lose most are rounded up. What is rounded to 0 is left out."""
+        steps = [part.weight * GRID for part in self.adapters]
+        rounded = [math.floor(step) for step in steps]
+        by_loss = sorted(range(len(steps)), key=lambda index: rounded[index] - steps[index])
+        for index in by_loss[: round(sum(steps)) - sum(rounded)]:
+            rounded[index] += 1
+        return Mix.of([(part.name, step / GRID) for part, step in zip(self.adapters, rounded, strict=True)])
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -58,6 +58,12 @@ def train(
         int,
         typer.Option(min=1, help="Steps between validations and checkpoints; three without improvement end training."),
     ] = 50,
+    activated: Annotated[
+        bool,
+        typer.Option(
+            "--activated", help="Leave what is before the last user turn to the plain model, whose cache is shared."
+        ),
+    ] = False,
     seed: Seed = 0,
     device: Device = None,
     resume: Resume = False,
@@ -82,6 +88,7 @@ def train(
             validation_rows=validation_rows,
             validate_every=validate_every,
             seed=seed,
+            activated=activated,
         )
         computes_on = terminal.device(device, mps=True)
         model = fetched(base_model)
@@ -230,6 +237,7 @@ def _facts(adapter: Adapter, folder: Path) -> dict[str, Any]:
         "modules": len(modules),
         "biases": len(adapter.biases),
         "base_weights": sorted(adapter.copies),
+        "alora_invocation_tokens": list(adapter.invocation or ()),
         "parameters": adapter.parameters,
         "bytes": (folder / WEIGHTS_FILE).stat().st_size,
         "served": True,

@@ -216,10 +216,15 @@ def show(bank: Bank, version: Version = None, json: Json = False) -> None:
         f"[bold]{manifest.version}[/] of {manifest.created:%Y-%m-%d %H:%M} UTC, base model "
         f"{escape(manifest.base_model.id)}, router {router}"
     )
-    table = Table("adapter", "version", "rank", "modules", "size")
+    table = Table("adapter", "version", "rank", "modules", "size", "")
     for adapter in manifest.adapters:
         table.add_row(
-            adapter.name, adapter.version, str(adapter.rank), ", ".join(adapter.modules), _bytes(adapter.size)
+            adapter.name,
+            adapter.version,
+            str(adapter.rank),
+            ", ".join(adapter.modules),
+            _bytes(adapter.size),
+            "" if adapter.invocation is None else "activated",
         )
     terminal.out.print(table)
     if manifest.recipes:

@@ -107,8 +107,10 @@ def routing_options(body: AnyRequest, routing: RoutingArgs) -> RoutingOptions:
         top_p=routing.top_p if options.top_p is None else options.top_p,
         max_adapters=max_adapters,
         weights=options.weights or routing.weights,
+        exact_weights=options.exact_weights,
         min_confidence=routing.min_confidence if options.min_confidence is None else options.min_confidence,
         limit=allowed,
+        activation=options.activation or routing.activation,
         by_sentence=options.granularity == "sentence",
         adapters=None if explicit is None else tuple((part.name, part.weight) for part in explicit),
         fallback=routing.fallback,
@@ -136,6 +138,7 @@ def generations_of(
             tools=tools,
             salt=salt,
             stream=body.stream,
+            activation=decision.options.activation,
             by_sentence=decision.options if decision.by_sentence else None,
             trace=tracing.carried(),
         )

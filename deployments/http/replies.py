@@ -146,6 +146,7 @@ def route_json(decision: Decision, id: str) -> dict[str, Any]:
         "top_p": decision.options.top_p if decision.top_p is None else decision.top_p,
         "max_adapters": decision.options.max_adapters,
         "weights": decision.options.weights,
+        "activation": decision.options.activation,
         "min_confidence": decision.options.min_confidence,
         "none_threshold": NONE_THRESHOLD,
     }
@@ -190,18 +191,27 @@ def bank_json(bank: BankManifest, allowed: frozenset[str] | None) -> dict[str, A
 
 
 def models_json(bank: BankManifest, *, created: int) -> list[dict[str, Any]]:
-    """Every valid `model`: "auto" if the bank has a router, the base model, each adapter, and each recipe with the mix
-    that it is; with its description if it has one."""
+    """Every valid `model`: "auto" if the bank has a router, the base model, each adapter, with its description and its
+    invocation if it has them, and each recipe with the mix that it is."""
 
-    def model(name: str, parent: str | None, description: str | None = None) -> dict[str, Any]:
+    def model(name: str, parent: str | None, **more: object) -> dict[str, Any]:
         entry = {"id": name, "object": "model", "created": created, "owned_by": OWNER, "parent": parent}
-        return entry if description is None else entry | {"description": description}
+        return entry | {key: value for key, value in more.items() if value is not None}
 
     base = bank.base_model.id
     routed = [model(AUTO, base)] if bank.router is not None else []
-    adapters = [model(adapter.name, base, adapter.description) for adapter in bank.adapters]
+    adapters = [
+        model(
+            adapter.name,
+            base,
+            description=adapter.description,
+            alora_invocation_tokens=adapter.alora_invocation_tokens,
+        )
+        for adapter in bank.adapters
+    ]
     recipes = [
-        model(recipe.name, base, recipe.description) | {"recipe": weights_json(recipe.mix)} for recipe in bank.recipes
+        model(recipe.name, base, description=recipe.description, recipe=weights_json(recipe.mix))
+        for recipe in bank.recipes
     ]
     return [*routed, model(base, None), *adapters, *recipes]
 

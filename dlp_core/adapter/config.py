@@ -13,6 +13,7 @@ from typing import Any
 
 from dlp_core.adapter.contents import CONFIG_FILE, elsewhere
 from dlp_core.adapter.fields import refusal
+from dlp_core.adapter.invocation import FIELD, Invocation, read_invocation
 from dlp_core.adapter.patterns import Patterns
 from dlp_core.errors import AdapterRefused
 from dlp_core.store.disk import disk_error
@@ -33,6 +34,8 @@ class PeftConfig:
     base_model: str | None
     trains_biases: bool
     rslora: bool
+    invocation: Invocation | None
+    """Of an activated LoRA; None for an ordinary one."""
     _ranks: Patterns
     _alphas: Patterns
 
@@ -93,9 +96,28 @@ def _interpret(config: Any, name: str) -> PeftConfig:
         base_model=base_model,
         trains_biases=bias != "none",
         rslora=bool(config.get("use_rslora")),
+        invocation=_invocation(config, name, bias=bias),
         _ranks=_patterns(name, "rank_pattern", config, "r"),
         _alphas=_patterns(name, "alpha_pattern", config, "lora_alpha"),
     )
+
+
+def _invocation(config: Mapping[str, Any], name: str, *, bias: str) -> Invocation | None:
+    try:
+        invocation = read_invocation(config.get(FIELD))
+    except ValueError as error:
+        raise AdapterRefused(f"adapter {name!r}: {FIELD}: {error}") from None
+    if invocation is not None and bias != "none":
+        raise AdapterRefused(
+            f"adapter {name!r} is activated ({FIELD}) and has bias {bias!r}: PEFT adds its biases to tokens before the "
+            "invocation too, which would no longer be the plain model's; train it with bias='none'"
+        )
+    if invocation is not None and config.get("task_type") != "CAUSAL_LM":
+        raise AdapterRefused(
+            f"adapter {name!r} is activated ({FIELD}) and its task_type is {config.get('task_type')!r}: PEFT never "
+            "activates it, in training neither; train it with task_type='CAUSAL_LM'"
+        )
+    return invocation
 
 
 def _patterns(name: str, field: str, config: Mapping[str, Any], default: str) -> Patterns:

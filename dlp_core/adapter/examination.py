@@ -64,10 +64,22 @@ def judge(
     remarks = [] if remark is None else [remark]
     return adapter, Verdict(
         name=adapter.name,
-        notes=(*adapter.notes, *_prompt_note(adapter), *(remark.text for remark in remarks if not remark.warning)),
+        notes=(
+            *adapter.notes,
+            *_invocation_note(adapter),
+            *_prompt_note(adapter),
+            *(remark.text for remark in remarks if not remark.warning),
+        ),
         warnings=tuple(remark.text for remark in remarks if remark.warning),
         left_out=left_out(folder),
     )
+
+
+def _invocation_note(adapter: Adapter) -> list[str]:
+    if adapter.invocation is None:
+        return []
+    tokens = ", ".join(map(str, adapter.invocation[:8])) + (", ..." if len(adapter.invocation) > 8 else "")
+    return [f"it is activated: it runs from the last occurrence of the tokens {tokens} in a prompt on, if there is one"]
 
 
 def _prompt_note(adapter: Adapter) -> list[str]:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 SERVED = frozenset(
-    "alpha_pattern base_model_name_or_path bias init_lora_weights lora_alpha peft_type r rank_pattern "
-    "use_rslora".split()
+    "alora_invocation_tokens alpha_pattern base_model_name_or_path bias init_lora_weights lora_alpha peft_type r "
+    "rank_pattern use_rslora".split()
 )
 """Fields that dlp_core.adapter.config reads."""
 
@@ -34,7 +34,6 @@ REFUSED: Mapping[str, str] = {
     "use_dora": "retrain it as plain LoRA or merge it into the base model",
     "use_qalora": "its factors are of a grouped input; retrain it as plain LoRA",
     "use_bdlora": "its factors are block-diagonal; retrain it as plain LoRA",
-    "alora_invocation_tokens": "activated LoRA changes weights inside a sequence; retrain it as plain LoRA",
     "arrow_config": "Arrow routes by itself; publish its experts as single adapters instead",
     "kasa_config": "it changes the base weights and scales between the factors; retrain it as plain LoRA",
     "monteclora_config": "it samples around the factors; retrain it as plain LoRA",

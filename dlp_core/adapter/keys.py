@@ -53,6 +53,8 @@ class Place:
     """The module as the file spells it: PEFT matched its patterns with this name, or with `module`."""
     adapter: str | None
     """The adapter's name in the key; None if it has none, as PEFT saves it."""
+    embedding: bool = False
+    """Whether it is a factor of an embedding."""
 
 
 def parse_keys(keys: Collection[str]) -> tuple[dict[str, Place], tuple[str, ...]]:
@@ -82,9 +84,10 @@ def _place(key: str) -> Place:
     written = _PREFIX.sub("", key, count=1)
     rest = _INNER.sub("", written)
     part: Part
+    embedding = False
     if match := _FACTOR.fullmatch(rest):
         part = "A" if "A" in (match["side"], match["row"]) else "B"
-        adapter = match["name"] or match["row_name"]
+        adapter, embedding = match["name"] or match["row_name"], match["row"] is not None
     elif "lora_" not in rest and (match := _BASE.fullmatch(rest)):
         part, adapter = "bias" if match["what"] == "bias" else "weight", None
     else:
@@ -98,7 +101,7 @@ def _place(key: str) -> Place:
     if "modules_to_save" in module.split("."):
         raise ValueError(_not_lora(key))
     # wrapped itself, a module was already LoRA's when PEFT named it
-    return Place(module, part, _OUTERMOST.sub("", written.partition(".lora_")[0]), adapter)
+    return Place(module, part, _OUTERMOST.sub("", written.partition(".lora_")[0]), adapter, embedding)
 
 
 def _not_lora(key: str) -> str:

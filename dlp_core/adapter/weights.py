@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from dlp_core.adapter.config import PeftConfig, read_config
 from dlp_core.adapter.contents import CONFIG_FILE, WEIGHTS_FILE, convert_hint, elsewhere
+from dlp_core.adapter.invocation import FIELD, Invocation
 from dlp_core.adapter.keys import parse_keys
 from dlp_core.adapter.names import validate_name
 from dlp_core.adapter.prompting import Prompting, read_prompting
@@ -71,6 +72,8 @@ class Adapter:
     """The files it was read from, as they were then; empty if they were not hashed."""
     prompting: Prompting | None = None
     """What its folder says about prompts; None if nothing."""
+    invocation: Invocation | None = None
+    """The tokens from which on an activated LoRA runs (dlp_core.adapter.invocation); None for an ordinary one."""
 
     @property
     def rank(self) -> int:
@@ -124,6 +127,11 @@ def _read(folder: Path, name: str, inside: Path, hashed: bool) -> Adapter:
             case "weight":
                 copies[place.module] = tensors[key]
             case side:
+                if place.embedding and config.invocation is not None:
+                    raise AdapterRefused(
+                        f"adapter {name!r} is activated ({FIELD}) and changes the embedding {place.module!r}, which "
+                        "PEFT does not compute; train it on linear layers"
+                    )
                 factors.setdefault(place.module, {})[side] = tensors[key]
                 spellings.setdefault(place.module, {place.module}).add(place.written)
     if not factors:
@@ -141,6 +149,7 @@ def _read(folder: Path, name: str, inside: Path, hashed: bool) -> Adapter:
         notes=(*notes, *prompt_notes),
         files=files,
         prompting=prompting,
+        invocation=config.invocation,
     )
 
 

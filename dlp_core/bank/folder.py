@@ -230,6 +230,7 @@ def describe_adapter(
         modules=tuple(sorted({module.rpartition(".")[2] for module in adapter.modules})),
         routed=routed,
         description=description,
+        alora_invocation_tokens=adapter.invocation,
     )
     return entry, [LocalFile(entry.key(file.path), folder / file.path, file, prompts.get(file.path)) for file in files]
 

@@ -19,17 +19,20 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, ClassVar, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import (
     AfterValidator,
     AwareDatetime,
     Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
 from dlp_core.adapter.base_names import BaseNames
 from dlp_core.adapter.contents import CONFIG_FILE, WEIGHTS_FILE
+from dlp_core.adapter.invocation import MAX_TOKENS, Invocation
 from dlp_core.adapter.names import AUTO, qualify, validate_name
 from dlp_core.adapter.prompting import PROMPT_FILE
 from dlp_core.errors import InvalidRequest
@@ -89,6 +92,9 @@ MAX_DESCRIPTION = 500
 Description = Annotated[str, Field(min_length=1, max_length=MAX_DESCRIPTION)]
 
 
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
 class AdapterEntry(_Blob):
     """One adapter of a bank. `rank` is its largest rank, `modules` the layer types it changes (`q_proj`)."""
 
@@ -103,6 +109,20 @@ class AdapterEntry(_Blob):
     routed: bool = True
     description: Description | None = None
     """What it is for, in a sentence."""
+    alora_invocation_tokens: tuple[TokenId, ...] | None = Field(default=None, min_length=1, max_length=MAX_TOKENS)
+    """Of an activated adapter: the tokens from which on it runs (dlp_core.adapter.invocation), as its config has them.
+    Of others nothing is written: manifests without activated adapters are what they were."""
+
+    @property
+    def invocation(self) -> Invocation | None:
+        return self.alora_invocation_tokens
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        if self.alora_invocation_tokens is None:
+            written.pop("alora_invocation_tokens", None)
+        return written
 
     def key(self, file: str) -> str:
         """The key of `file` in the store."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from dlp_core.adapter.invocation import Invocation
 from dlp_core.adapter.names import unqualify
 from dlp_core.adapter.prompting import PROMPT_FILE, read_prompting
 from dlp_core.adapter.weights import Adapter, read_adapter
@@ -38,6 +39,9 @@ class BankSource:
 
     def size(self, name: str) -> int:
         return self._entry(name).size
+
+    def invocation(self, name: str) -> Invocation | None:
+        return self._entry(name).invocation
 
     def load(self, name: str) -> Adapter:
         """Read one adapter, from disk if it was fetched before.

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from dlp_core.engine.activation import activated
 from dlp_core.engine.admission import check_places, token_limit
 from dlp_core.engine.batching import Batching
 from dlp_core.engine.config import EngineConfig
@@ -76,6 +77,7 @@ class FusedEngine:
         plan = mix if isinstance(mix, Plan) else Plan.of(mix)
         guide = None if sampling.response_format is None else await self._guide(sampling.response_format)
         max_tokens = self._admit(prompt_ids, plan, sampling, request_id)
+        plan = activated(plan, prompt_ids, self._residency.invocation)
         sampling = replace(sampling, max_tokens=max_tokens)
         results: asyncio.Queue[Output | NeedsAdapters | RequestAborted] = asyncio.Queue()
         self._streams[request_id] = results

@@ -17,6 +17,7 @@ from typing import Any
 
 from dlp_core.bank.manifest import BankManifest
 from dlp_core.bank.source import BankSource, qualified
+from dlp_core.engine.activation import activated
 from dlp_core.engine.loading import Loaded
 from dlp_core.engine.request import Plan, Sampling
 from dlp_core.errors import InvalidRequest, PromptTooLong
@@ -132,6 +133,7 @@ class Answerer:
         encode = self._loaded.tokenizer.encode
         end = self._loaded.tokenizer.eos_token_id
         answers = [[*encode(text, add_special_tokens=False), end] for _, text in job.options]
+        plan = activated(plan, prompt.ids, self._loaded.residency.invocation)
         async with self._loaded.residency.pinned(plan.names) as pins:
             scores = await asyncio.to_thread(
                 log_likelihoods, self._loaded.model, self._loaded.fusion, prompt.ids, answers, plan=plan, pins=pins

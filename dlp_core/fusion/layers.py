@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dlp_core.adapter.checks import LayerShape
 from dlp_core.adapter.fitting import fit
+from dlp_core.adapter.invocation import check_spoken
 from dlp_core.adapter.prompting import read_vocabulary
 from dlp_core.adapter.weights import Adapter, LoRAWeights
 from dlp_core.errors import AdapterRefused, InvalidRequest
@@ -187,10 +188,13 @@ def fits_model(folder: Path) -> Callable[[Adapter], Adapter]:
     Raises InvalidRequest as `read_shapes`; the check raises AdapterRefused.
     """
     shapes, vocabulary = read_shapes(folder), read_vocabulary(folder)
+    token_ids = None if vocabulary is None else frozenset(vocabulary.values())
 
     def check(adapter: Adapter) -> Adapter:
         if adapter.prompting is not None and vocabulary is not None:
             adapter.prompting.check(adapter.name, vocabulary)
+        if token_ids is not None:
+            check_spoken(adapter.name, adapter.invocation, token_ids)
         return fit(adapter, shapes)
 
     return check

@@ -11,7 +11,7 @@ from typing import Literal
 
 from dlp_core.decision import RoutingOptions
 from dlp_core.engine.request import FinishReason, Sampling
-from dlp_core.mix import Mix, Span
+from dlp_core.mix import Activation, Mix, Span
 from dlp_core.text.chat import Message
 from dlp_core.text.tools import CallDelta, ToolCall, Tools
 
@@ -50,6 +50,8 @@ class GenerationRequest:
     """It shares cache blocks with requests of the same salt only."""
     stream: bool = True
     """Whether its pieces are wanted as they come; if not, all of them at its end."""
+    activation: Activation = "always"
+    """From where on the mix runs, or those of the sentences."""
     by_sentence: RoutingOptions | None = None
     """How to choose a mix per sentence; None: `mix` serves all of them."""
     trace: Mapping[str, str] | None = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dlp_core.bank.manifest import BankManifest
 from dlp_core.bank.source import qualified
 from dlp_core.decision import choose
+from dlp_core.engine.activation import plain_before
 from dlp_core.engine.request import Plan
 from dlp_core.generation.messages import GenerationRequest
 from dlp_core.generation.sentence_mixes import SentenceMixes
@@ -32,9 +33,15 @@ def planner(
     `router` is the bank's; it is needed if sentences are routed one by one, with at most `max_adapters` for the
     entire request. The planner raises UnknownModel for an adapter the bank does not have.
     """
+
+    def finished(plan: Plan, prompt: Prompt) -> Plan:
+        if request.activation == "turn":
+            plan = plain_before(plan, prompt.token_at(prompt.last_turn))
+        return replace(plan, salt=request.salt)
+
     options = request.by_sentence
     if options is None or router is None:
-        return lambda prompt: replace(Plan.of(qualified(request.mix, bank)), salt=request.salt)
+        return lambda prompt: finished(Plan.of(qualified(request.mix, bank)), prompt)
     recipes = bank.recipe_mixes
     mixes = SentenceMixes(
         partial(passages_first, restricted(router, options.allowed)),
@@ -44,6 +51,6 @@ def planner(
 
     def by_sentence(prompt: Prompt) -> Plan:
         texts = routing_texts(request.source) if isinstance(request.source, tuple) else (prompt.text,)
-        return replace(mixes.plan(prompt, texts, codec.stream(prompt)), salt=request.salt)
+        return finished(mixes.plan(prompt, texts, codec.stream(prompt)), prompt)
 
     return by_sentence

@@ -31,6 +31,7 @@ from dlp_core.residency.host_memory import HostMemory
 from dlp_core.residency.slots import Claim, Load, Slots
 
 if TYPE_CHECKING:
+    from dlp_core.adapter.invocation import Invocation
     from dlp_core.residency.sources import AdapterSource
 
 log = logging.getLogger(__name__)
@@ -135,6 +136,10 @@ class Residency:
         Raises UnknownModel.
         """
         return self._slots.can_hold({name: self._source.size(name) for name in (*names, *self._kept_names)})
+
+    def invocation(self, name: str) -> Invocation | None:
+        """That of an activated adapter, None for an ordinary one. Safe on any thread. Raises UnknownModel."""
+        return self._source.invocation(name)
 
     @asynccontextmanager
     async def pinned(self, names: Sequence[str]) -> AsyncIterator[dict[str, Pin]]:

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from dlp_core.adapter.config import read_config
 from dlp_core.adapter.contents import FILES, WEIGHTS_FILE
+from dlp_core.adapter.invocation import Invocation, check_spoken
 from dlp_core.adapter.weights import Adapter, read_adapter
 from dlp_core.errors import AdapterRefused, UnknownModel
 from dlp_core.store.disk import disk_errors
@@ -24,6 +26,9 @@ class AdapterSource(Protocol):
     def size(self, name: str) -> int:
         """Bytes of the adapter's files; raises what `digest` raises."""
 
+    def invocation(self, name: str) -> Invocation | None:
+        """That of an activated adapter, None for an ordinary one; raises what `digest` raises."""
+
     def load(self, name: str) -> Adapter:
         """Read one adapter; may block. Where what a name refers to may change at any time, the adapter has its `files`:
         it is the one of a `digest` that begins with theirs. Raises AdapterRefused or AdapterUnavailable."""
@@ -36,6 +41,7 @@ class SpokenSource:
         """`vocabulary` maps tokens to ids."""
         self._source = source
         self._vocabulary = vocabulary
+        self._token_ids = frozenset(vocabulary.values())
 
     def digest(self, name: str) -> str:
         return self._source.digest(name)
@@ -43,8 +49,12 @@ class SpokenSource:
     def size(self, name: str) -> int:
         return self._source.size(name)
 
+    def invocation(self, name: str) -> Invocation | None:
+        return self._source.invocation(name)
+
     def load(self, name: str) -> Adapter:
         adapter = self._source.load(name)
+        check_spoken(adapter.name, adapter.invocation, self._token_ids)
         if adapter.prompting is not None:
             adapter.prompting.check(adapter.name, self._vocabulary)
         return adapter
@@ -61,6 +71,7 @@ class _Known(NamedTuple):
     """The digest of a folder's files, and their state when it was computed."""
 
     digest: str
+    invocation: Invocation | None
     state: _State
     settled: bool
 
@@ -76,18 +87,25 @@ class FolderSource:
     def digest(self, name: str) -> str:
         """The digest of the adapter's two files, as a bank's manifest has it. They are hashed again once they have
         changed. Raises AdapterRefused if there are none."""
-        folder = self._folder(name)
-        with disk_errors(f"adapter {name!r}: its files in {folder} cannot be read", mistake=AdapterRefused):
-            known = self._known.get(name)
-            if known is None or not known.settled or known.state != _state(folder):
-                known = self._known[name] = _examine(folder)
-            return known.digest
+        return self._look(name).digest
+
+    def invocation(self, name: str) -> Invocation | None:
+        """As `digest`. Of a config that cannot be read there is none: `load` says why."""
+        return self._look(name).invocation
 
     def size(self, name: str) -> int:
         return (self._folder(name) / WEIGHTS_FILE).stat().st_size
 
     def load(self, name: str) -> Adapter:
         return read_adapter(self._folder(name), name=name, hashed=True)
+
+    def _look(self, name: str) -> _Known:
+        folder = self._folder(name)
+        with disk_errors(f"adapter {name!r}: its files in {folder} cannot be read", mistake=AdapterRefused):
+            known = self._known.get(name)
+            if known is None or not known.settled or known.state != _state(folder):
+                known = self._known[name] = _examine(folder)
+            return known
 
     def _folder(self, name: str) -> Path:
         try:
@@ -100,7 +118,11 @@ def _examine(folder: Path) -> _Known:
     now, state = time.time(), _state(folder)
     newest_s = max(changed_ns for *_, changed_ns in state) / 1e9
     digest = digest_of(describe_files(folder, FILES))
-    return _Known(digest, state, settled=now - newest_s > _SETTLED_S and state == _state(folder))
+    try:
+        invocation = read_config(folder, folder.name, inside=folder)[0].invocation
+    except AdapterRefused:
+        invocation = None
+    return _Known(digest, invocation, state, settled=now - newest_s > _SETTLED_S and state == _state(folder))
 
 
 def _state(folder: Path) -> _State:

@@ -148,9 +148,11 @@ class Runs:
         """The spans without a seam inside a task: where two in a row are of one adapter, so is what they make."""
         found: list[tuple[int, int]] = []
         for span in spans:
-            if found and len({self.found[run][0] for run in (found[-1], span, (found[-1][0], span[1]))}) == 1:
-                span = found.pop()[0], span[1]
-            found.append(span)
+            joined = (found[-1][0], span[1]) if found else span
+            if found and len({self.found[run][0] for run in (found[-1], span, joined)}) == 1:
+                found[-1] = joined
+            else:
+                found.append(span)
         return found
 
     def _price(self, part: int, earlier: int, label: int, prices: Prices) -> float:

@@ -64,8 +64,16 @@ class Routing:
         """Whether some adapter fits, that is, the result is not "none of these"."""
         return self.margin > 0
 
-    def mix(self, *, top_p: float | None = None, max_adapters: int = 3, weights: WeightRule = "renormalise") -> Mix:
+    def mix(
+        self,
+        *,
+        top_p: float | None = None,
+        max_adapters: int = 3,
+        weights: WeightRule = "renormalise",
+        exact: bool = False,
+    ) -> Mix:
         """The adapters that serve this text (see select_top_p); EMPTY_MIX if none fits. Without `top_p`, the router's.
+        Their weights are on the grid (Mix.on_grid) unless they are to be `exact`.
 
         Raises InvalidRequest if top_p is not in (0, 1] or max_adapters is below 1.
         """
@@ -74,7 +82,9 @@ class Routing:
         mix = select_top_p(
             probabilities, top_p=self.top_p if top_p is None else top_p, max_adapters=max_adapters, weights=weights
         )
-        return mix if self.fits else EMPTY_MIX
+        if not self.fits:
+            return EMPTY_MIX
+        return mix if exact else mix.on_grid()
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,9 @@ class Prompt:
     """Start and end in `text` of each turn's content; of the whole text for a bare prompt."""
     is_chat: bool
     """Whether the completion is a turn of its own. After a bare prompt, it continues the last sentence."""
+    last_turn: int = 0
+    """Where in `text` the last user turn begins, with what the chat template writes before its words. 0 for a bare
+    prompt, and for a chat without a user turn."""
 
     def token_at(self, offset: int) -> int:
         """The index of the first token that ends after `offset`; the number of tokens at the end of the text."""
@@ -78,16 +81,31 @@ class TextCodec:
         self._reject_oversized(sum(map(_size, messages)), param="messages")
         if tools:
             self._reject_oversized(len(json.dumps(list(tools), ensure_ascii=False)), param="tools")
-        text = self._template(chat_template).render(messages, tools)
+        template = self._template(chat_template)
+        text = template.render(messages, tools)
         ids, ends = self._tokens(text, param="messages", add_special_tokens=add_special_tokens)
-        spans, end = [], len(text)
+        spans, end, last_words = [], len(text), None
         for message in reversed(messages):  # before the first may be tools, with any words
             content = message.content.strip()  # as templates do
             start = text.rfind(content, 0, end) if content else -1
             if start >= 0:
                 spans.append((start, start + len(content)))
                 end = start
-        return Prompt(ids, text, ends, tuple(reversed(spans)), is_chat=True)
+                if message.role == "user" and last_words is None:
+                    last_words = len(spans) - 1
+        last_turn = 0
+        if last_words is not None:
+            words = spans[last_words][0]
+            before = spans[last_words + 1][1] if last_words + 1 < len(spans) else 0
+            opening = text.rfind(template.user_opening, before, words) if template.user_opening else -1
+            last_turn = words if opening < 0 else opening
+        return Prompt(ids, text, ends, tuple(reversed(spans)), is_chat=True, last_turn=last_turn)
+
+    def user_opening(self) -> list[int]:
+        """The tokens that begin a user's turn whatever its words are, such as those of `<|im_start|>user`; none if the
+        model's chat template writes nothing there."""
+        opening = self._template(None).user_opening.rstrip()  # words may join with the space before them
+        return list(self._tokenizer.encode(opening, add_special_tokens=False)) if opening else []
 
     def encode(self, prompt: str, *, add_special_tokens: bool = True) -> Prompt:
         """Encode a bare prompt, with the special tokens that the model expects at the start of a text. One that the
@@ -146,12 +164,14 @@ class TextCodec:
         if text is None or (isinstance(own, str) and text.strip() == own.strip()):
             return ChatTemplate(self._apply_template)
         special = self._tokenizer.special_tokens_map
-        return ChatTemplate(lambda turns, tools: self._foreign.render(text, turns, special, tools))
+        return ChatTemplate(
+            lambda turns, tools, answer: self._foreign.render(text, turns, special, tools, answer=answer)
+        )
 
-    def _apply_template(self, turns: list[Turn], tools: Schemas | None) -> str:
+    def _apply_template(self, turns: list[Turn], tools: Schemas | None, answer: bool) -> str:
         functions = None if tools is None else [dict(tool) for tool in tools]
         return str(
-            self._tokenizer.apply_chat_template(turns, tools=functions, add_generation_prompt=True, tokenize=False)
+            self._tokenizer.apply_chat_template(turns, tools=functions, add_generation_prompt=answer, tokenize=False)
         )
 
     @cached_property

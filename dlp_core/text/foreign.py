@@ -20,6 +20,7 @@ _FIRST: Mapping[str, object] = {
     "template": "",
     "turns": [{"role": "user", "content": ""}],
     "tools": None,
+    "answer": True,
     "special": {},
 }
 
@@ -45,30 +46,38 @@ class ForeignTemplates:
         turns: Sequence[Turn],
         special: Mapping[str, object],
         tools: Sequence[Mapping[str, object]] | None = None,
+        *,
+        answer: bool = True,
     ) -> str:
         """The text of a conversation, with the schemas of the `tools` it offers, up to where the assistant's turn
-        begins.
+        begins, which comes next where an `answer` is wanted.
 
         Raises InvalidRequest if the template rejects the turns, and AdapterRefused if it does not end in time.
         """
         request = json.dumps(
-            {"template": template, "turns": list(turns), "tools": tools and list(tools), "special": dict(special)}
+            {
+                "template": template,
+                "turns": list(turns),
+                "tools": tools and list(tools),
+                "answer": answer,
+                "special": dict(special),
+            }
         )
         with self._lock:
             if template in self._refused:
                 raise _refused()
             connection = self._connection or self._start()
             try:
-                answer = _ask(connection, request)
+                rendered = _ask(connection, request)
             except OSError:  # the process has ended
                 self._stop()
                 self._refused.add(template)
                 raise _refused() from None
-        if "error" in answer:
+        if "error" in rendered:
             raise InvalidRequest(
-                f"the adapter's chat template rejects these messages: {answer['error'][:300]}", param="messages"
+                f"the adapter's chat template rejects these messages: {rendered['error'][:300]}", param="messages"
             )
-        return str(answer["text"])
+        return str(rendered["text"])
 
     def close(self) -> None:
         with self._lock:

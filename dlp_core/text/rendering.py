@@ -6,7 +6,8 @@ template wants more, and its parent (foreign.py) starts another.
 
 Each line read from the socket FD is a request, each line written its answer:
 
-    {"template": str, "turns": [{"role", "content"}, ...], "tools": [...] or null, "special": {"bos_token": str, ...}}
+    {"template": str, "turns": [{"role", "content"}, ...], "tools": [...] or null, "answer": bool,
+     "special": {"bos_token": str, ...}}
     {"text": str} or {"error": str}
 """
 
@@ -35,7 +36,7 @@ def main() -> None:
                 [request["turns"]],
                 tools=request["tools"],
                 chat_template=request["template"],
-                add_generation_prompt=True,
+                add_generation_prompt=request["answer"],
                 **request["special"],
             )
         except MemoryError:

@@ -45,10 +45,10 @@ _TOOL = {
 
 
 class ChatTemplate:
-    """Renders conversations. `apply` is the template itself: from turns and the schemas of tools, None if there are
-    none, to text, up to where the assistant's begins."""
+    """Renders conversations. `apply` is the template itself: from turns, the schemas of tools (None if there are none)
+    and whether the assistant is to answer, to text, up to where that answer begins."""
 
-    def __init__(self, apply: Callable[[list[Turn], Schemas | None], str]) -> None:
+    def __init__(self, apply: Callable[[list[Turn], Schemas | None, bool], str]) -> None:
         self._template = apply
 
     def render(self, messages: Sequence[Message], tools: Schemas | None = None) -> str:
@@ -75,10 +75,23 @@ class ChatTemplate:
             parts=self._reads_parts,
             arguments=(self._arguments if calls else None) or "object",
         )
-        text = self._template(turns, tools)
+        text = self._template(turns, tools, True)
         if tools and text == self._tried(turns, None):
             raise _left_out("tools", "tools", "put what they are for into a system turn")
         return text
+
+    @cached_property
+    def user_opening(self) -> str:
+        """What it writes before the words of a user's turn, such as `<|im_start|>user` and a new line: what comes
+        between an assistant's words and them, without what ends the assistant's turn. Empty if that cannot be told."""
+        done = [Message("user", "probe-question"), Message("assistant", "probe-answer")]
+        ended, goes_on = (
+            self._tried(turns_of(turns, parts=self._reads_parts), answer=False) for turns in (done, [*done, _USER])
+        )
+        closing = ended.partition("probe-answer")[2]
+        between = goes_on.partition("probe-answer")[2].partition(_USER.content)[0]
+        known = "probe-answer" in ended and _USER.content in goes_on and between.startswith(closing)
+        return between[len(closing) :] if known else ""
 
     @cached_property
     def _reads_parts(self) -> bool:
@@ -107,10 +120,10 @@ class ChatTemplate:
     def _called(self, arguments: Arguments) -> str:
         return self._tried(turns_of(_CALLED, parts=self._reads_parts, arguments=arguments), [_TOOL])
 
-    def _tried(self, turns: list[Turn], tools: Schemas | None = None) -> str:
+    def _tried(self, turns: list[Turn], tools: Schemas | None = None, *, answer: bool = True) -> str:
         """What it makes of these turns; nothing if it rejects them, as it will say when it is to render them."""
         try:
-            return self._template(turns, tools)
+            return self._template(turns, tools, answer)
         except AdapterRefused:
             raise
         except Exception:  # whatever jinja2 raises

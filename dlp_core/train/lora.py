@@ -1,12 +1,13 @@
 """Train one LoRA adapter on one task and write it as a PEFT folder.
 
 The frozen backbone and the LoRA matrices run in bf16, as they are served; the optimizer updates fp32 master copies of
-the matrices, because updates this small vanish in bf16. Some rows are held out for validation: the weights with the
+the matrices, because updates this small vanish in bf16. A CPU without instructions for bf16 computes in fp32, with
+matrices of the same bf16 numbers. Some rows are held out for validation: the weights with the
 lowest validation loss are saved, and training stops early when that loss stops falling. The same rows, settings and
 number of threads give the same adapter, bit for bit, also where training was interrupted and resumed.
 
 After each validation, and when it is asked to stop, a training writes its checkpoint (store/checkpoints.py): the
-master copies, the optimizer, the best weights, where it is in the data. That is 14 bytes a parameter of the adapter.
+master copies, the optimizer, the best weights, where it is in the data. That is 14 bytes a parameter of the adapter, in fp32 16.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,24 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from dlp_core.adapter.invocation import FIELD as INVOCATION_FIELD
+from dlp_core.adapter.invocation import Invocation
 from dlp_core.errors import InvalidRequest
 from dlp_core.quiet import quiet_transformers
 from dlp_core.store.checkpoints import Checkpoints, random_state, restore_random_state
 from dlp_core.store.disk import disk_errors
 from dlp_core.store.model_folder import CONFIG_FILE, WEIGHTS, check_model_folder
-from dlp_core.train.packing import IGNORED, EndlessBatches, PackedBatch, batches, common_prefix, encode
+from dlp_core.train.gate import Gate
+from dlp_core.train.packing import (
+    IGNORED,
+    EndlessBatches,
+    PackedBatch,
+    batches,
+    common_prefix,
+    encode,
+    user_invocation,
+)
+from dlp_core.train.precision import training_dtype
 from dlp_core.train.rows import Row, hold_back
 
 
@@ -52,6 +66,9 @@ class TrainSettings:
     patience: int = 3
     """Training stops after this many validations without a new lowest loss."""
     seed: int = 0
+    activated: bool = False
+    """Train an activated LoRA (dlp_core.adapter.invocation), which the chat template's own tokens before a user's turn
+    invoke: everything before the last user turn is the plain model's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +133,15 @@ def train_adapter(
     check_model_folder(base)
     rng = random.Random(settings.seed)
     training, held_out = (rows, validation) if validation else hold_back(rows, settings.validation_rows, rng)
-    depends_on = _depends_on(base, rows, validation, settings, device)
+    dtype = training_dtype(device)
+    depends_on = _depends_on(base, rows, validation, settings, f"{device}, {dtype}")
     checkpoints = Checkpoints(out, depends_on, resume=resume, stop=stop)
     started = time.perf_counter()
     torch.manual_seed(settings.seed)
 
-    examples = encode([*held_out, *training], AutoTokenizer.from_pretrained(base))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    invocation = user_invocation(tokenizer) if settings.activated else None
+    examples = encode([*held_out, *training], tokenizer, invocation=invocation)
     shape = {"prefix": common_prefix(examples), "rows": settings.batch_rows, "row_tokens": settings.row_tokens}
     held_out_batches = list(batches(examples[: len(held_out)], **shape))
 
@@ -133,11 +153,12 @@ def train_adapter(
     )
     try:
         with quiet_transformers():
-            backbone = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).to(device)
+            backbone = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).to(device)
             model = get_peft_model(backbone, config, autocast_adapter_dtype=False)
     except ValueError as error:  # PEFT: "Target modules ... not found in the base model"
         raise InvalidRequest(f"{base}: {error}", param="targets") from error
-    run = _Run(backbone, model, EndlessBatches(examples[len(held_out) :], rng, **shape), settings, device)
+    training_batches = EndlessBatches(examples[len(held_out) :], rng, **shape)
+    run = _Run(backbone, model, training_batches, settings, device, invocation=invocation)
     if (state := checkpoints.load(_PHASE)) is not None:
         run.restore(state)
     before, first_tokens, began = run.seconds, run.tokens, time.perf_counter()
@@ -176,9 +197,18 @@ class _Run:
     """All that changes in a training."""
 
     def __init__(
-        self, backbone: Any, model: Any, training: EndlessBatches, settings: TrainSettings, device: str
+        self,
+        backbone: Any,
+        model: Any,
+        training: EndlessBatches,
+        settings: TrainSettings,
+        device: str,
+        *,
+        invocation: Invocation | None,
     ) -> None:
         self._backbone, self._training, self._settings, self._device = backbone, training, settings, device
+        self._invocation = invocation
+        self._gate = None if invocation is None else Gate(model)
         self.lora: list[torch.nn.Parameter] = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._masters = [parameter.detach().float() for parameter in self.lora]
         self._optimizer = torch.optim.AdamW(self._masters, lr=settings.lr, weight_decay=0.0)
@@ -203,7 +233,7 @@ class _Run:
     def train(self) -> float:
         """One step; returns its loss."""
         batch = next(self._training).to(self._backbone.device)
-        loss = answer_losses(self._backbone, batch).mean()
+        loss = answer_losses(self._backbone, batch, self._gate).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         for parameter, master in zip(self.lora, self._masters, strict=True):
             assert parameter.grad is not None
@@ -211,13 +241,13 @@ class _Run:
         torch.nn.utils.clip_grad_norm_(self._masters, 1.0)
         self._optimizer.step()
         self._schedule.step()
-        _assign(self.lora, self._masters)
+        _assign_as_served(self.lora, self._masters)
         self.step += 1
         self.tokens += batch.input_ids_BT.numel()
         return loss.item()
 
     def validate(self, validation: Sequence[PackedBatch]) -> float:
-        loss = _validate(self._backbone, validation)
+        loss = _validate(self._backbone, validation, self._gate)
         if loss < self.best_loss:
             self.best_loss, self.best_step, self._best = loss, self.step, _copy(self.lora)
         return loss
@@ -240,7 +270,7 @@ class _Run:
     def restore(self, state: dict[str, Any]) -> None:
         _assign(self._masters, state["masters"])
         _assign(self._best, state["best"])
-        _assign(self.lora, self._masters)
+        _assign_as_served(self.lora, self._masters)
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self.best_loss, self.best_step = state["best_loss"], state["best_step"]
@@ -250,7 +280,7 @@ class _Run:
 
     def save_best(self, model: Any, base_name: str, out: Path) -> int:
         _assign(self.lora, self._best)
-        return _save(model, base_name, out)
+        return _save(model, base_name, out, self._invocation)
 
 
 def _stopped(run: _Run, model: Any, base_name: str, out: Path) -> str:
@@ -271,6 +301,8 @@ def _depends_on(
     for path in sorted(base.glob(f"*{WEIGHTS}")):
         model.update(f"{path.name} {path.stat().st_size}\n".encode())
     fields = {f"--{name.replace('_', '-')}": value for name, value in asdict(settings).items()}
+    if not settings.activated:
+        del fields["--activated"]  # as in checkpoints of before there was the choice
     return fields | {
         "--base-model": f"{base.resolve().name} {model.hexdigest()[:12]}",
         "--data": _digest(rows),
@@ -291,24 +323,25 @@ def _lr_factor(step: int, steps: int) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def answer_losses(backbone: Any, batch: PackedBatch) -> torch.Tensor:
+def answer_losses(backbone: Any, batch: PackedBatch, gate: Gate | None = None) -> torch.Tensor:
     """Cross-entropy of each answer token, row by row of the batch. Logits are computed at those positions only, because
-    the output matrix is a large part of a small model."""
-    hidden_BTD = backbone.base_model(
-        input_ids=batch.input_ids_BT,
-        attention_mask=batch.mask_B1TT,
-        position_ids=batch.position_ids_BT,
-        use_cache=False,
-    ).last_hidden_state
+    the output matrix is a large part of a small model. An activated adapter runs at all of them."""
+    with nullcontext() if gate is None else gate.only(batch.active_BT):
+        hidden_BTD = backbone.base_model(
+            input_ids=batch.input_ids_BT,
+            attention_mask=batch.mask_B1TT,
+            position_ids=batch.position_ids_BT,
+            use_cache=False,
+        ).last_hidden_state
     answers_BT = batch.labels_BT != IGNORED
     logits = backbone.get_output_embeddings()(hidden_BTD[answers_BT])
     return cross_entropy(logits.float(), batch.labels_BT[answers_BT], reduction="none")
 
 
 @torch.no_grad()
-def _validate(backbone: Any, validation: Sequence[PackedBatch]) -> float:
+def _validate(backbone: Any, validation: Sequence[PackedBatch], gate: Gate | None) -> float:
     counts = [int((batch.labels_BT != IGNORED).sum()) for batch in validation]
-    losses = [answer_losses(backbone, batch.to(backbone.device)).mean().item() for batch in validation]
+    losses = [answer_losses(backbone, batch.to(backbone.device), gate).mean().item() for batch in validation]
     return sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
 
 
@@ -318,21 +351,28 @@ def _assign(parameters: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) 
         parameter.copy_(value)
 
 
+def _assign_as_served(lora: Sequence[torch.Tensor], masters: Sequence[torch.Tensor]) -> None:
+    _assign(lora, [master.to(torch.bfloat16) for master in masters])
+
+
 def _copy(parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in parameters]
 
 
-def _save(model: Any, base_name: str, out: Path) -> int:
+def _save(model: Any, base_name: str, out: Path, invocation: Invocation | None) -> int:
     """Write weights, then config: a folder without its config is not an adapter. Returns the size of the weights in
     bytes."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save
 
-    weights = {name: value.cpu().contiguous() for name, value in get_peft_model_state_dict(model).items()}
+    weights = {
+        name: value.to("cpu", torch.bfloat16).contiguous() for name, value in get_peft_model_state_dict(model).items()
+    }
     config = model.peft_config["default"].to_dict()
     # The name rather than the path, which means nothing on the machine that serves the adapter.
     config |= {"base_model_name_or_path": base_name, "inference_mode": True}
     config["target_modules"] = sorted(config["target_modules"])
+    config[INVOCATION_FIELD] = None if invocation is None else list(invocation)
     text = json.dumps({key: config[key] for key in sorted(config)}, indent=2, default=str)
     with disk_errors(f"{out}: the adapter cannot be written"):
         out.mkdir(parents=True, exist_ok=True)

@@ -37,6 +37,7 @@ from dlp_core.quiet import quiet_transformers
 from dlp_core.store.model_folder import check_model_folder
 from dlp_core.train.lora import answer_losses
 from dlp_core.train.packing import Example, PackedBatch, batches, common_prefix, encode
+from dlp_core.train.precision import training_dtype
 from dlp_core.train.rows import Row
 
 MIN_ROWS = 16
@@ -148,8 +149,8 @@ def fit_mix(
     report: Callable[[FitProgress], None] = lambda _: None,
 ) -> Fit:
     """Fit a mix of the adapters `names` of the model folder `base` on `rows`; `load` reads one. `likely` are those that
-    the bank's router thinks possible, the likeliest first. `dtype` is the model's in the fit, by default bfloat16, or
-    float32 on a CPU without AVX-512, where products of bfloat16 take twenty times as long.
+    the bank's router thinks possible, the likeliest first. `dtype` is the model's in the fit, by default that of
+    training_dtype.
 
     The same rows, settings and number of threads give the same mix. Nothing is written.
 
@@ -169,7 +170,9 @@ def fit_mix(
     examples = encode(shuffled, AutoTokenizer.from_pretrained(base))
     held_back, training = examples[:held_back_rows], examples[held_back_rows:]
     with quiet_transformers():
-        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=_dtype(dtype, device)).to(device)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            base, dtype=getattr(torch, dtype) if dtype else training_dtype(device)
+        ).to(device)
     mixed = _MixedModel(model.eval(), load, common_prefix(examples))
 
     sample = training[:_SAMPLE]
@@ -202,14 +205,6 @@ def fit_mix(
         looked_through=alone,
         seconds=time.perf_counter() - began,
     )
-
-
-def _dtype(name: str | None, device: str) -> torch.dtype:
-    if name is not None:
-        dtype: torch.dtype = getattr(torch, name)
-        return dtype
-    slow = device == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")
-    return torch.float32 if slow else torch.bfloat16
 
 
 class _MixedModel:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from dlp_core.adapter.invocation import NEVER, Invocation, begins_at
 from dlp_core.errors import InvalidRequest
 from dlp_core.text.codec import TextCodec
 from dlp_core.train.rows import Row
@@ -33,6 +34,8 @@ class Example:
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    begins: int = 0
+    """The position in the prompt from which the adapter runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,37 +48,66 @@ class PackedBatch:
     """The token each position must predict (already shifted), IGNORED where none contributes to the loss."""
     mask_B1TT: torch.Tensor
     """bool, True where a query (dim 2) attends to a key (dim 3)."""
+    active_BT: torch.Tensor
+    """bool, True where the adapter runs."""
 
     def to(self, device: torch.device) -> PackedBatch:
-        tensors = (self.input_ids_BT, self.position_ids_BT, self.labels_BT, self.mask_B1TT)
+        tensors = (self.input_ids_BT, self.position_ids_BT, self.labels_BT, self.mask_B1TT, self.active_BT)
         return PackedBatch(*(tensor.to(device) for tensor in tensors))
 
 
-def encode(rows: Sequence[Row], tokenizer: Any) -> list[Example]:
-    """Tokenise rows as the server does: the conversation before the answer through the chat template.
+def encode(rows: Sequence[Row], tokenizer: Any, *, invocation: Invocation | None = None) -> list[Example]:
+    """Tokenise rows as the server does: the conversation before the answer through the chat template. With an
+    `invocation`, the adapter begins where an activated one is invoked.
 
-    Raises InvalidRequest if the tokenizer has no chat template.
+    Raises InvalidRequest if the tokenizer has no chat template, or if a prompt lacks the invocation.
     """
+    codec = chat_codec(tokenizer)
+    end = tokenizer.eos_token_id
+    examples = []
+    for row in rows:
+        prompt = tuple(codec.encode_chat(row.turns).ids)
+        begins = 0 if invocation is None else begins_at(prompt, invocation)
+        if begins == NEVER:
+            raise InvalidRequest(
+                f"the row that ends with {row.turns[-1].content[:60]!r} has no user turn for an activated adapter to "
+                "begin at; leave it out, or train without --activated"
+            )
+        answer = (*tokenizer.encode(row.output, add_special_tokens=False), end)
+        examples.append(Example(prompt=prompt, answer=answer, begins=begins))
+    return examples
+
+
+def chat_codec(tokenizer: Any) -> TextCodec:
+    """The server's codec, without a limit: `batches` says what is too long. Raises InvalidRequest if the tokenizer has
+    no chat template."""
     if tokenizer.chat_template is None:
         raise InvalidRequest("the base model's tokenizer has no chat template; train on a chat model")
-    end = tokenizer.eos_token_id
-    codec = TextCodec(tokenizer, context=sys.maxsize)  # `batches` says what is too long
-    return [
-        Example(
-            prompt=tuple(codec.encode_chat(row.turns).ids),
-            answer=(*tokenizer.encode(row.output, add_special_tokens=False), end),
+    return TextCodec(tokenizer, context=sys.maxsize)
+
+
+def user_invocation(tokenizer: Any) -> Invocation:
+    """The tokens by which the chat template begins a user's turn: they invoke an adapter at the last one. Raises
+    InvalidRequest if it has no such tokens."""
+    opening = chat_codec(tokenizer).user_opening()
+    if not opening:
+        raise InvalidRequest(
+            "the base model's chat template writes no tokens of its own before a user's turn, so nothing could invoke "
+            "an activated adapter; train without --activated"
         )
-        for row in rows
-    ]
+    return tuple(opening)
 
 
 def common_prefix(examples: Sequence[Example]) -> int:
-    """Length of the longest common prefix of all prompts in tokens, always shorter than the shortest prompt."""
+    """Length of the longest common prefix of all prompts in tokens, always shorter than the shortest prompt. The
+    adapter runs in all of it, or in nothing of it."""
     shortest = min(examples, key=lambda example: len(example.prompt)).prompt
-    for index in range(len(shortest) - 1):
+    begins = [example.begins for example in examples]
+    most = min(len(shortest) - 1, *begins) if any(begins) else len(shortest) - 1
+    for index in range(most):
         if any(example.prompt[index] != shortest[index] for example in examples):
             return index
-    return len(shortest) - 1
+    return most
 
 
 def batches(examples: Sequence[Example], *, prefix: int, rows: int, row_tokens: int) -> Iterator[PackedBatch]:
@@ -146,18 +178,21 @@ def collate(rows: Sequence[Sequence[Example]], prefix: int) -> PackedBatch:
     positions: list[list[int]] = []
     labels: list[list[int]] = []
     segments: list[list[int]] = []
+    active: list[list[int]] = []
     for row in rows:
         header = row[0].prompt[:prefix]
         ids.append(list(header))
         positions.append(list(range(prefix)))
         labels.append([IGNORED] * prefix)
         segments.append([0] * prefix)
+        active.append([int(row[0].begins == 0)] * prefix)
         for number, example in enumerate(row, start=1):
             tokens = [*example.prompt[prefix:], *example.answer[:-1]]
             ids[-1] += tokens
             positions[-1] += range(prefix, prefix + len(tokens))
             labels[-1] += [IGNORED] * (len(tokens) - len(example.answer)) + list(example.answer)
             segments[-1] += [number] * len(tokens)
+            active[-1] += [int(position >= example.begins) for position in range(prefix, prefix + len(tokens))]
     width = max(len(row_ids) for row_ids in ids)
 
     def padded(lists: list[list[int]], value: int) -> torch.Tensor:
@@ -172,4 +207,5 @@ def collate(rows: Sequence[Sequence[Example]], prefix: int) -> PackedBatch:
         position_ids_BT=padded(positions, 0),
         labels_BT=padded(labels, IGNORED),
         mask_B1TT=((same_BTT | prefix_B1T) & causal_TT)[:, None],
+        active_BT=padded(active, 0).bool(),
     )

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from dlp_core.engine.activation import activated
 from dlp_core.engine.admission import check_places, token_limit
 from dlp_core.engine.config import EngineConfig
 from dlp_core.engine.grammar import Grammars
@@ -145,6 +146,7 @@ class VllmEngine:
         check_places(len(self._requests), self._config.max_requests)
         self.check_health()
         sampling = replace(sampling, max_tokens=max_tokens)
+        plan = activated(plan, prompt_ids, self._residency.invocation)
         request = Request.of(request_id, prompt_ids, plan, sampling, prompt_logprobs)
         self._requests[request_id] = request
         last_event = None

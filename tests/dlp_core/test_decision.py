@@ -61,9 +61,11 @@ def options(**changes: Any) -> RoutingOptions:
 
 @pytest.mark.parametrize("weights", ["renormalise", "softmax"])
 def test_the_mix_is_weighted_as_asked(weights: WeightRule) -> None:
-    mix, reason = choose(options(weights=weights), ROUTING, {})
+    mix, reason = choose(options(weights=weights, exact_weights=True), ROUTING, {})
     assert reason == "routed"
     assert mix == select_top_p(ROUTING.probabilities, top_p=0.9, max_adapters=3, weights=weights)
+    mix, _ = choose(options(weights=weights), ROUTING, {})
+    assert mix == select_top_p(ROUTING.probabilities, top_p=0.9, max_adapters=3, weights=weights).on_grid()
     assert (mix == choose(options(), ROUTING, {})[0]) == (weights == "renormalise")
 
 

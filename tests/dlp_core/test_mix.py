@@ -144,3 +144,23 @@ def test_where_a_mix_comes_from_is_no_part_of_what_it_is() -> None:
     assert RECIPES["alone"] == Mix.of({"d": 0.7})
     assert hash(RECIPES["alone"]) == hash(Mix.of({"d": 0.7}))
     assert pickle.loads(pickle.dumps(RECIPES["alone"])).recipes == ("alone",)
+
+
+def test_weights_on_the_grid_keep_their_sum_and_their_order() -> None:
+    assert Mix.of({"a": 0.8, "b": 0.2}).on_grid() == Mix.of({"a": 51 / 64, "b": 13 / 64})
+    assert Mix.of({"a": 0.801, "b": 0.199}).on_grid() == Mix.of({"a": 51 / 64, "b": 13 / 64})
+    assert Mix.of({"a": 1.0}).on_grid() == Mix.of({"a": 1.0})
+    assert Mix.of({"a": 0.999, "b": 0.001}).on_grid() == Mix.of({"a": 1.0})
+    assert EMPTY_MIX.on_grid() == EMPTY_MIX
+
+
+@given(weights=st.lists(st.floats(0.001, 1.0), min_size=1, max_size=8))
+def test_no_weight_moves_by_a_step_of_the_grid(weights: list[float]) -> None:
+    total = sum(weights)
+    mix = Mix.of([(str(number), weight / total) for number, weight in enumerate(weights)])
+    snapped = mix.on_grid()
+    assert snapped.on_grid() == snapped
+    assert sum(part.weight for part in snapped.adapters) == 1.0
+    found = {part.name: part.weight for part in snapped.adapters}
+    for part in mix.adapters:
+        assert abs(found.get(part.name, 0.0) - part.weight) < 1 / 64

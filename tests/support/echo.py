@@ -43,15 +43,20 @@ class WordRouting:
 
     top_p = 0.9
 
-    def mix(self, *, top_p: float | None, **options: Any) -> Mix:
+    def mix(self, *, top_p: float | None, exact: bool, **options: Any) -> Mix:
         chosen = select_top_p(self.probabilities, top_p=top_p or self.top_p, **options)
+        chosen = chosen if exact else chosen.on_grid()
         return chosen if self.margin > 0 else EMPTY_MIX
 
 
 def manifest(**changes: Any) -> Any:
     adapters = [
-        SimpleNamespace(name=name, digest=f"sha256:{name}", description=about)
-        for name, about in (("sql", "Writes queries."), ("cron", None), ("dates", None))
+        SimpleNamespace(name=name, digest=f"sha256:{name}", description=about, alora_invocation_tokens=invocation)
+        for name, about, invocation in (
+            ("sql", "Writes queries.", None),
+            ("cron", None, None),
+            ("dates", None, (5, 6)),
+        )
     ]
     bank: dict[str, Any] = {
         "version": "b1",

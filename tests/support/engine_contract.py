@@ -7,6 +7,7 @@ adapters have ranks 2, 5 and 8; one changes all linear layers. There are three s
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -19,10 +20,12 @@ from dlp_core.errors import EngineFull, InvalidRequest, PromptTooLong, RequestAb
 from dlp_core.mix import EMPTY_MIX, Mix, Span
 from examples.tiny.model import tiny_tokenizer
 from tests.support.engines import (
+    ACTIVATED,
     LIMITS,
     TARGETS,
     Reference,
     assert_nothing_leaked,
+    encode,
     generate,
     prompt,
     run,
@@ -52,6 +55,22 @@ def by_sentences() -> list[tuple[list[int], Plan]]:
         (prompt(63), Plan(((0, ABC),), changing(32, B))),
         (prompt(64), Plan(((0, BC),), every(1, A, BC)())),
     ]
+
+
+def invoked(ids: list[int], mix: Mix) -> Plan:
+    """The plan that a mix becomes, where PEFT's own code finds the invocations of its adapters."""
+    from peft import LoraConfig
+    from peft.tuners.lora.variants import calculate_alora_offsets
+
+    begins = dict.fromkeys(mix.names, 0)
+    for name in ACTIVATED.keys() & begins:
+        config = LoraConfig(alora_invocation_tokens=encode(ACTIVATED[name]), task_type="CAUSAL_LM")
+        [offset] = calculate_alora_offsets({name: config}, name, torch.tensor([ids]))
+        begins[name] = len(ids) - offset if offset else sys.maxsize
+    starts = sorted({0, *(begin for begin in begins.values() if begin < sys.maxsize)})
+    return Plan(
+        tuple((start, Mix(tuple(part for part in mix.adapters if begins[part.name] <= start))) for start in starts)
+    )
 
 
 class EngineContract:
@@ -181,6 +200,56 @@ class EngineContract:
             for other, times in Counter(said[:position]).items():
                 row[other] -= amount * (times if penalty == "frequency_penalty" else 1)
             assert row[token] == pytest.approx(float(row.max()), abs=1e-3), position
+
+    # ---------------------------------------------------------------- activated adapters
+
+    async def test_an_activated_adapter_says_what_peft_says(self, engine: Engine, reference: Reference) -> None:
+        """Alone and in a batch with others, in prompts that take one step and in those that take several, warm and
+        cold; and the plain model's words where nothing invokes it."""
+        prompts = [prompt(100), prompt(101, 20), prompt(102)[:-12], prompt(103)[3:40], encode("speak of the adapter")]
+        jobs = [(ids, name) for ids in prompts for name in ACTIVATED]
+        for turn in range(2):
+            together = await asyncio.gather(
+                *(run(engine, f"m{turn}.{number}", ids, Mix.of({name: 1.0})) for number, (ids, name) in enumerate(jobs))
+            )
+            for (ids, name), found in zip(jobs, together, strict=True):
+                plan = invoked(ids, Mix.of({name: 1.0}))
+                assert [(span.start, span.mix) for span in found.spans] == list(plan.spans)
+                assert found.tokens == reference.tokens_of_peft(ids, name) == reference.tokens(ids, plan), (ids, name)
+        for number, (ids, name) in enumerate(jobs):
+            assert (await run(engine, f"ma{number}", ids, Mix.of({name: 1.0}))).tokens == together[number].tokens
+        assert {len(found.spans) for found in together} == {1, 2}
+        assert_nothing_leaked(engine)
+
+    async def test_in_a_mix_each_activated_adapter_begins_at_its_own_invocation(
+        self, engine: Engine, reference: Reference
+    ) -> None:
+        mixes = [
+            Mix.of({"m": 0.7, "n": -0.5}),
+            Mix.of({"a": 0.5, "m": 0.5}),
+            Mix.of({"b": 0.3, "m": 0.4, "n": 0.3}),
+        ]
+        jobs = [(prompt(110 + repeats, repeats), mix) for repeats in (3, 20) for mix in mixes]
+        found = await asyncio.gather(*(run(engine, f"mm{number}", *job) for number, job in enumerate(jobs)))
+        for (ids, mix), completion in zip(jobs, found, strict=True):
+            plan = invoked(ids, mix)
+            assert len(plan.spans) == 1 + len([name for name in mix.names if name in ACTIVATED])
+            assert [(span.start, span.mix) for span in completion.spans] == list(plan.spans)
+            assert completion.tokens == reference.tokens(ids, plan)
+
+    async def test_everybody_shares_the_plain_history_before_an_invocation(self, engine: Engine) -> None:
+        ids = prompt(120, 20)
+        history = min(invoked(ids, Mix.of({name: 1.0})).spans[1][0] for name in ACTIVATED)
+        assert history > 3 * LIMITS.batch_tokens
+        mixes = [{"m": 1.0}, {"n": 1.0}, {"n": 0.25, "m": 0.75}, {}]
+        for number, mix in enumerate([{"a": 1.0}, *mixes]):
+            before = engine.stats().shared_tokens
+            await run(engine, f"h{number}", ids, Mix.of(mix))
+            gained = engine.stats().shared_tokens - before
+            if number < 2:
+                assert not gained, "the first, and the first that has a plain history"
+            else:
+                assert gained >= history // LIMITS.page_tokens * LIMITS.page_tokens
 
     # ---------------------------------------------------------------- how it ends
 

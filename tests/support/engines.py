@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +26,9 @@ TARGETS = {
 }
 """Of adapters of ranks 2, 5 and 8."""
 
+ACTIVATED = {"m": " assistant", "n": " user and"}
+"""Activated adapters (aLoRA) by what invokes them, which every `prompt` has once for each repeat."""
+
 PAGE = 32
 LIMITS = EngineConfig(slots=3, max_requests=16, page_tokens=PAGE, cache_tokens=4096, batch_tokens=64)
 NEAR_TIE = 2e-4
@@ -39,10 +43,13 @@ def prompt(number: int, repeats: int = 3) -> list[int]:
 
 
 def save_models(root: Path) -> Path:
-    """Saves the model as `base`, the adapters of TARGETS, and one on the embeddings."""
+    """Saves the model as `base`, the adapters of TARGETS and ACTIVATED, and one on the embeddings."""
     tiny_backbone(root / "base")
     for seed, (name, targets) in enumerate(TARGETS.items()):
         peft_model(tiny_model(), seed + 3, r=2 + 3 * seed, target_modules=targets).save_pretrained(root / name)
+    for seed, (name, words) in enumerate(ACTIVATED.items()):
+        lora = {"r": 3 + seed, "alora_invocation_tokens": encode(words), "task_type": "CAUSAL_LM"}
+        peft_model(tiny_model(), seed + 20, target_modules=TARGETS["a"], **lora).save_pretrained(root / name)
     embedding = peft_model(tiny_model(), 9, target_modules=["embed_tokens"])
     embedding.save_pretrained(root / "embedding", save_embedding_layers=True)
     return root
@@ -93,6 +100,21 @@ class Reference:
                     for path, delta in self._deltas(name).items():
                         modules[path].weight += weight * delta
         return self._models[key]
+
+    def tokens_of_peft(self, ids: Sequence[int], name: str, tokens: int = 16) -> list[int]:
+        """What PEFT's own `generate` says with one adapter, which decides itself where an activated one begins."""
+        from peft import PeftModel
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT and transformers deprecate each other's calls
+            model = PeftModel.from_pretrained(tiny_model(), self._folder / name).eval()
+            said = model.generate(
+                input_ids=torch.tensor([ids]),
+                attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                max_new_tokens=tokens,
+                do_sample=False,
+            )
+        return [int(token) for token in said[0, len(ids) :]]
 
     def _read(self, name: str) -> Mapping[str, torch.Tensor]:
         modules = read_adapter(self._folder / name, name=name).modules

@@ -18,7 +18,7 @@ import pytest
 
 from dlp_core.engine.config import EngineConfig, VllmConfig
 from dlp_core.residency.sources import FolderSource
-from tests.support.engines import LIMITS, TARGETS
+from tests.support.engines import ACTIVATED, LIMITS, TARGETS
 from tests.support.paths import ROOT
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ async def running(
     folder: Path,
     config: EngineConfig = CONFIG,
     *,
-    adapters: Sequence[str] = (*TARGETS, "embedding"),
+    adapters: Sequence[str] = (*TARGETS, *ACTIVATED, "embedding"),
     plugin: bool = True,
     environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[VllmEngine]:

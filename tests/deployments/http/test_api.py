@@ -42,8 +42,8 @@ def test_a_chat_through_the_openai_client(client: openai.OpenAI, service: EchoSe
                 "start": 0,
                 "end": 12,
                 "mix": [
-                    {"adapter": "sql", "weight": pytest.approx(0.8), "digest": "sha256:sql"},
-                    {"adapter": "cron", "weight": pytest.approx(0.2), "digest": "sha256:cron"},
+                    {"adapter": "sql", "weight": 51 / 64, "digest": "sha256:sql"},
+                    {"adapter": "cron", "weight": 13 / 64, "digest": "sha256:cron"},
                 ],
             }
         ],
@@ -94,6 +94,7 @@ def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["auto", BASE, "sql", "cron", "dates"]
     assert client.models.retrieve("sql").model_extra == {"parent": BASE, "description": "Writes queries."}
     assert client.models.retrieve("cron").model_extra == {"parent": BASE}
+    assert client.models.retrieve("dates").model_extra == {"parent": BASE, "alora_invocation_tokens": [5, 6]}
     assert client.models.retrieve(BASE).id == BASE
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("nope")
@@ -154,12 +155,13 @@ def test_options_steer_the_router(http: TestClient) -> None:
     text = "sql sql sql cron cron dates"
     for options, header in [
         ({}, "sql=0.50,cron=0.33,dates=0.17"),
-        ({"max_adapters": 2}, "sql=0.60,cron=0.40"),
+        ({"max_adapters": 2}, "sql=0.59,cron=0.41"),  # multiples of 1/64
+        ({"max_adapters": 2, "exact_weights": True}, "sql=0.60,cron=0.40"),
         ({"top_p": 0.4}, "sql=1.00"),
         ({"top_p": 0.4, "min_confidence": 0.5}, "sql=1.00"),
         ({"weights": "softmax"}, "sql=0.39,cron=0.33,dates=0.28"),
-        ({"weights": "softmax", "max_adapters": 2}, "sql=0.54,cron=0.46"),
-        ({"weights": "renormalise", "max_adapters": 2}, "sql=0.60,cron=0.40"),
+        ({"weights": "softmax", "max_adapters": 2}, "sql=0.55,cron=0.45"),
+        ({"weights": "renormalise", "max_adapters": 2}, "sql=0.59,cron=0.41"),
         ({"min_confidence": 0.6}, "base"),
         ({"adapters": [{"name": "dates", "weight": 0.25}, {"name": "sql", "weight": -0.5}]}, "sql=-0.50,dates=0.25"),
         ({"adapters": [{"name": "dates"}]}, "dates=1.00"),
@@ -230,7 +232,11 @@ def test_the_server_says_how_adapters_are_weighted_unless_the_request_does(servi
             reply = http.post("/route", json={"text": text, "dlp": {"weights": asked}}).json()
             assert reply["weights"] == rule
             mix = Mix.of({part["adapter"]: part["weight"] for part in reply["mix"]})
-            assert mix == select_top_p(probabilities, weights=rule)
+            assert mix == select_top_p(probabilities, weights=rule).on_grid()
+            exact = http.post("/route", json={"text": text, "dlp": {"weights": asked, "exact_weights": True}}).json()
+            assert {part["adapter"]: part["weight"] for part in exact["mix"]} == pytest.approx(
+                {part.name: part.weight for part in select_top_p(probabilities, weights=rule).adapters}
+            )
 
 
 def test_the_router_reads_the_last_user_turn(http: TestClient) -> None:

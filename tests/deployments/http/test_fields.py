@@ -80,6 +80,17 @@ def test_sentences_are_routed_where_the_router_decides(
         assert options.weights == "softmax"
 
 
+@pytest.mark.parametrize(
+    ("asked", "runs"), [({}, "always"), ({"activation": "turn"}, "turn"), ({"activation": "always"}, "always")]
+)
+def test_a_mix_may_begin_at_the_last_turn(
+    http: TestClient, service: EchoService, asked: dict[str, Any], runs: str
+) -> None:
+    assert http.post("/chat/completions", json=chat(dlp=asked)).status_code == 200
+    assert service.asked[0].activation == runs
+    assert http.post("/route", json=chat(dlp=asked)).json()["activation"] == runs
+
+
 def test_several_choices(client: openai.OpenAI, service: EchoService) -> None:
     reply = client.chat.completions.create(**chat("sql it", n=3, seed=5, temperature=0.5))
     assert [(choice.index, choice.message.content) for choice in reply.choices] == [(i, "sql it ") for i in range(3)]
@@ -327,6 +338,7 @@ def test_a_missing_field_is_named(http: TestClient, field: str) -> None:
         ({"dlp": {"max_adapters": 4}}, "dlp.max_adapters"),
         ({"dlp": {"min_confidence": 2}}, "dlp.min_confidence"),
         ({"dlp": {"granularity": "token"}}, "dlp.granularity"),
+        ({"dlp": {"activation": "sentence"}}, "dlp.activation"),
         ({"dlp": {"weights": "softMax"}}, "dlp.weights"),
         ({"dlp": {"weights": True}}, "dlp.weights"),
         ({"dlp": {"adapters": [{"name": "sql"}, {"name": "sql", "weight": 0.5}]}}, "dlp.adapters"),

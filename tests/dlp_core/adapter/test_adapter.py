@@ -84,7 +84,6 @@ def test_safe_names_pass(name: str) -> None:
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"target_parameters": ["x"]}, "target_parameters"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
-        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
         ({"lora_bias": True}, "lora_bias"),
         ({"bias": "vera_only"}, "bias"),
         ({"use_qalora": True}, "use_qalora"),

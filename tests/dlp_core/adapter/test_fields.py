@@ -34,12 +34,12 @@ def test_the_runtime_config_still_only_says_where_initialisation_runs() -> None:
     assert [field.name for field in dataclasses.fields(LoraRuntimeConfig)] == ["ephemeral_gpu_offload"]
 
 
-def test_every_variant_of_pefts_config_is_refused() -> None:
-    """VeLoRA alone only changes the backward pass."""
+def test_every_variant_of_pefts_config_is_refused_but_two() -> None:
+    """VeLoRA alone only changes the backward pass, and activated LoRA is served (test_invocation.py)."""
     from peft import LoraConfig
 
     variants = {field.name for field in dataclasses.fields(LoraConfig) if field.metadata.get("is_lora_variant")}
-    assert variants - set(REFUSED) == {"velora_config"}
+    assert variants - set(REFUSED) == {"velora_config", "alora_invocation_tokens"}
 
 
 def test_what_cannot_change_the_forward_pass_is_served(tmp_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from dlp_core.adapter.contents import CONFIG_FILE
 from dlp_core.adapter.examination import Verdict
 from dlp_core.bank.disk_cache import DiskCache
+from dlp_core.bank.manifest import manifest_key
 from dlp_core.bank.publish import publish, verify
+from dlp_core.bank.reading import load_manifest
 from dlp_core.bank.source import BankSource, qualified, successors, unqualified
 from dlp_core.errors import UnknownModel
 from dlp_core.mix import Mix
@@ -74,3 +78,19 @@ def test_an_engine_gets_of_a_recipe_what_it_gets_of_its_weights(tmp_path: Path) 
     assert qualified(recipe, bank) == qualified(explicit, bank)
     assert unqualified(qualified(recipe, bank)).recipes == ("blend",)
     assert unqualified(qualified(recipe, bank)) == explicit
+
+
+def test_an_activated_adapter_is_listed_with_what_invokes_it(store: AdapterStore, tmp_path: Path) -> None:
+    """And nothing is written of the others: manifests without activated adapters are what they were."""
+    folder = write_bank(tmp_path / "bank", ["plain", "switched"], router=False)
+    config = folder / "adapters/switched" / CONFIG_FILE
+    fields = {"alora_invocation_tokens": [5, 6], "task_type": "CAUSAL_LM"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | fields))
+    manifest = publish(store, folder)
+    stored = json.loads(store.get(manifest_key(manifest.version)).data)
+    assert [entry.get("alora_invocation_tokens", "nothing") for entry in stored["adapters"]] == ["nothing", [5, 6]]
+    assert load_manifest(store) == manifest
+    source = BankSource(store, DiskCache(tmp_path / "cache", 10**7))
+    source.add(manifest)
+    names = [entry.qualified_name for entry in manifest.adapters]
+    assert [source.invocation(name) for name in names] == [None, (5, 6)] == [source.load(n).invocation for n in names]

@@ -12,7 +12,7 @@ from dlp_core.engine.protocol import Engine
 from dlp_core.generation.engines import load_engine
 from dlp_core.residency.sources import FolderSource
 from tests.support.engine_contract import EngineContract
-from tests.support.engines import LIMITS, TARGETS, Reference, save_models
+from tests.support.engines import ACTIVATED, LIMITS, TARGETS, Reference, save_models
 
 pytestmark = [pytest.mark.model, pytest.mark.asyncio(loop_scope="module")]
 
@@ -29,7 +29,7 @@ def reference(folder: Path) -> Reference:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(folder: Path) -> AsyncIterator[Engine]:
-    source = FolderSource({name: folder / name for name in (*TARGETS, "embedding")})
+    source = FolderSource({name: folder / name for name in (*TARGETS, *ACTIVATED, "embedding")})
     engine = load_engine(folder / "base", source, LIMITS, dtype="float32", threads=1).engine
     await engine.start()
     yield engine

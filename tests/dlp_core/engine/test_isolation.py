@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from dlp_core.adapter.invocation import Invocation
 from dlp_core.adapter.weights import Adapter, LoRAWeights
 from dlp_core.engine import sampling
 from dlp_core.engine.engine import FusedEngine
@@ -52,6 +53,9 @@ class HostileSource(FolderSource):
 
     def size(self, name: str) -> int:
         return super().size(HOSTILE.get(name, (name,))[0])
+
+    def invocation(self, name: str) -> Invocation | None:
+        return super().invocation(HOSTILE.get(name, (name,))[0])
 
     def load(self, name: str) -> Adapter:
         good, by_a, by_b = HOSTILE.get(name, (name, 1.0, 1.0))

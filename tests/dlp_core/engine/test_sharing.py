@@ -113,6 +113,9 @@ class Republished(FolderSource):
     def size(self, name: str) -> int:
         return 1
 
+    def invocation(self, name: str) -> None:
+        return None
+
     def load(self, name: str) -> Adapter:
         from dlp_core.adapter.weights import read_adapter
 

@@ -20,7 +20,7 @@ from dlp_core.fusion.segments import Segment
 from dlp_core.mix import EMPTY_MIX, Mix, Span
 from tests.dlp_core.engine.test_engine import NAMES, assert_nothing_leaked, build, prompt
 from tests.support.followers import every
-from tests.support.tiny import peft_adapter, tiny_llama
+from tests.support.tiny import load_peft, peft_adapter, tiny_llama
 from tests.support.waiting import HANG_S, async_wait_for
 
 pytestmark = pytest.mark.model
@@ -121,6 +121,34 @@ async def test_tokens_and_spans_are_the_same_alone_and_in_any_batch(
         assert all(len(tokens) == 24 and len(spans) > 4 for tokens, spans in alone)
         for (ids, _), (tokens, spans) in zip(jobs(), alone, strict=True):
             assert tokens == by_hand(folders, ids, spans)
+        assert_nothing_leaked(engine)
+    finally:
+        await engine.stop()
+
+
+async def test_activated_adapters_that_are_preempted_say_what_peft_says(tmp_path: Path) -> None:
+    """In a cache that holds two of these eight, in prompts that are computed in chunks of 24 tokens."""
+    invocations = {"a": [9, 3], "b": [7]}
+    folders = {
+        name: peft_adapter(tmp_path / name, seed, r=3, alora_invocation_tokens=tokens, task_type="CAUSAL_LM")
+        for seed, (name, tokens) in enumerate(invocations.items())
+    }
+    rest = [token for token in prompt(1, 40) if token not in (3, 7, 9)]
+    prompts = [[9, 3, 7, *rest[:9]], [*rest[:20], 7, *rest[:12], 9, 3, 4], rest[:30], [7, *rest[:28], 9, 3]]
+    jobs = [(ids, name) for ids in prompts for name in invocations]
+    engine = await build(folders, TINY)
+    try:
+        async with asyncio.timeout(HANG_S):
+            found = await asyncio.gather(
+                *(run(engine, str(n), ids, Plan.of(Mix.of({name: 1.0}))) for n, (ids, name) in enumerate(jobs))
+            )
+        for (ids, name), (tokens, spans) in zip(jobs, found, strict=True):
+            expected = load_peft(folders[name]).generate(
+                input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=24,
+                do_sample=False, eos_token_id=None,
+            )[0, len(ids) :].tolist()  # fmt: skip
+            assert tokens == expected, (ids, name, spans)
+        assert {len(spans) for _, spans in found} == {1, 2}
         assert_nothing_leaked(engine)
     finally:
         await engine.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,6 +38,18 @@ def routed(text: str) -> Routing:
     found = max(NAMES, key=text.rfind)
     fits = found in text
     return Routing.of({name: float(fits and name == found) for name in NAMES}, margin=9.0 if fits else -9.0)
+
+
+@dataclass
+class Decided:
+    """A router that routes everything alike."""
+
+    routing: Routing
+    labels = NAMES
+    encoder = SimpleNamespace(most_parts=16)
+
+    def route_first(self, choices: Sequence[Sequence[str]]) -> list[Routing]:
+        return [self.routing] * len(choices)
 
 
 def mix(name: str) -> Mix:
@@ -139,21 +152,39 @@ def test_spans_fit_the_engine_for_any_turns() -> None:
 
 @pytest.mark.parametrize("weights", ["renormalise", "softmax"])
 def test_sentences_are_weighted_as_the_request_asks(weights: WeightRule) -> None:
-    class Undecided:
-        labels = NAMES
-        encoder = SimpleNamespace(most_parts=16)
-
-        def route_first(self, choices: Sequence[Sequence[str]]) -> list[Routing]:
-            return [routing] * len(choices)
-
     routing = Routing.of({"apple": 0.7, "bread": 0.3})
-    router: Any = Undecided()
+    router: Any = Decided(routing)
     bank: Any = SimpleNamespace(adapters=[SimpleNamespace(name=name, qualified_name=f"{name}@1") for name in NAMES])
     bank.recipe_mixes = {}
     options = RoutingOptions("auto", top_p=0.9, max_adapters=3, weights=weights, by_sentence=True)
     source = (Message("user", "An apple and a bread"),)
     request = GenerationRequest("1", "b1", EMPTY_MIX, source, Sampling(), by_sentence=options)
     made = planner(request, bank, router, CODEC, max_adapters=8)(CODEC.encode_chat(source))
-    expected = select_top_p(routing.probabilities, top_p=0.9, max_adapters=3, weights=weights)
+    expected = select_top_p(routing.probabilities, top_p=0.9, max_adapters=3, weights=weights).on_grid()
     weighted = Mix.of({f"{part.name}@1": part.weight for part in expected.adapters})
     assert [found for _, found in made.spans] == [weighted]
+
+
+@pytest.mark.parametrize("by_sentence", [False, True])
+def test_before_the_last_user_turn_a_mix_that_begins_there_runs_plain(by_sentence: bool) -> None:
+    bank: Any = SimpleNamespace(adapters=[SimpleNamespace(name=name, qualified_name=f"{name}@1") for name in NAMES])
+    bank.recipe_mixes = {}
+    options = RoutingOptions("auto", top_p=0.9, max_adapters=3) if by_sentence else None
+    router: Any = Decided(routed("bread"))
+    source = (Message("user", "Peel an apple."), Message("assistant", "Done."), Message("user", "Cut the bread."))
+
+    def made(source: Any, prompt: Prompt) -> Plan:
+        request = GenerationRequest("1", "b1", mix("bread"), source, Sampling(), salt="s", activation="turn")
+        return planner(replace(request, by_sentence=options), bank, router, CODEC, max_adapters=8)(prompt)
+
+    prompt = CODEC.encode_chat(source)
+    plan, bread = made(source, prompt), mix("bread@1")
+    plan.check(len(prompt.ids))
+    assert plan.salt == "s"
+    assert plan.follow is None, "one passage"
+    history = "<|im_start|>user\nPeel an apple.<|im_end|>\n<|im_start|>assistant\nDone.<|im_end|>\n"
+    (before, plain), (turn, its) = texts(prompt, plan)
+    assert (before, plain) == (history, EMPTY_MIX)
+    assert (before + turn, its) == (prompt.text, bread)
+    bare = CODEC.encode("Cut the bread.")
+    assert made("Cut the bread.", bare).spans == ((0, bread),), "a bare prompt has no turns"

@@ -10,7 +10,7 @@ from array import array
 import pytest
 
 from dlp_core.errors import InvalidRequest
-from dlp_core.mix import EMPTY_MIX
+from dlp_core.mix import EMPTY_MIX, Mix
 from dlp_core.router import Router, Routing
 from dlp_core.router.routing import NONE_THRESHOLD
 from tests.support.paths import ROOT
@@ -21,7 +21,9 @@ SPLIT = Routing.of({"a": 0.55, "b": 0.05, "c": 0.40})
 
 def test_top_p_is_relative_to_the_adapters_probabilities() -> None:
     assert CONFIDENT.mix().names == ("b",)
-    assert [(part.name, round(part.weight, 3)) for part in SPLIT.mix().adapters] == [("a", 0.579), ("c", 0.421)]
+    exact = SPLIT.mix(exact=True)
+    assert [(part.name, round(part.weight, 3)) for part in exact.adapters] == [("a", 0.579), ("c", 0.421)]
+    assert SPLIT.mix() == exact.on_grid() == Mix.of({"a": 37 / 64, "c": 27 / 64})
     assert SPLIT.mix(max_adapters=1).names == ("a",)
     assert len(SPLIT.mix(top_p=1.0).names) == 3
 

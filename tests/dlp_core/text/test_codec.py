@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from dlp_core.errors import InvalidRequest, PromptTooLong
 from dlp_core.text.chat import Message
 from dlp_core.text.codec import StopStrings, TextCodec
-from examples.tiny.model import tiny_tokenizer
+from examples.tiny.model import CHAT_TEMPLATE, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 CODEC = TextCodec(TOKENIZER, context=64)
@@ -196,3 +196,48 @@ def test_a_stop_string_that_does_not_come_is_text() -> None:
     assert finder.push("hello\n\nUs") == "hello"
     assert finder.push("age") == "\n\nUsage"
     assert finder.finish() == ""
+
+
+@pytest.mark.parametrize(
+    ("template", "last"),
+    [
+        (CHAT_TEMPLATE, "<|im_start|>user\n  ask<|im_end|>\n<|im_start|>assistant\n"),
+        (
+            "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content.strip() }} [/INST]{% else %} "
+            "{{ m.content }}</s>{% endif %}{% endfor %}",
+            "[INST] ask [/INST]",
+        ),
+        (  # which thinks in the last of its turns alone
+            "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' and loop.last %}<think></think>"
+            "{% endif %}{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}",
+            "<|user|>  ask<end><|assistant|>",
+        ),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "ask"),
+    ],
+    ids=["chatml", "inst", "thinking", "bare"],
+)
+def test_a_prompt_knows_where_its_last_user_turn_begins(template: str, last: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    codec = TextCodec(tokenizer, context=400)
+    chat = [Message("user", "ask"), Message("assistant", "say"), Message("user", "  ask")]
+    prompt = codec.encode_chat(chat)
+    assert prompt.text[prompt.last_turn :] == last
+    answered = codec.encode_chat([*chat, Message("assistant", "ask")])
+    assert answered.text[: answered.last_turn] == prompt.text[: prompt.last_turn]
+    for begins in (
+        codec.encode_chat(chat[:1]),
+        codec.encode_chat([Message("assistant", "say")]),
+        codec.encode("ask"),
+    ):
+        assert begins.last_turn == 0
+
+
+def test_what_opens_a_user_turn_is_the_same_whatever_its_words_are() -> None:
+    codec = TextCodec(TOKENIZER, context=400)
+    opening = codec.user_opening()
+    assert TOKENIZER.decode(opening) == "<|im_start|>user"
+    for words in ("ask", "\n\nask", " ask", "\u65e5", "user"):
+        prompt = codec.encode_chat([Message("system", "say"), Message("user", words)])
+        begin = prompt.token_at(prompt.last_turn)
+        assert prompt.ids[begin : begin + len(opening)] == opening

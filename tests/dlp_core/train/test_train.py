@@ -6,15 +6,20 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from dlp_core.adapter.weights import read_adapter
 from dlp_core.errors import InvalidRequest
 from dlp_core.quiet import quiet_transformers
 from dlp_core.store.checkpoints import Interrupted, checkpoint_folder
-from dlp_core.train.lora import TrainProgress, TrainSettings, train_adapter
-from dlp_core.train.packing import IGNORED, Example, batches, common_prefix, encode
+from dlp_core.text.chat import Message
+from dlp_core.text.codec import TextCodec
+from dlp_core.train.gate import Gate
+from dlp_core.train.lora import TrainProgress, TrainSettings, _loss, train_adapter
+from dlp_core.train.packing import IGNORED, Example, batches, common_prefix, encode, user_invocation
 from dlp_core.train.rows import Row, read_rows
-from examples.tiny.model import tiny_backbone, tiny_tokenizer
+from examples.tiny.model import peft_model, tiny_backbone, tiny_model, tiny_tokenizer
+from tests.support.tiny import relative_error
 
 pytestmark = pytest.mark.model
 
@@ -234,3 +239,70 @@ def test_settings_that_cannot_work_are_refused(
 def test_a_missing_base_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="is not a model folder"):
         train_adapter(tmp_path / "nowhere", ROWS, tmp_path / "a", SETTINGS)
+
+
+BEFORE = (Message("system", "Be brief."), Message("user", "the user"), Message("assistant", "of"))
+CHATS = [
+    *(Row((*BEFORE, Message("user", f"and {number}")), f"of {number}") for number in range(3)),
+    *(Row(f"the adapter {number} " * (number + 1), f"speak {number}") for number in range(4)),
+]
+"""Whose last user turns begin at different places."""
+
+
+def test_an_activated_adapter_is_trained_as_peft_computes_it(tmp_path: Path) -> None:
+    """The loss of packed rows and its gradients are those of PEFT's own layers, example by example, and nothing before
+    the last user turn sees the adapter."""
+    from peft import PeftModel
+
+    tokenizer = tiny_tokenizer()
+    invocation = user_invocation(tokenizer)
+    assert tokenizer.decode(invocation) == "<|im_start|>user"
+    examples = encode(CHATS, tokenizer, invocation=invocation)
+    codec = TextCodec(tokenizer, context=10**6)
+    for row, example in zip(CHATS, examples, strict=True):
+        prompt = codec.encode_chat(row.turns)
+        assert example.begins == prompt.token_at(prompt.last_turn)
+    assert len({example.begins for example in examples}) == 2
+    model = tiny_model()
+    tuned = peft_model(model, 5, target_modules=["q_proj", "down_proj"])
+    tuned.peft_config["default"].alora_invocation_tokens = list(invocation)
+    tuned.peft_config["default"].task_type = "CAUSAL_LM"
+    tuned.save_pretrained(tmp_path / "a")
+    packed = list(batches(examples, prefix=common_prefix(examples), rows=2, row_tokens=400))
+    [batch] = packed
+    assert len(batch.input_ids_BT) < len(examples)
+    loss = _loss(model, batch, Gate(tuned))
+    loss.backward()
+
+    with quiet_transformers():
+        theirs = PeftModel.from_pretrained(tiny_model(), tmp_path / "a", is_trainable=True)
+    count = sum(len(example.answer) for example in examples)
+    total = torch.zeros(())
+    for example in examples:
+        ids = torch.tensor([[*example.prompt, *example.answer[:-1]]])
+        logits = theirs(input_ids=ids).logits[0, len(example.prompt) - 1 :]
+        total = total + cross_entropy(logits, torch.tensor(example.answer), reduction="sum") / count
+    total.backward()
+    assert loss.item() == pytest.approx(total.item(), rel=1e-5)
+    expected = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+    found = {name: p.grad for name, p in tuned.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, grad in expected.items():
+        assert relative_error(found[name], grad) <= 1e-4, name
+    assert _loss(model, batch, None).item() != pytest.approx(total.item(), rel=1e-3), "an ordinary one has another"
+
+
+def test_an_activated_adapter_is_saved_as_one(base: Path, tmp_path: Path) -> None:
+    rows = [Row((Message("system", "of"), *row.turns), row.output) for row in ROWS]
+    summary = train_adapter(base, rows, tmp_path / "a", replace(SETTINGS, activated=True))
+    adapter = read_adapter(tmp_path / "a", name="a")
+    assert adapter.invocation == user_invocation(tiny_tokenizer())
+    ordinary = train_adapter(base, rows, tmp_path / "b", SETTINGS)
+    assert read_adapter(tmp_path / "b", name="b").invocation is None
+    assert summary.validation_loss != ordinary.validation_loss
+
+
+def test_rows_without_a_user_turn_cannot_be_trained_activated(base: Path, tmp_path: Path) -> None:
+    rows = [*ROWS, Row((Message("system", "the adapter"),), "of")]
+    with pytest.raises(InvalidRequest, match="'the adapter' has no user turn"):
+        train_adapter(base, rows, tmp_path / "a", replace(SETTINGS, activated=True))
