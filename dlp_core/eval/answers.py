@@ -131,8 +131,8 @@ class Answerer:
         end = self._loaded.tokenizer.eos_token_id
         answers = [[*encode(text, add_special_tokens=False), end] for _, text in job.options]
         async with self._loaded.residency.pinned(plan.names) as pins:
-            scores = await asyncio.to_thread(
-                log_likelihoods, self._loaded.model, self._loaded.fusion, prompt.ids, answers, plan=plan, pins=pins
+            [scores] = await asyncio.to_thread(
+                log_likelihoods, self._loaded.model, self._loaded.fusion, prompt.ids, answers, plans=[plan], pins=pins
             )
         letters = [letter for letter, _ in job.options]
         return Answer(
