@@ -12,7 +12,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -236,9 +236,11 @@ async def _score(
 async def _score_row(question: Question, names: Sequence[str], bank: JudgedBank, loaded: Loaded) -> Scores:
     encode, end = loaded.tokenizer.encode, loaded.tokenizer.eos_token_id
     answers = [[*encode(text, add_special_tokens=False), end] for text in question.answers]
+    longest = max(map(len, answers))
     by_prompt: dict[tuple[int, ...], list[str | None]] = defaultdict(list)
     for name in (None, *names):
-        by_prompt[_prompt(question, name, bank, loaded)].append(name)  # an adapter may bring its own chat template
+        prompt = _prompt(question, name, bank, loaded, room=loaded.engine.context - longest)
+        by_prompt[prompt].append(name)  # an adapter may bring its own chat template
     found: dict[str | None, list[float]] = {}
     for prompt, group in by_prompt.items():
         length = len(prompt) + sum(map(len, answers))
@@ -259,12 +261,17 @@ async def _score_row(question: Question, names: Sequence[str], bank: JudgedBank,
     return Scores(scores.tokens, scores.plain, scores.adapters, choices[None], {name: choices[name] for name in names})
 
 
-def _prompt(question: Question, name: str | None, bank: JudgedBank, loaded: Loaded) -> tuple[int, ...]:
+def _prompt(question: Question, name: str | None, bank: JudgedBank, loaded: Loaded, *, room: int) -> tuple[int, ...]:
+    """The prompt in tokens, at most `room`, as a server renders it for this adapter alone."""
     template = None if name is None else bank.source.chat_template(_mix(name, bank).names[0])
-    try:
-        return tuple(loaded.codec.encode_chat(question.turns, chat_template=template).ids)
-    except PromptTooLong as error:
-        raise InvalidRequest(f"{question.row.where}: {error.message}; shorten or remove the row") from error
+    with suppress(PromptTooLong):
+        prompt = tuple(loaded.codec.encode_chat(question.turns, chat_template=template).ids)
+        if len(prompt) <= room:
+            return prompt
+    raise InvalidRequest(
+        f"{question.row.where}: the prompt and its answer have more than the {loaded.engine.context} tokens that the "
+        "model takes; shorten or remove the row"
+    )
 
 
 def _mix(name: str | None, bank: JudgedBank) -> Mix:

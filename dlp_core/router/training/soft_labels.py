@@ -40,7 +40,7 @@ def settled(rows: Sequence[TaskRow], *, min_rows: int) -> tuple[list[TaskRow], t
     rows = list(rows)
     lines: list[str] = []
     while True:
-        counts = Counter({name: 0 for row in rows for name, value in row.labels or () if value > 0})
+        counts = Counter({name: 0 for row in rows for name, _ in row.labels or ()})
         counts.update(row.task for row in rows if row.task is not None)
         rare = [(count, name) for name, count in sorted(counts.items()) if count < min_rows and name not in named]
         if not rare:
