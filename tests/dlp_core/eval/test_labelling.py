@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dlp_core.adapter.weights import read_adapter
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.errors import InvalidRequest
+from dlp_core.eval import labelling
 from dlp_core.eval.judged_bank import open_bank
 from dlp_core.eval.labelling import Labelled, Question, choose, label_rows, summary, write
 from dlp_core.eval.run import Setup
@@ -88,6 +89,16 @@ def test_scores_are_those_of_the_plain_model_and_of_the_merged_one(
             logprobs = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
         alone = sum(float(logprobs[len(prompt) + n - 1, token]) for n, token in enumerate(answer))
         assert found == pytest.approx(alone, rel=1e-3), name
+
+
+def test_adapters_that_do_not_fit_into_one_pass_take_several(
+    rows: list[Row], bank: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [together] = labels_of(rows[:1], bank, base, tmp_path / "cache")
+    monkeypatch.setattr(labelling, "_PASS_TOKENS", 1)
+    [apart] = labels_of(rows[:1], bank, base, tmp_path / "cache")
+    assert apart.scores.plain == pytest.approx(together.scores.plain, rel=1e-4)
+    assert apart.scores.adapters == pytest.approx(together.scores.adapters, rel=1e-3)
 
 
 def test_an_interrupted_labelling_goes_on_to_the_same_bytes(
