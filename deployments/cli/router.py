@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployments import terminal
+from deployments.cli.eval import Dtype, Threads, read_setup
 from deployments.cli.interrupts import resumable_training
-from deployments.cli.options import ROWS, Device, Json, Resume, Seed
+from deployments.cli.options import ROWS, BaseModel, Device, Json, Resume, Seed
 from dlp_core.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -26,7 +30,10 @@ KEPT = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 
 Data = Annotated[
     list[Path],
-    typer.Option(help=f'{ROWS}, each with "task": an adapter\'s name, or null for a prompt that fits none.'),
+    typer.Option(
+        help=f'{ROWS}, each with "task": an adapter\'s name, or null for a prompt that fits none; or rows as '
+        "`dlp router label` writes them."
+    ),
 ]
 Folder = Annotated[Path, typer.Option(help="Folder of a trained router.")]
 Keep = Annotated[
@@ -79,11 +86,11 @@ def train(
     out = Path(into or Path(), "router") if out is None else out
     with resumable_training(out) as stop:
         from dlp_core.bank.teaching import plan_teaching
-        from dlp_core.router.rows import read_task_rows
+        from dlp_core.router.rows import adapters_of, read_task_rows
         from dlp_core.router.training.train import TrainSettings, checkpoints_of, train_router
 
         rows = read_task_rows(data)
-        rest = None if into is None else plan_teaching(into, {row.task for row in rows if row.task is not None})
+        rest = None if into is None else plan_teaching(into, adapters_of(rows))
         settings = TrainSettings(
             seed=seed,
             keep=keep,
@@ -124,6 +131,85 @@ def train(
         f"[bold]{out}[/]: {summary.adapters} adapters, {summary.parameters:,} parameters, {summary.seconds:.0f} s; "
         f"of {summary.held_back:,} rows held back {summary.accuracy:.2%} right, {summary.kept:.2%} kept, "
         f"calibration error {summary.ece:.4f}"
+    )
+
+
+@app.command()
+def label(
+    data: Annotated[list[Path], typer.Option(help=f"{ROWS}. A row's task may be an adapter, another name, or none.")],
+    bank: Annotated[
+        str,
+        typer.Option(
+            envvar="DLP_BANK",
+            metavar="URI|FOLDER",
+            help="A published bank (#VERSION for a version that is not current), or an unpublished bank folder.",
+            show_default=False,
+        ),
+    ],
+    base_model: BaseModel,
+    out: Annotated[Path, typer.Option(help="File to write: the rows with their labels, JSON lines.")],
+    *,
+    candidates: Annotated[
+        int, typer.Option(min=1, help="How many adapters to ask for a row: the router's likeliest, and the row's own.")
+    ] = 8,
+    temperature: Annotated[
+        float, typer.Option(min=0.01, help="Nats of gain that make a label clear; the smaller, the harder labels get.")
+    ] = 0.25,
+    dtype: Dtype = "bfloat16",
+    device: Device = None,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Measure how much each adapter helps on each row, for `dlp router train --data`. Goes on where it was interrupted.
+
+    A row's right answer is scored under the plain backbone and under the adapters; docs/router.md has the formula.
+    """
+    from deployments.args import CacheArgs
+    from dlp_core.eval.labelling import label_rows, summary, write
+    from dlp_core.store.checkpoints import checkpoint_folder
+    from dlp_core.text.rows import read_rows
+
+    if out.is_dir() or out.resolve() in {path.resolve() for path in data}:
+        raise InvalidRequest(f"--out is {out}; it must be another file, for the labels")
+    rows = [row for path in data for row in read_rows(path)]
+    setup = read_setup(base_model, dtype, device, threads, at_once=1)
+    folder = checkpoint_folder(out)
+    with resumable_training(out, option=None) as stop, terminal.progress("load the model", total=len(rows)) as bar:
+        began: tuple[int, float] | None = None
+
+        def report(done: int, total: int) -> None:
+            nonlocal began
+            began = (done, time.monotonic()) if began is None else began
+            rate = (done - began[0]) / max(time.monotonic() - began[1], 1e-9)
+            left = f", {terminal.duration((total - done) / rate)} left" if rate else ""
+            bar.update(done, total=total, title=f"label rows{left}")
+
+        labelled = label_rows(
+            rows,
+            bank,
+            setup,
+            cache=CacheArgs().open(),
+            journal=folder / "scores.jsonl",
+            candidates=candidates,
+            temperature=temperature,
+            report=report,
+            stop=stop,
+        )
+        write(labelled, out)
+        shutil.rmtree(folder, ignore_errors=True)
+    found = summary(labelled)
+    if json:
+        terminal.print_json({"labels": str(out), **found})
+        return
+    table = Table("best adapter", "rows", title=f"{len(labelled):,} rows labelled by benefit")
+    for name, count in found["best"].items():
+        table.add_row(escape(name), f"{count:,}")
+    table.add_row("none of these", f"{found['none']:,}")
+    terminal.out.print(table)
+    terminal.say(
+        f"[bold]{escape(str(out))}[/]: of {found['rows']:,} rows, {found['own']:,} are served best by their own "
+        f"adapter, {found['other']:,} by another, {found['none']:,} by none; next: dlp router train --data "
+        f"{escape(shlex.quote(str(out)))}"
     )
 
 

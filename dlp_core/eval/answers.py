@@ -135,8 +135,8 @@ class Answerer:
         answers = [[*encode(text, add_special_tokens=False), end] for _, text in job.options]
         plan = activated(plan, prompt.ids, self._loaded.residency.invocation)
         async with self._loaded.residency.pinned(plan.names) as pins:
-            scores = await asyncio.to_thread(
-                log_likelihoods, self._loaded.model, self._loaded.fusion, prompt.ids, answers, plan=plan, pins=pins
+            [scores] = await asyncio.to_thread(
+                log_likelihoods, self._loaded.model, self._loaded.fusion, prompt.ids, answers, plans=[plan], pins=pins
             )
         letters = [letter for letter, _ in job.options]
         return Answer(

@@ -1,6 +1,6 @@
-"""Computed answers in a JSON-lines file: a killed evaluation resumes where it stopped.
+"""Computed results in a JSON-lines file: a killed evaluation resumes where it stopped.
 
-A line cut off by the kill is ignored. A key covers everything its answer depends on, so several banks can share one
+A line cut off by the kill is ignored. A key covers everything its result depends on, so several banks can share one
 journal: an answer under adapters that did not change is not computed again.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from dlp_core.store.disk import disk_errors
 
@@ -32,13 +32,16 @@ class Answer:
     """From the question to the last token, beside the other requests of the batch; without the wait to be started."""
 
 
-class Journal:
-    """Answers by key. Appends each answer to `path`; for None, keeps them in memory only."""
+Record = TypeVar("Record")
 
-    def __init__(self, path: Path | None) -> None:
+
+class RecordJournal(Generic[Record]):
+    """Records by key, of one dataclass `kind`. Appends each to `path`; for None, keeps them in memory only."""
+
+    def __init__(self, path: Path | None, kind: type[Record]) -> None:
         """Raises InvalidRequest if the file cannot be read or written; as `add`, DiskFull or LocalDiskError if the disk
         fails."""
-        self._answers: dict[str, Answer] = {}
+        self._records: dict[str, Record] = {}
         self._path = path
         self._file = None
         if path is None:
@@ -51,19 +54,19 @@ class Journal:
                     with suppress(ValueError, TypeError, KeyError):  # written by another version: computed again
                         record: dict[str, Any] = json.loads(line)
                         key = record.pop("key")
-                        self._answers[key] = Answer(**record)
+                        self._records[key] = kind(**record)
                     valid_bytes = end
             self._file = path.open("a", encoding="utf-8")
             self._file.truncate(valid_bytes)
 
-    def get(self, key: str) -> Answer | None:
-        return self._answers.get(key)
+    def get(self, key: str) -> Record | None:
+        return self._records.get(key)
 
-    def add(self, key: str, answer: Answer) -> None:
-        self._answers[key] = answer
+    def add(self, key: str, record: Record) -> None:
+        self._records[key] = record
         if self._file is not None:
             with self._disk_errors():
-                self._file.write(json.dumps({"key": key, **asdict(answer)}, ensure_ascii=False) + "\n")
+                self._file.write(json.dumps({"key": key, **asdict(record)}, ensure_ascii=False) + "\n")  # type: ignore[call-overload]
                 self._file.flush()
 
     def close(self) -> None:
@@ -73,6 +76,13 @@ class Journal:
 
     def _disk_errors(self) -> AbstractContextManager[None]:
         return disk_errors(f"{self._path}: cannot be used", action="choose another --out")
+
+
+class Journal(RecordJournal[Answer]):
+    """The answers of an evaluation."""
+
+    def __init__(self, path: Path | None) -> None:
+        super().__init__(path, Answer)
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, int]]:

@@ -1,13 +1,15 @@
-"""Log-likelihoods of several answers to one prompt.
+"""Log-likelihoods of several answers to one prompt, under several plans.
 
-All answers go through one forward pass: a packed row holds the prompt once, then each answer, which attends to the
-prompt and to itself (dlp_core/train/packing.py). The pass runs under the same mixes as the request would.
+All go through one forward pass: a packed row holds the prompt once, then each answer, which attends to the prompt and
+to itself (dlp_core/train/packing.py), and there is such a row for each plan. Each runs under the same mixes as the
+request would.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -37,20 +39,24 @@ def log_likelihoods(
     prompt: Sequence[int],
     answers: Sequence[Sequence[int]],
     *,
-    plan: Plan,
+    plans: Sequence[Plan],
     pins: Mapping[str, Pin],
-) -> list[float]:
-    """Natural log-likelihood of each answer after `prompt`, all in token ids. The answers run under the plan's last
-    mix. Call inside `unpaged_attention`."""
+) -> list[list[float]]:
+    """Natural log-likelihood of each answer after `prompt`, all in token ids, for each plan. The answers run under the
+    plan's last mix. Call inside `unpaged_attention`."""
     # The prompt's last token goes with each answer: it predicts the first of its tokens.
     shared = len(prompt) - 1
-    batch = collate([[Example(tuple(prompt), tuple(answer)) for answer in answers]], shared)
+    examples = [Example(tuple(prompt), tuple(answer)) for answer in answers]
+    batch = collate([examples] * len(plans), shared)
     device = next(model.parameters()).device
-    segments = (
-        *_segments(plan, pins, 0, shared),
-        *(segment for answer in answers for segment in _segments(plan, pins, shared, len(answer))),
-    )
-    with fusion.batch(segments):
+    rows = [
+        (
+            *_segments(plan, pins, 0, shared),
+            *(segment for answer in answers for segment in _segments(plan, pins, shared, len(answer))),
+        )
+        for plan in plans
+    ]
+    with fusion.batch(tuple(chain.from_iterable(rows))):
         hidden_BTD = model.base_model(
             input_ids=batch.input_ids_BT.to(device),
             attention_mask=batch.mask_B1TT.to(device),
@@ -59,10 +65,11 @@ def log_likelihoods(
         ).last_hidden_state
     labels_BT = batch.labels_BT.to(device)
     chosen_BT = labels_BT != IGNORED
-    with fusion.batch(_after(segments, shared)):
+    with fusion.batch(tuple(chain.from_iterable(_after(row, shared) for row in rows))):
         logits = model.get_output_embeddings()(hidden_BTD[chosen_BT])
     logprobs = logits.float().log_softmax(-1).gather(-1, labels_BT[chosen_BT][:, None])[:, 0]
-    return [float(part.sum()) for part in logprobs.split([len(answer) for answer in answers])]
+    sums = [float(part.sum()) for part in logprobs.split([len(answer) for answer in answers] * len(plans))]
+    return [sums[first : first + len(answers)] for first in range(0, len(sums), len(answers))]
 
 
 def _segments(plan: Plan, pins: Mapping[str, Pin], start: int, length: int) -> list[Segment]:

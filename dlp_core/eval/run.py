@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.served_base import ServedBase, check_served
@@ -19,9 +20,12 @@ from dlp_core.eval.judged_bank import JudgedBank, open_bank
 from dlp_core.eval.results import Results, save
 from dlp_core.eval.suite import Suite
 from dlp_core.quiet import quiet_transformers
-from dlp_core.router import restricted
+from dlp_core.router import Router, restricted
 from dlp_core.store.base_model import describe
 from dlp_core.store.protocol import AdapterStore
+
+if TYPE_CHECKING:
+    from dlp_core.eval.answers import Answerer
 
 _MAX_SLOTS = 64
 
@@ -90,10 +94,26 @@ def run_evaluation(
 async def _run(
     chooser: Chooser, arms: Sequence[Arm], bank: JudgedBank, setup: Setup, *, journal: Journal, phase: Phase
 ) -> Results:
+    async with answering(bank, chooser.router, setup, journal) as answerer:
+        return await evaluate(
+            chooser,
+            arms,
+            bank,
+            answerer,
+            setup=setup.name(),
+            conditions=setup.conditions(),
+            concurrency=setup.concurrency,
+            phase=phase,
+        )
+
+
+@asynccontextmanager
+async def answering(bank: JudgedBank, router: Router | None, setup: Setup, journal: Journal) -> AsyncIterator[Answerer]:
+    """An engine over the bank that answers jobs, for the length of the block; `router` routes their sentences. Raises
+    what loading it raises."""
     from dlp_core.engine.loading import load
     from dlp_core.eval.answers import Answerer
 
-    name = setup.name()
     config = EngineConfig(
         slots=min(len(bank.manifest.adapters), _MAX_SLOTS),
         max_requests=setup.concurrency,
@@ -106,15 +126,6 @@ async def _run(
         )
     await loaded.engine.start()
     try:
-        return await evaluate(
-            chooser,
-            arms,
-            bank,
-            Answerer(loaded, bank.manifest, chooser.router, journal, setup=name, source=bank.source),
-            setup=name,
-            conditions=setup.conditions(),
-            concurrency=setup.concurrency,
-            phase=phase,
-        )
+        yield Answerer(loaded, bank.manifest, router, journal, setup=setup.name(), source=bank.source)
     finally:
         await loaded.engine.stop()

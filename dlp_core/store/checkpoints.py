@@ -153,7 +153,7 @@ def resumable(out: Path) -> Path | None:
 
 
 def _complete(folder: Path) -> bool:
-    return any(folder.glob("*.pt"))
+    return any(folder.glob("*.pt")) or any(folder.glob("*.jsonl"))  # a labelling keeps lines: eval/labelling.py
 
 
 def _read_run(folder: Path) -> dict[str, Any]:

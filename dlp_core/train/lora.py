@@ -7,7 +7,8 @@ lowest validation loss are saved, and training stops early when that loss stops 
 number of threads give the same adapter, bit for bit, also where training was interrupted and resumed.
 
 After each validation, and when it is asked to stop, a training writes its checkpoint (store/checkpoints.py): the
-master copies, the optimizer, the best weights, where it is in the data. That is 14 bytes a parameter of the adapter, in fp32 16.
+master copies, the optimizer, the best weights, where it is in the data. That is 14 bytes a parameter of the adapter, in
+fp32 16.
 """
 
 from __future__ import annotations

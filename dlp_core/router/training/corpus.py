@@ -15,6 +15,7 @@ from dlp_core.router.slots import Slots
 from dlp_core.router.training import everyday
 from dlp_core.router.training.examples import Example, by_task
 from dlp_core.router.training.progress import Watch
+from dlp_core.router.training.soft_labels import Shares
 from dlp_core.router.training.teacher import Teacher
 from dlp_core.router.training.vocabulary import whole_words
 
@@ -33,6 +34,8 @@ class Sample(NamedTuple):
     """None for a text of no task."""
     meaning: int | None
     """Row of the teacher's embeddings; None if it is not known."""
+    shares: Shares | None = None
+    """Soft labels, if it has any."""
 
 
 class Corpus(NamedTuple):
@@ -81,13 +84,16 @@ def build(
     row, or all."""
     embedded, embeddings = _embed(examples, teacher, characters, watch or Watch())
     meaning_of = {index: row for row, index in enumerate(embedded)}
-    samples = [Sample(example.text, example.tasks, meaning_of.get(index)) for index, example in enumerate(examples)]
+    samples = [
+        Sample(example.text, example.tasks, meaning_of.get(index), example.shares)
+        for index, example in enumerate(examples)
+    ]
     rows = [sample for sample in samples if sample.tasks]
     slots = Slots({task: [example.text for example in own] for task, own in by_task(examples).items()})
     values = slot_values(teacher, rng)
     some = rng.sample(rows, round(variants * len(rows)))
     degraded = [row._replace(text=degrade(row.text, rng)) for row in some]
-    swapped = [Sample(slots.swap(row.text, row.tasks, values, rng), row.tasks, None) for row in some]
+    swapped = [row._replace(text=slots.swap(row.text, row.tasks, values, rng), meaning=None) for row in some]
     texts = [row.text for row in rows]
     background = [sample for sample in samples if not sample.tasks]
     others = [Sample(noise(texts, rng), (), None) for _ in range(_NOISE)]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from dlp_core.errors import InvalidRequest
 from dlp_core.router.rows import TaskRow
+from dlp_core.router.training.soft_labels import Shares, shares_of
 
 MIN_ROWS = 8
 """Minimum rows per task: fewer cannot be both trained on and held back."""
@@ -25,6 +26,8 @@ class Example(NamedTuple):
     tasks: tuple[int, ...]
     weight: int = 1
     """How often it is trained on."""
+    shares: Shares | None = None
+    """Its soft labels; None if `tasks` is all there is to say."""
 
 
 def label(rows: Sequence[TaskRow]) -> tuple[list[str], list[Example]]:
@@ -40,7 +43,15 @@ def label(rows: Sequence[TaskRow]) -> tuple[list[str], list[Example]]:
         if counts[task] < MIN_ROWS:
             raise InvalidRequest(f"task {task!r} has {counts[task]} rows; give each task at least {MIN_ROWS}")
     index_of = {task: index for index, task in enumerate(labels)}
-    return labels, [Example(row.input, () if row.task is None else (index_of[row.task],), row.weight) for row in rows]
+    return labels, [
+        Example(
+            row.input,
+            () if row.task is None else (index_of[row.task],),
+            row.weight,
+            None if row.labels is None else shares_of(row.labels, index_of),
+        )
+        for row in rows
+    ]
 
 
 def split(examples: list[Example], rng: Random) -> tuple[list[Example], list[Example]]:

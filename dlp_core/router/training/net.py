@@ -283,7 +283,7 @@ def _loss(
 ) -> Tensor:
     (first, _), (second, _) = passes
     target = _target(samples, first.shape[1], smoothing)
-    weight = torch.tensor([1.0 if sample.tasks else FLAT for sample in samples])
+    weight = torch.tensor([_weight(sample) for sample in samples])
     weight = weight / sum(bool(sample.tasks) for sample in samples)
     goals = torch.from_numpy(corpus.meanings(samples))
     known = goals.any(dim=1)
@@ -296,11 +296,21 @@ def _loss(
     return loss / 2
 
 
+def _weight(sample: Sample) -> float:
+    fits = float(bool(sample.tasks)) if sample.shares is None else sample.shares.fits
+    return fits + (1.0 - fits) * FLAT
+
+
 def _target(samples: Sequence[Sample], adapters: int, smoothing: float) -> Tensor:
     """The distribution of each sample, (B, N): smoothed labels, and flat for texts of no task."""
     target = np.full((len(samples), adapters), 1.0 / adapters, np.float32)
     for row, sample in enumerate(samples):
-        if sample.tasks:
+        if sample.shares is not None:
+            sure = sample.shares.fits * (1.0 - smoothing)
+            target[row] *= 1.0 - sure
+            for index, share in sample.shares.of:
+                target[row, index] += sure * share
+        elif sample.tasks:
             target[row] *= smoothing
             target[row, list(sample.tasks)] += (1.0 - smoothing) / len(sample.tasks)
     return torch.from_numpy(target)

@@ -33,10 +33,11 @@ from dlp_core.router.slots import Slots, few_wordings, wording_warnings
 from dlp_core.router.training import corpus, everyday, vocabulary
 from dlp_core.router.training.calibrate import calibrate, cluster, remember
 from dlp_core.router.training.corpus import Corpus
-from dlp_core.router.training.examples import Example, label, split
+from dlp_core.router.training.examples import MIN_ROWS, Example, label, split
 from dlp_core.router.training.fine_tuning import fine_tune
 from dlp_core.router.training.net import FixedInputs, NetSettings, WordInputs, fit
 from dlp_core.router.training.progress import Report, Watch, unreported
+from dlp_core.router.training.soft_labels import settled
 from dlp_core.router.training.teacher import Teacher, packaged_teacher, prepare, vectors
 from dlp_core.router.words import WordEncoder
 from dlp_core.store.checkpoints import Checkpoints
@@ -116,7 +117,9 @@ def checkpoints_of(
 ) -> Checkpoints:
     """The checkpoint of a training of these rows whose router goes to `out`. Raises what Checkpoints raises."""
     fields = {f"--{name.replace('_', '-')}": value for name, value in asdict(settings).items()}
-    content = json.dumps([(row.task, row.input, row.weight) for row in rows]).encode()
+    content = json.dumps(
+        [(row.task, row.input, row.weight, *([] if row.labels is None else [row.labels])) for row in rows]
+    ).encode()
     depends_on = fields | {
         "--teacher": settings.teacher and settings.teacher.resolve().as_posix(),
         "--encoder": settings.encoder and settings.encoder.resolve().as_posix(),
@@ -134,14 +137,15 @@ def train_router(
 ) -> tuple[Router, TrainSummary]:
     """Train on rows of two or more tasks.
 
-    Labels are the sorted task names. With `checkpoints`, from checkpoints_of, an interrupted training can be resumed;
-    remove them once the router is saved. Raises InvalidRequest for rows or settings that it cannot be trained with:
-    fewer than two tasks, a task with fewer than MIN_ROWS rows, a folder that has no encoder, a coverage out of reach;
-    Interrupted when it was asked to stop.
+    Labels are the sorted task names, and the adapters that soft labels call the best often enough. With `checkpoints`,
+    from checkpoints_of, an interrupted training can be resumed; remove them once the router is saved. Raises
+    InvalidRequest for rows or settings that it cannot be trained with: fewer than two tasks, a task with fewer than
+    MIN_ROWS rows, a folder that has no encoder, a coverage out of reach; Interrupted when it was asked to stop.
     """
     watch = Watch(report, checkpoints)
     settings = settings or TrainSettings()
     began = time.monotonic()
+    rows, left_out = settled(rows, min_rows=MIN_ROWS)
     labels, examples = label(rows)
     texts_by_task: dict[str, list[str]] = {}
     for row in rows:
@@ -215,7 +219,7 @@ def train_router(
         auroc=curve.auroc,
         top_p=calibration.top_p,
         teacher=None if teacher is None else teacher.digest,
-        warnings=wording_warnings(texts_by_task),
+        warnings=(*left_out, *wording_warnings(texts_by_task)),
         seed=settings.seed,
         seconds=time.monotonic() - began,
     )
