@@ -40,7 +40,7 @@ def routed(text: str) -> Routing:
     return Routing.of({name: float(fits and name == found) for name in NAMES}, margin=9.0 if fits else -9.0)
 
 
-@dataclass
+@dataclass(eq=False)
 class Decided:
     """A router that routes everything alike."""
 

@@ -15,7 +15,7 @@ from dlp_core.store.checkpoints import Interrupted, checkpoint_folder
 from dlp_core.text.chat import Message
 from dlp_core.text.codec import TextCodec
 from dlp_core.train.gate import Gate
-from dlp_core.train.lora import TrainProgress, TrainSettings, _loss, train_adapter
+from dlp_core.train.lora import TrainProgress, TrainSettings, answer_losses, train_adapter
 from dlp_core.train.packing import IGNORED, Example, batches, common_prefix, encode, user_invocation
 from dlp_core.train.rows import Row, read_rows
 from examples.tiny.model import peft_model, tiny_backbone, tiny_model, tiny_tokenizer
@@ -271,7 +271,7 @@ def test_an_activated_adapter_is_trained_as_peft_computes_it(tmp_path: Path) -> 
     packed = list(batches(examples, prefix=common_prefix(examples), rows=2, row_tokens=400))
     [batch] = packed
     assert len(batch.input_ids_BT) < len(examples)
-    loss = _loss(model, batch, Gate(tuned))
+    loss = answer_losses(model, batch, Gate(tuned)).mean()
     loss.backward()
 
     with quiet_transformers():
@@ -289,7 +289,9 @@ def test_an_activated_adapter_is_trained_as_peft_computes_it(tmp_path: Path) -> 
     assert found.keys() == expected.keys()
     for name, grad in expected.items():
         assert relative_error(found[name], grad) <= 1e-4, name
-    assert _loss(model, batch, None).item() != pytest.approx(total.item(), rel=1e-3), "an ordinary one has another"
+    assert answer_losses(model, batch).mean().item() != pytest.approx(total.item(), rel=1e-3), (
+        "an ordinary one has another"
+    )
 
 
 def test_an_activated_adapter_is_saved_as_one(base: Path, tmp_path: Path) -> None:
