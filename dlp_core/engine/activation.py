@@ -18,7 +18,7 @@ from itertools import pairwise
 
 from dlp_core.adapter.invocation import Invocation, begins_at
 from dlp_core.engine.request import Plan
-from dlp_core.mix import Mix
+from dlp_core.mix import EMPTY_MIX, Mix
 
 
 def activated(plan: Plan, prompt_ids: Sequence[int], invocation: Callable[[str], Invocation | None]) -> Plan:
@@ -33,7 +33,8 @@ def activated(plan: Plan, prompt_ids: Sequence[int], invocation: Callable[[str],
         return begins[name]
 
     def running(mix: Mix, position: int) -> Mix:
-        return Mix(tuple(part for part in mix.adapters if begin(part.name) <= position))
+        parts = tuple(part for part in mix.adapters if begin(part.name) <= position)
+        return replace(mix, adapters=parts) if parts else EMPTY_MIX
 
     end = len(prompt_ids)
     spans: list[tuple[int, Mix]] = []
@@ -58,6 +59,6 @@ def plain_before(plan: Plan, position: int) -> Plan:
     if position <= 0:
         return plan
     before = [mix for start, mix in plan.spans if start <= position]
-    spans = [(0, Mix()), (position, before[-1]), *((start, mix) for start, mix in plan.spans if start > position)]
+    spans = [(0, EMPTY_MIX), (position, before[-1]), *((start, mix) for start, mix in plan.spans if start > position)]
     kept = [spans[0], *(span for last, span in pairwise(spans) if span[1] != last[1])]
     return replace(plan, spans=tuple(kept))

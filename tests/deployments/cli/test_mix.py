@@ -46,7 +46,7 @@ def choir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def fit(command: Run, choir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("DLP_BASE_MODEL", str(choir / "base"))
-    monkeypatch.setattr("dlp_core.train.mixes._dtype", lambda name, device: torch.float32)
+    monkeypatch.setattr("dlp_core.train.mixes.training_dtype", lambda device: torch.float32)
 
     def run(*arguments: str, bank: Path = choir, data: str = "rows.jsonl") -> tuple[int, str, str]:
         return command("mix", "fit", "--bank", str(bank), "--data", str(choir / data), "--device", "cpu", *arguments)

@@ -37,6 +37,11 @@ def test_each_adapter_of_a_mix_begins_at_its_own_invocation_with_its_own_weight(
     assert run(Plan.of(mix)) == ((0, Mix.of({"x": 0.5})), (3, Mix.of({"x": 0.5, "y": 0.3})), (5, mix))
 
 
+def test_the_spans_still_say_which_recipe_they_come_from() -> None:
+    recipe = replace(Mix.of({"x": 0.5, "y": 0.3}), recipes=("blend",))
+    assert [mix.recipes for _, mix in run(Plan.of(recipe))] == [("blend",), ("blend",)]
+
+
 def test_what_is_not_invoked_never_runs() -> None:
     assert run(Plan.of(Y), [1, 2]) == ((0, EMPTY_MIX),)
     assert run(Plan.of(Mix.of({"x": 0.5, "z": 0.5})), [8, 8, 1, 9]) == ((0, Mix.of({"x": 0.5})),)
