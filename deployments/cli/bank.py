@@ -23,7 +23,7 @@ from dlp_core.store.opening import PLACES, open_store
 from dlp_core.store.protocol import AdapterStore
 
 if TYPE_CHECKING:
-    from dlp_core.bank.manifest import BankDiff
+    from dlp_core.bank.difference import BankDiff
 
 app = typer.Typer(help="Publish and maintain banks.", no_args_is_help=True)
 
@@ -196,7 +196,7 @@ def publish(
         terminal.say(
             f"[bold]{manifest.version}[/] {'is' if stage else 'serves'} in {escape(store.uri)}: "
             f"{len(manifest.adapters):,} adapters, "
-            f"{_bytes(manifest.size)}"
+            f"{size_text(manifest.size)}"
             + ("" if check else "; --base-model MODEL would also check that they fit its layers")
         )
     print_verdicts(said, json=json)
@@ -223,7 +223,7 @@ def show(bank: Bank, version: Version = None, json: Json = False) -> None:
             adapter.version,
             str(adapter.rank),
             ", ".join(adapter.modules),
-            _bytes(adapter.size),
+            size_text(adapter.size),
             "" if adapter.invocation is None else "activated",
         )
     terminal.out.print(table)
@@ -279,7 +279,7 @@ def list_banks(bank: Bank, json: Json = False) -> None:
             f"{bank_version.created:%Y-%m-%d %H:%M:%S}",
             str(bank_version.adapters),
             str(bank_version.recipes),
-            _bytes(bank_version.size),
+            size_text(bank_version.size),
         )
     terminal.out.print(table)
 
@@ -292,7 +292,7 @@ def diff_banks(
     json: Json = False,
 ) -> None:
     """Show what changes from version A to version B."""
-    from dlp_core.bank.manifest import diff
+    from dlp_core.bank.difference import diff
     from dlp_core.bank.reading import load_manifest
 
     store = open_store(bank)
@@ -323,31 +323,6 @@ def pull_bank(
     terminal.say(f"{escape(str(folder))} has bank [bold]{manifest.version}[/]: {len(manifest.adapters)} adapters")
 
 
-@app.command("verify")
-def verify_bank(bank: Bank, version: Version = None, json: Json = False) -> None:
-    """Download every file of a bank and compare it with the manifest. Exit 1 if any differs."""
-    from dlp_core.bank.publish import verify
-
-    with terminal.progress("verify") as bar:
-        report = verify(open_store(bank), version, progress=bar.report)
-    if json:
-        terminal.print_json(
-            {
-                "version": report.version,
-                "files": report.files,
-                "size": report.size,
-                "problems": list(report.problems),
-            }
-        )
-    else:
-        for problem in report.problems:
-            terminal.say(f"[red]{escape(problem)}[/]")
-        verdict = f"{len(report.problems)} of them are not as published" if report.problems else "all as published"
-        terminal.say(f"[bold]{report.version}[/]: {report.files} files, {_bytes(report.size)}, {verdict}")
-    if report.problems:
-        raise typer.Exit(1)
-
-
 @app.command("rollback")
 def rollback_bank(
     bank: Bank,
@@ -367,67 +342,6 @@ def rollback_bank(
         terminal.print_json({"bank": store.uri, "version": manifest.version, "adapters": len(manifest.adapters)})
         return
     terminal.say(f"[bold]{manifest.version}[/] serves in {escape(store.uri)}: {len(manifest.adapters)} adapters")
-
-
-@app.command("pin")
-def pin_bank(
-    bank: Bank,
-    version: Annotated[str, typer.Argument(help="The version for `dlp bank gc` to keep.")],
-    json: Json = False,
-) -> None:
-    """Protect a version from garbage collection until it is unpinned."""
-    from dlp_core.bank.retention import pin
-
-    store = open_store(bank)
-    pin(store, version)
-    _say_pins(store, json)
-
-
-@app.command("unpin")
-def unpin_bank(
-    bank: Bank, version: Annotated[str, typer.Argument(help="A pinned version.")], json: Json = False
-) -> None:
-    """Allow a version to be collected again."""
-    from dlp_core.bank.retention import unpin
-
-    store = open_store(bank)
-    unpin(store, version)
-    _say_pins(store, json)
-
-
-@app.command("gc")
-def collect_garbage(
-    bank: Bank,
-    keep: Annotated[int, typer.Option(min=0, help="Newest versions to keep in addition to those that must stay.")] = 5,
-    dry_run: Annotated[bool, typer.Option(help="Only show what would be deleted.")] = False,
-    json: Json = False,
-) -> None:
-    """Delete old versions and unused files. The current, the previous and every pinned version stay, and a
-    canary and shadow."""
-    from dlp_core.bank.retention import collect
-
-    store = open_store(bank)
-    with terminal.progress("gc") as bar:
-        garbage = collect(store, keep=keep, dry_run=dry_run, progress=bar.report)
-    if json:
-        terminal.print_json(
-            {
-                "bank": store.uri,
-                "dry_run": dry_run,
-                "kept": list(garbage.kept),
-                "versions": list(garbage.versions),
-                "objects": len(garbage.keys),
-                "size": garbage.size,
-            }
-        )
-        return
-    for version in garbage.versions:
-        terminal.say(f"[red]- {version}[/]")
-    verb = "would be deleted" if dry_run else "deleted"
-    terminal.say(
-        f"{len(garbage.versions)} versions and {len(garbage.keys) - len(garbage.versions)} files {verb}, "
-        f"{_bytes(garbage.size)}; kept: {', '.join(garbage.kept)}"
-    )
 
 
 def ask_before_removal(change: BankDiff, store: AdapterStore, *, verb: str, yes: bool, json: bool) -> None:
@@ -459,15 +373,5 @@ def _changes(change: BankDiff) -> str:
     return "\n".join(lines) or "no difference"
 
 
-def _say_pins(store: AdapterStore, json: bool) -> None:
-    from dlp_core.bank.reading import current
-
-    pinned = list(current(store)[0].pinned)
-    if json:
-        terminal.print_json({"bank": store.uri, "pinned": pinned})
-        return
-    terminal.say(f"pinned in {escape(store.uri)}: {', '.join(pinned) or 'none'}")
-
-
-def _bytes(count: int) -> str:
+def size_text(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

@@ -118,8 +118,8 @@ def init(
     """Write a file of values to edit, and beside it the JSON schema that editors read."""
     import json as encoder
 
+    from deployments.kubernetes.schema import json_schema
     from deployments.kubernetes.starter import SCHEMA_FILE, starter
-    from deployments.kubernetes.values import json_schema
 
     schema = path.with_name(SCHEMA_FILE)
     for each in (path, schema):
@@ -149,8 +149,8 @@ def render(
 ) -> None:
     """Make the objects of an installation from one file of values. Needs kubectl, but no cluster."""
     from deployments.kubernetes.folder import to_yaml, write_folder
+    from deployments.kubernetes.reading import read_values
     from deployments.kubernetes.render import render as objects_of
-    from deployments.kubernetes.values import read_values
 
     objects = objects_of(read_values(values))
     if out is not None:

@@ -26,6 +26,7 @@ from deployments.cli import (
     router,
     serve,
     top,
+    upkeep,
 )
 from deployments.extras import MODULES, not_installed
 from dlp_core.errors import DLPError
@@ -55,6 +56,7 @@ app.command()(serve.serve)
 app.command()(console.console)
 app.add_typer(adapter.app, name="adapter")
 rollout.add_to(bank.app)
+upkeep.add_to(bank.app)
 app.add_typer(bank.app, name="bank")
 app.add_typer(config.app, name="config")
 app.add_typer(eval.app, name="eval")

@@ -15,7 +15,7 @@ from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore
 
 if TYPE_CHECKING:
-    from dlp_core.bank.manifest import BankDiff
+    from dlp_core.bank.difference import BankDiff
 
 Tried = Annotated[
     str | None, typer.Argument(metavar="[VERSION]", help="A bank version; without one, only say how it goes.")
@@ -73,7 +73,7 @@ def canary(
 def promote_canary(bank: Bank, yes: Yes = False, json: Json = False) -> None:
     """Make the canary the current bank. Asks before adapters are removed."""
     from dlp_core.bank.canary import promote
-    from dlp_core.bank.manifest import diff
+    from dlp_core.bank.difference import diff
     from dlp_core.bank.reading import current, load_manifest
 
     store = open_store(bank)

@@ -38,7 +38,8 @@ from dlp_core.errors import InvalidRequest
 from dlp_core.fleet.trial import StickyBy
 
 if TYPE_CHECKING:
-    from dlp_core.bank.manifest import BankDiff, BankManifest
+    from dlp_core.bank.difference import BankDiff
+    from dlp_core.bank.manifest import BankManifest
     from dlp_core.bank.reading import BankVersion
 
 

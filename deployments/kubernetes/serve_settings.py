@@ -9,7 +9,9 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from deployments.args import AppArgs
-from deployments.kubernetes.values import DEPLOYMENTS, Values, problem
+from deployments.kubernetes.reading import problem
+from deployments.kubernetes.schema import DEPLOYMENTS
+from deployments.kubernetes.values import Values
 from dlp_core.errors import InvalidRequest
 
 Config = dict[str, Any]

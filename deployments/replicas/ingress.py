@@ -30,8 +30,9 @@ from deployments.observe.metrics import BankMetrics, KeptMetrics, RequestMetrics
 from deployments.replicas.errors import from_ray
 from deployments.replicas.process import join_library_log
 from dlp_core.bank.canary import promote, start_canary, start_shadow, stop_canary, stop_shadow
+from dlp_core.bank.difference import BankDiff, diff
 from dlp_core.bank.follower import BankFollower, Refusal
-from dlp_core.bank.manifest import BankDiff, BankManifest, Shadow, diff
+from dlp_core.bank.manifest import BankManifest, Shadow
 from dlp_core.bank.publish import rollback
 from dlp_core.bank.reading import BankVersion, list_versions, load_manifest
 from dlp_core.bank.retention import pin, unpin

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import (
@@ -395,53 +394,6 @@ class Pointer(_Reference):
         beside = [one.version for one in (self.canary, self.shadow) if one is not None]
         previous = [] if self.previous is None else [self.previous]
         return tuple(dict.fromkeys([self.version, *beside, *previous, *self.pinned]))
-
-
-@dataclass(frozen=True, slots=True)
-class BankDiff:
-    """The difference between two banks: names of adapters and recipes, and whether the router or base model differ."""
-
-    added: tuple[str, ...]
-    removed: tuple[str, ...]
-    changed: tuple[str, ...]
-    router_changed: bool
-    base_changed: bool
-    recipes_added: tuple[str, ...] = ()
-    recipes_removed: tuple[str, ...] = ()
-    recipes_changed: tuple[str, ...] = ()
-
-    def __bool__(self) -> bool:
-        """Whether anything differs."""
-        return any(asdict(self).values())
-
-
-def diff(a: BankManifest, b: BankManifest) -> BankDiff:
-    """The changes from `a` to `b`."""
-    added, removed, changed = _changes(
-        *({adapter.name: adapter.digest for adapter in bank.adapters} for bank in (a, b))
-    )
-    recipes_added, recipes_removed, recipes_changed = _changes(
-        *({recipe.name: recipe.content for recipe in bank.recipes} for bank in (a, b))
-    )
-    return BankDiff(
-        added=added,
-        removed=removed,
-        changed=changed,
-        router_changed=(a.router and a.router.digest) != (b.router and b.router.digest),
-        base_changed=a.base_model != b.base_model,
-        recipes_added=recipes_added,
-        recipes_removed=recipes_removed,
-        recipes_changed=recipes_changed,
-    )
-
-
-def _changes(old: Mapping[str, object], new: Mapping[str, object]) -> tuple[tuple[str, ...], ...]:
-    """The names of what is added, removed and changed."""
-    return (
-        tuple(name for name in new if name not in old),
-        tuple(name for name in old if name not in new),
-        tuple(name for name in new if name in old and new[name] != old[name]),
-    )
 
 
 def routed_names(adapters: Iterable[AdapterEntry], recipes: Iterable[RecipeEntry]) -> list[str]:

@@ -14,8 +14,9 @@ from tempfile import TemporaryDirectory
 
 from dlp_core.adapter.examination import LENIENT, Check, Rules
 from dlp_core.bank import pointer
+from dlp_core.bank.difference import BankDiff, diff
 from dlp_core.bank.folder import LocalFile, Report, read_base, read_folder, unreported
-from dlp_core.bank.manifest import BankDiff, BankManifest, diff, manifest_key
+from dlp_core.bank.manifest import BankManifest, manifest_key
 from dlp_core.bank.reading import current, load_manifest, read_version
 from dlp_core.bank.served_base import ServedBase, check_served, weights_to_record
 from dlp_core.errors import (

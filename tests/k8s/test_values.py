@@ -14,9 +14,11 @@ import yaml
 from jsonschema import Draft202012Validator as Schema
 
 from deployments.kubernetes.folder import write_folder
+from deployments.kubernetes.reading import read_values
 from deployments.kubernetes.render import render
+from deployments.kubernetes.schema import json_schema
 from deployments.kubernetes.starter import blocks, starter
-from deployments.kubernetes.values import Values, json_schema, optional_components, read_values
+from deployments.kubernetes.values import Values, optional_components
 from tests.k8s import test_capacity, test_manifests, test_rules, test_security, test_sizes
 from tests.k8s.test_manifests import CUSTOM, flat, rayservice_schema
 from tests.support.manifests import (

@@ -22,9 +22,10 @@ from deployments.http.admin import CanaryBank, PublishBank, Published
 from deployments.http.app import create_app
 from deployments.http.keeping import Keeper
 from dlp_core.bank.canary import promote, start_canary, stop_canary
+from dlp_core.bank.difference import BankDiff, diff
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.feedback import KeptRequest
-from dlp_core.bank.manifest import BankDiff, BankManifest, diff
+from dlp_core.bank.manifest import BankManifest
 from dlp_core.bank.publish import publish, rollback
 from dlp_core.bank.reading import BankVersion, current, list_versions, load_manifest
 from dlp_core.bank.retention import pin, unpin

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from deployments.kubernetes.reading import read_values
 from deployments.kubernetes.serve_settings import serve_config
-from deployments.kubernetes.values import Values, read_values
+from deployments.kubernetes.values import Values
 from deployments.local.app import PACKAGED_CONFIG, load_config
 from dlp_core.errors import InvalidRequest
 

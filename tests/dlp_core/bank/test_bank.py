@@ -19,9 +19,10 @@ import pytest
 
 from dlp_core.adapter.examination import Rules, Verdict
 from dlp_core.adapter.weights import Adapter
+from dlp_core.bank.difference import diff
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.folder import make_manifest
-from dlp_core.bank.manifest import POINTER_KEY, AdapterEntry, BankManifest, BaseModelEntry, diff, manifest_key
+from dlp_core.bank.manifest import POINTER_KEY, AdapterEntry, BankManifest, BaseModelEntry, manifest_key
 from dlp_core.bank.publish import publish, rollback, verify
 from dlp_core.bank.reading import current, list_versions, load_manifest
 from dlp_core.bank.source import BankSource

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from dlp_core.bank.manifest import BankManifest, RecipeEntry, RecipeFit, diff, manifest_key
+from dlp_core.bank.difference import diff
+from dlp_core.bank.manifest import BankManifest, RecipeEntry, RecipeFit, manifest_key
 from dlp_core.bank.publish import publish, rollback
 from dlp_core.bank.pull import pull
 from dlp_core.bank.reading import list_versions, load_manifest
