@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from deployments.local.app import LocalApp, load_config
+from deployments.local.app import AppFailed, LocalApp, _RayFailed, load_config
 from dlp_core.errors import InvalidRequest
 from tests.support.paths import ROOT
 
@@ -31,3 +32,35 @@ def test_a_port_in_use_is_refused_before_ray_starts(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(InvalidRequest, match=f"port {port} is not free"):
             local_app(tmp_path, port).__enter__()
+
+
+class Late(LocalApp):
+    """Ray's processes are late a number of times."""
+
+    def late(self, times: int) -> Late:
+        self.left, self.asked = times, 0
+        return self
+
+    def check(self) -> Any:
+        return None
+
+    def _start(self, schema: Any) -> None:
+        self.asked += 1
+        if self.asked <= self.left:
+            raise _RayFailed("Ray did not start: node timed out")
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("times", [0, 2])
+def test_ray_is_asked_again_where_its_processes_were_late(tmp_path: Path, times: int) -> None:
+    with Late(load_config(ROOT / "serve_config.yaml"), bank="bank", base_model=tmp_path).late(times) as app:
+        assert app.asked == times + 1
+
+
+def test_ray_is_not_asked_for_ever(tmp_path: Path) -> None:
+    app = Late(load_config(ROOT / "serve_config.yaml"), bank="bank", base_model=tmp_path).late(9)
+    with pytest.raises(AppFailed, match="node timed out"):
+        app.__enter__()
+    assert app.asked == 3
