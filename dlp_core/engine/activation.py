@@ -7,7 +7,8 @@ along, every one with the weight that it has in the mix.
     tokens  40 to 89    x 0.5, y 0.3
     tokens  90 on       x 0.5, y 0.3, z 0.2
 
-Both engines rewrite a plan by this before they run it, so the spans of a reply say what ran. No torch.
+Both engines rewrite a plan by this before they run it, so the spans of a reply say what ran. Neighbouring spans of
+one mix become one. No torch.
 """
 
 from __future__ import annotations

@@ -131,4 +131,4 @@ class TokenEvent:
     """In the first event, if the request wants them: one for each token of the prompt, None for the first."""
     finish_reason: FinishReason | None = None
     spans: tuple[Span, ...] = ()
-    """The mixes of all tokens of prompt and completion, up to this event's last token."""
+    """The mixes of all tokens of prompt and completion, up to this event's last token; each differs from the last."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from dlp_core.engine.request import Plan
 from dlp_core.mix import Mix, Span
@@ -37,8 +38,9 @@ def changing(at: int, mix: Mix) -> Callable[[int], Mix | None]:
 
 
 def followed(plan: Plan, prompt_tokens: int, tokens: int) -> tuple[Span, ...]:
-    """The spans of a request with this plan that writes so many `tokens`, its limit. Uses the plan's follower up."""
-    spans = list(plan.spans)
+    """The spans of a request with this plan that writes so many `tokens`, its limit: neighbours of one mix are one.
+    Uses the plan's follower up."""
+    spans = [plan.spans[0], *(span for last, span in pairwise(plan.spans) if span[1] != last[1])]
     for position in range(prompt_tokens, prompt_tokens + tokens - 1):
         mix = plan.follow(0) if plan.follow is not None else None
         if mix is not None and mix != spans[-1][1]:

@@ -53,6 +53,12 @@ def test_other_spans_of_a_plan_stay_where_they_are() -> None:
     assert run(Plan(((0, EMPTY_MIX), (8, Z)))) == ((0, EMPTY_MIX), (8, Z))
 
 
+def test_neighbouring_spans_of_one_mix_are_one() -> None:
+    """Also the last, which may begin right after the prompt."""
+    assert run(Plan(((0, X), (3, X), (8, X)))) == ((0, X),)
+    assert run(Plan(((0, EMPTY_MIX), (1, Y), (5, X), (8, X)))) == ((0, EMPTY_MIX), (3, Y), (5, X))
+
+
 def test_mixes_that_a_completion_comes_to_have_only_what_the_prompt_invoked() -> None:
     plan = Plan(((0, X),), {1: Mix.of({"y": 0.5, "z": 0.5}), 2: None, 7: Z}.get, salt="team")
     found = activated(plan, [7, 1], INVOCATIONS.get)
