@@ -52,6 +52,11 @@ def clip(text: str) -> str:
     return text if len(text) <= HEAD + TAIL else f"{text[:HEAD]}\n{text[-TAIL:]}"
 
 
+def readable(text: str) -> str:
+    """`text` with a ? for each lone surrogate, such as half of an emoji that was cut in two: no tokenizer takes one."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def ngrams(text: str, pieces: Indices) -> Indices:
     """The buckets of a text's character n-grams and of its pairs of pieces; none without visible characters."""
     words = b" ".join(text.encode("utf-8", "replace").translate(_CANONICAL).split())

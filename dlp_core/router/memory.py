@@ -28,7 +28,8 @@ class Memory:
 
     def only(self, kept: Sequence[int]) -> Memory:
         """The texts of these adapters, renumbered in this order, and those of no adapter."""
-        new_index = np.full(int(self.tasks_M.max(initial=0)) + 2, NO_TASK - 1, np.int16)  # the last one is NO_TASK's
+        last = max([int(self.tasks_M.max(initial=0)), *kept])  # an adapter may have no text here
+        new_index = np.full(last + 2, NO_TASK - 1, np.int16)  # the last one is NO_TASK's
         new_index[list(kept)] = np.arange(len(kept))
         new_index[NO_TASK] = NO_TASK
         tasks = new_index[self.tasks_M]

@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 from dlp_core.errors import BankError, InvalidRequest
 from dlp_core.quiet import quiet_transformers
 from dlp_core.router.encoder import Floats
+from dlp_core.router.features import readable
 from dlp_core.store.documents import parse_json, read_regular
 from dlp_core.store.transfers import Progress, silent
 
@@ -124,7 +125,7 @@ class SentenceEncoder:
         """One batch, (B, I), through which gradients flow unless they are off."""
         import torch
 
-        encodings = self.tokenizer.encode_batch(list(texts))
+        encodings = self.tokenizer.encode_batch([readable(text) for text in texts])
         ids = torch.tensor([encoding.ids for encoding in encodings], device=self.model.device)
         mask = torch.tensor([encoding.attention_mask for encoding in encodings], device=self.model.device)
         pooled = self._pool(self.model(input_ids=ids, attention_mask=mask).last_hidden_state, mask)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from dlp_core.router.features import Indices, clip, ngrams
+from dlp_core.router.features import Indices, clip, ngrams, readable
 from dlp_core.router.spelling import MAX_CORRECTIONS, Speller
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
@@ -55,7 +55,7 @@ class Vocabulary:
         """The features of each text; a text without visible characters has none."""
         features = []
         for text in texts:
-            corrected, pieces = self._split(clip(text).lower())
+            corrected, pieces = self._split(readable(clip(text)).lower())
             indices = np.array(pieces, np.int64)
             features.append(TextFeatures(indices, ngrams(corrected, indices)))
         return features

@@ -1,4 +1,5 @@
-"""The engine under random arrivals, spans, aborts, evictions and republished adapters, in a cache far too small.
+"""The engine under random arrivals, spans, aborts, evictions and republished adapters, one of them activated, in a
+cache far too small.
 
 Whatever else happens, a request gets the tokens it gets alone, every request ends exactly once, and no pin, slot or
 block is leaked.
@@ -33,6 +34,8 @@ from tests.support.waiting import HANG_S
 pytestmark = pytest.mark.model
 
 ADAPTERS = [f"{name}.{version}" for name in "abcd" for version in (0, 1)]
+INVOCATIONS = {"c.0": prompt(0, 12)[10:], "c.1": prompt(1, 6)[5:]}
+"""Of the activated adapters: tokens 10 and 11 of one prompt, token 5 of another."""
 SLOTS = 3
 TIGHT = EngineConfig(slots=SLOTS, max_requests=1000, page_tokens=4, cache_tokens=96, batch_tokens=16)
 ROOMY = EngineConfig(slots=SLOTS, page_tokens=4, cache_tokens=1024, batch_tokens=64)
@@ -186,9 +189,11 @@ class Traffic(RuleBasedStateMachine):
 @pytest.fixture(scope="module", autouse=True)
 def solo_engine() -> Any:
     with tempfile.TemporaryDirectory() as root:
-        folders = {
-            name: peft_adapter(Path(root) / name, seed, r=1 + seed, lora_alpha=16) for seed, name in enumerate(ADAPTERS)
-        }
+        folders = {}
+        for seed, name in enumerate(ADAPTERS):
+            invoked = {"alora_invocation_tokens": INVOCATIONS[name]} if name in INVOCATIONS else {}
+            lora = {"r": 1 + seed, "lora_alpha": 16, "task_type": "CAUSAL_LM"} | invoked
+            folders[name] = peft_adapter(Path(root) / name, seed, **lora)
         Traffic.loop, Traffic.folders = asyncio.new_event_loop(), folders
         Traffic.roomy = Traffic.loop.run_until_complete(build(folders, ROOMY))
         yield

@@ -168,3 +168,9 @@ def test_the_memory_stays_bounded() -> None:
     fewer = more.only([6, 0])
     assert set(fewer.tasks_M.tolist()) == {NO_TASK, 0, 1}
     assert (fewer.inputs_MI[fewer.tasks_M == 0] == 1).all()
+
+
+def test_a_restricted_router_remembers_adapters_without_texts() -> None:
+    memory = Memory(np.ones((3, 2), np.float32), np.array([NO_TASK, 0, 0], np.int16))
+    fewer = memory.only([4, 0])
+    assert (len(fewer.inputs_MI), fewer.tasks_M.tolist()) == (3, [NO_TASK, 1, 1])

@@ -46,6 +46,11 @@ def test_text_without_a_visible_character_is_zero() -> None:
     assert np.linalg.norm(encoded[2]) == pytest.approx(1.0, abs=1e-5)
 
 
+def test_half_of_an_emoji_is_read_as_any_unknown_character() -> None:
+    encoder = SentenceEncoder.load(folder())
+    np.testing.assert_array_equal(encoder.encode(["pay \ud83d bill"]), encoder.encode(["pay ? bill"]))
+
+
 def test_what_is_saved_encodes_the_same_and_is_all_there_is(tmp_path: Path) -> None:
     encoder = SentenceEncoder.load(folder())
     encoder.save(tmp_path)

@@ -52,6 +52,10 @@ def test_known_words_are_pieces_in_any_case() -> None:
     assert _pieces("Send MONEY, now!") == _index("send", "money", ",", "now", "!")
 
 
+def test_half_of_an_emoji_is_read_as_any_unknown_character() -> None:
+    assert _pieces("send \ud83d money") == _pieces("send ? money")
+
+
 def test_a_mistyped_word_is_read_as_one_of_the_training() -> None:
     assert _pieces("send monye now") == _index("send", "money", "now")
     assert VOCABULARY.features(["send monye now"])[0].grams.tolist() == (

@@ -1,5 +1,5 @@
 """The engine over vLLM in a cache far too small: preemption, and random arrivals, spans, aborts, evictions and
-republished adapters.
+republished adapters, one of them activated.
 
 Whatever else happens, a request says what the model with merged weights says, every request ends exactly once, and no
 pin or block is leaked.
@@ -23,12 +23,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from dlp_core.adapter.invocation import Invocation
+from dlp_core.engine.activation import activated
 from dlp_core.engine.config import EngineConfig, VllmConfig
 from dlp_core.engine.request import Plan
 from dlp_core.errors import DLPError, EngineFailed, RequestAborted
-from dlp_core.mix import EMPTY_MIX, Mix
+from dlp_core.mix import EMPTY_MIX, Mix, Span
 from examples.tiny.model import peft_model, tiny_backbone, tiny_model
-from tests.support.engines import Completion, Reference, assert_nothing_leaked, prompt, run, spans_of
+from tests.support.engines import Completion, Reference, assert_nothing_leaked, encode, prompt, run, spans_of
 from tests.support.followers import every, followed
 from tests.support.vllm_engine import running
 from tests.support.waiting import HANG_S, async_wait_for
@@ -44,6 +46,8 @@ pytestmark = [
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ADAPTERS = [f"{name}.{version}" for name in "abcd" for version in (0, 1)]
+INVOCATIONS: dict[str, Invocation] = {f"c.{version}": tuple(encode(" assistant")) for version in (0, 1)}
+"""Of the activated adapters; each prompt that is long enough has it several times."""
 SLOTS = 3
 TIGHT = EngineConfig(
     kind="vllm",
@@ -76,6 +80,11 @@ class Job:
     def plan(self) -> Plan:
         spans = ((0, self.first), (self.boundary, self.second))[: 1 + (0 < self.boundary <= self.length)]
         return Plan(spans, every(self.every, self.first, self.second, EMPTY_MIX)() if self.every else None)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """What is to run, of the prompt and of a completion as long as wanted."""
+        return followed(activated(self.plan(), self.ids, INVOCATIONS.get), self.length, self.tokens)
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -150,7 +159,7 @@ class Traffic(RuleBasedStateMachine):
         """Every running request ends, with the tokens and spans of the model alone."""
         found_by = self.loop.run_until_complete(_all([task for task, _ in self.running.values()]))
         for (_, job), found in zip(self.running.values(), found_by, strict=True):
-            assert found.spans == followed(job.plan(), job.length, job.tokens), job
+            assert found.spans == job.spans, job
             assert len(found.tokens) == job.tokens, job
             if job.draw is None:
                 tokens, sure = self.merged(job)
@@ -178,7 +187,7 @@ class Traffic(RuleBasedStateMachine):
     @classmethod
     @cache
     def merged(cls, job: Job) -> tuple[list[int], int]:
-        return cls.reference.greedy(job.ids, spans_of(followed(job.plan(), job.length, job.tokens)), job.tokens)
+        return cls.reference.greedy(job.ids, spans_of(job.spans), job.tokens)
 
     @classmethod
     @cache
@@ -199,7 +208,9 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     tiny_backbone(root / "base")
     for seed, name in enumerate(ADAPTERS):
         targets = LINEAR if seed % 3 == 0 else LINEAR[seed - 1 : seed + 1]
-        peft_model(tiny_model(), seed, r=1 + seed, lora_alpha=16, target_modules=targets).save_pretrained(root / name)
+        invoked = {"alora_invocation_tokens": list(INVOCATIONS[name])} if name in INVOCATIONS else {}
+        lora = {"r": 1 + seed, "lora_alpha": 16, "target_modules": targets, "task_type": "CAUSAL_LM"} | invoked
+        peft_model(tiny_model(), seed, **lora).save_pretrained(root / name)
     Traffic.loop, Traffic.reference = asyncio.new_event_loop(), Reference(root)
     stack = AsyncExitStack()
     entering = stack.enter_async_context(running(root, TIGHT, adapters=ADAPTERS))
@@ -211,8 +222,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def test_a_request_that_is_preempted_says_the_same() -> None:
     """Eight begin with one block each, all that there are, and come to 4 each, under mixes that change."""
-    a, b, both = Mix.of({"a.0": 1.0}), Mix.of({"b.0": 1.0}), Mix.of({"a.0": 0.6, "b.0": 0.4})
-    mixes = [EMPTY_MIX, a, b, both]
+    mixes = [EMPTY_MIX, *(Mix.of(mix) for mix in ({"a.0": 1.0}, {"c.0": 1.0}, {"a.0": 0.6, "c.0": 0.4}))]
     requests = [
         Job(number, 20, first, mixes[number % 4 - 1], 11 * (number % 2), 40 * (number // 4), 90, None)
         for number, first in enumerate([*mixes, *mixes])
@@ -225,7 +235,7 @@ def test_a_request_that_is_preempted_says_the_same() -> None:
         )
 
     for job, found in zip(requests, Traffic.loop.run_until_complete(together()), strict=True):
-        assert found.spans == followed(job.plan(), 20, 90)
+        assert found.spans == job.spans
         assert found.tokens == Traffic.reference.tokens(job.ids, spans_of(found.spans), 90), job
     assert Traffic.engine._gauges.preempted > before
     assert_nothing_leaked(Traffic.engine)
