@@ -11,13 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployments import terminal
+from deployments.cli import topics
 from deployments.cli.interrupts import resumable_training
 from deployments.cli.options import ROWS, Device, Json, Seed, SomeBaseModel
 from dlp_core.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from dlp_core.improve.loop import Demand
-    from dlp_core.improve.proposals import Proposals
     from dlp_core.improve.run import AnswersJudged, Run
     from dlp_core.improve.steps import Tools, Waiting
     from dlp_core.store.protocol import AdapterStore
@@ -150,13 +150,13 @@ def propose(
         from dlp_core.improve.steps import take_step
 
         take_step(_made(_tools(store, lambda: False), None), *last)
-    found, texts = _proposals(store)
+    found, texts = topics.proposed(store)
     if out is not None:
-        _write_topics(found, texts, out)
+        topics.write(found, texts, out)
     if json:
-        terminal.print_json({"bank": store.uri, **_proposals_json(found, texts)})
+        terminal.print_json({"bank": store.uri, **topics.as_json(found, texts)})
         return
-    _say_proposals(found, texts)
+    topics.say(found, texts)
 
 
 @app.command()
@@ -329,66 +329,6 @@ def _take(store: AdapterStore, step: str, *, json: bool, device: str | None = No
             run = take_step(_made(_tools(store, stop, device=device, **fields), bar), *last)
     _status(store, json=json)
     return run
-
-
-def _proposals(store: AdapterStore) -> tuple[Proposals, dict[str, str]]:
-    """The last run's proposals, or those of now, and the prompts."""
-    from dlp_core.errors import NotFound
-    from dlp_core.improve import run as runs
-    from dlp_core.improve.meaning import by_router, by_teacher
-    from dlp_core.improve.proposals import Proposals, texts_of
-    from dlp_core.improve.rows import read_rows, said_by
-    from dlp_core.improve.steps import proposals
-    from dlp_core.router.training.teacher import packaged_teacher
-
-    last = runs.latest(store)
-    if last is not None and not last[0].over and last[0].proposals is not None:
-        try:
-            found = Proposals.model_validate_json(store.get(last[0].key("proposals.json")).data)
-            return found, dict(texts_of(store, read_rows(store, last[0])))
-        except NotFound:
-            pass
-    from dlp_core.bank.revision import download_router
-
-    teacher = packaged_teacher()
-    meaning = by_router(download_router(store)) if teacher is None else by_teacher(teacher)
-    rows = said_by(store, time.time())
-    return proposals(store, rows, meaning, until=time.time()), dict(texts_of(store, rows))
-
-
-def _proposals_json(found: Proposals, texts: dict[str, str]) -> dict[str, Any]:
-    return {
-        "looked_at": found.looked_at,
-        "topics": [
-            {**topic.model_dump(mode="json"), "examples": [texts[id] for id in topic.requests if id in texts]}
-            for topic in found.topics
-        ],
-    }
-
-
-def _say_proposals(found: Proposals, texts: dict[str, str]) -> None:
-    from dlp_core.improve.proposals import SHOWN
-
-    terminal.say(f"{found.looked_at} prompts without an adapter, {len(found.topics)} topics among them")
-    if not found.topics:
-        return
-    table = Table("prompts", "words", "alike", "such as")
-    for topic in found.topics:
-        examples = [" ".join(texts[id].split())[:80] for id in topic.requests if id in texts][:SHOWN]
-        table.add_row(str(topic.prompts), " ".join(topic.words), f"{topic.cohesion:.2f}", escape("\n".join(examples)))
-    terminal.out.print(table)
-
-
-def _write_topics(found: Proposals, texts: dict[str, str], out: Path) -> None:
-    """A file for each topic, which `dlp adapter train --data` reads once its answers are written."""
-    import json as to_json
-
-    out.mkdir(parents=True, exist_ok=True)
-    for number, topic in enumerate(found.topics, 1):
-        name = "-".join([f"{number:02}", *topic.words[:3]])
-        lines = [{"input": texts[id], "output": ""} for id in topic.requests if id in texts]
-        text = "".join(to_json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        (out / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
 
 def _say_outcome(outcome: Run | Waiting, *, json: bool) -> None:
