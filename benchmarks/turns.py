@@ -1,9 +1,11 @@
 """Chats that change their adapter every turn: what is left of the prefix cache, and what that is worth.
 
-    .venv/bin/python -m benchmarks.turns MODEL_DIR [--history 2048] [--chats 16] [--turns 8] [--quick] [--out FILE]
+    .venv/bin/python -m benchmarks.turns MODEL_DIR [--history 2048] [--chats 16] [--turns 8] [--dtype bfloat16]
+                                         [--quick] [--out FILE]
 
-All chats take each turn together: every one sends its history, the turns so far and a new user turn of 32 tokens, and
-gets an answer of 16. `--history` is what a chat has before its first turn; it may be given several times. The sides:
+All chats of a side take each turn together: every one sends its history, the turns so far and a new user turn of 32
+tokens, and gets an answer of 16. `--history` is what a chat has before its first turn; it may be given several times.
+The sides, which take each turn one after another:
 
     plain         no adapter: nothing ever changes
     ordinary      another ordinary adapter each turn, which runs from the first token on
@@ -28,6 +30,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+import torch
 import typer
 
 from benchmarks.measure.harness import model_folder, report, run
@@ -47,8 +50,6 @@ ADAPTERS = 8
 TURN, ANSWER = 32, 16
 INVOCATION = (3, 4)
 """Tokens that begin each user turn, and are nowhere else."""
-SPARE = 2
-"""How often the cache holds what all chats have at the end: tokens that ran under an adapter stay for a while."""
 HISTORIES = (256, 2048)
 HITS, SPEEDUP = 0.95, 5.0
 """Targets at the longest history."""
@@ -115,8 +116,10 @@ class Chats:
 
 
 @asynccontextmanager
-async def serving(base: Path, cache_tokens: int, chats: int) -> AsyncIterator[FusedEngine]:
-    model = load_model(base)
+async def serving(
+    base: Path, cache_tokens: int, chats: int, dtype: torch.dtype = torch.float32
+) -> AsyncIterator[FusedEngine]:
+    model = load_model(base, dtype)
     fusion = install(model)
     with TemporaryDirectory(prefix="dlp-turns-") as temporary:
         folders = {}
@@ -133,16 +136,23 @@ async def serving(base: Path, cache_tokens: int, chats: int) -> AsyncIterator[Fu
             await engine.stop()
 
 
-async def measure(base: Path, histories: Sequence[int], *, chats: int, turns: int) -> list[dict[str, Any]]:
+async def measure(
+    base: Path, histories: Sequence[int], *, chats: int, turns: int, dtype: torch.dtype
+) -> list[dict[str, Any]]:
     longest = max(histories) + turns * (TURN + ANSWER)
     rows: list[dict[str, Any]] = []
-    async with serving(base, SPARE * chats * longest, chats) as engine:
+    # the sides' chats, and once more those of the ordinary side, which finds nothing of the turn before
+    async with serving(base, (len(SIDES) + 1) * chats * longest, chats, dtype) as engine:
         for history in histories:
-            taken: dict[str, list[Turn]] = {}
-            for seed, side in enumerate(SIDES):
-                conversation = Chats(engine, side, count=chats, history=history, seed=history * len(SIDES) + seed)
-                await engine.preload(sorted({name for n in range(ADAPTERS) for name in side.mix(n).names}))
-                taken[side.name] = [await conversation.turn() for _ in range(turns)]
+            sides = [
+                Chats(engine, side, count=chats, history=history, seed=history * len(SIDES) + seed)
+                for seed, side in enumerate(SIDES)
+            ]
+            taken: dict[str, list[Turn]] = {side.name: [] for side in SIDES}
+            for _ in range(turns):
+                for side, conversations in zip(SIDES, sides, strict=True):
+                    await engine.preload(sorted({name for n in range(ADAPTERS) for name in side.mix(n).names}))
+                    taken[side.name].append(await conversations.turn())
             rows += summary(history, taken)
     return rows
 
@@ -186,19 +196,20 @@ def main(
     history: Annotated[list[int] | None, typer.Option(min=1, help="Tokens before the first turn.")] = None,
     chats: Annotated[int, typer.Option(min=1, help="At once.")] = 16,
     turns: Annotated[int, typer.Option(min=2)] = 8,
+    dtype: Annotated[str, typer.Option(help="Precision of all sides.")] = "float32",
     quick: Annotated[bool, typer.Option(help="4 chats of 3 turns, the shortest history.")] = False,
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes; standard output by default.")] = None,
 ) -> None:
     histories = history or list(HISTORIES)
     if quick:
         histories, chats, turns = [min(histories)], 4, 3
-    rows = asyncio.run(measure(model, histories, chats=chats, turns=turns))
+    rows = asyncio.run(measure(model, histories, chats=chats, turns=turns, dtype=getattr(torch, dtype)))
     report(
         "turns",
         rows,
         out=out,
         model=model.name,
-        dtype="bfloat16",
+        dtype=dtype,
         chats=chats,
         turns=turns,
         turn_tokens=TURN,

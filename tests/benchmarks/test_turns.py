@@ -18,9 +18,9 @@ async def test_activated_adapters_find_the_history_whatever_ran_before(tmp_path:
     tiny_backbone(tmp_path / "tiny")
     found = {}
     async with serving(tmp_path / "tiny", 16_384, CHATS) as engine:
-        for seed, side in enumerate(SIDES):
-            chats = Chats(engine, side, count=CHATS, history=HISTORY, seed=seed)
-            found[side.name] = [await chats.turn() for _ in range(3)]
+        sides = [Chats(engine, side, count=CHATS, history=HISTORY, seed=seed) for seed, side in enumerate(SIDES)]
+        turns = [[await chats.turn() for chats in sides] for _ in range(3)]
+        found = {side.name: list(taken) for side, taken in zip(SIDES, zip(*turns, strict=True), strict=True)}
     lengths = [HISTORY + TURN + turn * (TURN + ANSWER) for turn in range(3)]
     for turns in found.values():
         assert [turn.prompts for turn in turns] == [CHATS * length for length in lengths]
