@@ -23,7 +23,7 @@ class Answer:
     finish_reason: str | None = None
     dlp: dict[str, Any] = field(default_factory=dict)
     """The reply's `dlp`: bank, router, confidence, reason, spans."""
-    usage: dict[str, int] = field(default_factory=dict)
+    usage: dict[str, Any] = field(default_factory=dict)
     first_token_seconds: float | None = None
     seconds: float = 0.0
 
