@@ -20,9 +20,9 @@ from typing import Any
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.served_base import ServedBase, check_served
 from dlp_core.bank.source import qualified
+from dlp_core.engine.activation import activated
 from dlp_core.engine.config import EngineConfig
 from dlp_core.engine.loading import Loaded, load
-from dlp_core.engine.activation import activated
 from dlp_core.engine.request import Plan
 from dlp_core.errors import InvalidRequest, PromptTooLong
 from dlp_core.eval.benefit import TEMPERATURE, Scores, pooled, rounded, soft_labels
