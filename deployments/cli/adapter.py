@@ -64,6 +64,18 @@ def train(
             "--activated", help="Leave what is before the last user turn to the plain model, whose cache is shared."
         ),
     ] = False,
+    prefill_only: Annotated[
+        bool,
+        typer.Option(
+            "--prefill-only", help="With --activated: the plain model writes the answer. An experiment, not served."
+        ),
+    ] = False,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Begin with the weights of this adapter, of the same rank, alpha and targets.", show_default=False
+        ),
+    ] = None,
     seed: Seed = 0,
     device: Device = None,
     resume: Resume = False,
@@ -89,6 +101,7 @@ def train(
             validate_every=validate_every,
             seed=seed,
             activated=activated,
+            prefill_only=prefill_only,
         )
         computes_on = terminal.device(device, mps=True)
         model = fetched(base_model)
@@ -115,12 +128,14 @@ def train(
                 out,
                 settings,
                 validation=validation,
+                init_from=init_from,
                 device=computes_on,
                 resume=resume,
                 stop=stop,
                 report=report,
             )
-    answers = _answers(model, out, held_back[:ANSWERED], computes_on)
+    # the engine would write the answers under the adapter
+    answers = [] if prefill_only else _answers(model, out, held_back[:ANSWERED], computes_on)
     if json:
         terminal.print_json(
             {"adapter": out.name, **summary.as_dict(), "answers": [answer.as_dict() for answer in answers]}

@@ -23,7 +23,7 @@ class Answer:
     finish_reason: str | None = None
     dlp: dict[str, Any] = field(default_factory=dict)
     """The reply's `dlp`: bank, router, confidence, reason, spans."""
-    usage: dict[str, int] = field(default_factory=dict)
+    usage: dict[str, Any] = field(default_factory=dict)
     first_token_seconds: float | None = None
     seconds: float = 0.0
 
@@ -50,17 +50,20 @@ class Conversation:
 
     def __init__(self, server: Server, model: str) -> None:
         self.model = model
+        self.turns: list[dict[str, str]] = []
+        self.fields: dict[str, Any] = {}
+        """Further fields of each request."""
         self._server = server
-        self._turns: list[dict[str, str]] = []
 
     def clear(self) -> None:
-        self._turns.clear()
+        self.turns.clear()
 
     def ask(self, prompt: str, answer: Answer) -> Generator[str]:
         """Send a prompt; yield the text of its answer as it comes, and fill `answer` in. Closing the iterator stops the
         answer. Raises what Server raises."""
-        asked = [*self._turns, {"role": "user", "content": prompt}]
-        body = {"model": self.model, "messages": asked, "stream": True, "stream_options": {"include_usage": True}}
+        asked = [*self.turns, {"role": "user", "content": prompt}]
+        stream = {"stream": True, "stream_options": {"include_usage": True}}
+        body = {**self.fields, "model": self.model, "messages": asked, **stream}
         began = time.perf_counter()
         with closing(self._server.events(PATH, body)) as events:
             for event in events:
@@ -70,4 +73,4 @@ class Conversation:
                     if answer.first_token_seconds is None:
                         answer.first_token_seconds = answer.seconds
                     yield piece
-        self._turns = [*asked, {"role": "assistant", "content": answer.text}]
+        self.turns = [*asked, {"role": "assistant", "content": answer.text}]

@@ -66,12 +66,17 @@ def dlp_json(decisions: Sequence[Decision], finished: Sequence[Finished]) -> dic
     }
 
 
-def usage_json(finished: Sequence[Finished], prompts: int) -> dict[str, int]:
+def usage_json(finished: Sequence[Finished], prompts: int) -> dict[str, Any]:
     """`finished` has one entry per choice. A prompt counts once, however many choices it has."""
     n = len(finished) // prompts
     prompt = sum(choice.prompt_tokens for choice in finished[::n])
     completion = sum(choice.completion_tokens for choice in finished)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": sum(choice.cached_tokens for choice in finished[::n])},
+    }
 
 
 def logprob_json(logprob: float | None) -> float | None:

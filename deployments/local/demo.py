@@ -149,6 +149,7 @@ Serving on {url} until Ctrl-C, with a console on {console} to see and try it. Or
 
 .venv/bin/dlp chat --url {url}
 .venv/bin/dlp top --url {url}
+.venv/bin/python -m examples.bank.chat --url {url}
 
 curl -s {url}/v1/chat/completions -H 'content-type: application/json' -d '{shell_safe}'
 

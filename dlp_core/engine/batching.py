@@ -173,6 +173,10 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
         """The mixes of the first `tokens` tokens of a request. To be called before `forget`."""
         return self._requests[request_id].timeline.spans(tokens)
 
+    def found_in_cache(self, request_id: str) -> int:
+        """Tokens of a request's prompt."""
+        return self._requests[request_id].cached_tokens or 0
+
     def cache_free(self) -> float:
         """Fraction of the cache that no request holds; blocks kept for sharing count as free."""
         processor = self.batch_processor
@@ -335,6 +339,8 @@ class Batching(ContinuousBatchingManager):  # type: ignore[misc]
             return 0  # the cache holds keys and values, but no logits
         matched = library_search(request_id, request.timeline.salted_ids(prompt_ids))
         self.shared_tokens += matched
+        if request.cached_tokens is None:  # not what a preempted request finds of its own
+            request.cached_tokens = matched
         return matched
 
     def _mark_complete_blocks(

@@ -208,6 +208,7 @@ class FusedEngine:
                 output.logprobs[sent:count],
                 prompt_logprobs=() if sent else output.prompt_logprobs,
                 spans=spans,
+                cached_tokens=self._batching.found_in_cache(request_id),
             )
             if output.finished:
                 yield replace(event, finish_reason="stop" if stopped else "length")

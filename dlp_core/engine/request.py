@@ -132,3 +132,5 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
     spans: tuple[Span, ...] = ()
     """The mixes of all tokens of prompt and completion, up to this event's last token; each differs from the last."""
+    cached_tokens: int = 0
+    """Of the prompt: how many were found in the cache, and were not computed for this request."""

@@ -42,6 +42,8 @@ class Running:
     follow: Callable[[int], Mix | None] | None
     followed_tokens: int
     """Tokens that are not passed to `follow` any more: the prompt's, and those it has seen."""
+    cached_tokens: int | None = None
+    """Of its prompt, found in the cache when it first came into the batch; None before."""
     prompt_scores: PromptScores | None = None
     """The log-probabilities of its prompt, if it wants them."""
     failed: bool = False

@@ -17,10 +17,11 @@ from typing import Any
 
 from dlp_core.bank.manifest import BankManifest
 from dlp_core.bank.source import BankSource, qualified
-from dlp_core.engine.activation import activated
+from dlp_core.engine.activation import activated, plain_before
 from dlp_core.engine.loading import Loaded
 from dlp_core.engine.request import Plan, Sampling
 from dlp_core.errors import InvalidRequest, PromptTooLong
+from dlp_core.eval.arms import JudgedActivation
 from dlp_core.eval.journal import Answer, Journal
 from dlp_core.eval.likelihood import log_likelihoods, unpaged_attention
 from dlp_core.generation.generator import Generator
@@ -53,6 +54,8 @@ class Job:
     stop: tuple[str, ...] = ()
     before: tuple[Message, ...] = ()
     """The conversation before `text`."""
+    activation: JudgedActivation = "always"
+    """Where `mix` runs; not of jobs by sentence."""
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -169,7 +172,12 @@ class Answerer:
             _add(spans, chat.token_at(text_start + offset), self._qualified(mix))
         for position, mix in starts:
             _add(spans, position, self._qualified(mix))
-        return prompt, Plan(tuple(spans))
+        plan = Plan(tuple(spans))
+        if job.activation != "always":
+            plan = plain_before(plan, chat.token_at(chat.last_turn))
+        if job.activation == "prompt":
+            plan = Plan((*plan.spans, (len(prompt.ids), EMPTY_MIX)))
+        return prompt, plan
 
     def _chat_template(self, job: Job) -> str | None:
         """As a server chooses it: that of an adapter which serves alone, if it brings one."""
@@ -206,6 +214,8 @@ class Answerer:
         content: dict[str, Any] = _without_recipes(asdict(job)) | {"setup": self._setup}
         if not job.before:
             del content["before"]  # as in journals of before there were conversations
+        if job.activation == "always":
+            del content["activation"]  # and of before there was a choice
         adapters = {name for mix in _mixes(job) for name in mix.names}
         if job.sentence is not None and self._manifest.router is not None:
             content["router"] = self._manifest.router.digest

@@ -11,6 +11,8 @@
     sentence=P           top-p for each sentence separately (dlp_core/generation/sentence_mixes.py)
     left-out=P           top-p of a router that does not know the row's own task
     left-out-forced=P    the same, but the router may not answer "none of these"
+    ARM:turn             such an arm with one mix a row, which runs from the last user turn on; before it, the backbone
+    ARM:prompt           such an arm whose mix runs in the last user turn alone, and the backbone answers: an experiment
 
 Where the router answers "none of these", every arm that uses it (except the last) uses the backbone alone, as the
 server does.
@@ -20,8 +22,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
+from typing import Literal
 
 from dlp_core.errors import InvalidRequest
 from dlp_core.eval.rows import EvalRow
@@ -35,6 +38,10 @@ KINDS_WITHOUT_VALUE = ("plain", "oracle", "top1", "random")
 SERVED = "top-p=0.9"
 """The arm that matches a server's defaults."""
 
+JudgedActivation = Literal["always", "turn", "prompt"]
+"""Where a mix runs: as dlp_core.mix.Activation has it, or from the last user turn to the end of the prompt (arXiv
+2605.14217), which no server does: the plain model then writes the answer, at its own speed."""
+
 DEFAULT_ARMS = (
     "plain",
     "oracle",
@@ -46,7 +53,7 @@ DEFAULT_ARMS = (
     "sentence=0.9",
 )
 
-_ARM = re.compile(r"(?P<kind>[a-z0-9-]+)(?:=(?P<value>[^:]+?))?(?P<softmax>:softmax)?")
+_ARM = re.compile(r"(?P<kind>[a-z0-9-]+)(?:=(?P<value>[^:]+?))?(?P<softmax>:softmax)?(?::(?P<activation>turn|prompt))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,7 @@ class Arm:
     top_p: float = 0.0
     adapter: str = ""
     weights: WeightRule = "renormalise"
+    activation: JudgedActivation = "always"
 
     @property
     def by_sentence(self) -> bool:
@@ -71,20 +79,32 @@ class Arm:
 def parse(text: str) -> Arm:
     """Parse the name of an arm. Raises InvalidRequest if it is not one."""
     match = _ARM.fullmatch(text.strip())
-    kind, value = (match["kind"], match["value"]) if match else ("", None)
-    softmax = bool(match and match["softmax"])
-    if match and not (softmax and kind != "top-p"):
-        if kind in KINDS_WITHOUT_VALUE and value is None:
-            return Arm(kind, kind)
-        if kind == "adapter" and value:
-            return Arm(f"adapter={value}", kind, adapter=value)
-        if kind in KINDS_WITH_P and value is not None and (p := _probability(value)) is not None:
-            name = f"{kind}={p:g}" + (":softmax" if softmax else "")
-            return Arm(name, kind, top_p=p, weights="softmax" if softmax else "renormalise")
+    if match is not None and (arm := _parsed(match)) is not None:
+        activation: JudgedActivation = match["activation"] or "always"  # type: ignore[assignment]
+        if activation == "always":
+            return arm
+        if arm.kind != "plain" and not arm.by_sentence:
+            return replace(arm, name=f"{arm.name}:{activation}", activation=activation)
     raise InvalidRequest(
         f"{text!r} is not an arm; use {', '.join(KINDS_WITHOUT_VALUE)}, adapter=NAME, or, with 0 < P <= 1, "
-        f"{', '.join(f'{kind}=P' for kind in KINDS_WITH_P)} or top-p=P:softmax"
+        f"{', '.join(f'{kind}=P' for kind in KINDS_WITH_P)} or top-p=P:softmax; all that choose one mix take :turn or "
+        ":prompt"
     )
+
+
+def _parsed(match: re.Match[str]) -> Arm | None:
+    """The arm without its activation; None if it is not one."""
+    kind, value, softmax = match["kind"], match["value"], match["softmax"] is not None
+    if softmax and kind != "top-p":
+        return None
+    if kind in KINDS_WITHOUT_VALUE and value is None:
+        return Arm(kind, kind)
+    if kind == "adapter" and value:
+        return Arm(f"adapter={value}", kind, adapter=value)
+    if kind in KINDS_WITH_P and value is not None and (p := _probability(value)) is not None:
+        name = f"{kind}={p:g}" + (":softmax" if softmax else "")
+        return Arm(name, kind, top_p=p, weights="softmax" if softmax else "renormalise")
+    return None
 
 
 def parse_all(texts: Collection[str]) -> tuple[Arm, ...]:

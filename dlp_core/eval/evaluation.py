@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from statistics import fmean
 
 from dlp_core.eval.answers import Answerer, Job
@@ -175,12 +176,13 @@ def _trial(arm: Arm, row: EvalRow, mix: Mix, suite: Suite) -> _Trial:
     settings = suite.settings.types[row.type]
     sentence = (arm.top_p, suite.settings.max_adapters) if arm.by_sentence else None
     choice = Mix() if arm.by_sentence else mix
+    asked = partial(Job, row.input, choice, sentence=sentence, before=row.before, activation=arm.activation)
     generation = scoring = None
     if any(metric != LIKELIHOOD for metric in settings.metrics):
-        generation = Job(row.input, choice, max_tokens=settings.max_tokens, sentence=sentence, before=row.before)
+        generation = asked(max_tokens=settings.max_tokens)
     if LIKELIHOOD in settings.metrics:
         options = tuple((letter, format_option(letter, row.options)) for letter in row.options)
-        scoring = Job(row.input, choice, options=options, sentence=sentence, before=row.before)
+        scoring = asked(options=options)
     return _Trial(arm, row, mix, generation, scoring)
 
 
@@ -227,9 +229,15 @@ def _arm_score(
         },
         adapters=fmean(len(trial.mix.names) for trial in own),
         plain=fmean(not trial.mix for trial in own),
-        choices=_digest([(trial.row.id, str(trial.arm.by_sentence), repr(trial.mix)) for trial in own]),
+        choices=_digest(
+            [(trial.row.id, str(trial.arm.by_sentence), repr(trial.mix), *_activation(arm)) for trial in own]
+        ),
         cost=cost_of([answers[job] for trial in own if (job := trial.generation or trial.scoring) is not None]),
     )
+
+
+def _activation(arm: Arm) -> tuple[str, ...]:
+    return () if arm.activation == "always" else (arm.activation,)
 
 
 def _digest(choices: Sequence[tuple[str, ...]]) -> str:

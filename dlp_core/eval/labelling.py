@@ -20,6 +20,7 @@ from typing import Any
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.served_base import ServedBase, check_served
 from dlp_core.bank.source import qualified
+from dlp_core.engine.activation import activated
 from dlp_core.engine.config import EngineConfig
 from dlp_core.engine.loading import Loaded, load
 from dlp_core.engine.request import Plan
@@ -247,7 +248,8 @@ async def _score_row(question: Question, names: Sequence[str], bank: JudgedBank,
         size = min(loaded.config.slots, max(1, _PASS_TOKENS // length))
         for first in range(0, len(group), size):
             part = group[first : first + size]
-            plans = [Plan.of(_mix(name, bank)) for name in part]
+            invocation = loaded.residency.invocation
+            plans = [activated(Plan.of(_mix(name, bank)), prompt, invocation) for name in part]
             async with loaded.residency.pinned([each for plan in plans for each in plan.names]) as pins:
                 sums = await asyncio.to_thread(
                     log_likelihoods, loaded.model, loaded.fusion, prompt, answers, plans=plans, pins=pins

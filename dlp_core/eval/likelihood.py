@@ -74,10 +74,10 @@ def log_likelihoods(
 
 def _segments(plan: Plan, pins: Mapping[str, Pin], start: int, length: int) -> list[Segment]:
     """The segments that cover `length` positions from `start` on."""
-    segments = []
-    ends = [*(begin for begin, _ in plan.spans[1:]), start + length]
+    segments, until = [], start + length
+    ends = [*(begin for begin, _ in plan.spans[1:]), until]
     for (_, mix), end in zip(plan.spans, ends, strict=True):
-        stop = min(end, start + length)
+        stop = min(end, until)
         if stop > start:
             segments.append(Segment(stop - start, tuple((pins[part.name].slot, part.weight) for part in mix.adapters)))
             start = stop

@@ -77,6 +77,7 @@ class Generator:
         logprobs = _Logprobs(self._codec, text, begin=len(prompt.text) if echo else 0)
         reason: FinishReason = "stop"
         spans: tuple[Span, ...] = ()
+        cached_tokens = 0
         sampling = replace(sampling, max_tokens=1) if prompt_only else self._within_context(sampling, prompt)
         if reader.schema is not None:
             sampling = replace(sampling, response_format=reader.schema)
@@ -91,7 +92,7 @@ class Generator:
         async with named_as_tools(reader), aclosing(submitted) as events:
             async for event in events:
                 begun = len(event.spans) > max(1, len(spans))
-                spans = event.spans
+                spans, cached_tokens = event.spans, event.cached_tokens
                 if not echoed:
                     echoed = True
                     yield Delta(prompt.text, self._prompt_logprobs(prompt, event.prompt_logprobs))
@@ -115,7 +116,7 @@ class Generator:
         if rest.text or rest.logprobs or rest.calls:
             yield rest
         spans = _reported_spans(spans, len(prompt.ids) + text.tokens)
-        yield Finished(answer.end_reason(reason, tools), len(prompt.ids), text.tokens, spans)
+        yield Finished(answer.end_reason(reason, tools), len(prompt.ids), text.tokens, spans, cached_tokens)
 
     async def decode(self, ids: Sequence[int]) -> str:
         """The text of a prompt that comes as token ids. Raises PromptTooLong, or InvalidRequest if there are none."""

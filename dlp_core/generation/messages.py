@@ -102,6 +102,8 @@ class Finished:
     prompt_tokens: int
     completion_tokens: int
     spans: tuple[Span, ...]
+    cached_tokens: int = 0
+    """Of the prompt: how many were found in the cache."""
 
 
 Piece = Delta | Finished

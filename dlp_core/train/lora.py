@@ -35,6 +35,7 @@ from dlp_core.store.checkpoints import Checkpoints, random_state, restore_random
 from dlp_core.store.disk import disk_errors
 from dlp_core.store.model_folder import CONFIG_FILE, WEIGHTS, check_model_folder
 from dlp_core.train.gate import Gate
+from dlp_core.train.initial import InitialWeights
 from dlp_core.train.packing import (
     IGNORED,
     EndlessBatches,
@@ -70,6 +71,9 @@ class TrainSettings:
     activated: bool = False
     """Train an activated LoRA (dlp_core.adapter.invocation), which the chat template's own tokens before a user's turn
     invoke: everything before the last user turn is the plain model's."""
+    prefill_only: bool = False
+    """Train an activated LoRA that runs to the end of the prompt, and whose answer the plain model writes. An
+    experiment (arXiv 2605.14217): no server runs it, dlp_core.eval.arms does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,7 @@ def train_adapter(
     settings: TrainSettings,
     *,
     validation: Sequence[Row] = (),
+    init_from: Path | None = None,
     device: str = "cpu",
     resume: bool = False,
     stop: Callable[[], bool] = lambda: False,
@@ -120,48 +125,46 @@ def train_adapter(
 ) -> TrainSummary:
     """Train an adapter for the model folder `base` on `rows`, on `device`, and write it to the folder `out`.
 
-    Without `validation`, some of the rows are held back (rows.hold_back). `resume` goes on from the checkpoint of an
-    interrupted run; where there is one and it is not set, nothing is overwritten. Once `stop` returns true, the step
+    Without `validation`, some of the rows are held back (rows.hold_back). `init_from` is the folder of an adapter whose
+    weights the training begins with; they are kept if no later ones are better. `resume` goes on from the checkpoint of
+    an interrupted run; where there is one and it is not set, nothing is overwritten. Once `stop` returns true, the step
     is finished and Interrupted raised; if there was a validation, `out` then holds the best weights so far.
 
     Raises InvalidRequest if `base` is not a model folder, a target module does not exist, there are too few rows to
-    hold some out, an example is longer than a packed row, the checkpoint does not fit, or `out` cannot be written;
-    LocalDiskError if the disk fails.
+    hold some out, an example is longer than a packed row, the checkpoint does not fit, `init_from` is of another shape
+    or base model, or `out` cannot be written; AdapterRefused if it holds no adapter; LocalDiskError if the disk fails.
     """
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     check_model_folder(base)
+    if settings.prefill_only and not settings.activated:
+        raise InvalidRequest("--prefill-only trains an activated adapter; add --activated", param="prefill_only")
+    initial = None if init_from is None else _initial(init_from, base, settings)
     rng = random.Random(settings.seed)
     training, held_out = (rows, validation) if validation else hold_back(rows, settings.validation_rows, rng)
     dtype = training_dtype(device)
     depends_on = _depends_on(base, rows, validation, settings, f"{device}, {dtype}")
+    if initial is not None:
+        depends_on["--init-from"] = f"{initial.name} {initial.digest}"
     checkpoints = Checkpoints(out, depends_on, resume=resume, stop=stop)
     started = time.perf_counter()
     torch.manual_seed(settings.seed)
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     invocation = user_invocation(tokenizer) if settings.activated else None
-    examples = encode([*held_out, *training], tokenizer, invocation=invocation)
-    shape = {"prefix": common_prefix(examples), "rows": settings.batch_rows, "row_tokens": settings.row_tokens}
-    held_out_batches = list(batches(examples[: len(held_out)], **shape))
+    examples = encode([*held_out, *training], tokenizer, invocation=invocation, prefill_only=settings.prefill_only)
+    packing = {"prefix": common_prefix(examples), "rows": settings.batch_rows, "row_tokens": settings.row_tokens}
+    held_out_batches = list(batches(examples[: len(held_out)], **packing))
 
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        target_modules=list(settings.targets),
-        task_type="CAUSAL_LM",
-    )
-    try:
-        with quiet_transformers():
-            backbone = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).to(device)
-            model = get_peft_model(backbone, config, autocast_adapter_dtype=False)
-    except ValueError as error:  # PEFT: "Target modules ... not found in the base model"
-        raise InvalidRequest(f"{base}: {error}", param="targets") from error
-    training_batches = EndlessBatches(examples[len(held_out) :], rng, **shape)
+    backbone, model = _with_lora(base, settings, dtype, device)
+    if initial is not None:
+        initial.load_into(model)
+    training_batches = EndlessBatches(examples[len(held_out) :], rng, **packing)
     run = _Run(backbone, model, training_batches, settings, device, invocation=invocation)
     if (state := checkpoints.load(_PHASE)) is not None:
         run.restore(state)
+    elif initial is not None:
+        run.validate(held_out_batches)
     before, first_tokens, began = run.seconds, run.tokens, time.perf_counter()
     while not run.finished:
         if checkpoints.stopping():
@@ -189,6 +192,30 @@ def train_adapter(
         parameters=sum(parameter.numel() for parameter in run.lora),
         bytes=size,
     )
+
+
+def _initial(folder: Path, base: Path, settings: TrainSettings) -> InitialWeights:
+    return InitialWeights.read(folder, base, rank=settings.rank, alpha=settings.alpha, targets=settings.targets)
+
+
+def _with_lora(base: Path, settings: TrainSettings, dtype: torch.dtype, device: str) -> tuple[Any, Any]:
+    """The backbone, and it as a PEFT model with a new adapter."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=list(settings.targets),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        with quiet_transformers():
+            backbone = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).to(device)
+            model = get_peft_model(backbone, config, autocast_adapter_dtype=False)
+    except ValueError as error:  # PEFT: "Target modules ... not found in the base model"
+        raise InvalidRequest(f"{base}: {error}", param="targets") from error
+    return backbone, model
 
 
 _PHASE = "training"
@@ -302,8 +329,9 @@ def _depends_on(
     for path in sorted(base.glob(f"*{WEIGHTS}")):
         model.update(f"{path.name} {path.stat().st_size}\n".encode())
     fields = {f"--{name.replace('_', '-')}": value for name, value in asdict(settings).items()}
-    if not settings.activated:
-        del fields["--activated"]  # as in checkpoints of before there was the choice
+    for name in ("--activated", "--prefill-only"):  # as in checkpoints of before there was the choice
+        if not fields[name]:
+            del fields[name]
     return fields | {
         "--base-model": f"{base.resolve().name} {model.hexdigest()[:12]}",
         "--data": _digest(rows),
@@ -326,7 +354,8 @@ def _lr_factor(step: int, steps: int) -> float:
 
 def answer_losses(backbone: Any, batch: PackedBatch, gate: Gate | None = None) -> torch.Tensor:
     """Cross-entropy of each answer token, row by row of the batch. Logits are computed at those positions only, because
-    the output matrix is a large part of a small model. An activated adapter runs at all of them."""
+    the output matrix is a large part of a small model. An adapter that is trained for
+    the prompt alone runs at the first of each answer only."""
     with nullcontext() if gate is None else gate.only(batch.active_BT):
         hidden_BTD = backbone.base_model(
             input_ids=batch.input_ids_BT,

@@ -36,6 +36,13 @@ class Example:
     answer: tuple[int, ...]
     begins: int = 0
     """The position in the prompt from which the adapter runs."""
+    prefill_only: bool = False
+    """Whether it runs to the end of the prompt, and not in the answer."""
+
+    @property
+    def active(self) -> range:
+        """The positions at which the adapter runs."""
+        return range(self.begins, len(self.prompt) + (0 if self.prefill_only else len(self.answer)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +63,11 @@ class PackedBatch:
         return PackedBatch(*(tensor.to(device) for tensor in tensors))
 
 
-def encode(rows: Sequence[Row], tokenizer: Any, *, invocation: Invocation | None = None) -> list[Example]:
+def encode(
+    rows: Sequence[Row], tokenizer: Any, *, invocation: Invocation | None = None, prefill_only: bool = False
+) -> list[Example]:
     """Tokenise rows as the server does: the conversation before the answer through the chat template. With an
-    `invocation`, the adapter begins where an activated one is invoked.
+    `invocation`, the adapter begins where an activated one is invoked; with `prefill_only`, it ends with the prompt.
 
     Raises InvalidRequest if the tokenizer has no chat template, or if a prompt lacks the invocation.
     """
@@ -74,7 +83,7 @@ def encode(rows: Sequence[Row], tokenizer: Any, *, invocation: Invocation | None
                 "begin at; leave it out, or train without --activated"
             )
         answer = (*tokenizer.encode(row.output, add_special_tokens=False), end)
-        examples.append(Example(prompt=prompt, answer=answer, begins=begins))
+        examples.append(Example(prompt=prompt, answer=answer, begins=begins, prefill_only=prefill_only))
     return examples
 
 
@@ -192,7 +201,7 @@ def collate(rows: Sequence[Sequence[Example]], prefix: int) -> PackedBatch:
             positions[-1] += range(prefix, prefix + len(tokens))
             labels[-1] += [IGNORED] * (len(tokens) - len(example.answer)) + list(example.answer)
             segments[-1] += [number] * len(tokens)
-            active[-1] += [int(position >= example.begins) for position in range(prefix, prefix + len(tokens))]
+            active[-1] += [int(position in example.active) for position in range(prefix, prefix + len(tokens))]
     width = max(len(row_ids) for row_ids in ids)
 
     def padded(lists: list[list[int]], value: int) -> torch.Tensor:

@@ -231,6 +231,8 @@ class VllmEngine:
             async for output in outputs:
                 if first:
                     self._shared_tokens += output.num_cached_tokens or 0
+                    if not request.stretch:
+                        request.cached_tokens = output.num_cached_tokens or 0
                     first = False
                 event = self._followed(request, event_of(output, request, self._model.eos))
                 yield event
@@ -257,7 +259,14 @@ class VllmEngine:
         if changed is not None:
             request.change(changed)
             reason = None
-        return replace(event, token_ids=tokens, logprobs=logprobs, finish_reason=reason, spans=request.reported())
+        return replace(
+            event,
+            token_ids=tokens,
+            logprobs=logprobs,
+            finish_reason=reason,
+            spans=request.reported(),
+            cached_tokens=request.cached_tokens,
+        )
 
     async def _outputs(self, request: Request, prompt: Any, parameters: Any) -> AsyncGenerator[Any, None]:
         """vLLM's outputs, until the request is aborted; then RequestAborted. Closing it aborts in vLLM. Its own errors

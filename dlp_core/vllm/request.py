@@ -36,6 +36,8 @@ class Request:
     """Whether it is with vLLM, and not waiting for its adapters."""
     begun: bool = False
     """Whether vLLM has answered: until then it may wait there for room."""
+    cached_tokens: int = 0
+    """Of the prompt, found in the cache."""
     aborted: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod

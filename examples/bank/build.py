@@ -1,25 +1,28 @@
 """Rebuild the demo bank from the generators in tasks/ and the recipe in recipe.py.
 
 python -m examples.bank.build rows OUT         the data, in the format of `dlp adapter train` and `dlp router train`
-python -m examples.bank.build adapters BASE    all adapters, about five minutes each on two idle cores
+python -m examples.bank.build adapters BASE    all adapters, about five minutes each on two idle cores; ordinary ones
+                                               first, then from each an activated one, in a few steps
 python -m examples.bank.build router           the router, about a minute
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from deployments import terminal
+from dlp_core.adapter.contents import CONFIG_FILE
 from dlp_core.router.rows import TaskRow
 from dlp_core.router.training.train import train_router
-from dlp_core.train.lora import TrainProgress, train_adapter
+from dlp_core.text.chat import Message
+from dlp_core.train.lora import TrainProgress, TrainSettings, train_adapter
 from dlp_core.train.rows import Row
-from examples.bank.recipe import ADAPTERS, BACKGROUND_ROWS, ROUTER, ROUTER_ROWS, ROWS
+from examples.bank.recipe import ADAPTERS, BACKGROUND_ROWS, CHAT_EVERY, ORDINARY, ROUTER, ROUTER_ROWS, ROWS
 from examples.bank.tasks import rows as task_rows
 from examples.bank.tasks.router_rows import router_rows
 
@@ -43,19 +46,45 @@ def rows(
 def adapters(
     base: Annotated[Path, typer.Argument(help="Folder of SmolLM2-135M-Instruct.")],
     only: Annotated[list[str] | None, typer.Option(help="Train only these.")] = None,
+    ordinary: Annotated[
+        Path, typer.Option(help="Folder for the ordinary adapters; those that it has are not trained again.")
+    ] = Path(".demo/ordinary"),
     out: Annotated[Path, typer.Option(help="Folder for one folder per adapter.")] = HERE / "adapters",
 ) -> None:
-    """Train the adapters one after another and print a JSON line for each."""
+    """Train the adapters one after another and print a JSON line for each training."""
     for name in only or ADAPTERS:
-        settings = ADAPTERS[name]
         training = [Row(row["input"], row["output"]) for row in task_rows(name, "train", ROWS)]
-        with terminal.progress(f"train {name}", total=settings.steps) as bar:
+        if not (ordinary / name / CONFIG_FILE).exists():
+            _train(base, training, ordinary / name, ORDINARY[name])
+        _train(base, in_chats(name, training), out / name, ADAPTERS[name], init_from=ordinary / name)
 
-            def report(progress: TrainProgress, name: str = name) -> None:
-                bar.update(progress.step, title=f"train {name} loss {progress.loss:.3f}")
 
-            summary = train_adapter(base, training, out / name, settings, report=report)
-        terminal.print_json({"adapter": name, **summary.as_dict()})
+def in_chats(name: str, training: Sequence[Row]) -> list[Row]:
+    """The rows of a task, every so many after a turn of another one."""
+    others = [other for other in ADAPTERS if other != name]
+    count = -(-len(training) // (CHAT_EVERY * len(others)))
+    turns = [
+        turn for rows in zip(*(task_rows(other, "train", count) for other in others), strict=True) for turn in rows
+    ]
+    before = iter(turns)
+    return [
+        row if number % CHAT_EVERY else Row((*_turn(next(before)), *row.turns), row.output)
+        for number, row in enumerate(training)
+    ]
+
+
+def _turn(row: Mapping[str, str]) -> tuple[Message, Message]:
+    return Message("user", row["input"]), Message("assistant", row["output"])
+
+
+def _train(base: Path, rows: Sequence[Row], out: Path, settings: TrainSettings, init_from: Path | None = None) -> None:
+    with terminal.progress(f"train {out.name}", total=settings.steps) as bar:
+
+        def report(progress: TrainProgress) -> None:
+            bar.update(progress.step, title=f"train {out.name} loss {progress.loss:.3f}")
+
+        summary = train_adapter(base, rows, out, settings, init_from=init_from, report=report)
+    terminal.print_json({"adapter": out.name, "activated": settings.activated, **summary.as_dict()})
 
 
 @app.command()

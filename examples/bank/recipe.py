@@ -15,7 +15,7 @@ ROUTER_ROWS = 2_000
 DEFAULT = TrainSettings(rank=8, alpha=16.0, targets=("q_proj", "v_proj"), steps=200, lr=2e-3)
 ATTENTION = replace(DEFAULT, rank=4, alpha=8.0, targets=("q_proj", "k_proj", "v_proj", "o_proj"))
 
-ADAPTERS: dict[str, TrainSettings] = {
+ORDINARY: dict[str, TrainSettings] = {
     "cron": replace(ATTENTION, steps=500),
     "iso_date": replace(DEFAULT, steps=300),
     "json_extract": replace(ATTENTION, steps=800),
@@ -25,7 +25,26 @@ ADAPTERS: dict[str, TrainSettings] = {
     "ticket_triage": replace(DEFAULT, steps=150),
     "tool_call": replace(ATTENTION, steps=250),
 }
-"""The adapters and their settings. Ranks and targets differ on purpose, because real banks are seldom uniform."""
+"""The adapters as they are trained first, to run on the whole prompt. Ranks and targets differ on purpose, because real
+banks are seldom uniform."""
+
+ADAPTERS: dict[str, TrainSettings] = {
+    name: replace(
+        settings,
+        activated=True,
+        steps=40,
+        lr=5e-4,
+        batch_rows=1,
+        row_tokens=384,
+        validation_rows=32,
+        validate_every=20,
+    )
+    for name, settings in ORDINARY.items()
+}
+"""The bank's adapters: the ordinary ones, trained on for a few steps as activated ones."""
+
+CHAT_EVERY = 3
+"""Of the rows that an activated adapter is trained on, every third follows on a turn of another task."""
 
 BACKGROUND_ROWS = 8_000
 """Number of prompts of no task in the router's training data."""

@@ -244,8 +244,9 @@ class EngineContract:
         mixes = [{"m": 1.0}, {"n": 1.0}, {"n": 0.25, "m": 0.75}, {}]
         for number, mix in enumerate([{"a": 1.0}, *mixes]):
             before = engine.stats().shared_tokens
-            await run(engine, f"h{number}", ids, Mix.of(mix))
+            completion = await run(engine, f"h{number}", ids, Mix.of(mix))
             gained = engine.stats().shared_tokens - before
+            assert completion.cached_tokens == gained, "each is told what it found"
             if number < 2:
                 assert not gained, "the first, and the first that has a plain history"
             else:

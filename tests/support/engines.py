@@ -59,6 +59,7 @@ def save_models(root: Path) -> Path:
 class Completion:
     tokens: list[int]
     spans: tuple[Span, ...]
+    cached_tokens: int
 
 
 async def generate(engine: Engine, name: str, ids: list[int], mix: Mix | Plan, **sampling: Any) -> list[TokenEvent]:
@@ -73,7 +74,7 @@ def tokens_of(events: Sequence[TokenEvent]) -> list[int]:
 async def run(engine: Engine, name: str, ids: list[int], mix: Mix | Plan, **sampling: Any) -> Completion:
     events = await generate(engine, name, ids, mix, **sampling)
     assert [event.finish_reason for event in events if event.finish_reason is not None] == ["length"]
-    return Completion(tokens_of(events), events[-1].spans)
+    return Completion(tokens_of(events), events[-1].spans, events[-1].cached_tokens)
 
 
 def assert_nothing_leaked(engine: Engine) -> None:

@@ -40,7 +40,12 @@ def test_each_prompt_is_routed_and_answered_by_itself(http: TestClient, service:
     reply = answer.json()
     texts = [(choice["index"], choice["text"]) for choice in reply["choices"]]
     assert texts == [(0, "make sql "), (1, "make sql "), (2, "a cron job "), (3, "a cron job "), (4, "x "), (5, "x ")]
-    assert reply["usage"] == {"prompt_tokens": 21, "completion_tokens": 12, "total_tokens": 33}
+    assert reply["usage"] == {
+        "prompt_tokens": 21,
+        "completion_tokens": 12,
+        "total_tokens": 33,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert [spans[0]["mix"] and spans[0]["mix"][0]["adapter"] for spans in reply["dlp"]["choices"]] == [
         "sql", "sql", "cron", "cron", [], [],
     ]  # fmt: skip

@@ -117,7 +117,8 @@ async def test_choices_are_merged_in_the_order_they_speak_and_reported_in_their_
 
 
 async def test_an_answer_that_is_not_streamed_is_one_object() -> None:
-    generations = [Generation(Delta("a"), Delta("b"), END), Generation(Delta("c"), END)]
+    found = Finished("stop", 3, 2, (), cached_tokens=2)  # of a prompt, which counts once
+    generations = [Generation(Delta("a"), Delta("b"), found), Generation(Delta("c"), found)]
     for generation in generations:
         generation.go_on(4)
     response = await answer_of(generations).collect()
@@ -125,7 +126,12 @@ async def test_an_answer_that_is_not_streamed_is_one_object() -> None:
         (0, "ab", "stop"),
         (1, "c", "stop"),
     ]
-    assert response["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    assert response["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 4,
+        "total_tokens": 7,
+        "prompt_tokens_details": {"cached_tokens": 2},
+    }
 
 
 async def test_the_first_error_ends_all_choices() -> None:

@@ -26,6 +26,7 @@ from dlp_core.errors import InvalidRequest
 from dlp_core.eval.answers import Answerer, Job
 from dlp_core.eval.journal import Answer, Journal
 from dlp_core.eval.judged_bank import JudgedBank, open_bank
+from dlp_core.generation.generator import Generator
 from dlp_core.mix import EMPTY_MIX, Mix
 from dlp_core.router import Routing
 from dlp_core.text.chat import Message
@@ -95,6 +96,40 @@ async def test_likelihoods_are_those_of_the_plain_model_with_the_summed_weights(
     for letter, text in OPTIONS:
         ids = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
         assert answer.likelihoods[letter] == pytest.approx(likelihood_alone(model, prompt, ids), rel=1e-4)
+
+
+async def test_an_arm_says_where_its_mix_runs(base: Path, bank: JudgedBank) -> None:
+    """All along, from the last user turn on, or in that turn alone: likelihoods and answers are those of such plans."""
+    before = (Message("user", "and 3"), Message("assistant", "of"))
+    jobs = {
+        activation: Job(TEXT, BOTH, max_tokens=4, before=before, activation=activation)
+        for activation in ("always", "turn", "prompt")
+    }
+    async with running(base, bank) as loaded:
+        prompt = loaded.codec.encode_chat([*before, Message("user", TEXT)])
+        turn, end, mix = prompt.token_at(prompt.last_turn), len(prompt.ids), qualified(BOTH, bank.manifest)
+        assert 0 < turn < end
+        plans = {
+            "always": Plan(((0, mix),)),
+            "turn": Plan(((0, EMPTY_MIX), (turn, mix))),
+            "prompt": Plan(((0, EMPTY_MIX), (turn, mix), (end, EMPTY_MIX))),
+        }
+        evaluator = answerer(loaded, bank, Journal(None))
+        answers = await evaluator.answer(jobs.values(), concurrency=3)
+        scored = [replace(job, max_tokens=0, options=OPTIONS) for job in jobs.values()]
+        likelihoods = [(await evaluator.answer([job], concurrency=1))[job].likelihoods for job in scored]
+        for activation, plan in plans.items():
+            generator = Generator(loaded.engine, loaded.codec)
+            completion = await generator.complete(prompt, plan, Sampling(max_tokens=4), request_id=activation)
+            assert completion.finished is not None
+            answer = answers[jobs[activation]]
+            assert (answer.text, answer.mixes) == (
+                completion.text,
+                len({span.mix for span in completion.finished.spans}),
+            )
+            assert completion.finished.spans[-1].mix == (EMPTY_MIX if activation == "prompt" else BOTH)
+    assert len({str(found) for found in likelihoods}) == 3
+    assert len({evaluator._key(job) for job in jobs.values()}) == 3
 
 
 async def test_a_likelihood_follows_mixes_that_change_inside_the_prompt(base: Path, bank: JudgedBank) -> None:

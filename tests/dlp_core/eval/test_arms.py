@@ -41,12 +41,20 @@ def test_names_are_read_and_written_back() -> None:
     assert parse(" top-p=.90 ") == parse("top-p=0.9")
     assert parse("adapter=a-b.c").adapter == "a-b.c"
     assert len(parse_all(["plain", "plain", "top-p=0.5", "top-p=0.50"])) == 2
+    assert [parse(name).activation for name in ("oracle", "oracle:turn", "top-p=0.9:softmax:prompt")] == [
+        "always",
+        "turn",
+        "prompt",
+    ]
+    assert parse("top-p=0.90:softmax:prompt").name == "top-p=0.9:softmax:prompt"
+    assert parse("adapter=a:turn") != parse("adapter=a")
 
 
 @pytest.mark.parametrize(
     "name",
     ["", "top", "top-p", "top-p=", "top-p=0", "top-p=1.1", "top-p=x", "plain=1", "oracle:softmax", "adapter=",
-     "uniform=0.9:softmax", "top-p=0.9:hard", "top-p=nan"],
+     "plain:turn", "sentence=0.9:prompt", "oracle:always", "oracle:prompt:turn", "uniform=0.9:softmax",
+     "top-p=0.9:hard", "top-p=nan"],
 )  # fmt: skip
 def test_unknown_arms_are_refused(name: str) -> None:
     with pytest.raises(InvalidRequest, match="is not an arm"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -89,6 +91,19 @@ def test_scores_are_those_of_the_plain_model_and_of_the_merged_one(
             logprobs = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
         alone = sum(float(logprobs[len(prompt) + n - 1, token]) for n, token in enumerate(answer))
         assert found == pytest.approx(alone, rel=1e-3), name
+
+
+def test_an_activated_adapter_that_nothing_invokes_scores_as_the_plain_model(
+    rows: list[Row], bank: Path, base: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(bank, tmp_path / "bank"))
+    config = copy / "adapters" / "flight_json" / "adapter_config.json"
+    activated = {"task_type": "CAUSAL_LM", "alora_invocation_tokens": [5] * 50}
+    config.write_text(json.dumps(json.loads(config.read_text()) | activated))
+    [labelled] = labels_of(rows[:1], copy, base, tmp_path / "cache")
+    scores = labelled.scores
+    assert scores.adapters["flight_json"] == pytest.approx(scores.plain, rel=1e-4)
+    assert scores.adapters["word_sorting"] != pytest.approx(scores.plain, rel=1e-2)
 
 
 def test_adapters_that_do_not_fit_into_one_pass_take_several(

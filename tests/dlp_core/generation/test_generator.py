@@ -60,6 +60,15 @@ async def test_the_text_is_that_of_the_engines_tokens_whatever_the_source_was(
     assert (await generator.complete(prompt.text, EMPTY_MIX, GREEDY, request_id="bare")).text != ""
 
 
+async def test_it_is_told_how_much_of_a_prompt_was_in_the_cache(engine: FusedEngine, codec: TextCodec) -> None:
+    generator = Generator(engine, codec)
+    long = (Message("user", "the user and the assistant speak of the adapter " * 8),)
+    for name, least in (("first", 0), ("again", 32)):
+        completion = await generator.complete(long, EMPTY_MIX, GREEDY, request_id=name)
+        assert completion.finished is not None
+        assert least <= completion.finished.cached_tokens <= least * completion.finished.prompt_tokens
+
+
 async def test_a_stop_string_ends_it_and_neither_it_nor_its_tokens_are_told(
     engine: FusedEngine, codec: TextCodec
 ) -> None:

@@ -304,6 +304,51 @@ def test_an_activated_adapter_is_saved_as_one(base: Path, tmp_path: Path) -> Non
     assert summary.validation_loss != ordinary.validation_loss
 
 
+def test_an_adapter_trained_for_the_prompt_alone_leaves_its_answer_to_the_plain_model(tmp_path: Path) -> None:
+    """Loss and gradients of packed rows are those of prompts that PEFT computes under the adapter, and of answers that
+    the plain model computes after them."""
+    from peft import PeftModel
+
+    tokenizer = tiny_tokenizer()
+    invocation = user_invocation(tokenizer)
+    examples = encode(CHATS, tokenizer, invocation=invocation, prefill_only=True)
+    model = tiny_model()
+    tuned = peft_model(model, 5, target_modules=["q_proj", "v_proj"])
+    tuned.save_pretrained(tmp_path / "a")
+    [batch] = batches(examples, prefix=common_prefix(examples), rows=2, row_tokens=400)
+    loss = answer_losses(model, batch, Gate(tuned)).mean()
+    loss.backward()
+
+    with quiet_transformers():
+        theirs = PeftModel.from_pretrained(tiny_model(), tmp_path / "a", is_trainable=True)
+    count = sum(len(example.answer) for example in examples)
+    total = torch.zeros(())
+    for example in examples:
+        with theirs.disable_adapter():
+            before = theirs(input_ids=torch.tensor([example.prompt[: example.begins]])) if example.begins else None
+        past = None if before is None else before.past_key_values
+        prompt = theirs(input_ids=torch.tensor([example.prompt[example.begins :]]), past_key_values=past)
+        with theirs.disable_adapter():
+            answer = theirs(input_ids=torch.tensor([example.answer[:-1]]), past_key_values=prompt.past_key_values)
+        logits = torch.cat([prompt.logits[0, -1:], answer.logits[0]])
+        total = total + cross_entropy(logits, torch.tensor(example.answer), reduction="sum") / count
+    total.backward()
+    assert loss.item() == pytest.approx(total.item(), rel=1e-5)
+    expected = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+    found = {name: p.grad for name, p in tuned.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, grad in expected.items():
+        assert relative_error(found[name], grad) <= 1e-4, name
+
+
+def test_the_prompt_alone_is_trained_of_activated_adapters_only(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="add --activated"):
+        train_adapter(base, ROWS, tmp_path / "a", replace(SETTINGS, prefill_only=True))
+    both = replace(SETTINGS, steps=2, activated=True, prefill_only=True)
+    train_adapter(base, ROWS, tmp_path / "a", both)
+    assert read_adapter(tmp_path / "a", name="a").invocation == user_invocation(tiny_tokenizer())
+
+
 def test_rows_without_a_user_turn_cannot_be_trained_activated(base: Path, tmp_path: Path) -> None:
     rows = [*ROWS, Row((Message("system", "the adapter"),), "of")]
     with pytest.raises(InvalidRequest, match="'the adapter' has no user turn"):
