@@ -9,6 +9,9 @@ auto                          not given      top-p of the router              ro
                                              router down: the fallback        router_unavailable
 auto, or the base model's id  given          those weights, without a router  explicit
 
+Adapters that the bank does not allow together (dlp_core.together) are never mixed: of a routed mix the less likely one
+is left out, an explicit mix of both is refused.
+
 A recipe is a mix that the bank has under a name. It becomes its adapters and weights here (dlp_core.mix.resolve),
 before any engine sees it: what it answers is what the same explicit mix answers.
 """
@@ -22,6 +25,7 @@ from typing import TYPE_CHECKING, Literal
 from dlp_core.adapter.names import AUTO
 from dlp_core.errors import InvalidRequest, RouterUnavailable, UnknownModel
 from dlp_core.mix import EMPTY_MIX, Activation, Mix, WeightRule, resolve
+from dlp_core.together import Together
 
 if TYPE_CHECKING:
     from dlp_core.bank.manifest import BankManifest
@@ -109,8 +113,9 @@ async def decide(
     the texts (dlp_core.text.chat.routing_texts); it is awaited only when needed.
 
     Raises UnknownModel for a name that is not in the bank or that the request may not use: the error does not reveal
-    which. Raises InvalidRequest for invalid weights, and for a recipe of more adapters than `options.limit`. If `route`
-    raises RouterUnavailable, `options.fallback` serves; without a fallback the error propagates.
+    which. Raises InvalidRequest for invalid weights, for adapters that may not run together, and for a recipe of more
+    adapters than `options.limit`. If `route` raises RouterUnavailable, `options.fallback` serves; without a fallback
+    the error propagates.
     """
     digests = {adapter.name: adapter.digest for adapter in bank.adapters if options.may_use(adapter.name)}
     mixes = {name: mix for name, mix in bank.recipe_mixes.items() if options.may_use(name)}
@@ -126,7 +131,7 @@ async def decide(
                 f"model {options.model!r} and dlp.adapters both choose adapters; use model {AUTO!r} with dlp.adapters",
                 param="dlp.adapters",
             )
-        explicit = _explicit_mix(options.adapters, names=digests, recipes=mixes, bank=bank.version)
+        explicit = _explicit_mix(options.adapters, names=digests, recipes=mixes, bank=bank)
         return decision(explicit, "explicit")
     if named is not None:
         if options.limit is not None and len(named.names) > options.limit:
@@ -152,7 +157,7 @@ async def decide(
         fallback = _fallback_mix(options.fallback, base=base, digests=digests, recipes=mixes)
         return decision(fallback, "router_unavailable")
     return replace(
-        decision(*choose(options, routing, mixes)),
+        decision(*choose(options, routing, mixes, bank.together)),
         router=bank.router.version,
         confidence=routing.confidence,
         none=routing.none,
@@ -163,10 +168,16 @@ async def decide(
     )
 
 
-def choose(options: RoutingOptions, routing: Routing, recipes: Mapping[str, Mix]) -> tuple[Mix, Reason]:
-    """The mix that a routing leads to, and the reason. `recipes` are the bank's."""
+def choose(
+    options: RoutingOptions, routing: Routing, recipes: Mapping[str, Mix], together: Together
+) -> tuple[Mix, Reason]:
+    """The mix that a routing leads to, and the reason. `recipes` are the bank's, and what it allows `together`."""
     names = routing.mix(
-        top_p=options.top_p, max_adapters=options.max_adapters, weights=options.weights, exact=options.exact_weights
+        top_p=options.top_p,
+        max_adapters=options.max_adapters,
+        weights=options.weights,
+        exact=options.exact_weights,
+        together=together,
     )
     mix = resolve(names, recipes, max_adapters=options.max_adapters)
     if not mix:
@@ -203,7 +214,7 @@ def _fallback_mix(model: str, *, base: str, digests: Container[str], recipes: Ma
 
 
 def _explicit_mix(
-    adapters: tuple[tuple[str, float], ...], *, names: Container[str], recipes: Container[str], bank: str
+    adapters: tuple[tuple[str, float], ...], *, names: Container[str], recipes: Container[str], bank: BankManifest
 ) -> Mix:
     for name, _ in adapters:
         if name in recipes:
@@ -213,7 +224,14 @@ def _explicit_mix(
             )
         if name not in names:
             raise UnknownModel(
-                f"adapter {name!r} does not exist in bank {bank}; GET /v1/bank lists the adapters",
+                f"adapter {name!r} does not exist in bank {bank.version}; GET /v1/bank lists the adapters",
                 param="dlp.adapters",
             )
-    return Mix.of(adapters)
+    mix = Mix.of(adapters)
+    if (pair := bank.together.conflict(mix.names)) is not None:
+        raise InvalidRequest(
+            f"adapters {pair[0]!r} and {pair[1]!r} may not run together in bank {bank.version}; use one of them "
+            "(allowed_together in GET /v1/bank lists the pairs that may)",
+            param="dlp.adapters",
+        )
+    return mix

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from dlp_core.errors import InvalidRequest
+from dlp_core.together import ANY, LeftOut, Together
 
 MAX_WEIGHT = 16.0
 """Largest |weight| accepted in an explicit mix: beyond it a LoRA delta only destroys the output."""
@@ -48,6 +49,8 @@ class Mix:
     adapters: tuple[WeightedAdapter, ...] = ()
     recipes: tuple[str, ...] = field(default=(), compare=False)
     """The recipes of a bank that these adapters come from, if any: a remark, which changes nothing about the mix."""
+    left_out: tuple[LeftOut, ...] = field(default=(), compare=False, repr=False)
+    """What was likely enough for a routed mix and may not run with what it has: a remark as well."""
 
     @classmethod
     def of(cls, weights: Mapping[str, float] | Iterable[tuple[str, float]]) -> Mix:
@@ -77,7 +80,8 @@ class Mix:
         by_loss = sorted(range(len(steps)), key=lambda index: rounded[index] - steps[index])
         for index in by_loss[: round(sum(steps)) - sum(rounded)]:
             rounded[index] += 1
-        return Mix.of([(part.name, step / GRID) for part, step in zip(self.adapters, rounded, strict=True)])
+        on_grid = Mix.of([(part.name, step / GRID) for part, step in zip(self.adapters, rounded, strict=True)])
+        return replace(on_grid, left_out=self.left_out) if self.left_out else on_grid
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -128,7 +132,8 @@ def resolve(chosen: Mix, recipes: Mapping[str, Mix], *, max_adapters: int) -> Mi
     for weight, mix in taken:
         for inner in mix.adapters:
             sums[inner.name] = sums.get(inner.name, 0.0) + share * weight * inner.weight
-    return replace(Mix.of(sums), recipes=tuple(name for _, mix in taken for name in mix.recipes))
+    recipes_used = tuple(name for _, mix in taken for name in mix.recipes)
+    return replace(Mix.of(sums), recipes=recipes_used, left_out=chosen.left_out)
 
 
 def select_top_p(
@@ -137,8 +142,11 @@ def select_top_p(
     top_p: float = DEFAULT_TOP_P,
     max_adapters: int = 3,
     weights: WeightRule = "renormalise",
+    together: Together = ANY,
 ) -> Mix:
-    """Select the smallest set of adapters whose probabilities reach `top_p`, at most `max_adapters`.
+    """Select the smallest set of adapters whose probabilities reach `top_p`, at most `max_adapters`. From the likeliest
+    down, what may not run `together` with one already taken is left out of that set; nothing less likely comes in its
+    place.
 
     `probabilities` maps adapter name to probability, in bank order: ties break by that order, so the same
     text always gives the same mix. They may sum to less than 1, because "none of these" has the rest;
@@ -164,6 +172,10 @@ def select_top_p(
             break
     if not kept:
         return EMPTY_MIX
+    names, left_out = together.chosen(name for name, _ in kept)
+    if left_out:
+        kept = [(name, p) for name, p in kept if name in names]
     unnormalised = [p for _, p in kept] if weights == "renormalise" else [math.exp(p) for _, p in kept]
     total = sum(unnormalised)
-    return Mix.of([(name, value / total) for (name, _), value in zip(kept, unnormalised, strict=True)])
+    mix = Mix.of([(name, value / total) for (name, _), value in zip(kept, unnormalised, strict=True)])
+    return replace(mix, left_out=left_out) if left_out else mix

@@ -233,6 +233,9 @@ def show(bank: Bank, version: Version = None, json: Json = False) -> None:
             called = "by name or by the router" if recipe.routed and manifest.router else "by name"
             recipes.add_row(recipe.name, str(recipe.mix), called, escape(recipe.description or ""))
         terminal.out.print(recipes)
+    if manifest.allowed_together is not None:
+        pairs = ", ".join(" with ".join(pair) for pair in manifest.allowed_together)
+        terminal.say(f"allowed together: {pairs or 'no adapters'}")
 
 
 @app.command("list")
@@ -367,6 +370,10 @@ def _changes(change: BankDiff) -> str:
         *(f"[green]+ recipe {name}[/]" for name in change.recipes_added),
         *(f"[red]- recipe {name}[/]" for name in change.recipes_removed),
         *(f"[yellow]~ recipe {name}[/]" for name in change.recipes_changed),
+        *(["[yellow]~ only the pairs of allowed_together are mixed[/]"] if change.mixes == "listed" else []),
+        *(["[yellow]~ any adapters are mixed[/]"] if change.mixes == "any" else []),
+        *(f"[green]+ {' with '.join(pair)}[/]" for pair in change.pairs_added),
+        *(f"[red]- {' with '.join(pair)}[/]" for pair in change.pairs_removed),
         *(["[yellow]~ the router[/]"] if change.router_changed else []),
         *(["[yellow]~ the base model[/]"] if change.base_changed else []),
     ]

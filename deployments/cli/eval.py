@@ -27,6 +27,9 @@ T = TypeVar("T")
 
 app = typer.Typer(help="Evaluate banks on task suites.")
 
+FINDINGS = "pairs.json"
+"""Of `dlp eval pairs`, in --out."""
+
 SuiteFile = Annotated[Path | None, typer.Option("--suite", help="YAML suite.", show_default=False)]
 Bank = Annotated[
     str | None,
@@ -81,7 +84,7 @@ def evaluate(
 
     judged = read_suite(suite, data, rows)
     setup = read_setup(base_model, dtype, device, threads, at_once)
-    location = _require(bank, "--bank", "DLP_BANK")
+    location = require_option(bank, "--bank", "DLP_BANK")
     with phases() as phase:
         results = run_evaluation(
             judged,
@@ -126,7 +129,8 @@ def gate(
     at_once: AtOnce = 16,
     json: Json = False,
 ) -> None:
-    """Exit 1 if the bank is worse than the baseline by more than --max-drop and more than noise; names the tasks."""
+    """Exit 1 if the bank is worse than the baseline by more than --max-drop and more than noise, or mixes adapters that
+    `dlp eval pairs` found to spoil each other; names the tasks and pairs."""
     require("rouge_score", "sacrebleu")
     from deployments.args import CacheArgs
     from dlp_core.eval.arms import parse
@@ -136,8 +140,8 @@ def gate(
     judged = read_suite(suite, data, rows)
     setup = read_setup(base_model, dtype, device, threads, at_once)
     location, old_location = (
-        _require(bank, "--bank", "DLP_BANK"),
-        _require(baseline, "--baseline"),
+        require_option(bank, "--bank", "DLP_BANK"),
+        require_option(baseline, "--baseline"),
     )
     with phases() as phase:
         verdict = judge(
@@ -149,6 +153,7 @@ def gate(
             max_drop=max_drop,
             cache=CacheArgs().open(),
             journal=out / "answers.jsonl",
+            pairs=out / FINDINGS,
             phase=phase,
         )
     old, new, difference = verdict.old, verdict.new, verdict.difference
@@ -159,6 +164,7 @@ def gate(
                 "passed": verdict.passed,
                 "worse": failed,
                 "mean_worse": dropped,
+                "spoiled": verdict.spoiled,
                 "max_drop": max_drop,
                 "arm": chosen,
                 "suite": judged.settings.name,
@@ -177,6 +183,11 @@ def gate(
         if dropped:
             terminal.say(
                 f"[red]worse: the mean {difference.overall.mean:+.1f}, more than the allowed loss of {max_drop:g}[/]"
+            )
+        for one, other in verdict.spoiled:
+            terminal.say(
+                f"[red]spoiled: {one} with {other}, by `dlp eval pairs`, and this bank lets them be mixed[/]; leave "
+                "the pair out of allowed_together"
             )
         if verdict.passed:
             terminal.say(f"[green]passed[/]: no task lost more than {max_drop:g} points and more than its noise")
@@ -204,7 +215,7 @@ def compare(
     def results_of(where: str) -> Results:
         if where.endswith(".json"):
             return read(Path(where))
-        return latest(open_store(_require(bank, "--bank", "DLP_BANK")), where, suite=suite, arms=[chosen])
+        return latest(open_store(require_option(bank, "--bank", "DLP_BANK")), where, suite=suite, arms=[chosen])
 
     old, new = results_of(a), results_of(b)
     difference = compare_banks(new, old, chosen)
@@ -229,7 +240,7 @@ def read_suite(path: Path | None, data: Path | None, rows: int | None) -> Suite:
     from dlp_core.eval.suite import load_suite, suite_of_rows
 
     if path is None:
-        return suite_of_rows(_require(data, "--data' or '--suite"), rows=rows)
+        return suite_of_rows(require_option(data, "--data' or '--suite"), rows=rows)
     if data is not None and not data.is_dir():
         raise InvalidRequest(f"--data is {data}; with --suite it is the folder of the suite's data files")
     return load_suite(path, data=data, rows=rows)
@@ -240,14 +251,14 @@ def read_setup(base_model: str | None, dtype: str, device: str | None, threads: 
 
     if dtype not in ("bfloat16", "float32", "float16"):
         raise InvalidRequest(f"--dtype is {dtype!r}; it must be bfloat16, float32 or float16")
-    folder = fetched(_require(base_model, "--base-model", "DLP_BASE_MODEL"))
+    folder = fetched(require_option(base_model, "--base-model", "DLP_BASE_MODEL"))
     device = terminal.device(device)
     if device == "cpu":
         return Setup(folder, dtype, device, threads, at_once)
     return Setup(folder, dtype, device, threads, at_once, cache_tokens=131_072, batch_tokens=4096)
 
 
-def _require(value: T | None, option: str, variable: str | None = None) -> T:
+def require_option(value: T | None, option: str, variable: str | None = None) -> T:
     """The value of an option that not all of these commands need. Raises InvalidRequest, in Typer's words, without."""
     if value is None:
         raise InvalidRequest(f"Missing option '{option}'" + (f" (env var: '{variable}')" if variable else ""))

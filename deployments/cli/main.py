@@ -21,6 +21,7 @@ from deployments.cli import (
     k8s,
     mix,
     model,
+    pairs,
     rollout,
     route,
     router,
@@ -59,6 +60,7 @@ rollout.add_to(bank.app)
 upkeep.add_to(bank.app)
 app.add_typer(bank.app, name="bank")
 app.add_typer(config.app, name="config")
+pairs.add_to(eval.app)
 app.add_typer(eval.app, name="eval")
 app.add_typer(feedback.app, name="feedback")
 app.add_typer(improve.app, name="improve")

@@ -182,6 +182,12 @@ def _fit(
     names = list(entries) if adapters is None else [each.strip() for each in adapters.split(",") if each.strip()]
     if unknown := [each for each in names if each not in entries]:
         raise UnknownModel(f"--adapters: there is no adapter {unknown[0]!r} in this bank; see `dlp bank show`")
+    together = opened.manifest.together
+    if adapters is not None and (pair := together.conflict(names)) is not None:
+        raise InvalidRequest(
+            f"--adapters: {pair[0]!r} and {pair[1]!r} may not run together in this bank; leave one out, or add the "
+            "pair to allowed_together"
+        )
     model = fetched(base_model)
     with served(model) as base:
         if remark := check_served(opened.manifest.base_model, base, strict=False):
@@ -194,6 +200,7 @@ def _fit(
             lambda each: opened.source.load(entries[each].qualified_name),
             settings,
             likely=_likely(opened, rows),
+            together=together,
             device=device,
             report=_reporting(bar.report),
         )

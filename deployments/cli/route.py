@@ -17,6 +17,7 @@ from deployments.cli.options import ROWS, Json
 from dlp_core.errors import InvalidRequest
 from dlp_core.mix import Mix, WeightRule, resolve
 from dlp_core.store.opening import PLACES
+from dlp_core.together import ANY, Together
 
 if TYPE_CHECKING:
     from dlp_core.router import Router, Routing
@@ -69,12 +70,12 @@ def route(
         bank = None
     if (router is None) == (bank is None):
         raise InvalidRequest("give either --router DIR or --bank URI")
-    opened, recipes = _open(router, bank)
+    opened, recipes, together = _open(router, bank)
     opened = _without_wide(opened, recipes, max_adapters)
     texts = [(text,)] if text is not None else read_routing_texts(file or Path())
 
     def chosen(routing: Routing) -> Mix:
-        names = routing.mix(top_p=top_p, max_adapters=max_adapters, weights=weights)
+        names = routing.mix(top_p=top_p, max_adapters=max_adapters, weights=weights, together=together)
         return resolve(names, recipes, max_adapters=max_adapters)
 
     for read, routing in zip(texts, opened.route_first(texts), strict=True):
@@ -104,14 +105,14 @@ def route(
                 terminal.out.print(_passages(text, passages))
 
 
-def _open(router: Path | None, bank: str | None) -> tuple[Router, dict[str, Mix]]:
-    """The router, and the mixes of the bank's recipes."""
+def _open(router: Path | None, bank: str | None) -> tuple[Router, dict[str, Mix], Together]:
+    """The router, the mixes of the bank's recipes, and what it allows to be mixed."""
     from dlp_core.router import Router
 
     if router is not None:
-        return Router.load(router), {}
+        return Router.load(router), {}, ANY
     from deployments.args import CacheArgs
-    from dlp_core.bank.folder import is_folder
+    from dlp_core.bank.folder import is_folder, read_together
     from dlp_core.bank.reading import load_manifest
     from dlp_core.bank.recipes import read_recipes
     from dlp_core.bank.source import read_router
@@ -119,10 +120,10 @@ def _open(router: Path | None, bank: str | None) -> tuple[Router, dict[str, Mix]
 
     if is_folder(str(bank)):
         recipes = {recipe.name: recipe.mix for recipe in read_recipes(Path(str(bank)))}
-        return Router.load(Path(str(bank), "router")), recipes
+        return Router.load(Path(str(bank), "router")), recipes, read_together(Path(str(bank)))
     store = open_store(str(bank))
     manifest = load_manifest(store)
-    return read_router(store, CacheArgs().open(), manifest), manifest.recipe_mixes
+    return read_router(store, CacheArgs().open(), manifest), manifest.recipe_mixes, manifest.together
 
 
 def _without_wide(router: Router, recipes: dict[str, Mix], max_adapters: int) -> Router:
@@ -137,7 +138,7 @@ def _without_wide(router: Router, recipes: dict[str, Mix], max_adapters: int) ->
 
 
 def _as_dict(routing: Routing, mix: Mix, passages: Sequence[Divided] | None) -> dict[str, Any]:
-    from deployments.http.replies import recipes_json, weights_json
+    from deployments.http.replies import remarks_json, weights_json
     from dlp_core.router.routing import NONE_THRESHOLD
 
     found = {
@@ -146,11 +147,13 @@ def _as_dict(routing: Routing, mix: Mix, passages: Sequence[Divided] | None) -> 
         "margin": round(routing.margin, 2),
         "none_threshold": NONE_THRESHOLD,
         "mix": weights_json(mix),
-        **recipes_json(mix),
+        **remarks_json(mix),
         "probabilities": routing.probabilities,
     }
     if passages is not None:
-        found["passages"] = [{"start": start, "end": end, "mix": weights_json(mix)} for start, end, mix in passages]
+        found["passages"] = [
+            {"start": start, "end": end, "mix": weights_json(mix), **remarks_json(mix)} for start, end, mix in passages
+        ]
     return found
 
 
@@ -180,16 +183,26 @@ def _passages(text: str, passages: Sequence[Divided]) -> Table:
     """Each passage, on one line, and its mix."""
     table = Table("passage", "its mix", box=None)
     for start, end, mix in passages:
-        table.add_row(escape(shorten(text[start:end], _PASSAGE, placeholder=" ...")), str(mix))
+        shown = f"{mix}; {_left_out(mix)}" if mix.left_out else str(mix)
+        table.add_row(escape(shorten(text[start:end], _PASSAGE, placeholder=" ...")), shown)
     return table
 
 
 def _kept(routing: Routing, mix: Mix, *, top_p: float, max_adapters: int) -> str:
     if not mix:
         return f"kept: none, {-routing.margin:.1f} below the threshold; the plain backbone serves this"
-    return (
+    kept = (
         f"kept: {mix}, {routing.margin:.1f} above the threshold "
         f"(the fewest with {top_p:g} of the adapters' probability, at most {max_adapters})"
+    )
+    return f"{kept}\n{_left_out(mix)}" if mix.left_out else kept
+
+
+def _left_out(mix: Mix) -> str:
+    """What the bank does not allow in this mix."""
+    return "; ".join(
+        f"left out: {one.name}, as the bank does not allow {one.pair[0]} and {one.pair[1]} together"
+        for one in mix.left_out
     )
 
 

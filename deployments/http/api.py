@@ -185,7 +185,7 @@ class Api:
             passages = await self._service.divide(decision, texts) if decision.by_sentence else None
         reply = route_json(decision, id) | explanation_json(explanation)
         if passages is not None:
-            reply |= passages_json(decision, passages, picked.bank.recipe_mixes)
+            reply |= passages_json(decision, passages, picked.bank)
         return JSONResponse(reply)
 
     async def models(self, request: Request) -> Response:

@@ -1,9 +1,9 @@
 """The JSON objects of the API's responses: OpenAI's shapes, plus `dlp`.
 
 `dlp` says which adapters served which tokens: {"bank", "router", "confidence", "reason", "spans": [{"start",
-"end", "mix": [{"adapter", "weight", "digest"}], "recipes"}]}, where `recipes` names those that the mix comes from, if
-any, and start and end count tokens of the prompt
-followed by the completion. With several choices, `spans` belongs to the first and `choices` holds a list of spans for
+"end", "mix": [{"adapter", "weight", "digest"}], "recipes", "left_out"}]}, where `recipes` names those that the mix
+comes from and `left_out` what may not run with it, if any, and start and end count tokens of the prompt followed by the
+completion. With several choices, `spans` belongs to the first and `choices` holds a list of spans for
 each. With several prompts, `router`, `confidence` and `reason` belong to the first and `prompts` holds those of each.
 """
 
@@ -39,14 +39,17 @@ def mix_json(mix: Mix, digests: Mapping[str, str]) -> list[dict[str, Any]]:
 
 def spans_json(spans: Sequence[Span], digests: Mapping[str, str]) -> list[dict[str, Any]]:
     return [
-        {"start": span.start, "end": span.end, "mix": mix_json(span.mix, digests), **recipes_json(span.mix)}
+        {"start": span.start, "end": span.end, "mix": mix_json(span.mix, digests), **remarks_json(span.mix)}
         for span in spans
     ]
 
 
-def recipes_json(mix: Mix) -> dict[str, Any]:
-    """The names of the recipes that a mix comes from, if any."""
-    return {"recipes": list(mix.recipes)} if mix.recipes else {}
+def remarks_json(mix: Mix) -> dict[str, Any]:
+    """The names of the recipes that a mix comes from, if any, and what was left out of it, each with the pair that may
+    not run together."""
+    recipes = {"recipes": list(mix.recipes)} if mix.recipes else {}
+    left_out = [{"name": one.name, "not_together": list(one.pair)} for one in mix.left_out]
+    return {**recipes, **({"left_out": left_out} if left_out else {})}
 
 
 def dlp_json(decisions: Sequence[Decision], finished: Sequence[Finished]) -> dict[str, Any]:
@@ -146,7 +149,7 @@ def route_json(decision: Decision, id: str) -> dict[str, Any]:
         "none": decision.none,
         "margin": decision.margin,
         "mix": mix_json(decision.mix, decision.digests),
-        **recipes_json(decision.mix),
+        **remarks_json(decision.mix),
         "probabilities": None if decision.probabilities is None else dict(decision.probabilities),
         "top_p": decision.options.top_p if decision.top_p is None else decision.top_p,
         "max_adapters": decision.options.max_adapters,
@@ -157,13 +160,14 @@ def route_json(decision: Decision, id: str) -> dict[str, Any]:
     }
 
 
-def passages_json(decision: Decision, passages: Sequence[Passage], recipes: Mapping[str, Mix]) -> dict[str, Any]:
-    """What each passage of the request's text would run under, with offsets in characters. `recipes` are the bank's."""
+def passages_json(decision: Decision, passages: Sequence[Passage], bank: BankManifest) -> dict[str, Any]:
+    """What each passage of the request's text would run under, with offsets in characters."""
+    recipes, together = bank.recipe_mixes, bank.together
 
     def passage_json(passage: Passage) -> dict[str, Any]:
-        mix, _ = choose(decision.options, passage.routing, recipes)
+        mix, _ = choose(decision.options, passage.routing, recipes, together)
         part = {"start": passage.start, "end": passage.end, "mix": mix_json(mix, decision.digests)}
-        return part | recipes_json(mix)
+        return part | remarks_json(mix)
 
     return {"passages": [passage_json(passage) for passage in passages]}
 
@@ -185,7 +189,9 @@ def visible(bank: BankManifest, allowed: frozenset[str] | None) -> BankManifest:
     recipes = tuple(recipe for recipe in bank.recipes if recipe.name in allowed)
     labels = () if bank.router is None else tuple(label for label in bank.router.labels if label in allowed)
     router = bank.router.model_copy(update={"labels": labels}) if bank.router is not None and labels else None
-    return bank.model_copy(update={"adapters": adapters, "recipes": recipes, "router": router})
+    pairs = bank.allowed_together and tuple(pair for pair in bank.allowed_together if allowed.issuperset(pair))
+    update = {"adapters": adapters, "recipes": recipes, "router": router, "allowed_together": pairs}
+    return bank.model_copy(update=update)
 
 
 def bank_json(bank: BankManifest, allowed: frozenset[str] | None) -> dict[str, Any]:

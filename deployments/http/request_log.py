@@ -26,7 +26,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.args import LogArgs
-from deployments.http.replies import recipes_json, weights_json
+from deployments.http.replies import remarks_json, weights_json
 from deployments.http.requests import ChatRequest
 from deployments.observe import tracing
 from dlp_core.bank.feedback import AdapterShare, KeptRequest
@@ -233,7 +233,7 @@ class RequestRecord:
             "bank_role": self._role,
             "router": decision and decision.router,
             "mix": decision and weights_json(decision.mix),
-            **({} if decision is None else recipes_json(decision.mix)),
+            **({} if decision is None else remarks_json(decision.mix)),
             "reason": decision and decision.reason,
             "confidence": decision and decision.confidence,
             "status": status,

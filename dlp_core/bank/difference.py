@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Literal, TypeVar
 
 from dlp_core.bank.manifest import BankManifest
+from dlp_core.together import Pair
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
 class BankDiff:
-    """The difference between two banks: names of adapters and recipes, and whether the router or base model differ."""
+    """The difference between two banks: names of adapters and recipes, pairs that run together, and whether the router
+    or base model differ."""
 
     added: tuple[str, ...]
     removed: tuple[str, ...]
@@ -20,6 +25,11 @@ class BankDiff:
     recipes_added: tuple[str, ...] = ()
     recipes_removed: tuple[str, ...] = ()
     recipes_changed: tuple[str, ...] = ()
+    pairs_added: tuple[Pair, ...] = ()
+    pairs_removed: tuple[Pair, ...] = ()
+    """Of those that run together."""
+    mixes: Literal["any", "listed"] | None = None
+    """What the second bank mixes, any adapters or pairs that it lists; None if the first one did the same."""
 
     def __bool__(self) -> bool:
         """Whether anything differs."""
@@ -34,6 +44,8 @@ def diff(a: BankManifest, b: BankManifest) -> BankDiff:
     recipes_added, recipes_removed, recipes_changed = _changes(
         *({recipe.name: recipe.content for recipe in bank.recipes} for bank in (a, b))
     )
+    pairs_added, pairs_removed, _ = _changes(*(dict.fromkeys(bank.allowed_together or ()) for bank in (a, b)))
+    lists = [bank.allowed_together is not None for bank in (a, b)]
     return BankDiff(
         added=added,
         removed=removed,
@@ -43,10 +55,13 @@ def diff(a: BankManifest, b: BankManifest) -> BankDiff:
         recipes_added=recipes_added,
         recipes_removed=recipes_removed,
         recipes_changed=recipes_changed,
+        pairs_added=pairs_added,
+        pairs_removed=pairs_removed,
+        mixes=None if lists[0] == lists[1] else "listed" if lists[1] else "any",
     )
 
 
-def _changes(old: Mapping[str, object], new: Mapping[str, object]) -> tuple[tuple[str, ...], ...]:
+def _changes(old: Mapping[K, object], new: Mapping[K, object]) -> tuple[tuple[K, ...], ...]:
     """The names of what is added, removed and changed."""
     return (
         tuple(name for name in new if name not in old),

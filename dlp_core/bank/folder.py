@@ -2,7 +2,8 @@
 
     bank.json                {"base_model": "<id>", "aliases": ["<another name of it>", ...],
                               "base_model_weights": ["<digest of its weights>", ...],
-                              "unrouted": ["<adapter or recipe that serves by name alone>", ...]}
+                              "unrouted": ["<adapter or recipe that serves by name alone>", ...],
+                              "allowed_together": [["<adapter>", "<adapter>"], ...]}
     adapters/<name>/         adapter_config.json, adapter_model.safetensors, as PEFT saves them; the tokenizer, if it is
                              there, for its chat template and added tokens
                              and description.txt, if you like: what it is for, in a sentence
@@ -15,7 +16,8 @@ Other files, such as a README or what a trainer leaves, are neither opened nor p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import json
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,14 +36,16 @@ from dlp_core.bank.manifest import (
     BankManifest,
     BaseModelEntry,
     EncoderEntry,
+    Pairs,
     RecipeEntry,
     RouterEntry,
     bank_digest,
     labels_problem,
+    ordered_pairs,
     routed_names,
 )
 from dlp_core.bank.recipes import read_recipes, refitted
-from dlp_core.errors import AdapterRefused, BankError, InvalidRequest
+from dlp_core.errors import AdapterRefused, BankError, InvalidRequest, LocalDiskError
 from dlp_core.router import Router
 from dlp_core.router.files import ENCODER_FOLDER
 from dlp_core.router.sentence_encoder import SentenceEncoder
@@ -50,6 +54,7 @@ from dlp_core.store.files import Digest, FileEntry, describe_bytes, describe_fil
 from dlp_core.store.opening import is_uri
 from dlp_core.store.records import Record, first_problem
 from dlp_core.store.transfers import Progress, silent
+from dlp_core.together import Pair, Together
 
 FOLDER_FILE = "bank.json"
 DESCRIPTION_FILE = "description.txt"
@@ -137,7 +142,10 @@ def read_folder(
     if router is not None:
         described, files = describe_router(folder / "router", router, routed_names(adapters, recipes))
         sources += files
-    return make_manifest(base, adapters, described, recipes, version=version, where=str(folder)), sources
+    manifest = make_manifest(
+        base, adapters, described, recipes, settings.pairs_allowed, version=version, where=str(folder)
+    )
+    return manifest, sources
 
 
 def _routed(name: str, router: Router | None, unrouted: Collection[str]) -> bool:
@@ -155,12 +163,13 @@ def make_manifest(
     adapters: Sequence[AdapterEntry],
     router: RouterEntry | None,
     recipes: Sequence[RecipeEntry] = (),
+    allowed_together: Sequence[Pair] | None = None,
     *,
     version: str | None,
     where: str,
 ) -> BankManifest:
     """The manifest of a bank of these parts, created now. Raises BankError, naming `where`, if it is invalid."""
-    digest = bank_digest(base, adapters, router, recipes)
+    digest = bank_digest(base, adapters, router, recipes, allowed_together)
     try:
         return BankManifest(
             version=version_of(digest) if version is None else version,
@@ -169,6 +178,7 @@ def make_manifest(
             adapters=tuple(adapters),
             router=router,
             recipes=tuple(recipes),
+            allowed_together=None if allowed_together is None else tuple(allowed_together),
             digest=digest,
         )
     except ValidationError as error:
@@ -186,6 +196,28 @@ def read_base(folder: Path) -> BaseModelEntry:
     return BaseModelEntry(id=settings.base_model, aliases=settings.aliases, weights=settings.base_model_weights)
 
 
+def read_together(folder: Path) -> Together:
+    """What a bank folder allows to be mixed. Raises BankError, naming the file."""
+    recipes = {recipe.name: recipe.mix.names for recipe in read_recipes(folder)}
+    return Together(_read_settings(folder).pairs_allowed, recipes)
+
+
+def write_pairs(folder: Path, pairs: Iterable[Pair]) -> Path:
+    """List the pairs that run together in a bank folder's bank.json, in place of those listed there; returns its path.
+    Raises BankError if it is no bank folder, LocalDiskError or DiskFull if it cannot be written."""
+    _read_settings(folder)
+    path = folder / FOLDER_FILE
+    partial = path.with_name(f".{FOLDER_FILE}.part")
+    with disk_errors(f"{path} cannot be written", mistake=LocalDiskError):
+        document = json.loads(path.read_text("utf-8")) | {"allowed_together": list(ordered_pairs(pairs))}
+        try:
+            partial.write_text(json.dumps(document, ensure_ascii=False, indent=2) + "\n", "utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    return path
+
+
 def _read_settings(folder: Path) -> _FolderFile:
     path = folder / FOLDER_FILE
     content = 'it must hold {"base_model": "<id>"}'
@@ -201,6 +233,11 @@ class _FolderFile(Record):
     aliases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     base_model_weights: tuple[Digest, ...] = ()
     unrouted: tuple[str, ...] = ()
+    allowed_together: Pairs | None = None
+
+    @property
+    def pairs_allowed(self) -> tuple[Pair, ...] | None:
+        return None if self.allowed_together is None else ordered_pairs(self.allowed_together)
 
 
 def describe_adapter(

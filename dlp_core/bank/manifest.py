@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import (
@@ -41,6 +42,7 @@ from dlp_core.router import files as router_files
 from dlp_core.router import sentence_encoder
 from dlp_core.store.files import Digest, FileEntry, Sha256, digest_of
 from dlp_core.store.records import Record
+from dlp_core.together import Pair, Together, pair_of
 
 POINTER_KEY = "current.json"
 MANIFESTS = "banks/"
@@ -223,6 +225,11 @@ class RouterEntry(_Blob):
 
 Blob: TypeAlias = AdapterEntry | RouterEntry | EncoderEntry
 
+MAX_PAIRS = 20_000
+"""Pairs that a bank may list: all pairs of 200 adapters."""
+
+Pairs = Annotated[tuple[tuple[Name, Name], ...], Field(max_length=MAX_PAIRS)]
+
 
 class BaseModelEntry(Record):
     """The base model on which all adapters of a bank were trained."""
@@ -249,6 +256,8 @@ class BankManifest(Record):
     router: RouterEntry | None
     recipes: tuple[RecipeEntry, ...] = Field(default=(), exclude_if=lambda recipes: not recipes)
     """By name. A bank without any is written as before there were recipes."""
+    allowed_together: Pairs | None = Field(default=None, exclude_if=lambda pairs: pairs is None)
+    """The adapters that may run on one token, two by two, in order. None: any may, and nothing is written."""
     digest: Digest
 
     @property
@@ -270,6 +279,11 @@ class BankManifest(Record):
     def recipe_mixes(self) -> dict[str, Mix]:
         """The mix of each recipe."""
         return {recipe.name: recipe.mix for recipe in self.recipes}
+
+    @property
+    def together(self) -> Together:
+        """What may be mixed."""
+        return Together(self.allowed_together, {name: mix.names for name, mix in self.recipe_mixes.items()})
 
     @property
     def size(self) -> int:
@@ -295,10 +309,15 @@ class BankManifest(Record):
             if reserved in names:
                 raise ValueError(f"an adapter cannot be called {reserved!r}: that model name is reserved")
         self._check_recipes(set(names))
+        if self.allowed_together is not None:
+            if self.allowed_together != ordered_pairs(self.allowed_together):
+                raise ValueError("allowed_together must have its pairs in order, and both names of each")
+            self._check_pairs(set(names))
         routed = self.routed_names
         if self.router is not None and sorted(self.router.labels) != routed:
             raise ValueError(labels_problem(self.router.labels, routed))
-        if self.digest != bank_digest(self.base_model, self.adapters, self.router, self.recipes):
+        digest = bank_digest(self.base_model, self.adapters, self.router, self.recipes, self.allowed_together)
+        if self.digest != digest:
             raise ValueError("the digest does not match the content")
         return self
 
@@ -317,6 +336,27 @@ class BankManifest(Record):
                         f"recipe {recipe.name!r} mixes adapter {part.adapter!r}, which this bank does not have; bring "
                         "it back, fit the recipe again, or remove it with `dlp mix remove`"
                     )
+
+    def _check_pairs(self, adapters: set[str]) -> None:
+        for one, other in self.allowed_together or ():
+            if one == other:
+                raise ValueError(f"allowed_together pairs {one!r} with itself; a pair has two adapters")
+            for name in (one, other):
+                if name not in adapters:
+                    raise ValueError(
+                        f"allowed_together has the pair {one!r}, {other!r}, and {name!r} is not an adapter of this "
+                        "bank; remove the pair"
+                    )
+        for before, pair in pairwise(self.allowed_together or ()):
+            if before == pair:
+                raise ValueError(f"allowed_together has the pair {pair[0]!r}, {pair[1]!r} twice; remove one")
+        together = Together(self.allowed_together)
+        for recipe in self.recipes:
+            if (conflict := together.conflict(recipe.mix.names)) is not None:
+                raise ValueError(
+                    f"recipe {recipe.name!r} mixes {conflict[0]!r} and {conflict[1]!r}, which allowed_together does "
+                    "not have; add the pair, fit the recipe again, or remove it with `dlp mix remove`"
+                )
 
 
 class _Reference(Record):
@@ -402,6 +442,11 @@ def routed_names(adapters: Iterable[AdapterEntry], recipes: Iterable[RecipeEntry
     return sorted(entry.name for entry in entries if entry.routed)
 
 
+def ordered_pairs(pairs: Iterable[Pair]) -> tuple[Pair, ...]:
+    """The pairs as a manifest has them."""
+    return tuple(sorted(pair_of(*pair) for pair in pairs))
+
+
 def labels_problem(labels: Sequence[str], names: Sequence[str]) -> str:
     """Describe how a router's labels differ from what it should choose from."""
     unknown, missing = sorted(set(labels) - set(names)), sorted(set(names) - set(labels))
@@ -418,6 +463,7 @@ def bank_digest(
     adapters: Sequence[AdapterEntry],
     router: RouterEntry | None,
     recipes: Sequence[RecipeEntry] = (),
+    allowed_together: Sequence[Pair] | None = None,
 ) -> str:
     """`sha256:<hex>` over the canonical JSON of the bank's content, without version and date."""
     content: dict[str, object] = {
@@ -436,6 +482,8 @@ def bank_digest(
         content["descriptions"] = descriptions
     if recipes:
         content["recipes"] = {recipe.name: recipe.content for recipe in recipes}
+    if allowed_together is not None:
+        content["allowed_together"] = allowed_together
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 

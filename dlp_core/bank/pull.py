@@ -45,13 +45,16 @@ def pull(store: AdapterStore, folder: Path, *, version: str | None = None, progr
                 (partial / "adapters" / adapter.name / DESCRIPTION_FILE).write_text(adapter.description + "\n", "utf-8")
         base = manifest.base_model
         unrouted = [entry.name for entry in manifest.entries if not entry.routed]
-        settings = {"base_model": base.id, "aliases": base.aliases, "base_model_weights": base.weights}
+        settings: dict[str, object] = {"base_model": base.id, "aliases": base.aliases}
+        settings |= {"base_model_weights": base.weights}
         settings |= {"unrouted": unrouted}
+        settings = {name: value for name, value in settings.items() if value}
+        if manifest.allowed_together is not None:  # none at all is a list as well
+            settings["allowed_together"] = manifest.allowed_together
         for recipe in manifest.recipes:
             (partial / RECIPES_FOLDER).mkdir(exist_ok=True)
             (partial / RECIPES_FOLDER / f"{recipe.name}.json").write_text(recipe_text(recipe), "utf-8")
-        document = json.dumps({name: value for name, value in settings.items() if value}, ensure_ascii=False, indent=2)
-        (partial / FOLDER_FILE).write_text(document + "\n", "utf-8")
+        (partial / FOLDER_FILE).write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", "utf-8")
         partial.rename(folder)
     return manifest
 

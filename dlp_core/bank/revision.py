@@ -33,6 +33,7 @@ from dlp_core.router.files import ENCODER_FOLDER
 from dlp_core.router.growth import add_adapter, remove_adapter
 from dlp_core.store.disk import disk_errors
 from dlp_core.store.protocol import AdapterStore
+from dlp_core.together import Pair
 
 
 def with_adapter(
@@ -77,7 +78,7 @@ def with_adapter(
             description=about,
         )
         for verdict in verdicts:
-            report(verdict.warned(*refitted(before.recipes, entry)))
+            report(verdict.warned(*refitted(before.recipes, entry), *_judged_before(before, existing, entry)))
         adapters = sorted([*others.values(), entry], key=lambda adapter: adapter.name)
         router = before.router
         if taught:
@@ -93,8 +94,10 @@ def with_adapter(
 
 
 def without_adapter(store: AdapterStore, name: str) -> BankManifest:
-    """Publish the current bank without one adapter, and remove it from the router. Raises UnknownModel if the bank does
-    not have it, BankError if it is the only one, and what dlp_core.bank.publish.publish raises."""
+    """Publish the current bank without one adapter and the pairs that it may run in, and remove it from the router.
+
+    Raises UnknownModel if the bank does not have it, BankError if it is the only one or a recipe mixes it, and what
+    dlp_core.bank.publish.publish raises."""
 
     def make(before: BankManifest, work: Path) -> tuple[BankManifest, list[LocalFile]]:
         adapters = [adapter for adapter in before.adapters if adapter.name != name]
@@ -108,7 +111,9 @@ def without_adapter(store: AdapterStore, name: str) -> BankManifest:
         if not adapters:
             raise BankError(f"{name!r} is the only adapter of bank {before.version}; publish another bank instead")
         router, sources = _router_without(store, before, name, work)
-        return _remade(before, f"the bank without {name!r}", adapters=adapters, router=router), sources
+        pairs = None if before.allowed_together is None else [p for p in before.allowed_together if name not in p]
+        where = f"the bank without {name!r}"
+        return _remade(before, where, adapters=adapters, router=router, allowed_together=pairs), sources
 
     return _revise(store, make)
 
@@ -163,6 +168,20 @@ def stage_router(store: AdapterStore, router: Router, *, of: str) -> BankManifes
     return _revise(store, make, stage=True)
 
 
+def _judged_before(before: BankManifest, existing: AdapterEntry | None, adapter: AdapterEntry) -> tuple[str, ...]:
+    """A warning where an adapter takes the place of another that may be mixed."""
+    partners = [
+        other
+        for pair in before.allowed_together or ()
+        if existing is not None and existing.digest != adapter.digest and adapter.name in pair
+        for other in pair
+        if other != adapter.name
+    ]
+    if not partners:
+        return ()
+    return (f"allowed_together lets it run with {', '.join(partners)}, by another version; `dlp eval pairs` judges it",)
+
+
 def _remade(
     before: BankManifest,
     where: str,
@@ -170,13 +189,15 @@ def _remade(
     adapters: Sequence[AdapterEntry] | None = None,
     recipes: Sequence[RecipeEntry] | None = None,
     router: RouterEntry | Literal["same"] | None = "same",
+    allowed_together: Sequence[Pair] | None = None,
 ) -> BankManifest:
-    """The manifest with other adapters, recipes or router. Raises BankError, naming `where`, if it is invalid."""
+    """The manifest with other adapters, recipes, router or pairs. Raises BankError, naming `where`, if invalid."""
     return make_manifest(
         before.base_model,
         before.adapters if adapters is None else adapters,
         before.router if router == "same" else router,
         before.recipes if recipes is None else recipes,
+        before.allowed_together if allowed_together is None else allowed_together,
         version=None,
         where=where,
     )

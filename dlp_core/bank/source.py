@@ -130,4 +130,5 @@ def unqualified(mix: Mix) -> Mix:
 
 
 def _renamed(mix: Mix, name: Callable[[str], str]) -> Mix:
-    return replace(Mix.of([(name(part.name), part.weight) for part in mix.adapters]), recipes=mix.recipes)
+    renamed = Mix.of([(name(part.name), part.weight) for part in mix.adapters])
+    return replace(renamed, recipes=mix.recipes, left_out=mix.left_out)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Coroutine, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import count
 from typing import Any
@@ -32,6 +32,7 @@ from dlp_core.router.passages import PRICES, passages_first
 from dlp_core.store.transfers import Progress, silent
 from dlp_core.text.chat import Message, routing_texts
 from dlp_core.text.codec import Prompt
+from dlp_core.together import Pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ class Job:
     """The conversation before `text`."""
     activation: JudgedActivation = "always"
     """Where `mix` runs; not of jobs by sentence."""
+    apart: Pair | None = None
+    """With `sentence`: a pair of adapters that no mix of it has, whatever the bank allows."""
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -191,9 +194,10 @@ class Answerer:
         assert job.sentence is not None
         assert self._router is not None
         top_p, max_adapters = job.sentence
+        together = replace(self._manifest.together, apart=job.apart)
 
         def choose(routing: Routing) -> Mix:
-            names = routing.mix(top_p=top_p, max_adapters=max_adapters)
+            names = routing.mix(top_p=top_p, max_adapters=max_adapters, together=together)
             return self._qualified(resolve(names, self._manifest.recipe_mixes, max_adapters=max_adapters))
 
         divide = partial(passages_first, self._router)
@@ -211,11 +215,13 @@ class Answerer:
         return qualified(mix, self._manifest)
 
     def _key(self, job: Job) -> str:
-        content: dict[str, Any] = _without_recipes(asdict(job)) | {"setup": self._setup}
+        content: dict[str, Any] = _without_remarks(asdict(job)) | {"setup": self._setup}
         if not job.before:
             del content["before"]  # as in journals of before there were conversations
         if job.activation == "always":
             del content["activation"]  # and of before there was a choice
+        if job.apart is None:
+            del content["apart"]
         adapters = {name for mix in _mixes(job) for name in mix.names}
         if job.sentence is not None and self._manifest.router is not None:
             content["router"] = self._manifest.router.digest
@@ -224,6 +230,8 @@ class Answerer:
             adapters |= (labels - recipes.keys()) | {name for mix in recipes.values() for name in mix.names}
             if recipes:
                 content["recipes"] = {name: str(mix.adapters) for name, mix in recipes.items()}
+            if self._manifest.allowed_together is not None:
+                content["allowed_together"] = self._manifest.allowed_together
         content["adapters"] = {name: self._digests[name] for name in sorted(adapters)}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -239,11 +247,11 @@ async def run_all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _without_recipes(content: Any) -> Any:
-    """What is answered does not depend on the recipes that a mix comes from."""
+def _without_remarks(content: Any) -> Any:
+    """What is answered does not depend on the recipes that a mix comes from, nor on what was left out of it."""
     if isinstance(content, dict):
-        return {name: _without_recipes(value) for name, value in content.items() if name != "recipes"}
-    return [_without_recipes(value) for value in content] if isinstance(content, tuple | list) else content
+        return {name: _without_remarks(value) for name, value in content.items() if name not in ("recipes", "left_out")}
+    return [_without_remarks(value) for value in content] if isinstance(content, tuple | list) else content
 
 
 def _since(started: float) -> float:

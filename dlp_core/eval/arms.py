@@ -31,6 +31,7 @@ from dlp_core.eval.rows import EvalRow
 from dlp_core.eval.suite import Suite
 from dlp_core.mix import EMPTY_MIX, Mix, WeightRule, resolve, select_top_p
 from dlp_core.router import Router, Routing
+from dlp_core.together import ANY, Together
 
 KINDS_WITH_P = ("top-p", "uniform", "sentence", "left-out", "left-out-forced")
 KINDS_WITHOUT_VALUE = ("plain", "oracle", "top1", "random")
@@ -131,6 +132,8 @@ class Chooser:
     """Names of all adapters and recipes in the bank."""
     recipes: Mapping[str, Mix] = field(default_factory=dict)
     """The mixes of the recipes."""
+    together: Together = ANY
+    """What may be mixed."""
 
     def resolve(self, names: Collection[str] | None) -> tuple[Arm, ...]:
         """The arms with these names; for None, the default arms that this bank supports.
@@ -188,8 +191,10 @@ class Chooser:
         if arm.kind == "top1":
             return routing.mix(max_adapters=1)
         if arm.kind == "left-out-forced":
-            return select_top_p(routing.probabilities, top_p=arm.top_p, max_adapters=max_adapters)
-        mix = routing.mix(top_p=arm.top_p, max_adapters=max_adapters, weights=arm.weights)
+            return select_top_p(
+                routing.probabilities, top_p=arm.top_p, max_adapters=max_adapters, together=self.together
+            )
+        mix = routing.mix(top_p=arm.top_p, max_adapters=max_adapters, weights=arm.weights, together=self.together)
         if arm.kind == "uniform" and mix:
             return Mix.of({name: 1 / len(mix.names) for name in mix.names})
         return mix

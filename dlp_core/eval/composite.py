@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 from dlp_core.eval.answers import Answerer, Job, run_all
@@ -29,8 +30,51 @@ from dlp_core.eval.statistics import estimate
 from dlp_core.eval.suite import Suite
 from dlp_core.mix import EMPTY_MIX, Mix
 from dlp_core.store.transfers import Progress
+from dlp_core.together import Pair
 
 METHODS = ("plain", "by request", "by sentence", "oracle by part")
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What answers a composite prompt: one mix, one for each question and its answer, or one for each sentence."""
+
+    mix: Mix = EMPTY_MIX
+    by_part: tuple[Mix, ...] = ()
+    sentence: tuple[float, int] | None = None
+    """See Job.sentence."""
+    apart: Pair | None = None
+    """See Job.apart."""
+
+    def job(self, rows: Sequence[EvalRow], given: Sequence[str], suite: Suite) -> Job:
+        """The job for the next answer, after the ones already given."""
+        text, starts = compose(rows)
+        index = len(given)
+        mixes = self.by_part or (self.mix,) * len(rows)
+        lines = [f"{number}. {answer}\n" for number, answer in enumerate(given, start=1)]
+        return Job(
+            text,
+            self.mix,
+            max_tokens=suite.settings.types[rows[index].type].max_tokens,
+            sentence=self.sentence,
+            parts=tuple(zip(starts, self.by_part, strict=True)) if self.by_part else (),
+            begun=tuple(zip([*lines, f"{index + 1}."], mixes, strict=False)),
+            stop=("\n",),
+            apart=self.apart,
+        )
+
+
+async def converse(
+    rows: Sequence[EvalRow], way: Way, suite: Suite, answerer: Answerer, *, answered: Callable[[], None]
+) -> list[str]:
+    """The answers to a composite prompt, one after the other; `answered` is called after each. Raises what the engine
+    raises."""
+    given: list[str] = []
+    for _ in rows:
+        job = way.job(rows, given, suite)
+        given.append((await answerer.answer([job], concurrency=1))[job].text.strip())
+        answered()
+    return given
 
 
 async def evaluate_composites(
@@ -51,20 +95,18 @@ async def evaluate_composites(
     semaphore = asyncio.Semaphore(concurrency)
     answers: dict[tuple[str, int, int], list[str]] = {}
 
-    async def converse(method: str, parts: int, number: int, rows: Sequence[EvalRow]) -> None:
+    def answered() -> None:
         nonlocal done
-        given: list[str] = []
+        done += 1
+        report(done, total)
+
+    async def ask(method: str, parts: int, number: int, rows: Sequence[EvalRow]) -> None:
         async with semaphore:
-            for _ in range(parts):
-                job = _job(method, rows, given, suite, chooser)
-                answer = (await answerer.answer([job], concurrency=1))[job]
-                given.append(answer.text.strip())
-                done += 1
-                report(done, total)
-        answers[method, parts, number] = given
+            way = _way(method, rows, chooser)
+            answers[method, parts, number] = await converse(rows, way, suite, answerer, answered=answered)
 
     await run_all(
-        converse(method, parts, number, rows)
+        ask(method, parts, number, rows)
         for parts, prompts in groups.items()
         for number, rows in enumerate(prompts)
         for method in methods
@@ -82,37 +124,32 @@ def compose(rows: Sequence[EvalRow]) -> tuple[str, list[int]]:
     return text.rstrip(), starts
 
 
+def part_scores(answers: Sequence[str], rows: Sequence[EvalRow], suite: Suite) -> list[float]:
+    """The score of each answer, from 0 to 1, by the first metric of its row's type that reads text."""
+    scores = []
+    for answer, row in zip(answers, rows, strict=True):
+        metrics = suite.settings.types[row.type].metrics
+        metric = next((name for name in metrics if name != LIKELIHOOD), "exact_match")
+        scores.append(METRICS[metric](answer, row))
+    return scores
+
+
 def _is_supported(method: str, chooser: Chooser, tasks: set[str]) -> bool:
     if method in ("by request", "by sentence"):
         return chooser.router is not None
     return method == "plain" or tasks <= set(chooser.adapters)
 
 
-def _job(method: str, rows: Sequence[EvalRow], given: Sequence[str], suite: Suite, chooser: Chooser) -> Job:
-    """The job for the next answer, after the ones already given."""
-    text, starts = compose(rows)
-    index = len(given)
+def _way(method: str, rows: Sequence[EvalRow], chooser: Chooser) -> Way:
     served = parse(SERVED)
-    mixes = [EMPTY_MIX] * len(rows)
-    parts: tuple[tuple[int, Mix], ...] = ()
-    mix = EMPTY_MIX
     if method == "oracle by part":
-        mixes = [chooser.named(row.task) for row in rows]
-        parts = tuple(zip(starts, mixes, strict=True))
-    elif method == "by request":
+        return Way(by_part=tuple(chooser.named(row.task) for row in rows))
+    if method == "by request":
         assert chooser.router is not None
-        mix = chooser.mix(served, rows[0], chooser.router.route([text])[0])
-        mixes = [mix] * len(rows)
-    lines = [f"{number}. {answer}\n" for number, answer in enumerate(given, start=1)]
-    return Job(
-        text,
-        mix,
-        max_tokens=suite.settings.types[rows[index].type].max_tokens,
-        sentence=(served.top_p, suite.settings.max_adapters) if method == "by sentence" else None,
-        parts=parts,
-        begun=tuple(zip([*lines, f"{index + 1}."], mixes, strict=False)),
-        stop=("\n",),
-    )
+        return Way(chooser.mix(served, rows[0], chooser.router.route([compose(rows)[0]])[0]))
+    if method == "by sentence":
+        return Way(sentence=(served.top_p, chooser.suite.settings.max_adapters))
+    return Way()
 
 
 def _score(
@@ -125,9 +162,7 @@ def _score(
     by_place: dict[int, list[float]] = defaultdict(list)
     means = []
     for number, rows in enumerate(prompts):
-        scores = [
-            _part_score(answer, row, suite) for answer, row in zip(answers[method, parts, number], rows, strict=True)
-        ]
+        scores = part_scores(answers[method, parts, number], rows, suite)
         means.append(fmean(scores))
         for index, score in enumerate(scores):
             by_place[index].append(score)
@@ -138,9 +173,3 @@ def _score(
         score=Interval.of(estimate(means, seed=suite.settings.seed)),
         by_place=[100 * fmean(by_place[index]) for index in range(parts)],
     )
-
-
-def _part_score(answer: str, row: EvalRow, suite: Suite) -> float:
-    """Score by the first metric of the row's type that reads the answer's text."""
-    metric = next((name for name in suite.settings.types[row.type].metrics if name != LIKELIHOOD), "exact_match")
-    return METRICS[metric](answer, row)

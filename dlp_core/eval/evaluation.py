@@ -9,7 +9,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from statistics import fmean
 
 from dlp_core.eval.answers import Answerer, Job
@@ -19,8 +18,6 @@ from dlp_core.eval.cost import cost_of
 from dlp_core.eval.examples import Candidate, choose_examples
 from dlp_core.eval.journal import Answer
 from dlp_core.eval.judged_bank import JudgedBank
-from dlp_core.eval.metrics import LIKELIHOOD, METRICS
-from dlp_core.eval.options import format_option, parse_choice
 from dlp_core.eval.results import (
     ArmScore,
     BankInfo,
@@ -35,6 +32,7 @@ from dlp_core.eval.results import (
 from dlp_core.eval.rows import EvalRow
 from dlp_core.eval.statistics import estimate, estimate_over_tasks
 from dlp_core.eval.suite import Suite, draw_composites
+from dlp_core.eval.trials import Trial, ask
 from dlp_core.mix import Mix
 from dlp_core.router import Router, Routing
 from dlp_core.store.transfers import Progress
@@ -45,14 +43,15 @@ Phase = Callable[[str], Progress]
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """One row under one arm, and the jobs that answer it."""
+    """One row under one arm."""
 
     arm: Arm
-    row: EvalRow
     mix: Mix
-    generation: Job | None
-    scoring: Job | None
-    """Scores the options of a multiple choice."""
+    asked: Trial
+
+    @property
+    def row(self) -> EvalRow:
+        return self.asked.row
 
 
 async def evaluate(
@@ -71,13 +70,13 @@ async def evaluate(
     Raises what the engine raises.
     """
     started = time.perf_counter()
-    suite, manifest = chooser.suite, bank.manifest
+    suite = chooser.suite
     groups = draw_composites(suite)
     report = phase("route")
     trials = _trials(suite, arms, chooser, report)
-    jobs = [job for trial in trials for job in (trial.scoring, trial.generation) if job is not None]
+    jobs = [job for trial in trials for job in trial.asked.jobs]
     answers = await answerer.answer(jobs, concurrency=concurrency, report=phase("answer"))
-    scores = {(trial.arm.name, trial.row.id): _metrics(trial, answers, suite) for trial in trials}
+    scores = {(trial.arm.name, trial.row.id): trial.asked.metrics(answers, suite) for trial in trials}
     composites: list[CompositeScore] = []
     if groups:
         composites = await evaluate_composites(
@@ -85,22 +84,8 @@ async def evaluate(
         )
     return Results(
         created=datetime.now(UTC),
-        suite=SuiteInfo(
-            name=suite.settings.name,
-            digest=suite.digest,
-            rows=len(suite.rows),
-            seed=suite.settings.seed,
-            metrics=tuple(sorted({suite.score_metric(row) for row in suite.rows})),
-        ),
-        bank=BankInfo(
-            version=manifest.version,
-            digest=manifest.digest,
-            base_model=manifest.base_model.id,
-            adapters=len(manifest.adapters),
-            router=manifest.router.version if manifest.router else None,
-            location=bank.location,
-            published=bank.store is not None,
-        ),
+        suite=describe_suite(suite),
+        bank=describe_bank(bank),
         setup=setup,
         conditions=conditions,
         seconds=round(time.perf_counter() - started, 1),
@@ -122,6 +107,31 @@ async def evaluate(
     )
 
 
+def describe_suite(suite: Suite) -> SuiteInfo:
+    """The suite as results name it."""
+    return SuiteInfo(
+        name=suite.settings.name,
+        digest=suite.digest,
+        rows=len(suite.rows),
+        seed=suite.settings.seed,
+        metrics=tuple(sorted({suite.score_metric(row) for row in suite.rows})),
+    )
+
+
+def describe_bank(bank: JudgedBank) -> BankInfo:
+    """The bank as results name it."""
+    manifest = bank.manifest
+    return BankInfo(
+        version=manifest.version,
+        digest=manifest.digest,
+        base_model=manifest.base_model.id,
+        adapters=len(manifest.adapters),
+        router=manifest.router.version if manifest.router else None,
+        location=bank.location,
+        published=bank.store is not None,
+    )
+
+
 def _candidates(
     trials: Sequence[_Trial],
     answers: dict[Job, Answer],
@@ -134,19 +144,9 @@ def _candidates(
         candidate = by_row.setdefault(row.id, Candidate(row))
         name = trial.arm.name
         candidate.scores[name] = scores[name, row.id][suite.score_metric(row)]
-        candidate.answers[name] = _text(trial, answers)
+        candidate.answers[name] = trial.asked.text(answers)
         candidate.adapters[name] = list(trial.mix.names)
     return list(by_row.values())
-
-
-def _text(trial: _Trial, answers: dict[Job, Answer]) -> str:
-    """The answer's text; the likeliest option where none was generated."""
-    if trial.generation is not None:
-        return answers[trial.generation].text
-    assert trial.scoring is not None
-    likelihoods = answers[trial.scoring].likelihoods
-    assert likelihoods is not None
-    return format_option(max(likelihoods, key=likelihoods.__getitem__), trial.row.options)
 
 
 def _trials(suite: Suite, arms: Sequence[Arm], chooser: Chooser, report: Progress) -> list[_Trial]:
@@ -173,32 +173,8 @@ def _trials(suite: Suite, arms: Sequence[Arm], chooser: Chooser, report: Progres
 
 
 def _trial(arm: Arm, row: EvalRow, mix: Mix, suite: Suite) -> _Trial:
-    settings = suite.settings.types[row.type]
     sentence = (arm.top_p, suite.settings.max_adapters) if arm.by_sentence else None
-    choice = Mix() if arm.by_sentence else mix
-    asked = partial(Job, row.input, choice, sentence=sentence, before=row.before, activation=arm.activation)
-    generation = scoring = None
-    if any(metric != LIKELIHOOD for metric in settings.metrics):
-        generation = asked(max_tokens=settings.max_tokens)
-    if LIKELIHOOD in settings.metrics:
-        options = tuple((letter, format_option(letter, row.options)) for letter in row.options)
-        scoring = asked(options=options)
-    return _Trial(arm, row, mix, generation, scoring)
-
-
-def _metrics(trial: _Trial, answers: dict[Job, Answer], suite: Suite) -> dict[str, float]:
-    values = {}
-    for metric in suite.settings.types[trial.row.type].metrics:
-        if metric == LIKELIHOOD:
-            assert trial.scoring is not None
-            likelihoods = answers[trial.scoring].likelihoods
-            assert likelihoods is not None
-            best = max(likelihoods, key=likelihoods.__getitem__)
-            values[metric] = float(best == parse_choice(trial.row.output, trial.row.options))
-        else:
-            assert trial.generation is not None
-            values[metric] = METRICS[metric](answers[trial.generation].text, trial.row)
-    return values
+    return _Trial(arm, mix, ask(row, mix, suite, sentence=sentence, activation=arm.activation))
 
 
 def _arm_score(
@@ -232,7 +208,7 @@ def _arm_score(
         choices=_digest(
             [(trial.row.id, str(trial.arm.by_sentence), repr(trial.mix), *_activation(arm)) for trial in own]
         ),
-        cost=cost_of([answers[job] for trial in own if (job := trial.generation or trial.scoring) is not None]),
+        cost=cost_of([answers[trial.asked.jobs[-1]] for trial in own]),
     )
 
 

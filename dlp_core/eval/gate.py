@@ -1,20 +1,23 @@
-"""The gate of a release: whether a bank answers worse than a baseline."""
+"""The gate of a release: whether a bank answers worse than a baseline, or mixes adapters that spoil each other."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.reading import find_current, load_manifest
 from dlp_core.errors import NotFound
 from dlp_core.eval.evaluation import Phase
-from dlp_core.eval.judged_bank import split_location
+from dlp_core.eval.judged_bank import open_bank, split_location
+from dlp_core.eval.pairs import read as read_findings
+from dlp_core.eval.pairs import spoiled_pairs, stored
 from dlp_core.eval.results import Difference, Results, compare_banks, latest, read
 from dlp_core.eval.run import Setup, run_evaluation
 from dlp_core.eval.suite import Suite
 from dlp_core.store.opening import open_store
 from dlp_core.store.protocol import AdapterStore
+from dlp_core.together import Pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,8 @@ class Verdict:
     new: Results
     difference: Difference
     max_drop: float
+    spoiled: list[Pair] = field(default_factory=list)
+    """The pairs of adapters that spoil each other, by what is known, and that the bank lets be mixed."""
 
     @property
     def worse(self) -> list[str]:
@@ -38,7 +43,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        return not self.worse and not self.mean_worse
+        return not self.worse and not self.mean_worse and not self.spoiled
 
 
 def judge(
@@ -51,10 +56,14 @@ def judge(
     max_drop: float,
     cache: DiskCache,
     journal: Path | None,
+    pairs: Path | None = None,
     phase: Phase,
 ) -> Verdict:
     """Evaluate the bank at `location` and, unless its results are known, the one at `baseline`: a bank, or a file of
-    results. Raises what run_evaluation raises, InvalidRequest for results of another suite."""
+    results. What is known of pairs is what the stores of both banks have, and the file `pairs`, if it is there.
+
+    Raises what run_evaluation raises, InvalidRequest for results of another suite or a file of something else.
+    """
     history = _store_of(baseline)
 
     def results_of(where: str) -> Results:
@@ -62,7 +71,14 @@ def judge(
 
     old = _known(baseline, suite, setup, arm) or results_of(baseline)
     new = results_of(location)
-    return Verdict(old, new, compare_banks(new, old, arm), max_drop)
+    findings = [each for store in (history, _store_of(location)) if store is not None for each in stored(store)]
+    if pairs is not None and pairs.exists():
+        findings.append(read_findings(pairs))
+    spoiled: list[Pair] = []
+    if findings:
+        with open_bank(location, cache) as bank:
+            spoiled = spoiled_pairs(bank.manifest, findings)
+    return Verdict(old, new, compare_banks(new, old, arm), max_drop, spoiled)
 
 
 def _store_of(location: str) -> AdapterStore | None:

@@ -83,7 +83,8 @@ def run_evaluation(
         if bank.router is not None:
             names = usable(bank.manifest, None, max_adapters=suite.settings.max_adapters)
             router = restricted(bank.router, names)
-        chooser = Chooser(suite, router, bank.manifest.names, bank.manifest.recipe_mixes)
+        manifest = bank.manifest
+        chooser = Chooser(suite, router, manifest.names, manifest.recipe_mixes, manifest.together)
         resolved = chooser.resolve(arms)
         results = asyncio.run(_run(chooser, resolved, bank, setup, journal=open_journal, phase=phase))
         if (store := history or bank.store) is not None:

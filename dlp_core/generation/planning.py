@@ -42,10 +42,10 @@ def planner(
     options = request.by_sentence
     if options is None or router is None:
         return lambda prompt: finished(Plan.of(qualified(request.mix, bank)), prompt)
-    recipes = bank.recipe_mixes
+    recipes, together = bank.recipe_mixes, bank.together
     mixes = SentenceMixes(
         partial(passages_first, restricted(router, options.allowed)),
-        lambda routing: qualified(choose(options, routing, recipes)[0], bank),
+        lambda routing: qualified(choose(options, routing, recipes, together)[0], bank),
         max_adapters=max_adapters,
     )
 

@@ -114,6 +114,8 @@ class Gate(Record):
     base: Judged | None
     feedback: Judged | None
     answers: AnswersJudged | None = None
+    spoiled: tuple[tuple[str, str], ...] = ()
+    """Pairs of adapters that spoil each other, as `dlp eval pairs` found, and that the bank lets be mixed."""
 
 
 class Run(Record):

@@ -17,6 +17,7 @@ from dlp_core.bank.manifest import BankManifest, CanaryEnd, Pointer
 from dlp_core.bank.reading import current, load_manifest
 from dlp_core.bank.revision import download_router, stage_router
 from dlp_core.errors import InvalidRequest
+from dlp_core.eval.pairs import describe, spoiled_pairs, stored
 from dlp_core.improve import run as runs
 from dlp_core.improve.judging import judge
 from dlp_core.improve.meaning import Meaning, by_router, by_teacher
@@ -242,6 +243,10 @@ def _gate(tools: Tools, run: Run) -> Run:
         if judged is not None
     }
     lost = [shown[whose] for whose, judged in parts if judged is not None and judged.worse(tools.max_drop)]
+    if spoiled := spoiled_pairs(load_manifest(tools.store, run.trained.version), stored(tools.store)):
+        gate = gate.model_copy(update={"spoiled": tuple(spoiled)})
+        reason = f"the bank lets adapters be mixed that spoil each other: {describe(spoiled)}; see allowed_together"
+        return run.moved("refused", reason, gate=gate)
     if not lost and tools.answers is not None:
         answers = tools.answers(run.trained.version, run.bank)
         gate = gate.model_copy(update={"answers": answers})

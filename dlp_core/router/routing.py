@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dlp_core.mix import DEFAULT_TOP_P, EMPTY_MIX, Mix, WeightRule, select_top_p
+from dlp_core.together import ANY, Together
 
 NONE_THRESHOLD = 0.5
 """From this value of `Routing.none` on, no adapter fits. The router's threshold is where it reaches it."""
@@ -71,6 +72,7 @@ class Routing:
         max_adapters: int = 3,
         weights: WeightRule = "renormalise",
         exact: bool = False,
+        together: Together = ANY,
     ) -> Mix:
         """The adapters that serve this text (see select_top_p); EMPTY_MIX if none fits. Without `top_p`, the router's.
         Their weights are on the grid (Mix.on_grid) unless they are to be `exact`.
@@ -80,7 +82,11 @@ class Routing:
         pairs = zip(self.labels, self.label_probabilities, strict=True)
         probabilities = {name: round(p, _DECIMALS) for name, p in pairs if p >= _MIN_PROBABILITY}
         mix = select_top_p(
-            probabilities, top_p=self.top_p if top_p is None else top_p, max_adapters=max_adapters, weights=weights
+            probabilities,
+            top_p=self.top_p if top_p is None else top_p,
+            max_adapters=max_adapters,
+            weights=weights,
+            together=together,
         )
         if not self.fits:
             return EMPTY_MIX

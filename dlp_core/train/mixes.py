@@ -35,6 +35,7 @@ from dlp_core.fusion.segments import Segment
 from dlp_core.mix import EMPTY_MIX, MAX_WEIGHT, Mix
 from dlp_core.quiet import quiet_transformers
 from dlp_core.store.model_folder import check_model_folder
+from dlp_core.together import ANY, Together
 from dlp_core.train.lora import answer_losses
 from dlp_core.train.packing import Example, PackedBatch, batches, common_prefix, encode
 from dlp_core.train.precision import training_dtype
@@ -144,12 +145,14 @@ def fit_mix(
     settings: FitSettings,
     *,
     likely: Sequence[str] = (),
+    together: Together = ANY,
     device: str = "cpu",
     dtype: str | None = None,
     report: Callable[[FitProgress], None] = lambda _: None,
 ) -> Fit:
     """Fit a mix of the adapters `names` of the model folder `base` on `rows`; `load` reads one. `likely` are those that
-    the bank's router thinks possible, the likeliest first. `dtype` is the model's in the fit, by default that of
+    the bank's router thinks possible, the likeliest first. Those that may not run `together` with one that answers
+    better alone are not mixed. `dtype` is the model's in the fit, by default that of
     training_dtype.
 
     The same rows, settings and number of threads give the same mix. Nothing is written.
@@ -184,6 +187,8 @@ def fit_mix(
     best = min(compared, key=compared.__getitem__)
     chosen = list(dict.fromkeys([*list(alone)[:_FITTED_BEST], *(name for name in steepest if name in alone)]))
 
+    allowed, _ = together.chosen(dict.fromkeys([best, *chosen]))
+    chosen = [name for name in chosen if name in allowed]
     weights = {name: 1.0 if name == best else 0.0 for name in chosen[: _FITTED_BEST + _FITTED_STEEPEST]}
     descent = _Descent(mixed, training, settings, report)
     weights = _largest(descent.run(weights, settings.steps, pull=settings.pull), settings.max_adapters)

@@ -19,6 +19,7 @@ from dlp_core.generation.messages import Delta, Finished, GenerationRequest, Log
 from dlp_core.mix import EMPTY_MIX, Mix, Span, select_top_p
 from dlp_core.router import Passage, Routing
 from dlp_core.router.explanation import Explanation, WordEffect
+from dlp_core.together import ANY
 
 BASE = "org/tiny"
 LIMITS = LimitArgs(max_body_bytes=20_000, request_timeout_s=60)
@@ -64,6 +65,8 @@ def manifest(**changes: Any) -> Any:
         "adapters": adapters,
         "recipes": [],
         "recipe_mixes": {},
+        "together": ANY,
+        "allowed_together": None,
         "names": [adapter.name for adapter in adapters],
         "router": SimpleNamespace(version="r1", labels=("cron", "dates", "sql")),
         "model_dump": lambda mode, exclude: {"version": "b1"},

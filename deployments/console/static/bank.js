@@ -173,6 +173,10 @@ async function difference(from, to) {
     ...(found.recipes_added ?? []).map((name) => h("span", { class: "good" }, `+ recipe ${name}`)),
     ...(found.recipes_removed ?? []).map((name) => h("span", { class: "bad" }, `- recipe ${name}`)),
     ...(found.recipes_changed ?? []).map((name) => h("span", { class: "warn" }, `~ recipe ${name}`)),
+    found.mixes === "listed" && h("span", { class: "warn" }, "~ only the pairs of allowed_together are mixed"),
+    found.mixes === "any" && h("span", { class: "warn" }, "~ any adapters are mixed"),
+    ...(found.pairs_added ?? []).map((pair) => h("span", { class: "good" }, `+ ${pair.join(" with ")}`)),
+    ...(found.pairs_removed ?? []).map((pair) => h("span", { class: "bad" }, `- ${pair.join(" with ")}`)),
     found.router_changed && h("span", { class: "warn" }, "~ the router"),
     found.base_changed && h("span", { class: "warn" }, "~ the base model"),
   ].filter(Boolean);

@@ -103,6 +103,9 @@ def test_diff_and_rollback(dlp: Run, published: list[str]) -> None:
         "recipes_added": [],
         "recipes_removed": [],
         "recipes_changed": [],
+        "pairs_added": [],
+        "pairs_removed": [],
+        "mixes": None,
     }
     assert json_of(dlp("rollback", "--json"))["version"] == old
     assert json_of(dlp("show", "--json"))["version"] == old

@@ -65,6 +65,9 @@ def test_two_versions_are_compared(http: TestClient) -> None:
         "recipes_added": [],
         "recipes_removed": [],
         "recipes_changed": [],
+        "pairs_added": [],
+        "pairs_removed": [],
+        "mixes": None,
     }
 
 

@@ -20,6 +20,7 @@ from dlp_core.router.passages import Passage
 from dlp_core.text.chat import Message
 from dlp_core.text.codec import Prompt, TextCodec
 from dlp_core.text.sentences import split
+from dlp_core.together import ANY
 from examples.tiny.model import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -155,7 +156,7 @@ def test_sentences_are_weighted_as_the_request_asks(weights: WeightRule) -> None
     routing = Routing.of({"apple": 0.7, "bread": 0.3})
     router: Any = Decided(routing)
     bank: Any = SimpleNamespace(adapters=[SimpleNamespace(name=name, qualified_name=f"{name}@1") for name in NAMES])
-    bank.recipe_mixes = {}
+    bank.recipe_mixes, bank.together = {}, ANY
     options = RoutingOptions("auto", top_p=0.9, max_adapters=3, weights=weights, by_sentence=True)
     source = (Message("user", "An apple and a bread"),)
     request = GenerationRequest("1", "b1", EMPTY_MIX, source, Sampling(), by_sentence=options)
@@ -168,7 +169,7 @@ def test_sentences_are_weighted_as_the_request_asks(weights: WeightRule) -> None
 @pytest.mark.parametrize("by_sentence", [False, True])
 def test_before_the_last_user_turn_a_mix_that_begins_there_runs_plain(by_sentence: bool) -> None:
     bank: Any = SimpleNamespace(adapters=[SimpleNamespace(name=name, qualified_name=f"{name}@1") for name in NAMES])
-    bank.recipe_mixes = {}
+    bank.recipe_mixes, bank.together = {}, ANY
     options = RoutingOptions("auto", top_p=0.9, max_adapters=3) if by_sentence else None
     router: Any = Decided(routed("bread"))
     source = (Message("user", "Peel an apple."), Message("assistant", "Done."), Message("user", "Cut the bread."))
