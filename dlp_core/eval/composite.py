@@ -5,12 +5,13 @@
     2. <question>
 
 Adapters are trained on one question at a time, so the answers are requested one by one: the assistant's turn is
-prefilled with "1.", then with "1. <its first answer>\n2.", and each answer ends at the end of its line. Four methods:
+prefilled with "1.", then with "1. <its first answer>\n2.", and each answer ends at the end of its line. Five methods:
 
     plain            the backbone alone
     by request       one mix, routed on the whole prompt
     by sentence      a mix for each sentence of the prompt and of the answers
     oracle by part   each question and its answer under its own adapter
+    apart            each question as a prompt of its own, routed: what it costs to ask them in one
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from dlp_core.eval.suite import Suite
 from dlp_core.mix import EMPTY_MIX, Mix
 from dlp_core.store.transfers import Progress
 
-METHODS = ("plain", "by request", "by sentence", "oracle by part")
+METHODS = ("plain", "by request", "by sentence", "oracle by part", "apart")
 
 
 async def evaluate_composites(
@@ -83,7 +84,7 @@ def compose(rows: Sequence[EvalRow]) -> tuple[str, list[int]]:
 
 
 def _is_supported(method: str, chooser: Chooser, tasks: set[str]) -> bool:
-    if method in ("by request", "by sentence"):
+    if method in ("by request", "by sentence", "apart"):
         return chooser.router is not None
     return method == "plain" or tasks <= set(chooser.adapters)
 
@@ -93,6 +94,11 @@ def _job(method: str, rows: Sequence[EvalRow], given: Sequence[str], suite: Suit
     text, starts = compose(rows)
     index = len(given)
     served = parse(SERVED)
+    max_tokens = suite.settings.types[rows[index].type].max_tokens
+    if method == "apart":
+        assert chooser.router is not None
+        row = rows[index]
+        return Job(row.input, chooser.mix(served, row, chooser.router.route([row.input])[0]), max_tokens=max_tokens)
     mixes = [EMPTY_MIX] * len(rows)
     parts: tuple[tuple[int, Mix], ...] = ()
     mix = EMPTY_MIX
@@ -107,7 +113,7 @@ def _job(method: str, rows: Sequence[EvalRow], given: Sequence[str], suite: Suit
     return Job(
         text,
         mix,
-        max_tokens=suite.settings.types[rows[index].type].max_tokens,
+        max_tokens=max_tokens,
         sentence=(served.top_p, suite.settings.max_adapters) if method == "by sentence" else None,
         parts=parts,
         begun=tuple(zip([*lines, f"{index + 1}."], mixes, strict=False)),
@@ -137,6 +143,7 @@ def _score(
         prompts=len(prompts),
         score=Interval.of(estimate(means, seed=suite.settings.seed)),
         by_place=[100 * fmean(by_place[index]) for index in range(parts)],
+        by_prompt=[100 * mean for mean in means],
     )
 
 
