@@ -64,7 +64,7 @@ class DLPOptions(StrictBody):
     weights: WeightRule | None = None
     exact_weights: bool = False
     min_confidence: float | None = Field(default=None, ge=0, le=1)
-    granularity: Literal["request", "sentence"] = "request"
+    granularity: Literal["request", "sentence", "task"] = "request"
     activation: Activation | None = None
     adapters: list[AdapterWeight] | None = None
     bank: str | None = Field(default=None, min_length=1, max_length=128)

@@ -111,7 +111,8 @@ def routing_options(body: AnyRequest, routing: RoutingArgs) -> RoutingOptions:
         min_confidence=routing.min_confidence if options.min_confidence is None else options.min_confidence,
         limit=allowed,
         activation=options.activation or routing.activation,
-        by_sentence=options.granularity == "sentence",
+        by_sentence=options.granularity != "request",
+        by_task=options.granularity == "task",
         adapters=None if explicit is None else tuple((part.name, part.weight) for part in explicit),
         fallback=routing.fallback,
     )

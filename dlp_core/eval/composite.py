@@ -5,12 +5,13 @@
     2. <question>
 
 Adapters are trained on one question at a time, so the answers are requested one by one: the assistant's turn is
-prefilled with "1.", then with "1. <its first answer>\n2.", and each answer ends at the end of its line. Five methods:
+prefilled with "1.", then with "1. <its first answer>\n2.", and each answer ends at the end of its line. Six methods:
 
     plain            the backbone alone
     by request       one mix, routed on the whole prompt
     by sentence      a mix for each sentence of the prompt and of the answers
     oracle by part   each question and its answer under its own adapter
+    by task          each passage that the router finds answered on its own (dlp_core/generation/tasks.py)
     apart            each question as a prompt of its own, routed: what it costs to ask them in one
 """
 
@@ -22,16 +23,19 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from dlp_core.eval.answers import Answerer, Job, run_all
-from dlp_core.eval.arms import SERVED, Chooser, parse
+from dlp_core.eval.arms import SERVED, Arm, Chooser, parse
 from dlp_core.eval.metrics import LIKELIHOOD, METRICS
 from dlp_core.eval.results import CompositeScore, Interval
 from dlp_core.eval.rows import EvalRow
 from dlp_core.eval.statistics import estimate
 from dlp_core.eval.suite import Suite
+from dlp_core.generation.tasks import divided
 from dlp_core.mix import EMPTY_MIX, Mix
+from dlp_core.router.passages import passages_first
 from dlp_core.store.transfers import Progress
+from dlp_core.text.chat import Message
 
-METHODS = ("plain", "by request", "by sentence", "oracle by part", "apart")
+METHODS = ("plain", "by request", "by sentence", "oracle by part", "by task", "apart")
 
 
 async def evaluate_composites(
@@ -84,7 +88,7 @@ def compose(rows: Sequence[EvalRow]) -> tuple[str, list[int]]:
 
 
 def _is_supported(method: str, chooser: Chooser, tasks: set[str]) -> bool:
-    if method in ("by request", "by sentence", "apart"):
+    if method in ("by request", "by sentence", "by task", "apart"):
         return chooser.router is not None
     return method == "plain" or tasks <= set(chooser.adapters)
 
@@ -95,6 +99,9 @@ def _job(method: str, rows: Sequence[EvalRow], given: Sequence[str], suite: Suit
     index = len(given)
     served = parse(SERVED)
     max_tokens = suite.settings.types[rows[index].type].max_tokens
+    if method == "by task" and (tasks := _tasks(text, served, rows, chooser)):
+        messages, own = tasks[min(index, len(tasks) - 1)]
+        return Job(messages[-1].content, own, max_tokens=max_tokens)
     if method == "apart":
         assert chooser.router is not None
         row = rows[index]
@@ -114,11 +121,18 @@ def _job(method: str, rows: Sequence[EvalRow], given: Sequence[str], suite: Suit
         text,
         mix,
         max_tokens=max_tokens,
-        sentence=(served.top_p, suite.settings.max_adapters) if method == "by sentence" else None,
+        sentence=(served.top_p, suite.settings.max_adapters) if method in ("by sentence", "by task") else None,
         parts=parts,
         begun=tuple(zip([*lines, f"{index + 1}."], mixes, strict=False)),
         stop=("\n",),
     )
+
+
+def _tasks(text: str, served: Arm, rows: Sequence[EvalRow], chooser: Chooser) -> list[tuple[tuple[Message, ...], Mix]]:
+    """The tasks that a server finds in the prompt; none where it answers all of it at once."""
+    assert chooser.router is not None
+    found = passages_first(chooser.router, [text])
+    return divided([Message("user", text)], found, lambda passage: chooser.mix(served, rows[0], passage.routing))
 
 
 def _score(

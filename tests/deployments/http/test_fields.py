@@ -80,6 +80,16 @@ def test_sentences_are_routed_where_the_router_decides(
         assert options.weights == "softmax"
 
 
+@pytest.mark.parametrize(("granularity", "by_task"), [("sentence", False), ("task", True)])
+def test_tasks_are_answered_one_by_one_where_that_is_asked(
+    http: TestClient, service: EchoService, granularity: str, by_task: bool
+) -> None:
+    assert http.post("/chat/completions", json=chat(dlp={"granularity": granularity})).status_code == 200
+    options = service.asked[0].by_sentence
+    assert options is not None
+    assert options.by_task == by_task
+
+
 @pytest.mark.parametrize(
     ("asked", "runs"), [({}, "always"), ({"activation": "turn"}, "turn"), ({"activation": "always"}, "always")]
 )
