@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from dlp_core.engine.config import EngineConfig
-from dlp_core.mix import Activation, WeightRule
+from dlp_core.mix import Activation, Granularity, WeightRule
 
 if TYPE_CHECKING:
     from dlp_core.bank.disk_cache import DiskCache
@@ -35,6 +35,9 @@ class RoutingArgs(_Args):
     weights: WeightRule = "renormalise"
     """Weights of the kept adapters: probabilities over their sum, or a softmax over them as in the paper's code."""
     activation: Activation = "always"
+    granularity: Granularity = "request"
+    """Of messages of several tasks (docs/api.md): `task` answers each of them on its own. A message of one task is
+    answered alike by all three."""
     """From where on a mix runs (docs/caching.md): `turn` leaves the turns before a chat's last user turn to the plain
     backbone, so that all adapters share their cache. Adapters that were not trained for it lose by it."""
     min_confidence: float | None = Field(default=None, ge=0, le=1)

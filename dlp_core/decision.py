@@ -46,6 +46,7 @@ class RoutingOptions:
     min_confidence: float | None = None
     activation: Activation = "always"  # from where on the mix runs
     by_sentence: bool = False  # each sentence gets its own mix, if the router decides
+    by_task: bool = False  # beside that, each task of a message is answered on its own, if one answer needs no form
     adapters: tuple[tuple[str, float], ...] | None = None  # explicit (name, weight); None: the model name decides
     allowed: frozenset[str] | None = None  # adapters and recipes this request may use; None: the whole bank
     limit: int | None = None  # adapters of a recipe that the request names; None: any number

@@ -30,6 +30,9 @@ Activation = Literal["always", "turn"]
 """From where on a mix runs: from a request's first token, or from the first token of a chat's last user turn. What is
 before runs plain."""
 
+Granularity = Literal["request", "sentence", "task"]
+"""One mix for a request, one for each of its sentences, or each task of its message answered on its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class WeightedAdapter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.bar import Bar
@@ -15,7 +15,7 @@ from rich.table import Table
 from deployments import terminal
 from deployments.cli.options import ROWS, Json
 from dlp_core.errors import InvalidRequest
-from dlp_core.mix import Mix, WeightRule, resolve
+from dlp_core.mix import Granularity, Mix, WeightRule, resolve
 from dlp_core.store.opening import PLACES
 from dlp_core.together import ANY, Together
 
@@ -53,7 +53,7 @@ def route(
         WeightRule, typer.Option(help="Probabilities divided by their sum, or a second softmax over them.")
     ] = "renormalise",
     granularity: Annotated[
-        Literal["request", "sentence"], typer.Option(help="One mix, or one for each passage that is about a task.")
+        Granularity, typer.Option(help="One mix, or one for each passage that is about a task.")
     ] = "request",
     json: Json = False,
 ) -> None:
@@ -81,7 +81,7 @@ def route(
     for read, routing in zip(texts, opened.route_first(texts), strict=True):
         mix = chosen(routing)
         passages = None
-        if granularity == "sentence":
+        if granularity != "request":
             passages = [
                 (passage.start, passage.end, chosen(passage.routing)) for passage in passages_first(opened, read)
             ]

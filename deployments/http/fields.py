@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from dlp_core.mix import Activation, WeightRule
+from dlp_core.mix import Activation, Granularity, WeightRule
 
 Neutral = dict[str, tuple[Any, ...]]
 """Values at which a field that is not supported has no effect, by field."""
@@ -64,7 +64,7 @@ class DLPOptions(StrictBody):
     weights: WeightRule | None = None
     exact_weights: bool = False
     min_confidence: float | None = Field(default=None, ge=0, le=1)
-    granularity: Literal["request", "sentence"] = "request"
+    granularity: Granularity | None = None
     activation: Activation | None = None
     adapters: list[AdapterWeight] | None = None
     bank: str | None = Field(default=None, min_length=1, max_length=128)

@@ -102,6 +102,7 @@ def routing_options(body: AnyRequest, routing: RoutingArgs) -> RoutingOptions:
         raise InvalidRequest(
             f"dlp.adapters names {len(explicit)} adapters; at most {allowed} are mixed", param="dlp.adapters"
         )
+    granularity = options.granularity or routing.granularity
     return RoutingOptions(
         model=body.model,
         top_p=routing.top_p if options.top_p is None else options.top_p,
@@ -111,7 +112,8 @@ def routing_options(body: AnyRequest, routing: RoutingArgs) -> RoutingOptions:
         min_confidence=routing.min_confidence if options.min_confidence is None else options.min_confidence,
         limit=allowed,
         activation=options.activation or routing.activation,
-        by_sentence=options.granularity == "sentence",
+        by_sentence=granularity != "request",
+        by_task=granularity == "task",
         adapters=None if explicit is None else tuple((part.name, part.weight) for part in explicit),
         fallback=routing.fallback,
     )

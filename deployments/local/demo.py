@@ -40,8 +40,15 @@ CACHE_BYTES = 2**30
 
 
 @dataclass(frozen=True, slots=True)
+class DemoPrompt:
+    text: str
+    granularity: str
+    """Of the request; "task" answers each task of the prompt on its own."""
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """The endpoint's response to a prompt. `adapters` is the x-dlp-adapters header."""
+    """The endpoint's response to a prompt. `adapters` are those of the answer's spans: `name=0.80,other=0.20`."""
 
     prompt: str
     adapters: str
@@ -98,14 +105,18 @@ def run(
                 step.say(f"{number} of {len(prompts)}")
                 answers.append(ask(app.url, prompt))
         terminal.out.print(table(answers))
-        terminal.out.print(snippets(app.url, console, prompts[0]), markup=False, highlight=False, soft_wrap=True)
+        terminal.out.print(snippets(app.url, console, prompts[0].text), markup=False, highlight=False, soft_wrap=True)
         signal.pause()
 
 
-def read_prompts(path: Path) -> list[str]:
-    """The demo's prompts: one per adapter, one for two adapters, one for none. Raises InvalidRequest."""
+def read_prompts(path: Path) -> list[DemoPrompt]:
+    """The demo's prompts: one per adapter, one for a mix of two, one of two tasks, one for none. Raises
+    InvalidRequest."""
     try:
-        return [str(row["prompt"]) for row in json.loads(path.read_text())]
+        return [
+            DemoPrompt(str(row["prompt"]), str(row.get("granularity", "request")))
+            for row in json.loads(path.read_text())
+        ]
     except FileNotFoundError:
         raise InvalidRequest(
             f"{path} does not exist; the demo bank comes with the project's checkout, not with the package: run this "
@@ -113,18 +124,25 @@ def read_prompts(path: Path) -> list[str]:
         ) from None
 
 
-def ask(url: str, prompt: str) -> Answer:
+def ask(url: str, prompt: DemoPrompt) -> Answer:
     """Send one chat request with the openai client, as any user would."""
     from openai import OpenAI
 
     with OpenAI(base_url=f"{url}/v1", api_key="none") as client:
         began = time.perf_counter()
         response = client.chat.completions.with_raw_response.create(
-            model="auto", messages=[{"role": "user", "content": prompt}], max_tokens=96
+            model="auto",
+            messages=[{"role": "user", "content": prompt.text}],
+            max_tokens=96,
+            extra_body={"dlp": {"granularity": prompt.granularity}},
         )
         milliseconds = (time.perf_counter() - began) * 1000
-    text = response.parse().choices[0].message.content or ""
-    return Answer(prompt, response.headers["x-dlp-adapters"], text, milliseconds)
+    reply = response.parse()
+    spans = (reply.model_extra or {})["dlp"]["spans"]
+    prompt_tokens = reply.usage.prompt_tokens if reply.usage else 0
+    of_the_answer = [span["mix"] for span in spans if span["end"] > prompt_tokens]
+    adapters = ",".join(f"{part['adapter']}={part['weight']:.2f}" for mix in of_the_answer for part in mix) or "base"
+    return Answer(prompt.text, adapters, reply.choices[0].message.content or "", milliseconds)
 
 
 def table(answers: Sequence[Answer]) -> Table:

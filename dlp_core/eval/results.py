@@ -104,6 +104,8 @@ class CompositeScore(Record):
     """Mean over prompts of the mean over their parts."""
     by_place: list[float]
     """Mean score of the first part, of the second, and so on."""
+    by_prompt: list[float] | None = None
+    """Mean score of each prompt, in the same order under every method; None in results of older versions."""
 
 
 class BankInfo(Record):

@@ -21,7 +21,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Annotated, Self
@@ -105,6 +105,14 @@ class Suite:
     def score_metric(self, row: EvalRow) -> str:
         """The name of the metric that is the row's score."""
         return self.settings.types[row.type].metrics[0]
+
+    def scored_by(self, metric: str | None) -> Suite:
+        """The suite with this metric as the score of the rows that have it; None changes nothing."""
+        types = {
+            name: kind.model_copy(update={"metrics": tuple(sorted(kind.metrics, key=lambda each: each != metric))})
+            for name, kind in self.settings.types.items()
+        }
+        return replace(self, settings=self.settings.model_copy(update={"types": types}))
 
 
 def load_suite(path: Path, *, data: Path | None = None, rows: int | None = None) -> Suite:

@@ -16,8 +16,19 @@ from typing import Any, TypeVar
 from dlp_core.bank.source import unqualified
 from dlp_core.engine.protocol import Engine
 from dlp_core.engine.request import FinishReason, Plan, Sampling, TokenLogprob
-from dlp_core.generation.messages import Completion, Delta, Finished, Logprob, Piece, Source, TokenIds, TokenText
+from dlp_core.generation.messages import (
+    Completion,
+    Delta,
+    EndReason,
+    Finished,
+    Logprob,
+    Piece,
+    Source,
+    TokenIds,
+    TokenText,
+)
 from dlp_core.generation.planning import Planner
+from dlp_core.generation.tasks import BETWEEN, JoinedSpans, Task
 from dlp_core.generation.tool_calls import PlainReader, ReadStream, check_tools, named_as_tools
 from dlp_core.mix import Mix, Span
 from dlp_core.text.codec import Prompt, TextCodec, TextStream
@@ -71,6 +82,12 @@ class Generator:
         """
         check_tools(tools, self._calls)
         prompt, mixes = await self._in_order(self._read, source, plan, add_special_tokens, chat_template, tools)
+        if isinstance(mixes, tuple):
+            answered = self._answer_each(mixes, sampling, request_id=request_id, stop=stop, on_tokens=on_tokens)
+            async with aclosing(answered) as pieces:
+                async for piece in pieces:
+                    yield piece
+            return
         reader = await self._reader(tools, prompt, stream=stream)
         text = self._codec.stream(prompt, stop, special_tokens=reader.special_tokens)
         answer = ReadStream(text, reader)
@@ -118,6 +135,57 @@ class Generator:
         spans = _reported_spans(spans, len(prompt.ids) + text.tokens)
         yield Finished(answer.end_reason(reason, tools), len(prompt.ids), text.tokens, spans, cached_tokens)
 
+    async def _answer_each(
+        self,
+        tasks: Sequence[Task],
+        sampling: Sampling,
+        *,
+        request_id: str,
+        stop: Sequence[str],
+        on_tokens: Callable[[int], object],
+    ) -> AsyncGenerator[Piece, None]:
+        """The answers to the tasks as one completion, with an empty line between. The limit of tokens is that of all; a
+        stop string ends the answer to one."""
+        read = [await self._in_order(self._read, task.messages, task.plan, None, None, None) for task in tasks]
+        prompts = [(prompt, mixes) for prompt, mixes in read if isinstance(mixes, Plan)]
+        spans = JoinedSpans([(len(prompt.ids), plan) for prompt, plan in prompts])
+        prompt_tokens, tokens, length = sum(len(prompt.ids) for prompt, _ in prompts), 0, 0
+        reason: EndReason = "length"
+        for number, (prompt, plan) in enumerate(prompts):
+            left = None if sampling.max_tokens is None else sampling.max_tokens - tokens
+            if left == 0:
+                reason = "length"
+                break
+            if number:
+                length += len(BETWEEN)
+                yield Delta(BETWEEN)
+            begun, at = False, length
+            answer = self.generate(
+                prompt,
+                plan,
+                replace(sampling, max_tokens=left),
+                request_id=f"{request_id}-task-{number}",
+                stop=stop,
+                on_tokens=on_tokens,
+            )
+            async with aclosing(answer) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, Finished):
+                        reason = piece.finish_reason
+                        tokens += piece.completion_tokens
+                        spans.set(number, piece.spans)
+                        continue
+                    told: tuple[Span, ...] = ()
+                    if not begun:
+                        begun = True
+                        last = unqualified(plan.spans[-1][1])
+                        spans.set(number, [*spans.prompt(number), Span(len(prompt.ids), len(prompt.ids) + 1, last)])
+                        told = spans.joined()
+                    length += len(piece.text)
+                    moved = tuple(replace(each, offset=each.offset + at) for each in piece.logprobs)
+                    yield replace(piece, logprobs=moved, spans=told)
+        yield Finished(reason, prompt_tokens, tokens, spans.joined())
+
     async def decode(self, ids: Sequence[int]) -> str:
         """The text of a prompt that comes as token ids. Raises PromptTooLong, or InvalidRequest if there are none."""
         prompt = await self._in_order(self._codec.decode_prompt, ids)
@@ -159,7 +227,7 @@ class Generator:
         add_special_tokens: bool | None,
         chat_template: str | None,
         tools: Tools | None,
-    ) -> tuple[Prompt, Mix | Plan]:
+    ) -> tuple[Prompt, Mix | Plan | tuple[Task, ...]]:
         if isinstance(source, Prompt):
             prompt = source
         elif isinstance(source, TokenIds):

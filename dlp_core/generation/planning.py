@@ -1,4 +1,5 @@
-"""The plan of a request that names adapters of a bank: one mix for all of it, or one per sentence. No torch."""
+"""The plan of a request that names adapters of a bank: one mix for all of it, one per sentence, or a plan for each of
+its tasks. No torch."""
 
 from __future__ import annotations
 
@@ -14,15 +15,17 @@ from dlp_core.engine.activation import plain_before
 from dlp_core.engine.request import Plan
 from dlp_core.generation.messages import GenerationRequest
 from dlp_core.generation.sentence_mixes import SentenceMixes
-from dlp_core.router import Router, restricted
+from dlp_core.generation.tasks import Task, divided
+from dlp_core.mix import Mix
+from dlp_core.router import Router, Routing, restricted
 from dlp_core.router.passages import passages_first
 from dlp_core.text.chat import routing_texts
 
 if TYPE_CHECKING:
     from dlp_core.text.codec import Prompt, TextCodec
 
-Planner = Callable[["Prompt"], Plan]
-"""Maps the model's prompt to the mixes it is processed with."""
+Planner = Callable[["Prompt"], Plan | tuple[Task, ...]]
+"""Maps the model's prompt to the mixes it is processed with, or to the tasks that are answered in its place."""
 
 
 def planner(
@@ -43,14 +46,26 @@ def planner(
     if options is None or router is None:
         return lambda prompt: finished(Plan.of(qualified(request.mix, bank)), prompt)
     recipes, together = bank.recipe_mixes, bank.together
-    mixes = SentenceMixes(
-        partial(passages_first, restricted(router, options.allowed)),
-        lambda routing: qualified(choose(options, routing, recipes, together)[0], bank),
-        max_adapters=max_adapters,
-    )
+    divide = partial(passages_first, restricted(router, options.allowed))
+
+    def mix(routing: Routing) -> Mix:
+        return qualified(choose(options, routing, recipes, together)[0], bank)
+
+    mixes = SentenceMixes(divide, mix, max_adapters=max_adapters)
 
     def by_sentence(prompt: Prompt) -> Plan:
         texts = routing_texts(request.source) if isinstance(request.source, tuple) else (prompt.text,)
         return finished(mixes.plan(prompt, texts, codec.stream(prompt)), prompt)
 
-    return by_sentence
+    source = request.source
+    if not options.by_task or not isinstance(source, tuple) or request.tools or request.sampling.response_format:
+        return by_sentence
+
+    def by_task(prompt: Prompt) -> Plan | tuple[Task, ...]:
+        tasks = divided(source, divide(routing_texts(source)), lambda passage: mix(passage.routing))
+        return tuple(Task(messages, partial(_one, one)) for messages, one in tasks) or by_sentence(prompt)
+
+    def _one(mix: Mix, prompt: Prompt) -> Plan:
+        return finished(Plan.of(mix), prompt)
+
+    return by_task

@@ -1,6 +1,7 @@
 """Rebuild the demo bank from the generators in tasks/ and the recipe in recipe.py.
 
 python -m examples.bank.build rows OUT         the data, in the format of `dlp adapter train` and `dlp router train`
+python -m examples.bank.build heldout OUT      rows that nothing was trained on, for heldout.yaml
 python -m examples.bank.build adapters BASE    all adapters, about five minutes each on two idle cores; ordinary ones
                                                first, then from each an activated one, in a few steps
 python -m examples.bank.build router           the router, about a minute
@@ -8,6 +9,7 @@ python -m examples.bank.build router           the router, about a minute
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +24,17 @@ from dlp_core.router.training.train import train_router
 from dlp_core.text.chat import Message
 from dlp_core.train.lora import TrainProgress, TrainSettings, train_adapter
 from dlp_core.train.rows import Row
-from examples.bank.recipe import ADAPTERS, BACKGROUND_ROWS, CHAT_EVERY, ORDINARY, ROUTER, ROUTER_ROWS, ROWS
+from examples.bank.recipe import (
+    ADAPTERS,
+    BACKGROUND_ROWS,
+    CHAT_EVERY,
+    HELDOUT_TEST,
+    HELDOUT_TRAIN,
+    ORDINARY,
+    ROUTER,
+    ROUTER_ROWS,
+    ROWS,
+)
 from examples.bank.tasks import rows as task_rows
 from examples.bank.tasks.router_rows import router_rows
 
@@ -40,6 +52,17 @@ def rows(
     for name in ADAPTERS:
         _write(out / f"{name}.jsonl", task_rows(name, "train", ROWS))
     _write(out / "router.jsonl", router_rows("train", ROUTER_ROWS, BACKGROUND_ROWS))
+
+
+@app.command()
+def heldout(
+    out: Annotated[Path, typer.Argument(help="Folder for train.jsonl.gz and test.jsonl.gz.")],
+) -> None:
+    """Write rows of each task that neither adapters nor router have seen: to fit mixes and labels on, and to test."""
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = {name: task_rows(name, "heldout", HELDOUT_TEST + HELDOUT_TRAIN) for name in ADAPTERS}
+    _write(out / "test.jsonl.gz", (row for rows in drawn.values() for row in rows[:HELDOUT_TEST]))
+    _write(out / "train.jsonl.gz", (row for rows in drawn.values() for row in rows[HELDOUT_TEST:]))
 
 
 @app.command()
@@ -102,7 +125,8 @@ def router(
 
 
 def _write(path: Path, lines: Iterable[Mapping[str, str | None]]) -> None:
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+    path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
 
 
 if __name__ == "__main__":

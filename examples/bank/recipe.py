@@ -49,4 +49,7 @@ CHAT_EVERY = 3
 BACKGROUND_ROWS = 8_000
 """Number of prompts of no task in the router's training data."""
 
+HELDOUT_TEST, HELDOUT_TRAIN = 100, 80
+"""Rows of each task that nothing was trained on, of heldout.yaml: to answer, and to fit mixes and labels on."""
+
 ROUTER = RouterSettings()

@@ -12,6 +12,9 @@ rows answered:
     seen       taught by benefit; the bank has no adapter of the row's task, its rows were labelled with the others
     known      taught by benefit, with all adapters and all rows
 
+`--suite` asks the same of another bank: DATA has its train.jsonl.gz and what the suite names, as
+`python -m examples.bank.build heldout` writes for the demo bank and examples/bank/heldout.yaml.
+
 An interrupted run goes on with what OUT has: scores.jsonl, a router in routers/WAY/TASK, answers.jsonl. The last line
 is a table; OUT/benefit.json has the same with intervals, and no data rows.
 """
@@ -69,14 +72,18 @@ def main(
     rows: Annotated[int, typer.Option(min=8, help="Rows per task that are labelled.")] = 48,
     test_rows: Annotated[int | None, typer.Option(min=1, help="Rows per task that are answered.")] = None,
     only: Annotated[list[str] | None, typer.Option(metavar="TASK", help="Leave out only these, one at a time.")] = None,
+    suite_file: Annotated[Path, typer.Option("--suite", help="YAML suite of DATA.")] = SUITE,
+    metric: Annotated[str | None, typer.Option(help="The metric to score rows by that have it.")] = None,
+    teacher: Annotated[bool, typer.Option(help="Whether routers are trained with the teacher.")] = True,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the model.")] = None,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
 ) -> None:
     """Label, train, route, answer, compare."""
-    suite = load_suite(SUITE, data=data, rows=test_rows)
+    suite = load_suite(suite_file, data=data, rows=test_rows).scored_by(metric)
     drawn = draw(list(read_rows(data / "train.jsonl.gz")), suite.tasks, rows)
     setup = Setup(base, dtype, "cpu", threads)
-    result = compare(suite, drawn, bank, setup, out, left_out=only or suite.tasks)
+    settings = TrainSettings() if teacher else TrainSettings(teacher=None)
+    result = compare(suite, drawn, bank, setup, out, left_out=only or suite.tasks, settings=settings)
     (out / "benefit.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     Console().print(table(result))
 
@@ -218,6 +225,7 @@ def _result(
         "suite": suite.settings.name,
         "digest": suite.digest,
         "labelled": len(measured),
+        "metrics": sorted({suite.score_metric(row) for row in suite.rows}),
         "settings": {"temperature": TEMPERATURE, "prior_rows": PRIOR_ROWS},
         "differences": {
             f"{way} - {other}": asdict(found)

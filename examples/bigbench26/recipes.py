@@ -2,6 +2,9 @@
 
     python -m examples.bigbench26.recipes BASE_MODEL DATA BANK OUT [--tasks 12] [--pairs 6]
 
+`--suite` asks the same of another bank: DATA has its train.jsonl.gz and what the suite names, as
+`python -m examples.bank.build heldout` writes for the demo bank and examples/bank/heldout.yaml.
+
 **Left out.** Of each of 12 tasks, the task's own adapter is taken out of the bank. A recipe is fitted to 64 rows
 (dlp_core/train/mixes.py) and answers 100 others, beside the best single adapter, chosen on the same 64 rows, and the
 plain backbone. **Two at once.** Of each of 6 pairs of tasks whose adapters the bank has, a recipe is fitted to 64
@@ -33,9 +36,7 @@ import typer
 
 from dlp_core.adapter.weights import read_adapter
 from dlp_core.bank.disk_cache import DiskCache
-from dlp_core.engine.config import EngineConfig
-from dlp_core.engine.loading import load
-from dlp_core.eval.answers import Answerer, Job
+from dlp_core.eval.answers import Job
 from dlp_core.eval.arms import Chooser
 from dlp_core.eval.composite import compose
 from dlp_core.eval.evaluation import evaluate
@@ -43,7 +44,7 @@ from dlp_core.eval.journal import Journal
 from dlp_core.eval.judged_bank import JudgedBank, open_bank
 from dlp_core.eval.metrics import LIKELIHOOD, METRICS
 from dlp_core.eval.rows import EvalRow
-from dlp_core.eval.run import Setup
+from dlp_core.eval.run import Setup, answering
 from dlp_core.eval.statistics import estimate_over_tasks
 from dlp_core.eval.suite import Suite, load_suite
 from dlp_core.mix import EMPTY_MIX, Mix
@@ -54,8 +55,6 @@ from dlp_core.train.rows import Row
 
 SUITE = Path(__file__).parent / "suite.yaml"
 CONCURRENCY = 16
-PROMPTS = 100
-"""That test a pair."""
 SHORT = 400
 """Characters of a question of a pair."""
 ROUTED = 8
@@ -72,13 +71,18 @@ def main(
     pairs: Annotated[int, typer.Option(min=0, help="Pairs of tasks.")] = 6,
     rows: Annotated[int, typer.Option(min=16, help="Rows to fit on.")] = 64,
     test_rows: Annotated[int, typer.Option(min=1, help="Rows to test on, as far as a task has them.")] = 100,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts to test a pair on.")] = 100,
+    suite_file: Annotated[Path, typer.Option("--suite", help="YAML suite of DATA.")] = SUITE,
+    metric: Annotated[str | None, typer.Option(help="The metric to score rows by that have it.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a fit.")] = FitSettings().steps,
+    dtype: Annotated[str, typer.Option(help="Of the answers: bfloat16 or float32.")] = "bfloat16",
     threads: Annotated[int | None, typer.Option(min=1)] = None,
     seed: int = 0,
 ) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
-    suite = load_suite(SUITE, data=data, rows=test_rows)
+    suite = load_suite(suite_file, data=data, rows=test_rows).scored_by(metric)
     training: dict[str, list[Row]] = {}
     for row in read_rows(data / "train.jsonl.gz"):
         training.setdefault(str(row.task), []).append(Row(*row.answered()))
@@ -86,7 +90,9 @@ def main(
         cache = DiskCache(Path(work), 4 * 1024**3)
         with open_bank(str(bank), cache) as opened, closing(Journal(out / "answers.jsonl")) as journal:
             names = [adapter.name for adapter in opened.manifest.adapters if adapter.name in training]
-            study = Study(base, opened, bank, suite, training, journal, rows, threads, seed)
+            setup = Setup(base, dtype, "cpu", threads, CONCURRENCY)
+            fitting = FitSettings(steps=steps, seed=seed)
+            study = Study(setup, opened, bank, suite, training, journal, rows, prompts, fitting)
             drawn = Random(f"{seed} tasks").sample(names, len(names))
             left_out = [study.kept(out / f"left-out-{task}.json", task) for task in sorted(drawn[:tasks])]
             short = [name for name in drawn if any(len(row.input) <= SHORT for row in suite.rows if row.task == name)]
@@ -96,6 +102,8 @@ def main(
         "base_model": base.resolve().name,
         "bank": opened.manifest.version,
         "rows": rows,
+        "steps": steps,
+        "metrics": sorted({suite.score_metric(row) for row in suite.rows}),
         "left_out": left_out,
         "pairs": both,
         "differences": {
@@ -111,7 +119,7 @@ def main(
 class Study:
     """The bank under study, and what every part of it needs."""
 
-    base: Path
+    setup: Setup
     bank: JudgedBank
     folder: Path
     """Of the bank."""
@@ -120,12 +128,14 @@ class Study:
     """By task."""
     journal: Journal
     rows: int
-    threads: int | None
-    seed: int
+    """To fit on."""
+    prompts: int
+    """To test a pair on."""
+    fitting: FitSettings
 
     @property
-    def setup(self) -> Setup:
-        return Setup(self.base, "bfloat16", "cpu", self.threads, CONCURRENCY)
+    def seed(self) -> int:
+        return self.fitting.seed
 
     @property
     def names(self) -> list[str]:
@@ -158,7 +168,7 @@ class Study:
         tests = [
             [row for row in self.suite.rows if row.task == task and len(row.input) <= SHORT] for task in (first, second)
         ]
-        prompts = [rng.sample([rng.choice(pool) for pool in tests], 2) for _ in range(PROMPTS)]
+        prompts = [rng.sample([rng.choice(pool) for pool in tests], 2) for _ in range(self.prompts)]
         mixes = {"recipe": fit.mix, "half": Mix.of({first: 0.5, second: 0.5}), "plain": EMPTY_MIX}
         scores = asyncio.run(self._pair_scores(prompts, mixes))
         return {"task": f"{first} {second}", **_facts(fit), "scores": scores | {"kept": scores[_kept(fit, "half")]}}
@@ -172,11 +182,11 @@ class Study:
     def _fit(self, rows: Sequence[Row], names: Sequence[str]) -> Fit:
         with quiet_transformers():
             return fit_mix(
-                self.base,
+                self.setup.base_model,
                 rows,
                 names,
                 lambda name: read_adapter(self.folder / "adapters" / name, name=name),
-                FitSettings(seed=self.seed),
+                self.fitting,
                 likely=self._likely(rows, names),
                 report=lambda state: None,
             )
@@ -197,7 +207,7 @@ class Study:
         recipes = {f"mix-{name}": mix for name, mix in mixes.items() if mix}
         chooser = Chooser(replace(suite, settings=_alone(suite)), None, [*self.names, *recipes], recipes)
         arms = {name: f"adapter=mix-{name}" if mix else "plain" for name, mix in mixes.items()}
-        async with _Engine(self.base, self.bank, self.journal, self.setup) as answerer:
+        async with answering(self.bank, None, self.setup, self.journal) as answerer:
             results = await evaluate(
                 chooser,
                 chooser.resolve(list(arms.values())),
@@ -214,7 +224,7 @@ class Study:
         """The score of each prompt, the mean of its two answers', under each mix. As in dlp_core/eval/composite.py, the
         answers are asked for one by one."""
         given: dict[tuple[str, int], list[str]] = {(name, n): [] for name in mixes for n in range(len(prompts))}
-        async with _Engine(self.base, self.bank, self.journal, self.setup) as answerer:
+        async with answering(self.bank, None, self.setup, self.journal) as answerer:
             for index in range(2):
                 jobs = {
                     (name, n): self._job(prompts[n], answered, mixes[name], index)
@@ -244,27 +254,6 @@ class Study:
     def _score(self, answer: str, row: EvalRow) -> float:
         metrics = self.suite.settings.types[row.type].metrics
         return METRICS[next(name for name in metrics if name != LIKELIHOOD)](answer, row)
-
-
-class _Engine:
-    """An engine over a bank, while the block runs."""
-
-    def __init__(self, base: Path, bank: JudgedBank, journal: Journal, setup: Setup) -> None:
-        self._base, self._bank, self._journal, self._setup = base, bank, journal, setup
-
-    async def __aenter__(self) -> Answerer:
-        config = EngineConfig(slots=8, max_requests=CONCURRENCY, cache_tokens=16_384, batch_tokens=256)
-        with quiet_transformers():
-            self._loaded = load(
-                self._base, self._bank.source, config, dtype="bfloat16", device="cpu", threads=self._setup.threads
-            )
-        await self._loaded.engine.start()
-        return Answerer(
-            self._loaded, self._bank.manifest, None, self._journal, setup=self._setup.name(), source=self._bank.source
-        )
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._loaded.engine.stop()
 
 
 def _alone(suite: Suite) -> Any:

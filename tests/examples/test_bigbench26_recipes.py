@@ -24,10 +24,7 @@ def write_rows(path: Path, count: int) -> None:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def test_a_task_is_left_out_and_a_pair_is_asked_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("examples.bigbench26.recipes.PROMPTS", 3)
+def test_a_task_is_left_out_and_a_pair_is_asked_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_bank(tmp_path)
     data, out = tmp_path / "rows", tmp_path / "out"
     data.mkdir()
@@ -35,7 +32,10 @@ def test_a_task_is_left_out_and_a_pair_is_asked_at_once(
     write_rows(data / "test.jsonl.gz", 4)
 
     def study() -> str:
-        main(tmp_path / BASE, data, tmp_path / "bank", out, tasks=1, pairs=1, rows=16, test_rows=3, threads=1, seed=0)
+        main(
+            *(tmp_path / BASE, data, tmp_path / "bank", out),
+            **{"tasks": 1, "pairs": 1, "rows": 16, "test_rows": 3, "prompts": 3, "threads": 1},
+        )
         return (out / "recipes.json").read_text("utf-8")
 
     text = study()

@@ -45,7 +45,7 @@ export async function show(main, context) {
   const path = () => (wanted.kind === "chat" ? "/v1/chat/completions" : "/v1/completions");
   function body(side) {
     const dlp = {};
-    if (side.model === "auto") Object.assign(dlp, { top_p: wanted.topP, max_adapters: wanted.most, ...(wanted.granularity === "sentence" ? { granularity: "sentence" } : {}) });
+    if (side.model === "auto") Object.assign(dlp, { top_p: wanted.topP, max_adapters: wanted.most, ...(wanted.granularity === "request" ? {} : { granularity: wanted.granularity }) });
     if (side.bank) dlp.bank = side.bank;
     const messages = [...(wanted.system.trim() ? [{ role: "system", content: wanted.system }] : []), { role: "user", content: wanted.prompt }];
     return { model: side.model, ...(wanted.kind === "chat" ? { messages } : { prompt: wanted.prompt }), max_tokens: wanted.tokens, ...(wanted.temperature ? { temperature: wanted.temperature } : {}), ...(Object.keys(dlp).length ? { dlp } : {}) };
@@ -87,7 +87,7 @@ export async function show(main, context) {
         slider("temperature", "temperature", { min: "0", max: "2", step: "0.1" }, (value) => (value ? value.toFixed(1) : "greedy")),
         slider("max tokens", "tokens", { min: "8", max: "512", step: "8" }),
         h("div", { class: "field wide" }, h("span", {}, "one mix for each"),
-          segmented("Granularity", [["request", "request"], ["sentence", "sentence"]], wanted.granularity, (value) => { wanted.granularity = value; save(); })))),
+          segmented("Granularity", [["request", "request"], ["sentence", "sentence"], ["task", "task"]], wanted.granularity, (value) => { wanted.granularity = value; save(); })))),
     sides);
   arrange();
 

@@ -166,6 +166,23 @@ def test_sentences_run_under_mixes_of_their_own(app: Application) -> None:
         assert text_of(others[0].result()) == text_of(reply) != text_of(others[1].result())
 
 
+def test_tasks_are_answered_as_if_each_were_asked_alone(app: Application) -> None:
+    first, second = TASKS["sql"].format(3).capitalize(), TASKS["dates"].format(4).capitalize()
+    dlp: dict[str, Any] = {"max_adapters": 1}
+    stop = [text_of(ask(app, f"{first}.", dlp=dlp, max_tokens=20))[4:8]]  # the tiny model ends no answer itself
+    answers = [ask(app, f"{question}.", dlp=dlp, max_tokens=20, stop=stop) for question in (first, second)]
+    most = answers[0]["usage"]["completion_tokens"] + 20
+    dlp["granularity"] = "task"
+    reply = ask(app, f"1. {first}.\n2. {second}.", dlp=dlp, max_tokens=most, stop=stop)
+    assert text_of(reply) == "\n\n".join(map(text_of, answers))
+    read = reply["usage"]["prompt_tokens"]
+    assert read == sum(answer["usage"]["prompt_tokens"] for answer in answers)
+    spans = reply["dlp"]["spans"]
+    assert [[part["adapter"] for part in span["mix"]] for span in spans] == 2 * [["sql"], ["dates"]]
+    assert spans[1]["end"] == read
+    assert spans[-1]["end"] == reply["usage"]["total_tokens"]
+
+
 def test_several_choices_of_a_seed_can_be_had_again(app: Application) -> None:
     question: dict[str, Any] = {"model": "sql", "messages": [{"role": "user", "content": "hello"}], "temperature": 1.5}
     runs = [app.client.chat.completions.create(**question, n=3, seed=11, max_tokens=20) for _ in range(2)]

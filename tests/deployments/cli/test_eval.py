@@ -80,7 +80,9 @@ def test_a_folder_is_judged_and_reported(dlp: Run, bank: Path, tmp_path: Path) -
     top1, served, oracle = (results.by_task(name) for name in ("top1", "top-p=0.5", "oracle"))
     assert top1 == served == oracle, "the router is sure of these rows, so all three are the same requests"
     assert {(found.parts, found.arm) for found in results.composites} == {
-        (parts, way) for parts in (2, 3) for way in ("plain", "by request", "by sentence", "oracle by part")
+        (parts, way)
+        for parts in (2, 3)
+        for way in ("plain", "by request", "by sentence", "oracle by part", "by task", "apart")
     }
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/svg+xml") == 2 * 4

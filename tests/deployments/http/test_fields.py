@@ -80,6 +80,27 @@ def test_sentences_are_routed_where_the_router_decides(
         assert options.weights == "softmax"
 
 
+@pytest.mark.parametrize(("granularity", "by_task"), [("sentence", False), ("task", True)])
+def test_tasks_are_answered_one_by_one_where_that_is_asked(
+    http: TestClient, service: EchoService, granularity: str, by_task: bool
+) -> None:
+    assert http.post("/chat/completions", json=chat(dlp={"granularity": granularity})).status_code == 200
+    options = service.asked[0].by_sentence
+    assert options is not None
+    assert options.by_task == by_task
+
+
+def test_a_server_may_answer_task_by_task_unless_the_request_says_otherwise(service: EchoService) -> None:
+    api = create_app(service, routing=RoutingArgs(granularity="task"), limits=LIMITS, access=Access())
+    with TestClient(api, base_url="http://server/v1") as http:
+        for asked in ({}, {"granularity": "request"}):
+            assert http.post("/chat/completions", json=chat(dlp=asked)).status_code == 200
+    first, second = (request.by_sentence for request in service.asked)
+    assert first is not None
+    assert first.by_task
+    assert second is None
+
+
 @pytest.mark.parametrize(
     ("asked", "runs"), [({}, "always"), ({"activation": "turn"}, "turn"), ({"activation": "always"}, "always")]
 )

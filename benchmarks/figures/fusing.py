@@ -1,0 +1,118 @@
+"""Figures of when fusing helps, on the demo bank: composite prompts, recipes, routing by benefit. Scores are points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from benchmarks.figures.markdown import Lines, table
+from benchmarks.figures.sources import Result, Results
+from dlp_core.eval.statistics import Estimate, estimate
+
+METHODS = ("plain", "by request", "by sentence", "oracle by part", "by task", "apart")
+COMPARED = (
+    ("by sentence", "by request"),
+    ("by sentence", "oracle by part"),
+    ("by task", "by request"),
+    ("by task", "oracle by part"),
+    ("by task", "apart"),
+)
+RECIPES = ("recipe", "kept", "best", "plain")
+WAYS = ("plain", "own", "left-out", "unseen", "seen", "known")
+
+
+def fusing_composites(results: Results) -> Lines:
+    """The demo's messages of several tasks, by how adapters are chosen."""
+    rows = [
+        [parts, *(f"{one['score']['mean']:.1f} ({_interval(one['score'])})" for one in methods.values())]
+        for parts, methods in _composites(results).items()
+    ]
+    return table(["tasks in a message", *METHODS], rows)
+
+
+def fusing_differences(results: Results) -> Lines:
+    """Paired differences of these, prompt by prompt."""
+    composites = _composites(results)
+    rows = [[f"{own} - {other}", *(_shown(_paired(methods, own, other)) for methods in composites.values())]
+            for own, other in COMPARED]  # fmt: skip
+    return table(["points", *(f"{parts} tasks" for parts in composites)], rows)
+
+
+def fusing_by_task(results: Results) -> str:
+    """Score of messages of two tasks whose tasks are answered one by one."""
+    return f"{_composites(results)[2]['by task']['score']['mean']:.1f}"
+
+
+def fusing_by_request(results: Results) -> str:
+    """Score of messages of two tasks under one mix."""
+    return f"{_composites(results)[2]['by request']['score']['mean']:.1f}"
+
+
+def fusing_by_sentence(results: Results) -> str:
+    """Score of messages of two tasks with a mix for each passage."""
+    return f"{_composites(results)[2]['by sentence']['score']['mean']:.1f}"
+
+
+def fusing_by_part(results: Results) -> str:
+    """Score of messages of two tasks, each part under its own adapter."""
+    return f"{_composites(results)[2]['oracle by part']['score']['mean']:.1f}"
+
+
+def fusing_apart(results: Results) -> str:
+    """Score of the questions of these messages, each asked alone."""
+    return f"{_composites(results)[2]['apart']['score']['mean']:.1f}"
+
+
+def fusing_recipes(results: Results) -> Lines:
+    """Recipes for tasks whose adapter is left out of the demo bank, and for two tasks at once."""
+    found = results["fusing_recipes"]
+    return [*_recipes(found["left_out"], "task left out"), *_differences(found["differences"]["left out"])]
+
+
+def fusing_benefit(results: Results) -> Lines:
+    """Routers taught by benefit and by names, on the demo bank's tasks."""
+    found = results["fusing_benefit"]
+    rows = [
+        [f"`{task}`", *(f"{ways[way]['score']:.1f}" if way in ways else "" for way in WAYS), _first(ways)]
+        for task, ways in found["tasks"].items()
+    ]
+    return [*table(["task", *WAYS, "`unseen`, `seen` mostly ran"], rows), *_differences(found["differences"])]
+
+
+def _composites(results: Results) -> dict[int, dict[str, Result]]:
+    found: dict[int, dict[str, Result]] = {}
+    for composite in results["fusing_composites"]["composites"]:
+        found.setdefault(composite["parts"], {})[composite["arm"]] = composite
+    return {parts: {method: methods[method] for method in METHODS} for parts, methods in found.items()}
+
+
+def _paired(methods: Mapping[str, Result], own: str, other: str) -> Estimate:
+    pairs = zip(methods[own]["by_prompt"], methods[other]["by_prompt"], strict=True)
+    return estimate([a - b for a, b in pairs])
+
+
+def _recipes(found: Sequence[Result], title: str) -> Lines:
+    rows = []
+    for each in found:
+        mix = " + ".join(f"{weight:.2f} {name}" for name, weight in each["mix"].items()) or "none"
+        means = [f"{sum(scores) / len(scores):.1f}" for scores in (each["scores"][name] for name in RECIPES)]
+        losses = [f"{each['losses'][name]:.2f}" for name in ("recipe", "best", "plain")]
+        rows.append([f"`{each['task']}`", mix, f"`{each['best']}`", " / ".join(losses), *means])
+    return table([title, "recipe", "best single", "loss held back: recipe / best / plain", *RECIPES], rows)
+
+
+def _differences(found: Mapping[str, Result]) -> Lines:
+    rows = [[name, f"{one['mean']:+.1f}", f"{one['low']:+.1f} to {one['high']:+.1f}"] for name, one in found.items()]
+    return ["", *table(["points, mean over tasks", "difference", "95% interval"], rows)]
+
+
+def _first(ways: Mapping[str, Result]) -> str:
+    names = [next(iter(ways[way]["first"]), "") for way in ("unseen", "seen") if way in ways]
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _shown(found: Estimate) -> str:
+    return f"{found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
+
+
+def _interval(score: Result) -> str:
+    return f"{score['low']:.1f} to {score['high']:.1f}"
