@@ -6,19 +6,24 @@ import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from deployments.cli import main
+from dlp_core.adapter.names import AUTO
 from dlp_core.bank.disk_cache import DiskCache
 from dlp_core.bank.folder import read_folder
 from dlp_core.bank.publish import publish
+from dlp_core.decision import RoutingOptions, choose
 from dlp_core.eval.answers import Answerer, Job
 from dlp_core.eval.journal import Journal
 from dlp_core.eval.judged_bank import JudgedBank, open_bank
 from dlp_core.eval.pairs import PairFindings, spoiled_pairs, stored
 from dlp_core.mix import EMPTY_MIX, Mix
+from dlp_core.router import Routing
 from dlp_core.store.opening import open_store
+from dlp_core.together import ANY
 from tests.support import colluding
 from tests.support.eval_bank import running, write_rows, write_suite
 
@@ -121,6 +126,14 @@ def test_a_colluding_pair_is_found_refused_and_never_mixed_again(
     manifest, _ = read_folder(bank)
     assert manifest.allowed_together == (("cron", "dates"), ("dates", "sql"))
     assert dlp("gate", *baseline)[0] == 0, "the bank does not mix them any more"
+    random, joined = Random(0), 0
+    options = RoutingOptions(AUTO, 1.0, 3)
+    for _ in range(200):
+        routing = Routing.of({adapter.name: random.random() for adapter in manifest.adapters})
+        free, mix = (choose(options, routing, {}, what)[0] for what in (ANY, manifest.together))
+        joined += set(free.names) >= set(colluding.PAIR)
+        assert not set(mix.names) >= set(colluding.PAIR)
+    assert joined > 150, "they would have been"
 
 
 def test_what_the_store_knows_of_a_pair_counts_for_every_bank_that_has_it(dlp: Run, bank: Path, tmp_path: Path) -> None:
