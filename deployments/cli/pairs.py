@@ -130,20 +130,17 @@ def _check_recipes(manifest: BankManifest, allowed: list[Pair]) -> None:
 
 
 def _show(findings: PairFindings) -> None:
-    table = Table(
-        Column("pair", no_wrap=True),
-        title=f"{findings.suite.name}, {findings.suite.rows} rows: points with both minus points without one",
-    )
-    for column in ("joined by the router", "own rows, beside alone", "and beside half"):
+    table = Table(Column("pair", no_wrap=True), title="points with both minus points without one, of so many prompts")
+    for column in ("joined", "own: beside alone", "one out"):
         table.add_column(column, justify="right")
     table.add_column("")
     for pair in findings.pairs:
-        worst = min(pair.own.values(), key=lambda own: own.diluted.difference.mean, default=None)
+        worst = min(pair.own.values(), key=lambda own: own.least.difference.mean, default=None)
         table.add_row(
             " with ".join(pair.adapters),
             _cell(pair.joined),
             _cell(None if worst is None else worst.alone),
-            _cell(None if worst is None else worst.diluted),
+            _cell(None if worst is None else worst.least),
             "[red]spoiled[/]" if pair.spoiled else "" if pair.judged else "not judged",
         )
     terminal.out.print(table)
@@ -153,16 +150,16 @@ def _show(findings: PairFindings) -> None:
     if not findings.spoiled:
         judged = sum(pair.judged for pair in findings.pairs)
         lost = f"lost more than {findings.max_drop:g} points and more than its noise"
-        terminal.say(f"[green]none of {judged} {_noun(judged)} {lost}[/]" if judged else "the router joins no adapters")
+        terminal.say(f"[green]none of {judged} {_noun(judged)} {lost}[/]" if judged else "no pair could be judged")
 
 
 def _cell(drop: Drop | None) -> str:
-    if drop is None:
-        return ""
-    interval = drop.difference
-    return f"{interval.mean:+.1f} ({interval.low:+.1f} to {interval.high:+.1f}), {drop.rows}"
+    return "" if drop is None else f"{drop.difference.mean:+.1f} of {drop.rows}"
 
 
 def _spoiled(pair: PairFound, max_drop: float) -> str:
-    losses = [f"{where} {drop.apart:.1f} -> {drop.together:.1f}" for where, drop in pair.losses(max_drop).items()]
+    losses = [
+        f"{where} {drop.apart:.1f} -> {drop.together:.1f} ({drop.difference.low:+.1f} to {drop.difference.high:+.1f})"
+        for where, drop in pair.losses(max_drop).items()
+    ]
     return f"[red]spoiled: {' with '.join(pair.adapters)}[/]: {'; '.join(losses)}"

@@ -3,9 +3,10 @@
     joined      the suite's rows and composite prompts whose mix has both, as the router chooses it when any adapters
                 may run together. Compared with what the router would choose if this pair might not: what the bank's
                 list would change, and nothing else.
-    own rows    the rows of each one's own task under 0.5 of each, compared with their adapter alone, at 1 and at 0.5.
-                A pair can collude where the router joins it for no prompt of the suite. At half weight an adapter
-                answers worse anyway, so the loss counts only if it is more than that.
+    own rows    the rows of each one's own task under 0.5 of each: a pair may collude where the router joins it for no
+                prompt of the suite. Compared with their adapter alone, and with the mix without the one and without
+                the other: a loss counts if it is one beside all three. An adapter at half weight answers worse anyway,
+                and another task's adapter spoils answers without any help; neither is collusion.
 
 A loss counts as in the gate: more than `max_drop` points, and a whole interval below zero. The level of a pair's
 intervals is raised by the number of its comparisons. It is not raised by the number of pairs: of forty harmless pairs
@@ -62,7 +63,12 @@ class _Own:
 
     together: Trial
     alone: Trial
-    diluted: Trial
+    without_other: Trial
+    without_own: Trial
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        return (self.together, self.alone, self.without_other, self.without_own)
 
 
 @dataclass(slots=True)
@@ -92,7 +98,7 @@ class Plan:
             for asked in self.pairs.values()
             for trial in (
                 *(one for both in asked.rows for one in both),
-                *(one for rows in asked.own.values() for own in rows for one in (own.together, own.alone, own.diluted)),
+                *(one for rows in asked.own.values() for own in rows for one in own.trials),
             )
         ]
         return list(dict.fromkeys(job for trial in trials for job in trial.jobs))
@@ -227,9 +233,9 @@ def _join_composites(chooser: Chooser, pairs: dict[Pair, _Asked]) -> None:
 
 
 def _own(row: EvalRow, pair: Pair, suite: Suite) -> _Own:
-    both = Mix.of(dict.fromkeys(pair, _HALF))
-    alone, diluted = (Mix.of({row.task: weight}) for weight in (1.0, _HALF))
-    return _Own(ask(row, both, suite), ask(row, alone, suite), ask(row, diluted, suite))
+    other = pair[0] if pair[1] == row.task else pair[1]
+    mixes = (dict.fromkeys(pair, _HALF), {row.task: 1.0}, {row.task: _HALF}, {other: _HALF})
+    return _Own(*(ask(row, Mix.of(mix), suite) for mix in mixes))
 
 
 async def _judge(
@@ -289,7 +295,8 @@ class _Answered:
             together = self._scores([row.together for row in rows])
             own[name] = OwnRows(
                 alone=Drop.of(together, self._scores([row.alone for row in rows]), level=level),
-                diluted=Drop.of(together, self._scores([row.diluted for row in rows]), level=level),
+                without_other=Drop.of(together, self._scores([row.without_other for row in rows]), level=level),
+                without_own=Drop.of(together, self._scores([row.without_own for row in rows]), level=level),
             )
         digests = self.digests[pair[0]], self.digests[pair[1]]
         found = PairFound(adapters=pair, digests=digests, joined=joined, own=own, spoiled=False)
@@ -300,7 +307,7 @@ class _Answered:
 
 
 def _drops(found: PairFound) -> list[Drop]:
-    return [*([] if found.joined is None else [found.joined]), *(own.diluted for own in found.own.values())]
+    return [*([] if found.joined is None else [found.joined]), *(own.least for own in found.own.values())]
 
 
 def _mean(drop: Drop) -> float:

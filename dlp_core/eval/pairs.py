@@ -22,6 +22,9 @@ from dlp_core.store.protocol import AdapterStore
 from dlp_core.store.records import Record, first_problem
 from dlp_core.together import Pair
 
+MIN_ROWS = 5
+"""Fewer prompts judge nothing: that four of four answer worse is one chance in sixteen."""
+
 _FOLDER = "pairs/"
 _TIME = "%Y%m%dT%H%M%S.%fZ"
 _READ = 100
@@ -48,9 +51,14 @@ class Drop(Record):
             difference=Interval.of(estimate(gains, level=level)),
         )
 
+    @property
+    def tells(self) -> bool:
+        """Whether there are enough rows for a loss to be more than chance."""
+        return self.rows >= MIN_ROWS
+
     def counts(self, max_drop: float) -> bool:
         """Whether more than `max_drop` points were lost, and more than noise, as in `dlp eval gate`."""
-        return self.difference.mean < -max_drop and self.difference.high < 0
+        return self.tells and self.difference.mean < -max_drop and self.difference.high < 0
 
 
 class OwnRows(Record):
@@ -58,11 +66,19 @@ class OwnRows(Record):
 
     alone: Drop
     """Against the adapter alone."""
-    diluted: Drop
-    """Against the adapter alone at half weight: what is lost beside that, the other adapter has done."""
+    without_other: Drop
+    """Against the adapter alone at half weight. What is lost beside `alone` and not beside this is dilution."""
+    without_own: Drop
+    """Against the other adapter alone at half weight. What is lost beside that as well, neither does without the
+    other."""
+
+    @property
+    def least(self) -> Drop:
+        """The smaller loss, with one of them taken out."""
+        return max(self.without_other, self.without_own, key=lambda drop: drop.difference.mean)
 
     def spoiled(self, max_drop: float) -> bool:
-        return self.alone.counts(max_drop) and self.diluted.counts(max_drop)
+        return all(drop.counts(max_drop) for drop in (self.alone, self.without_other, self.without_own))
 
 
 class PairFound(Record):
@@ -80,8 +96,9 @@ class PairFound(Record):
 
     @property
     def judged(self) -> bool:
-        """Whether any prompt tells."""
-        return self.joined is not None or bool(self.own)
+        """Whether there are prompts enough to tell."""
+        drops = [*([] if self.joined is None else [self.joined]), *(own.alone for own in self.own.values())]
+        return any(drop.tells for drop in drops)
 
     def losses(self, max_drop: float) -> dict[str, Drop]:
         """What was spoiled, by what it is called."""

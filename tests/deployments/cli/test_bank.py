@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from deployments.cli import main
+from dlp_core.bank.folder import write_pairs
 from dlp_core.store.opening import open_store
 from tests.support.banks import ADAPTERS, upload, write_adapter, write_bank
 from tests.support.trainers import TRAINER_FILES, leave_trainer_files
@@ -90,6 +91,20 @@ def test_publish_show_and_list(dlp: Run, tmp_path: Path, published: list[str]) -
     assert (listed[new]["current"], listed[old]["current"]) == (True, False)
     assert listed[new]["adapters"] == 3
     assert dlp("list", "--bank", str(tmp_path / "elsewhere"), "--json")[0] == 2
+
+
+def test_the_pairs_that_run_together_are_shown_with_what_changes(
+    dlp: Run, tmp_path: Path, published: list[str]
+) -> None:
+    folder = write_bank(tmp_path / "paired")
+    write_pairs(folder, [("beta", "alpha")])
+    out = dlp("publish", str(folder))[1]
+    assert "~ only the pairs of allowed_together are mixed\n+ alpha with beta" in out
+    assert "allowed together: alpha with beta" in dlp("show")[1]
+    write_pairs(folder, [])
+    assert "- alpha with beta" in dlp("publish", str(folder))[1]
+    assert "allowed together: no adapters" in dlp("show")[1]
+    assert "~ any adapters are mixed" in dlp("publish", str(write_bank(tmp_path / "free")))[1]
 
 
 def test_diff_and_rollback(dlp: Run, published: list[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from dlp_core.bank.folder import write_pairs
 from dlp_core.bank.publish import publish
 from dlp_core.bank.reading import load_manifest
 from dlp_core.bank.recipes import entry_of, read_recipes, write_recipe
@@ -20,7 +21,7 @@ from examples.tiny.build import TASKS
 from tests.deployments.cli.conftest import Run
 from tests.support.banks import write_bank
 from tests.support.eval_bank import trained_router
-from tests.support.known_mix import answered_under, write_choir
+from tests.support.known_mix import ADAPTERS, answered_under, write_choir
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
@@ -118,6 +119,20 @@ def test_mistakes_are_one_line_before_anything_is_computed(fit: Any, arguments: 
     assert err.count("\n") == 1
 
 
+def test_adapters_that_may_not_run_together_are_not_mixed(fit: Any, choir: Path, tmp_path: Path) -> None:
+    bank = tmp_path / "bank"
+    (bank / "adapters").mkdir(parents=True)
+    for name in ADAPTERS:
+        (bank / "adapters" / name).symlink_to(choir / "adapters" / name)
+    (bank / "bank.json").write_text('{"base_model": "base", "allowed_together": [["bass", "tenor"]]}')
+    code, out, err = fit("--name", "duet", "--adapters", "bass,alto,treble", bank=bank)
+    assert (code, out) == (2, "")
+    assert "--adapters: 'alto' and 'bass' may not run together in this bank" in err
+    assert err.count("\n") == 1
+    code, out, _ = fit("--name", "duet", "--yes", "--json", bank=bank)
+    assert [part["adapter"] for part in json.loads(out)["mix"]] == ["alto"], "what fits best alone has no partner"
+
+
 def test_too_few_rows_are_refused(fit: Any, choir: Path) -> None:
     (choir / "few.jsonl").write_text((choir / "rows.jsonl").read_text().partition("\n")[0] + "\n")
     code, out, err = fit("--name", "duet", data="few.jsonl")
@@ -157,3 +172,23 @@ def test_route_shows_the_adapters_of_a_recipe_and_its_name(command: Run, tmp_pat
     assert (code, "its adapters" in out) == (0, True)
     code, out, _ = command("route", question, "--bank", str(folder), "--max-adapters", "1", "--json")
     assert "report" not in json.loads(out)["probabilities"]
+
+
+def test_route_says_what_may_not_run_together(command: Run, tmp_path: Path) -> None:
+    folder = write_bank(tmp_path / "bank", list(TASKS), router=False)
+    write_pairs(folder, [("cron", "dates")])
+    trained_router().save(folder / "router")
+    publish(open_store(str(tmp_path / "store")), folder)
+    question = f"1. {TASKS['cron'].format(7)}\n\n2. {TASKS['sql'].format(7)}"
+    for bank in (folder, tmp_path / "store"):
+        code, out, _ = command("route", question, "--bank", str(bank), "--top-p", "1", "--json")
+        found = json.loads(out)
+        assert code == 0
+        assert {("cron", "sql"), ("dates", "sql")} >= {tuple(one["not_together"]) for one in found["left_out"]}
+        assert {frozenset(part["adapter"] for part in found["mix"])} <= {
+            frozenset({"sql"}),
+            frozenset({"cron", "dates"}),
+        }
+    code, out, _ = command("route", question, "--bank", str(folder), "--top-p", "1", "--granularity", "sentence")
+    assert code == 0
+    assert "as the bank does not allow" in " ".join(out.split())

@@ -20,7 +20,7 @@ from dlp_core.router.passages import Passage
 from dlp_core.text.chat import Message
 from dlp_core.text.codec import Prompt, TextCodec
 from dlp_core.text.sentences import split
-from dlp_core.together import ANY
+from dlp_core.together import ANY, Together
 from examples.tiny.model import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -164,6 +164,19 @@ def test_sentences_are_weighted_as_the_request_asks(weights: WeightRule) -> None
     expected = select_top_p(routing.probabilities, top_p=0.9, max_adapters=3, weights=weights).on_grid()
     weighted = Mix.of({f"{part.name}@1": part.weight for part in expected.adapters})
     assert [found for _, found in made.spans] == [weighted]
+
+
+def test_a_sentence_mixes_only_what_may_run_together() -> None:
+    router: Any = Decided(Routing.of({"apple": 0.5, "bread": 0.3, "cheese": 0.2}))
+    bank: Any = SimpleNamespace(adapters=[SimpleNamespace(name=name, qualified_name=f"{name}@1") for name in NAMES])
+    bank.recipe_mixes, bank.together = {}, Together([("apple", "cheese")])
+    options = RoutingOptions("auto", top_p=1.0, max_adapters=3, by_sentence=True)
+    source = (Message("user", "An apple and a bread"),)
+    request = GenerationRequest("1", "b1", EMPTY_MIX, source, Sampling(), by_sentence=options)
+    made = planner(request, bank, router, CODEC, max_adapters=8)(CODEC.encode_chat(source))
+    [(_, mixed)] = made.spans
+    assert mixed.names == ("apple@1", "cheese@1")
+    assert [one.name for one in mixed.left_out] == ["bread"], "spans say so, in the bank's names"
 
 
 @pytest.mark.parametrize("by_sentence", [False, True])

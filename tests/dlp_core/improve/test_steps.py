@@ -17,6 +17,8 @@ from dlp_core.bank.reading import current, load_manifest
 from dlp_core.bank.retention import collect
 from dlp_core.bank.revision import download_router, stage_router
 from dlp_core.errors import Conflict, InvalidRequest
+from dlp_core.eval.pairs import Drop, PairFindings, PairFound, save
+from dlp_core.eval.results import BankInfo, SuiteInfo
 from dlp_core.improve import run as runs
 from dlp_core.improve.judging import right
 from dlp_core.improve.loop import Demand, turn, until_waiting, watch
@@ -132,6 +134,38 @@ def test_answers_are_judged_too_if_there_is_a_suite(store: AdapterStore, tools: 
     assert asked == [(run.trained.version, run.bank)]
     assert run.state == ("canary" if passed else "refused")
     assert passed or "answers of suite s -9.0 points (sums)" in run.reason
+
+
+def test_the_gate_refuses_a_bank_that_mixes_what_spoils_each_other(store: AdapterStore, tools: Tools) -> None:
+    give_rows(store, PROMPTS)
+    reach(tools, "trained")
+    pair = ("sum_numbers", "word_sorting")
+    bank = load_manifest(store)
+    digests = {adapter.name: adapter.digest for adapter in bank.adapters}
+    found = PairFound(
+        adapters=pair,
+        digests=(digests[pair[0]], digests[pair[1]]),
+        joined=Drop.of([0.0] * 8, [1.0] * 8),
+        own={},
+        spoiled=True,
+    )
+    save(
+        store,
+        PairFindings(
+            created=current(store)[0].published,
+            suite=SuiteInfo(name="given", digest="0" * 12, rows=8, seed=0),
+            bank=BankInfo(version=bank.version, digest=bank.digest, base_model="m", adapters=4, router=None),
+            setup="m in float32",
+            seconds=1.0,
+            max_drop=1.0,
+            pairs=[found],
+        ),
+    )
+    assert states(tools, demand())[0] == "refused"
+    refused = last(store)
+    assert "spoil each other: sum_numbers with word_sorting" in refused.reason
+    assert refused.gate is not None
+    assert refused.gate.spoiled == (pair,)
 
 
 def test_no_row_that_judges_is_trained_on(store: AdapterStore, tools: Tools) -> None:
