@@ -36,7 +36,7 @@ def main(
     model: Annotated[Path, typer.Argument(help="Folder of the demo's base model.")],
     work: Annotated[Path, typer.Argument(help="Folder for what is computed.")],
     *,
-    only: Annotated[list[Study] | None, typer.Option(help="Only these studies.")] = None,
+    only: Annotated[Study | None, typer.Option(help="Only this study.")] = None,
     threads: Annotated[int, typer.Option(min=1)] = 2,
     fits: Annotated[int, typer.Option(min=0, help="Tasks that recipes are fitted to, of 8.")] = 8,
     pairs: Annotated[int, typer.Option(min=0, help="Pairs that recipes are fitted to, of 4.")] = 0,
@@ -45,7 +45,7 @@ def main(
     data = work / "rows"
     heldout(data)
     base = model_folder(model)
-    for study in only or get_args(Study):
+    for study in get_args(Study) if only is None else [only]:
         if study == "composites":
             found = _composites(Setup(base, DTYPE, "cpu", threads, 32), data, work / "comp")
         elif study == "recipes":

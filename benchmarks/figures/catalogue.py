@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.figures import decoding, engines, quality, rollouts, routing, serving, targets
+from benchmarks.figures import decoding, engines, fusing, quality, rollouts, routing, serving, targets
 from benchmarks.figures.markdown import Lines
 from benchmarks.figures.pages import Figure
 from benchmarks.figures.sources import SOURCES, Results
@@ -104,6 +104,13 @@ FIGURES: dict[str, Figure] = {
         quality.bigbench_random_gain,
         quality.bigbench_joint_loss,
         quality.bigbench_sentence_loss,
+        fusing.fusing_composites,
+        fusing.fusing_differences,
+        fusing.fusing_by_task,
+        fusing.fusing_by_request,
+        fusing.fusing_by_sentence,
+        fusing.fusing_by_part,
+        fusing.fusing_apart,
         measurements,
     )
 }

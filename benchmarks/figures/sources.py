@@ -53,6 +53,7 @@ SOURCES = {
     "demo_quality": _benchmark("demo_quality", "--url http://127.0.0.1:8000/v1"),
     "drift": _benchmark("drift", "--weeks 2 --no-teacher"),
     "engine": _benchmark("engine", "MODEL_DIR"),
+    "fusing_composites": _benchmark("fusing_composites", "MODEL_DIR WORK --only composites", module="fusing"),
     "http_path": _benchmark("http_path", f"{_SMOLLM2} --threads 2 --streams 1 --streams 16 --seconds 5"),
     "http_path_one_thread": _benchmark(
         "http_path_one_thread", f"{_SMOLLM2} --threads 1 --streams 16 --seconds 4", module="http_path"

@@ -14,7 +14,7 @@ from dlp_core.decision import choose
 from dlp_core.engine.activation import plain_before
 from dlp_core.engine.request import Plan
 from dlp_core.generation.messages import GenerationRequest
-from dlp_core.generation.sentence_mixes import SentenceMixes
+from dlp_core.generation.sentence_mixes import Divide, SentenceMixes
 from dlp_core.generation.tasks import Task, divided
 from dlp_core.mix import Mix
 from dlp_core.router import Router, Routing, restricted
@@ -51,10 +51,9 @@ def planner(
     def mix(routing: Routing) -> Mix:
         return qualified(choose(options, routing, recipes, together)[0], bank)
 
-    mixes = SentenceMixes(divide, mix, max_adapters=max_adapters)
-
-    def by_sentence(prompt: Prompt) -> Plan:
+    def by_sentence(prompt: Prompt, divide: Divide = divide) -> Plan:
         texts = routing_texts(request.source) if isinstance(request.source, tuple) else (prompt.text,)
+        mixes = SentenceMixes(divide, mix, max_adapters=max_adapters)
         return finished(mixes.plan(prompt, texts, codec.stream(prompt)), prompt)
 
     source = request.source
@@ -62,10 +61,13 @@ def planner(
         return by_sentence
 
     def by_task(prompt: Prompt) -> Plan | tuple[Task, ...]:
-        tasks = divided(source, divide(routing_texts(source)), lambda passage: mix(passage.routing))
-        return tuple(Task(messages, partial(_one, one)) for messages, one in tasks) or by_sentence(prompt)
+        found = divide(routing_texts(source))
+        tasks = divided(source, found, lambda passage: mix(passage.routing))
+        if not tasks:
+            return by_sentence(prompt, lambda texts: found)
+        return tuple(Task(messages, partial(one, own)) for messages, own in tasks)
 
-    def _one(mix: Mix, prompt: Prompt) -> Plan:
+    def one(mix: Mix, prompt: Prompt) -> Plan:
         return finished(Plan.of(mix), prompt)
 
     return by_task

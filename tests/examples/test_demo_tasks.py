@@ -6,11 +6,15 @@ import shlex
 import sqlite3
 from collections.abc import Callable
 from datetime import date
+from pathlib import Path
 
 import pytest
 
 from dlp_core.adapter.weights import read_adapter
-from examples.bank.recipe import ADAPTERS
+from dlp_core.eval.suite import load_suite
+from dlp_core.text.rows import read_rows
+from examples.bank.build import heldout
+from examples.bank.recipe import ADAPTERS, HELDOUT_TEST, HELDOUT_TRAIN
 from examples.bank.tasks import (
     TASKS,
     background_rows,
@@ -167,6 +171,19 @@ CHECKS: dict[str, Callable[[str, str], None]] = {
 def test_every_answer_is_right(task: str) -> None:
     for row in rows(task, "train", 600) + rows(task, "heldout", 100):
         CHECKS[task](row["input"], row["output"])
+
+
+def test_rows_that_nothing_was_trained_on_are_a_suite_and_none_is_both_fitted_and_tested(tmp_path: Path) -> None:
+    heldout(tmp_path)
+    suite = load_suite(BANK / "heldout.yaml", data=tmp_path)
+    assert suite.tasks == tuple(sorted(TASKS))
+    tested = {row.input for row in load_suite(BANK / "heldout.yaml", data=tmp_path, rows=HELDOUT_TEST).rows}
+    fitted = {row.prompt for row in read_rows(tmp_path / "train.jsonl.gz")}
+    assert (len(tested), len(fitted)) == (8 * HELDOUT_TEST, 8 * HELDOUT_TRAIN)
+    assert not tested & fitted
+    written = (tmp_path / "train.jsonl.gz").read_bytes()
+    heldout(tmp_path)
+    assert (tmp_path / "train.jsonl.gz").read_bytes() == written
 
 
 def test_background_prompts_have_no_task_and_are_split() -> None:

@@ -105,6 +105,16 @@ def test_the_suites_of_the_examples_are_read(tmp_path: Path) -> None:
     assert {parse_choice(row.output, row.options) is None for row in suite.rows if row.type == "mcq"} == {False}
 
 
+def test_another_metric_may_be_the_score_of_the_rows_that_have_it(tmp_path: Path) -> None:
+    suite = load_suite(write_suite(tmp_path, rows=2))
+    assert suite.scored_by(None) == suite
+    likely = suite.scored_by("likelihood")
+    scores = {suite.settings.types[row.type].metrics: likely.score_metric(row) for row in suite.rows}
+    assert {score == "likelihood" for metrics, score in scores.items() if "likelihood" in metrics} == {True}
+    assert all(score == metrics[0] for metrics, score in scores.items() if "likelihood" not in metrics)
+    assert suite.scored_by("likelihood").rows == suite.rows
+
+
 def test_a_missing_suite_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"no\.yaml: cannot be read"):
         load_suite(tmp_path / "no.yaml")
