@@ -54,6 +54,11 @@ class Turn:
         }
 
 
+def one_task_each() -> list[str]:
+    """The demo's prompts, without those that are answered one task at a time."""
+    return [prompt.text for prompt in read_prompts(PROMPTS) if prompt.granularity == "request"]
+
+
 def chat(server: Server, prompts: list[str]) -> list[Turn]:
     """Both answers to each prompt, in one conversation. Raises what Server raises."""
     name = secrets.token_hex(8)  # finds nothing of a chat before
@@ -101,10 +106,9 @@ def main(
     json: Json = False,
 ) -> None:
     """Hold a chat with the running demo that changes its task every turn."""
-    prompts = [prompt for _ in range(rounds) for prompt in read_prompts(PROMPTS)]
     try:
         with Server(url or DEFAULT_URL, key=key) as server:
-            turns = chat(server, prompts)
+            turns = chat(server, one_task_each() * rounds)
     except DLPError as error:
         terminal.mistake(error.message)
         raise typer.Exit(1) from None

@@ -19,6 +19,7 @@ from dlp_core.router import Passage, Router, Routing
 from dlp_core.text.chat import Message
 from dlp_core.text.codec import TextCodec
 from dlp_core.text.tools import Tools
+from dlp_core.together import ANY
 from examples.tiny.model import tiny_tokenizer
 from tests.dlp_core.generation.test_generator import codec, engine  # noqa: F401 - fixtures
 from tests.support.paths import ROOT
@@ -94,7 +95,7 @@ def test_the_demos_router_finds_two_tasks_and_an_answer_of_one_form_stays_one(
 ) -> None:
     router = Router.load(ROOT / "examples/bank/router")
     bank: Any = SimpleNamespace(adapters=[SimpleNamespace(name=n, qualified_name=f"{n}@1") for n in router.labels])
-    bank.recipe_mixes = {}
+    bank.recipe_mixes, bank.together = {}, ANY
     reader = TextCodec(tiny_tokenizer(), context=4096)
     options = RoutingOptions("auto", top_p=0.9, max_adapters=3, by_sentence=True, by_task=True)
     source = (Message("user", TWO),)
