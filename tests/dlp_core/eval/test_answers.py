@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dlp_core.adapter.names import unqualify
 from dlp_core.adapter.weights import read_adapter
 from dlp_core.bank.disk_cache import DiskCache
+from dlp_core.bank.manifest import BankManifest
 from dlp_core.bank.source import qualified
 from dlp_core.engine.loading import Loaded
 from dlp_core.engine.request import Plan, Sampling
@@ -229,6 +230,32 @@ async def test_by_sentence_every_passage_and_its_answer_have_its_mix(base: Path,
     assert [unqualify(mix.names[0]) for _, mix in plan.spans] == [TASKS_IN_ORDER[number] for number in (0, 1, 2, 0, 1)]
     assert [position > asked_tokens for position, _ in plan.spans] == [False, False, False, False, True]
     assert plan.spans[-1][0] < len(prompt.ids)
+
+
+class OfAll:
+    """A router that finds all of a bank's tasks in every text."""
+
+    labels = TASKS_IN_ORDER
+    encoder = SimpleNamespace(most_parts=16)
+
+    def route_first(self, choices: Sequence[Sequence[str]]) -> list[Routing]:
+        return [Routing.of({"cron": 0.5, "dates": 0.3, "sql": 0.2})] * len(choices)
+
+
+async def test_by_sentence_the_bank_or_the_job_keeps_a_pair_apart(base: Path, bank: JudgedBank) -> None:
+    job = Job("One", max_tokens=2, sentence=(1.0, 3))
+    apart = replace(job, apart=("cron", "dates"))
+    listed = bank.manifest.model_copy(update={"allowed_together": (("cron", "dates"),)})
+    async with running(base, bank) as loaded:
+
+        def planned(manifest: BankManifest, job: Job) -> tuple[tuple[str, ...], str]:
+            evaluator = Answerer(loaded, manifest, OfAll(), Journal(None), setup="x")  # type: ignore[arg-type]
+            [(_, mix)] = evaluator._request(job)[1].spans
+            return tuple(map(unqualify, mix.names)), evaluator._key(job)
+
+        found = [planned(*asked) for asked in ((bank.manifest, job), (bank.manifest, apart), (listed, job))]
+    assert [names for names, _ in found] == [("cron", "dates", "sql"), ("cron", "sql"), ("cron", "dates")]
+    assert len({key for _, key in found}) == 3, "their answers differ"
 
 
 async def test_answers_in_the_journal_are_not_computed_again(base: Path, bank: JudgedBank, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dlp_core.eval.statistics import estimate, estimate_over_tasks
 from dlp_core.eval.suite import Suite, load_suite
 from dlp_core.mix import EMPTY_MIX, Mix
 from dlp_core.router import Router, Routing
+from dlp_core.together import Together
 from tests.support.eval_bank import TASKS, trained_router, write_suite
 
 pytestmark = pytest.mark.model
@@ -142,6 +143,24 @@ def test_a_difference_pairs_rows_and_is_reported_only_where_significant() -> Non
     assert abs(change.overall.mean) < 1
     with pytest.raises(InvalidRequest, match="no row in common"):
         difference(ours, {"a": {"other": 1.0}})
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("top-p=0.99", {"cron", "sql"}),
+        ("top-p=0.99:softmax", {"cron", "sql"}),
+        ("uniform=0.99", {"cron", "sql"}),
+        ("sentence=0.99", {"cron", "sql"}),
+        ("left-out=0.99", {"cron", "sql"}),
+        ("left-out-forced=0.99", {"cron", "sql"}),
+    ],
+)
+def test_no_arm_mixes_what_may_not_run_together(suite: Suite, router: Router, name: str, kept: set[str]) -> None:
+    chooser = Chooser(suite, router, list(TASKS), together=Together((("cron", "sql"),)))
+    mix = chooser.mix(parse(name), suite.rows[0], ROUTING)
+    assert set(mix.names) == kept
+    assert sum(part.weight for part in mix.adapters) == pytest.approx(1.0)
 
 
 def test_recipes_are_arms_and_outputs_of_the_router_as_adapters_are(suite: Suite, router: Router) -> None:
