@@ -38,6 +38,10 @@ def main(
     *,
     only: Annotated[Study | None, typer.Option(help="Only this study.")] = None,
     threads: Annotated[int, typer.Option(min=1)] = 2,
+    labelled: Annotated[int, typer.Option(min=8, help="Rows of each task that are labelled by benefit.")] = 48,
+    left_out: Annotated[
+        list[str] | None, typer.Option(metavar="TASK", help="Leave out only these for routers taught by benefit.")
+    ] = None,
     fits: Annotated[int, typer.Option(min=0, help="Tasks that recipes are fitted to, of 8.")] = 8,
     pairs: Annotated[int, typer.Option(min=0, help="Pairs that recipes are fitted to, of 4.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = ROOT / "benchmarks/results",
@@ -59,7 +63,7 @@ def main(
             benefit.main(
                 *(base, data, BANK, work / "ben"),
                 **{"suite_file": SUITE, "metric": METRIC, "dtype": DTYPE, "threads": threads},
-                **{"teacher": False, "rows": 12, "test_rows": 25},
+                **{"teacher": False, "rows": labelled, "test_rows": 25, "only": left_out},
             )
             found = json.loads((work / "ben/benefit.json").read_text("utf-8"))
         about = {"benchmark": f"fusing: {study}", **environment(), "threads": threads, "dtype": DTYPE}
