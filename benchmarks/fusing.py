@@ -38,7 +38,13 @@ def main(
     *,
     only: Annotated[Study | None, typer.Option(help="Only this study.")] = None,
     threads: Annotated[int, typer.Option(min=1)] = 2,
+    labelled: Annotated[int, typer.Option(min=8, help="Rows of each task that are labelled by benefit.")] = 48,
+    left_out: Annotated[
+        list[str] | None, typer.Option(metavar="TASK", help="Leave out only these for routers taught by benefit.")
+    ] = None,
     fits: Annotated[int, typer.Option(min=0, help="Tasks that recipes are fitted to, of 8.")] = 8,
+    fitted: Annotated[int, typer.Option(min=16, help="Rows that a recipe is fitted to.")] = 64,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a fit.")] = 60,
     pairs: Annotated[int, typer.Option(min=0, help="Pairs that recipes are fitted to, of 4.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = ROOT / "benchmarks/results",
 ) -> None:
@@ -51,15 +57,29 @@ def main(
         elif study == "recipes":
             recipes.main(
                 *(base, data, BANK, work / "rec"),
-                **{"suite_file": SUITE, "metric": METRIC, "dtype": DTYPE, "threads": threads},
-                **{"tasks": fits, "pairs": pairs, "rows": 32, "steps": 24, "test_rows": 25, "prompts": 25},
+                tasks=fits,
+                pairs=pairs,
+                rows=fitted,
+                steps=steps,
+                test_rows=25,
+                prompts=25,
+                suite_file=SUITE,
+                metric=METRIC,
+                dtype=DTYPE,
+                threads=threads,
             )
             found = json.loads((work / "rec/recipes.json").read_text("utf-8"))
         else:
             benefit.main(
                 *(base, data, BANK, work / "ben"),
-                **{"suite_file": SUITE, "metric": METRIC, "dtype": DTYPE, "threads": threads},
-                **{"teacher": False, "rows": 12, "test_rows": 25},
+                rows=labelled,
+                test_rows=25,
+                only=left_out,
+                suite_file=SUITE,
+                metric=METRIC,
+                teacher=False,
+                threads=threads,
+                dtype=DTYPE,
             )
             found = json.loads((work / "ben/benefit.json").read_text("utf-8"))
         about = {"benchmark": f"fusing: {study}", **environment(), "threads": threads, "dtype": DTYPE}

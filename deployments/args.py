@@ -34,12 +34,12 @@ class RoutingArgs(_Args):
     """At most so many in a mix, for a request that does not say."""
     weights: WeightRule = "renormalise"
     """Weights of the kept adapters: probabilities over their sum, or a softmax over them as in the paper's code."""
-    granularity: Granularity = "request"
-    """Of messages of several tasks (docs/api.md): `task` answers each of them on its own. A message of one task is
-    answered alike by all three."""
     activation: Activation = "always"
     """From where on a mix runs (docs/caching.md): `turn` leaves the turns before a chat's last user turn to the plain
     backbone, so that all adapters share their cache. Adapters that were not trained for it lose by it."""
+    granularity: Granularity = "request"
+    """Of messages of several tasks (docs/api.md): `task` answers each of them on its own. A message of one task is
+    answered alike by all three."""
     min_confidence: float | None = Field(default=None, ge=0, le=1)
     """None: only the router's "none of these" decides."""
     max_adapters: int = Field(default=8, ge=1)
