@@ -10,6 +10,7 @@ first token.
 
 from __future__ import annotations
 
+import json
 import secrets
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,11 +26,15 @@ from deployments import terminal
 from deployments.cli.options import Json, Key, Url
 from deployments.client.conversation import Answer, Conversation
 from deployments.client.server import DEFAULT_URL, Server
-from deployments.local.demo import read_prompts
 from dlp_core.adapter.names import AUTO
 from dlp_core.errors import DLPError
 
 PROMPTS = Path(__file__).parent / "prompts.json"
+
+
+def read_prompts() -> list[str]:
+    """Those of the demo, but for one that has a mix for each of its parts."""
+    return [row["prompt"] for row in json.loads(PROMPTS.read_text()) if "granularity" not in row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +57,6 @@ class Turn:
             "first_token_seconds_without_cache": self.anew.first_token_seconds,
             "same_answer": self.served.text == self.anew.text,
         }
-
-
-def one_task_each() -> list[str]:
-    """The demo's prompts, without those that are answered one task at a time."""
-    return [prompt.text for prompt in read_prompts(PROMPTS) if prompt.granularity == "request"]
 
 
 def chat(server: Server, prompts: list[str]) -> list[Turn]:
@@ -103,16 +103,17 @@ def main(
     url: Url = None,
     key: Key = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often the prompts are asked, in one chat.")] = 1,
-    json: Json = False,
+    as_json: Json = False,
 ) -> None:
     """Hold a chat with the running demo that changes its task every turn."""
+    prompts = read_prompts() * rounds
     try:
         with Server(url or DEFAULT_URL, key=key) as server:
-            turns = chat(server, one_task_each() * rounds)
+            turns = chat(server, prompts)
     except DLPError as error:
         terminal.mistake(error.message)
         raise typer.Exit(1) from None
-    if json:
+    if as_json:
         terminal.print_json([turn.as_dict() for turn in turns])
         return
     terminal.out.print(table(turns))

@@ -31,7 +31,7 @@ def url(service: EchoService) -> Iterator[str]:
 def test_each_turn_is_asked_with_and_without_the_cache_after_the_same_turns(url: str, service: EchoService) -> None:
     result = CliRunner().invoke(app, ["--url", url, "--json"], catch_exceptions=False)
     turns = json.loads(result.stdout)
-    prompts = chat.one_task_each()
+    prompts = chat.read_prompts()
     assert [turn["prompt"] for turn in turns] == prompts
     assert [turn["text"] for turn in turns] == [f"{prompt} " for prompt in prompts]
     assert all(turn["same_answer"] and turn["cached_tokens"] == 0 for turn in turns)

@@ -13,8 +13,9 @@ import pytest
 from dlp_core.adapter.weights import read_adapter
 from dlp_core.eval.suite import load_suite
 from dlp_core.text.rows import read_rows
-from examples.bank.build import heldout
-from examples.bank.recipe import ADAPTERS, HELDOUT_TEST, HELDOUT_TRAIN
+from dlp_core.train.rows import Row
+from examples.bank.build import heldout, in_chats
+from examples.bank.recipe import ADAPTERS, CHAT_EVERY, HELDOUT_TEST, HELDOUT_TRAIN
 from examples.bank.tasks import (
     TASKS,
     background_rows,
@@ -32,6 +33,8 @@ from tests.support.paths import ROOT
 BANK = ROOT / "examples" / "bank"
 MAX_ADAPTER_BYTES = 1_000_000
 MAX_BANK_BYTES = 16_000_000
+USER_TURN = (1, 4093)
+"""`<|im_start|>user` in SmolLM2's tokenizer: what invokes the adapters."""
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -205,6 +208,18 @@ def test_committed_adapter_is_small_and_can_be_served(name: str) -> None:
     assert adapter.base_model == json.loads((BANK / "bank.json").read_text())["base_model"]
     assert adapter.rank == ADAPTERS[name].rank
     assert {path.rpartition(".")[2] for path in adapter.modules} == set(ADAPTERS[name].targets)
+    assert adapter.invocation == USER_TURN
+
+
+def test_some_rows_follow_on_a_turn_of_another_task() -> None:
+    training = [Row(row["input"], row["output"]) for row in rows("cron", "train", 40)]
+    chats = in_chats("cron", training)
+    assert [(chat.turns[-1], chat.output) for chat in chats] == [(row.turns[-1], row.output) for row in training]
+    assert [len(chat.turns) for chat in chats] == [1 if number % CHAT_EVERY else 3 for number in range(40)]
+    before = {tuple(turn.content for turn in chat.turns[:2]) for chat in chats if len(chat.turns) == 3}
+    others = {(row["input"], row["output"]) for task in TASKS if task != "cron" for row in rows(task, "train", 2)}
+    assert before <= others
+    assert len(before) == 14
 
 
 def test_bank_is_small_enough_for_git() -> None:

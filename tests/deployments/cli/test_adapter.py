@@ -176,6 +176,18 @@ def test_train_then_check_from_the_command_line(tmp_path: Path) -> None:
     assert checked["ranks"] == [2]
     assert checked["base_model"] == "tiny-llama"
     assert checked["bytes"] == (out / "adapter_model.safetensors").stat().st_size
+    assert checked["alora_invocation_tokens"] == []
+
+    activated = ["train", *options, "--validation-rows", "8", "--init-from", str(out), "--activated", "--json"]
+    activated[activated.index(str(out))] = str(tmp_path / "y")
+    trained = CliRunner().invoke(app, [*activated, "--lr", "0"], catch_exceptions=False)
+    assert json.loads(trained.stdout)["best_step"] == 0, "no later weights were better"
+    assert check(str(tmp_path / "y"))["alora_invocation_tokens"]
+    assert (tmp_path / "y" / "adapter_model.safetensors").read_bytes() == (out / WEIGHTS_FILE).read_bytes()
+    with pytest.raises(InvalidRequest, match="its rank is 2, and --rank is 4"):
+        CliRunner().invoke(app, [*activated, "--rank", "4"], catch_exceptions=False)
+    with pytest.raises(InvalidRequest, match="add --activated"):
+        CliRunner().invoke(app, [*command, "--prefill-only"], catch_exceptions=False)
     (out / "adapter_model.safetensors").write_bytes(b"half")
     with pytest.raises(AdapterRefused, match="'x'"):
         check(str(out))
