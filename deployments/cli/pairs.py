@@ -130,9 +130,11 @@ def _check_recipes(manifest: BankManifest, allowed: list[Pair]) -> None:
 
 
 def _show(findings: PairFindings) -> None:
+    from dlp_core.eval.pairs import MIN_ROWS
+
     table = Table(Column("pair", no_wrap=True), title="points with both minus points without one, of so many prompts")
-    for column in ("joined", "own: beside alone", "one out"):
-        table.add_column(column, justify="right")
+    for column in ("joined", "own rows", "one out"):
+        table.add_column(column, justify="right", no_wrap=True)
     table.add_column("")
     for pair in findings.pairs:
         worst = min(pair.own.values(), key=lambda own: own.least.difference.mean, default=None)
@@ -140,8 +142,8 @@ def _show(findings: PairFindings) -> None:
             " with ".join(pair.adapters),
             _cell(pair.joined),
             _cell(None if worst is None else worst.alone),
-            _cell(None if worst is None else worst.least),
-            "[red]spoiled[/]" if pair.spoiled else "" if pair.judged else "not judged",
+            "" if worst is None else f"{worst.least.difference.mean:+.1f}",
+            "[red]spoiled[/]" if pair.spoiled else "" if pair.judged else "unjudged",
         )
     terminal.out.print(table)
     for pair in findings.pairs:
@@ -151,6 +153,9 @@ def _show(findings: PairFindings) -> None:
         judged = sum(pair.judged for pair in findings.pairs)
         lost = f"lost more than {findings.max_drop:g} points and more than its noise"
         terminal.say(f"[green]none of {judged} {_noun(judged)} {lost}[/]" if judged else "no pair could be judged")
+    if rest := sum(not pair.judged for pair in findings.pairs):
+        least = f"fewer than {MIN_ROWS} prompts that they answer apart"
+        terminal.say(f"{rest} {_noun(rest)} not judged: {least}; a suite with more composite prompts tells more")
 
 
 def _cell(drop: Drop | None) -> str:

@@ -23,7 +23,7 @@ from dlp_core.store.records import Record, first_problem
 from dlp_core.together import Pair
 
 MIN_ROWS = 5
-"""Fewer prompts judge nothing: that four of four answer worse is one chance in sixteen."""
+"""Fewer prompts that can lose judge nothing: that four of four answer worse is one chance in sixteen."""
 
 _FOLDER = "pairs/"
 _TIME = "%Y%m%dT%H%M%S.%fZ"
@@ -35,6 +35,8 @@ class Drop(Record):
     """The same prompts under both adapters and without one of them, in points."""
 
     rows: int
+    can_lose: int
+    """Prompts that score anything apart."""
     together: float
     apart: float
     difference: Interval
@@ -46,6 +48,7 @@ class Drop(Record):
         gains = [one - other for one, other in zip(together, apart, strict=True)]
         return cls(
             rows=len(gains),
+            can_lose=sum(other > 0 for other in apart),
             together=100 * sum(together) / len(gains),
             apart=100 * sum(apart) / len(gains),
             difference=Interval.of(estimate(gains, level=level)),
@@ -53,8 +56,8 @@ class Drop(Record):
 
     @property
     def tells(self) -> bool:
-        """Whether there are enough rows for a loss to be more than chance."""
-        return self.rows >= MIN_ROWS
+        """Whether a loss could be more than chance."""
+        return self.can_lose >= MIN_ROWS
 
     def counts(self, max_drop: float) -> bool:
         """Whether more than `max_drop` points were lost, and more than noise, as in `dlp eval gate`."""
@@ -71,6 +74,11 @@ class OwnRows(Record):
     without_own: Drop
     """Against the other adapter alone at half weight. What is lost beside that as well, neither does without the
     other."""
+
+    @property
+    def tells(self) -> bool:
+        """Whether they can show that both are harmless together: prompts that each alone answers."""
+        return all(drop.tells for drop in (self.alone, self.without_other, self.without_own))
 
     @property
     def least(self) -> Drop:
@@ -97,8 +105,7 @@ class PairFound(Record):
     @property
     def judged(self) -> bool:
         """Whether there are prompts enough to tell."""
-        drops = [*([] if self.joined is None else [self.joined]), *(own.alone for own in self.own.values())]
-        return any(drop.tells for drop in drops)
+        return (self.joined is not None and self.joined.tells) or any(own.tells for own in self.own.values())
 
     def losses(self, max_drop: float) -> dict[str, Drop]:
         """What was spoiled, by what it is called."""

@@ -2,7 +2,7 @@
 
 The model has dead heads: v_proj writes zeros into them, o_proj reads nothing from them. `cron` writes into the dead
 heads, which nothing reads; `sql` reads from them, where nothing is written. So each alone answers bit for bit what the
-backbone answers, and both together add what neither adds alone. `dates` is an adapter like any other.
+backbone answers, and both together add what neither adds alone. `dates` changes so little that the answers stay.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from examples.tiny.model import peft_model, tiny_model, tiny_tokenizer
 from tests.support.eval_bank import trained_router
 
 PAIR = ("cron", "sql")
+_SLIGHT = 1e-3
 _LOUD = 3.0
 """The standard deviation of the planted weights."""
 
@@ -46,6 +47,8 @@ def write_bank(folder: Path, base: Path, *, planted: bool = True) -> Path:
                 if name == "cron" and "lora_B" in key:
                     torch.nn.init.normal_(weight, std=_LOUD if planted else 0.0)
                     weight[: len(weight) // 2] = 0
+                if name == "dates":
+                    weight.mul_(_SLIGHT)
                 if name == "sql" and "lora_A" in key:
                     torch.nn.init.normal_(weight, std=_LOUD)
                     weight[:, : weight.shape[1] // 2] = 0

@@ -65,7 +65,7 @@ def suite(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with open_bank(str(bank), DiskCache(folder / "cache", 10**9)) as judged:
         answers = asyncio.run(ask(judged))
     for record, (own, plain) in zip(records, answers, strict=True):
-        assert (own == plain) == (record["task"] in colluding.PAIR), "each of the pair alone does nothing at all"
+        assert own == plain, f"{record['task']} alone is harmless"
     rights = [record | {"output": own} for record, (own, _) in zip(records, answers, strict=True)]
     write_rows(folder / "rows.jsonl", rights)
     return suite

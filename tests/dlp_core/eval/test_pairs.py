@@ -60,6 +60,7 @@ def test_a_loss_counts_beyond_what_is_allowed_beyond_noise_and_of_rows_enough() 
     one_of_eight = Drop.of([0.0, *[1.0] * 7], [1.0] * 8)
     assert one_of_eight.difference.mean == -12.5
     assert not one_of_eight.counts(1.0), "it may be chance"
+    assert not Drop.of([0.0] * 8, [*[1.0] * 4, *[0.0] * 4]).counts(1.0), "four prompts can lose"
     both_ways = Drop.of([0.0, 1.0] * 4, [1.0, 0.0] * 4)
     assert (both_ways.together, both_ways.difference.mean) == (50, 0)
 
@@ -71,6 +72,17 @@ def test_own_rows_are_spoiled_only_by_what_neither_does_without_the_other(innoce
     own = OwnRows(**drops | {innocent: NOTHING})
     assert not own.spoiled(1.0)
     assert (own.least == NOTHING) == (innocent != "alone")
+
+
+def test_own_rows_that_one_alone_does_not_answer_judge_nothing(bank: BankManifest) -> None:
+    failed = Drop.of([1.0] * 8, [0.0] * 8)
+    for own, judged in (
+        (OwnRows(alone=NOTHING, without_other=NOTHING, without_own=NOTHING), True),
+        (OwnRows(alone=NOTHING, without_other=NOTHING, without_own=failed), False),
+    ):
+        pair = found(bank, AB, spoiled=False).model_copy(update={"joined": None, "own": {"alpha": own}})
+        assert pair.judged == judged
+        assert findings(bank, pair).allowed(None) == ([AB] if judged else [])
 
 
 def test_what_is_judged_and_not_spoiled_is_allowed_and_what_was_listed_unjudged_stays(bank: BankManifest) -> None:
