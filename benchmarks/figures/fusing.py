@@ -1,8 +1,8 @@
-"""Figures of when fusing helps, on the demo bank: composite prompts, recipes, routing by benefit. Scores are points."""
+"""Figures of when fusing helps, on the demo bank: messages of two tasks. Scores are points."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from benchmarks.figures.markdown import Lines, table
 from benchmarks.figures.sources import Result, Results
@@ -16,8 +16,6 @@ COMPARED = (
     ("by task", "oracle by part"),
     ("by task", "apart"),
 )
-RECIPES = ("recipe", "kept", "best", "plain")
-WAYS = ("plain", "own", "left-out", "unseen", "seen", "known")
 
 
 def fusing_composites(results: Results) -> Lines:
@@ -62,22 +60,6 @@ def fusing_apart(results: Results) -> str:
     return f"{_composites(results)[2]['apart']['score']['mean']:.1f}"
 
 
-def fusing_recipes(results: Results) -> Lines:
-    """Recipes for tasks whose adapter is left out of the demo bank, and for two tasks at once."""
-    found = results["fusing_recipes"]
-    return [*_recipes(found["left_out"], "task left out"), *_differences(found["differences"]["left out"])]
-
-
-def fusing_benefit(results: Results) -> Lines:
-    """Routers taught by benefit and by names, on the demo bank's tasks."""
-    found = results["fusing_benefit"]
-    rows = [
-        [f"`{task}`", *(f"{ways[way]['score']:.1f}" if way in ways else "" for way in WAYS), _first(ways)]
-        for task, ways in found["tasks"].items()
-    ]
-    return [*table(["task", *WAYS, "`unseen`, `seen` mostly ran"], rows), *_differences(found["differences"])]
-
-
 def _composites(results: Results) -> dict[int, dict[str, Result]]:
     found: dict[int, dict[str, Result]] = {}
     for composite in results["fusing_composites"]["composites"]:
@@ -88,26 +70,6 @@ def _composites(results: Results) -> dict[int, dict[str, Result]]:
 def _paired(methods: Mapping[str, Result], own: str, other: str) -> Estimate:
     pairs = zip(methods[own]["by_prompt"], methods[other]["by_prompt"], strict=True)
     return estimate([a - b for a, b in pairs])
-
-
-def _recipes(found: Sequence[Result], title: str) -> Lines:
-    rows = []
-    for each in found:
-        mix = " + ".join(f"{weight:.2f} {name}" for name, weight in each["mix"].items()) or "none"
-        means = [f"{sum(scores) / len(scores):.1f}" for scores in (each["scores"][name] for name in RECIPES)]
-        losses = [f"{each['losses'][name]:.2f}" for name in ("recipe", "best", "plain")]
-        rows.append([f"`{each['task']}`", mix, f"`{each['best']}`", " / ".join(losses), *means])
-    return table([title, "recipe", "best single", "loss held back: recipe / best / plain", *RECIPES], rows)
-
-
-def _differences(found: Mapping[str, Result]) -> Lines:
-    rows = [[name, f"{one['mean']:+.1f}", f"{one['low']:+.1f} to {one['high']:+.1f}"] for name, one in found.items()]
-    return ["", *table(["points, mean over tasks", "difference", "95% interval"], rows)]
-
-
-def _first(ways: Mapping[str, Result]) -> str:
-    names = [next(iter(ways[way]["first"]), "") for way in ("unseen", "seen") if way in ways]
-    return ", ".join(f"`{name}`" for name in names)
 
 
 def _shown(found: Estimate) -> str:
