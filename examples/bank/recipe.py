@@ -30,7 +30,6 @@ banks are seldom uniform."""
 
 ACTIVATED: dict[str, tuple[int, float]] = {
     "cron": (0, 0.0),
-    "iso_date": (20, 2e-4),
     "sentiment": (40, 5e-4),
     "text_to_sql": (0, 0.0),
     "tool_call": (20, 2e-4),
