@@ -2,8 +2,8 @@
 
 python -m examples.bank.build rows OUT         the data, in the format of `dlp adapter train` and `dlp router train`
 python -m examples.bank.build heldout OUT      rows that nothing was trained on, for heldout.yaml
-python -m examples.bank.build adapters BASE    all adapters, about five minutes each on two idle cores; ordinary ones
-                                               first, then from each an activated one, in a few steps
+python -m examples.bank.build adapters BASE    all adapters, about five minutes each on two idle cores; of some, an
+                                               activated one is then made in a few steps
 python -m examples.bank.build router           the router, about a minute
 """
 
@@ -70,13 +70,16 @@ def adapters(
     base: Annotated[Path, typer.Argument(help="Folder of SmolLM2-135M-Instruct.")],
     only: Annotated[list[str] | None, typer.Option(help="Train only these.")] = None,
     ordinary: Annotated[
-        Path, typer.Option(help="Folder for the ordinary adapters; those that it has are not trained again.")
+        Path, typer.Option(help="Folder for what activated adapters are made from; what it has is not trained again.")
     ] = Path(".demo/ordinary"),
     out: Annotated[Path, typer.Option(help="Folder for one folder per adapter.")] = HERE / "adapters",
 ) -> None:
     """Train the adapters one after another and print a JSON line for each training."""
     for name in only or ADAPTERS:
         training = [Row(row["input"], row["output"]) for row in task_rows(name, "train", ROWS)]
+        if not ADAPTERS[name].activated:
+            _train(base, training, out / name, ADAPTERS[name])
+            continue
         if not (ordinary / name / CONFIG_FILE).exists():
             _train(base, training, ordinary / name, ORDINARY[name])
         _train(base, in_chats(name, training), out / name, ADAPTERS[name], init_from=ordinary / name)
