@@ -2,7 +2,7 @@
 
 The backbone and the adapters stay as they are. Their deltas are added by the layers that serve them, with an op through
 which gradients reach the weights (dlp_core/fusion/learnt.py), under the loss of a LoRA training: answers alone count,
-behind the chat template as served.
+behind the chat template as served, and an activated adapter runs from its invocation on.
 
     hold back       a quarter of the rows judges, and is seen by nothing before
     look through    adapters that the router thinks possible, and those along which the loss falls most steeply from the
@@ -19,7 +19,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from random import Random
 from statistics import fmean, stdev
@@ -27,6 +28,7 @@ from typing import Any
 
 import torch
 
+from dlp_core.adapter.invocation import Invocation, begins_at
 from dlp_core.adapter.weights import Adapter
 from dlp_core.errors import InvalidRequest, NotFinite
 from dlp_core.fusion.layers import install
@@ -37,7 +39,7 @@ from dlp_core.quiet import quiet_transformers
 from dlp_core.store.model_folder import check_model_folder
 from dlp_core.together import ANY, Together
 from dlp_core.train.lora import answer_losses
-from dlp_core.train.packing import Example, PackedBatch, batches, common_prefix, encode
+from dlp_core.train.packing import IGNORED, Example, PackedBatch, batches, common_prefix, encode
 from dlp_core.train.precision import training_dtype
 from dlp_core.train.rows import Row
 
@@ -176,7 +178,7 @@ def fit_mix(
         model: Any = AutoModelForCausalLM.from_pretrained(
             base, dtype=getattr(torch, dtype) if dtype else training_dtype(device)
         ).to(device)
-    mixed = _MixedModel(model.eval(), load, common_prefix(examples))
+    mixed = _MixedModel(model.eval(), load)
 
     sample = training[:_SAMPLE]
     slopes = _slopes(mixed, names, sample, report)
@@ -212,21 +214,45 @@ def fit_mix(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """A pass over one packed row, and where in it each adapter runs."""
+
+    packed: PackedBatch
+    runs: Mapping[str, torch.Tensor]
+    """By adapter: bool, for each token."""
+
+
 class _MixedModel:
     """The frozen backbone under mixes whose weights may be learnt."""
 
-    def __init__(self, model: Any, load: Load, prefix: int) -> None:
+    def __init__(self, model: Any, load: Load) -> None:
         model.requires_grad_(requires_grad=False)
-        self._model, self._load, self._prefix = model, load, prefix
+        self._model, self._load = model, load
         self._op = LearntOp(model.dtype, _CHUNK, model.device)
         self._fusion = install(model, self._op)
         self._slots: dict[str, int] = {}
+        self._invocations: dict[str, Invocation | None] = {}
 
-    def batches(self, examples: Sequence[Example]) -> list[PackedBatch]:
-        """The examples in order, in packed rows of one batch each."""
+    def batches(self, examples: Sequence[Example], names: Sequence[str]) -> list[_Batch]:
+        """The examples in order, packed into rows of one batch each, for mixes of these adapters, which are loaded."""
         longest = max(len(example.prompt) + len(example.answer) for example in examples)
-        packed = batches(examples, prefix=self._prefix, rows=1, row_tokens=max(_ROW_TOKENS, longest))
-        return [batch.to(self._model.device) for batch in packed]
+        begun = {
+            invocation: [_begun(example, invocation) for example in examples]
+            for invocation in {None, *(self._invocations[name] for name in names)}
+        }
+        prefix = min(map(common_prefix, begun.values()))
+        packed = {
+            invocation: list(batches(own, prefix=prefix, rows=1, row_tokens=max(_ROW_TOKENS, longest)))
+            for invocation, own in begun.items()
+        }
+        return [
+            _Batch(
+                batch.to(self._model.device),
+                {name: packed[self._invocations[name]][number].active_BT.flatten() for name in names},
+            )
+            for number, batch in enumerate(packed[None])
+        ]
 
     @torch.no_grad()
     def losses(self, mix: Mix, examples: Sequence[Example]) -> list[float]:
@@ -234,14 +260,21 @@ class _MixedModel:
         with self.mixing(mix.names) as weights_K:
             for part in mix.adapters:
                 weights_K[self._slots[part.name]] = part.weight
-            found = torch.cat([self.token_losses(batch, mix.names) for batch in self.batches(examples)])
+            found = torch.cat([self.token_losses(batch) for batch in self.batches(examples, mix.names)])
         parts = found.split([len(example.answer) for example in examples])  # type: ignore[no-untyped-call]
         return [_finite(float(part.mean()), str(mix)) for part in parts]
 
-    def token_losses(self, batch: PackedBatch, names: Sequence[str]) -> torch.Tensor:
-        parts = tuple((self._slots[name], 1.0) for name in names)  # the op has the weights
-        with self._fusion.batch((Segment(batch.input_ids_BT.numel(), parts),)):
-            return answer_losses(self._model, batch)
+    def token_losses(self, batch: _Batch) -> torch.Tensor:
+        tokens = batch.packed.input_ids_BT.numel()
+        slots = [(self._slots[name], 1.0) for name in batch.runs]  # the op has the weights
+        of_token = torch.stack([*batch.runs.values()], 1).tolist() if batch.runs else [[]] * tokens
+        segments = tuple(
+            Segment(len(list(run)), tuple(slot for slot, here in zip(slots, active, strict=True) if here))
+            for active, run in groupby(of_token)
+        )
+        answers = (batch.packed.labels_BT.flatten() != IGNORED).nonzero().flatten().tolist()
+        with self._fusion.batch(segments, answers):
+            return answer_losses(self._model, batch.packed)
 
     @contextmanager
     def mixing(self, names: Sequence[str]) -> Iterator[torch.Tensor]:
@@ -253,8 +286,10 @@ class _MixedModel:
                 self._slots = {}
                 missing = list(names)
             for name in missing:
+                adapter = self._load(name)
                 self._slots[name] = len(self._slots)
-                self._fusion.load(self._slots[name], self._load(name))
+                self._invocations[name] = adapter.invocation
+                self._fusion.load(self._slots[name], adapter)
         weights_K = self._op.weights_K
         with torch.no_grad():
             weights_K.zero_()
@@ -282,8 +317,8 @@ def _slopes(
 
 def _slopes_together(mixed: _MixedModel, names: Sequence[str], sample: Sequence[Example]) -> dict[str, float]:
     with mixed.mixing(names) as weights_K:
-        for batch in mixed.batches(sample):
-            mixed.token_losses(batch, names).sum().backward()  # type: ignore[no-untyped-call]
+        for batch in mixed.batches(sample, names):
+            mixed.token_losses(batch).sum().backward()  # type: ignore[no-untyped-call]
         assert weights_K.grad is not None
         return {name: float(weights_K.grad[mixed.slot(name)]) for name in names}
 
@@ -324,13 +359,13 @@ class _Descent:
                 weights_K[slots] = torch.tensor([weights[name] for name in names], device=weights_K.device)
             optimizer = torch.optim.Adam([weights_K], lr=self._settings.lr, betas=(0.9, 0.95))
             tail: list[torch.Tensor] = []
-            packed = self._endless()
+            packed = self._endless(names)
             for step in range(steps):
                 rate = self._settings.lr * (1 - 0.9 * step / max(1, steps - 1))
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 optimizer.zero_grad()
-                loss = self._mixed.token_losses(next(packed), names).mean()
+                loss = self._mixed.token_losses(next(packed)).mean()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 with torch.no_grad():
@@ -341,14 +376,19 @@ class _Descent:
                 self._tell(_finite(loss.item(), ", ".join(names)))
             return dict(zip(names, torch.stack(tail).mean(0).tolist(), strict=True))
 
-    def _endless(self) -> Iterator[PackedBatch]:
+    def _endless(self, names: Sequence[str]) -> Iterator[_Batch]:
         while True:
-            yield from self._mixed.batches(self._rng.sample(self._examples, len(self._examples)))
+            yield from self._mixed.batches(self._rng.sample(self._examples, len(self._examples)), names)
 
     def _tell(self, loss: float) -> None:
         self._done += 1
         left = (time.perf_counter() - self._began) / self._done * (self._total - self._done)
         self._report(FitProgress("fit", self._done, self._total, loss, left))
+
+
+def _begun(example: Example, invocation: Invocation | None) -> Example:
+    """The example as an adapter of this invocation runs in it."""
+    return example if invocation is None else replace(example, begins=begins_at(example.prompt, invocation))
 
 
 def _largest(weights: Mapping[str, float], count: int) -> dict[str, float]:

@@ -26,6 +26,38 @@ def test_it_is_the_specification(dtype: torch.dtype, biased: bool) -> None:
         bank.check(op, SEGMENTS, (*GROUP, "down_proj"), dtype)
 
 
+MIXED = (
+    Segment(2, ()),
+    Segment(1, ((0, WEIGHTS[0]),)),
+    Segment(3, tuple(enumerate(WEIGHTS))),
+    Segment(1, ((1, WEIGHTS[1]),)),
+)
+
+
+def test_each_token_runs_under_the_adapters_of_its_segment() -> None:
+    torch.manual_seed(0)
+    op = LearntOp(torch.float32, 2)
+    with torch.no_grad():
+        op.weights_K.copy_(torch.tensor(WEIGHTS))
+    bank = Bank.random(RANKS, biased=True, device=CPU)
+    with torch.no_grad():
+        bank.check(op, MIXED, (*GROUP, "down_proj"), torch.float32)
+
+
+def test_the_output_head_sees_only_its_rows() -> None:
+    torch.manual_seed(0)
+    op = LearntOp(torch.float32, 2)
+    with torch.no_grad():
+        op.weights_K.copy_(torch.tensor(WEIGHTS))
+    bank = Bank.random(RANKS, device=CPU)
+    rows = [6, 0, 3]
+    x_TD, y_TO = torch.randn(7, 48), torch.randn(7, 72)
+    step = op.begin(MIXED, bank.residents, rows)
+    assert step is not None
+    found = step.add(y_TO[rows], x_TD[rows], "q_proj", ("q_proj",), head=True)
+    assert relative_error(found.detach(), fused_lora(y_TO, x_TD, MIXED, bank.deltas["q_proj"])[rows]) <= 1e-5
+
+
 def test_an_embedding_takes_token_ids() -> None:
     torch.manual_seed(0)
     op = LearntOp(torch.float32, 2)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch.nn.functional import cross_entropy
 
 from dlp_core.adapter.weights import Adapter
 from dlp_core.errors import InvalidRequest, NotFinite, UnknownModel
 from dlp_core.residency.sources import FolderSource
-from dlp_core.train.mixes import Fit, FitProgress, FitSettings, fit_mix
-from tests.support.known_mix import ADAPTERS, answered_under, write_choir
+from dlp_core.text.codec import TextCodec
+from dlp_core.train.mixes import MIN_ROWS, Fit, FitProgress, FitSettings, fit_mix
+from examples.tiny.build import write_adapter
+from examples.tiny.model import tiny_model
+from tests.support.known_mix import ADAPTERS, answered_under, word_tokenizer, write_choir
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
@@ -97,6 +103,38 @@ def test_more_adapters_than_fit_on_the_device_are_looked_through(
     fit = fit_mix(choir / "base", rows, ADAPTERS, load, replace(SETTINGS, steps=2), dtype="float32")
     assert set(fit.looked_through) == set(ADAPTERS)
     assert fit.best == "tenor"
+
+
+def test_an_activated_adapter_answers_as_in_peft(choir: Path, tmp_path: Path) -> None:
+    """Beside an ordinary one, and one that is invoked elsewhere."""
+    from peft import PeftModel
+
+    row = answered_under(choir, {}, 8, tokens=9)[7]
+    codec = TextCodec(word_tokenizer(), context=4096)
+    prompt = codec.encode_chat(row.turns).ids
+    answer = [*word_tokenizer().convert_tokens_to_ids(row.output.split()), word_tokenizer().eos_token_id]
+    invoked = {"ordinary": [], "early": prompt[:1], "late": prompt[7:9], "never": [prompt[8], prompt[7]]}
+    for seed, (name, invocation) in enumerate(invoked.items()):
+        lora = {"alora_invocation_tokens": invocation or None, "task_type": "CAUSAL_LM"}
+        write_adapter(tmp_path / name, tiny_model(), seed, r=4, lora_alpha=16, **lora)
+    found = fit_mix(
+        choir / "base",
+        [row] * MIN_ROWS,
+        list(invoked),
+        FolderSource({name: tmp_path / name for name in invoked}).load,
+        replace(SETTINGS, steps=2),
+        dtype="float32",
+    )
+    ids = torch.tensor([[*prompt, *answer]])
+    losses = {}
+    for name in invoked:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # PEFT and transformers deprecate each other's calls
+            logits = PeftModel.from_pretrained(tiny_model(), tmp_path / name).eval()(ids[:, :-1]).logits
+        losses[name] = float(cross_entropy(logits[0, -len(answer) :], ids[0, -len(answer) :]))
+    assert found.looked_through == pytest.approx(losses, abs=1e-5)
+    assert len({round(loss, 3) for loss in losses.values()}) == len(losses)
+    assert found.plain_loss == pytest.approx(losses["never"], abs=1e-5)
 
 
 def test_too_few_rows_no_adapters_and_unknown_ones_are_refused(choir: Path, load: Load) -> None:
